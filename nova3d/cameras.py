@@ -1,0 +1,219 @@
+"""Cameras on an orbit: poses, rays, projection.
+
+World: right-handed, +Y up, +Z to the front (glTF). Camera: OpenGL axes, +X right, +Y up, looking along -Z.
+Azimuth a, elevation e, radius r put the camera at r (cos e sin a, sin e, cos e cos a), so view 0 of an orbit
+is on +Z with the identity rotation and azimuth grows counter-clockwise seen from +Y. Pixel (column i, row j)
+has its centre at (i + 0.5, j + 0.5). Angles are radians unless the name says `_deg`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nova3d.errors import InputError
+
+CameraModel = Literal["orthographic", "perspective"]
+
+ORTHO_SPAN = 1.5  # world units across the image; a unit cube turned 45 degrees needs 1.414
+_TRANSFORMS_MODEL: dict[str, CameraModel] = {
+    "ORTHOGRAPHIC": "orthographic",
+    "PINHOLE": "perspective",
+    "OPENCV": "perspective",
+    "SIMPLE_PINHOLE": "perspective",
+}
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """v cameras of one image size and one projection model.
+
+    c2w: [v,4,4] float32, camera to world, rigid.
+    intrinsics: [v,4] float32 (fl_x, fl_y, cx, cy) in pixels. Perspective: focal lengths. Orthographic: pixels
+        per world unit. Principal point measured from the image's upper left corner.
+    width, height: pixels.
+    """
+
+    c2w: Tensor
+    intrinsics: Tensor
+    width: int
+    height: int
+    model: CameraModel = "orthographic"
+
+    def __post_init__(self) -> None:
+        v = self.c2w.shape[0]
+        if self.c2w.shape != (v, 4, 4) or self.intrinsics.shape != (v, 4):
+            raise ValueError(f"c2w must be [v,4,4] and intrinsics [v,4], got {self.c2w.shape}, {self.intrinsics.shape}")
+        if self.model not in ("orthographic", "perspective"):
+            raise ValueError(f"model must be 'orthographic' or 'perspective', got '{self.model}'")
+
+    def __len__(self) -> int:
+        return self.c2w.shape[0]
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> "Cameras":
+        """The cameras at `index`, always with a view axis."""
+        rows = [index] if isinstance(index, int) else index
+        return replace(self, c2w=self.c2w[rows], intrinsics=self.intrinsics[rows])
+
+    def to(self, device: torch.device | str) -> "Cameras":
+        return replace(self, c2w=self.c2w.to(device), intrinsics=self.intrinsics.to(device))
+
+    def resized(self, width: int, height: int) -> "Cameras":
+        """The same field of view sampled by width x height pixels."""
+        scale = torch.tensor([width / self.width, height / self.height] * 2).to(self.intrinsics)
+        return replace(self, intrinsics=self.intrinsics * scale, width=width, height=height)
+
+    def pixel_centres(self) -> Tensor:
+        """[h,w,2] (x, y) of every pixel centre, in pixels."""
+        device = self.c2w.device
+        y, x = torch.meshgrid(
+            torch.arange(self.height, device=device) + 0.5, torch.arange(self.width, device=device) + 0.5, indexing="ij"
+        )
+        return torch.stack([x, y], dim=-1)
+
+    def rays(self) -> tuple[Tensor, Tensor]:
+        """World rays through the pixel centres: origins, unit directions, both [v,h,w,3].
+
+        Orthographic rays start on the camera's plane; perspective rays start at the camera's centre.
+        """
+        pixels = self.pixel_centres()[None]  # 1 h w 2
+        focal, centre = self.intrinsics[:, None, None, :2], self.intrinsics[:, None, None, 2:]
+        plane = (pixels - centre) / focal * pixels.new_tensor([1.0, -1.0])  # image y is down, camera y is up
+        rotation, position = self.c2w[:, :3, :3], self.c2w[:, None, None, :3, 3]
+        if self.model == "orthographic":
+            offset = torch.cat([plane, torch.zeros_like(plane[..., :1])], dim=-1)
+            origins = position + torch.einsum("vij,vhwj->vhwi", rotation, offset)
+            directions = (-rotation[:, :, 2])[:, None, None].expand_as(origins)
+        else:
+            local = torch.cat([plane, -torch.ones_like(plane[..., :1])], dim=-1)
+            directions = torch.nn.functional.normalize(torch.einsum("vij,vhwj->vhwi", rotation, local), dim=-1)
+            origins = position.expand_as(directions)
+        return origins.contiguous(), directions.contiguous()
+
+    def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """World points [n,3] to pixels [v,n,2] (x right, y down) and depth [v,n] along the viewing axis.
+
+        Depth is positive before the camera. A perspective point at or behind the camera gives pixels that
+        mean nothing: test its depth.
+        """
+        local = torch.einsum("vji,vnj->vni", self.c2w[:, :3, :3], points[None] - self.c2w[:, None, :3, 3])
+        depth = -local[..., 2]
+        plane = local[..., :2] * local.new_tensor([1.0, -1.0])
+        if self.model == "perspective":
+            plane = plane / depth.clamp_min(1e-8)[..., None]
+        return plane * self.intrinsics[:, None, :2] + self.intrinsics[:, None, 2:], depth
+
+    def azimuth_elevation(self) -> Tensor:
+        """[v,2] azimuth in [0, 2 pi) and elevation of each camera as seen from the world's origin.
+
+        Taken from the direction the camera looks from (its +Z axis), which an orthographic camera has
+        whatever its distance.
+        """
+        back = self.c2w[:, :3, 2]
+        azimuth = torch.atan2(back[:, 0], back[:, 2]) % (2 * math.pi)
+        elevation = torch.asin(back[:, 1].clamp(-1, 1))
+        return torch.stack([azimuth, elevation], dim=-1)
+
+    def to_transforms(self) -> dict[str, Any]:
+        """The camera part of a nerfstudio-style transforms.json (without the frames' file paths).
+
+        Intrinsics that differ between views are written on each frame.
+        """
+        keys = ("fl_x", "fl_y", "cx", "cy")
+        shared = bool((self.intrinsics == self.intrinsics[:1]).all())
+        name = "ORTHOGRAPHIC" if self.model == "orthographic" else "PINHOLE"
+        header: dict[str, Any] = {"camera_model": name, "w": self.width, "h": self.height}
+        rows = [dict(zip(keys, row, strict=True)) for row in self.intrinsics.double().tolist()]
+        frames: list[dict[str, Any]] = [{"transform_matrix": m} for m in self.c2w.double().tolist()]
+        if shared:
+            header |= rows[0]
+        else:
+            frames = [frame | row for frame, row in zip(frames, rows, strict=True)]
+        return header | {"frames": frames}
+
+    @staticmethod
+    def from_transforms(transforms: dict[str, Any], source: str = "transforms.json") -> "Cameras":
+        """Inverse of `to_transforms`; also reads nerfstudio's pinhole files.
+
+        Raises InputError where a key is missing, a pose is not a rigid 4x4 matrix or lens distortion is given.
+        """
+        name = str(transforms.get("camera_model", "PINHOLE")).upper()
+        if name not in _TRANSFORMS_MODEL:
+            raise InputError(f"{source}: camera_model '{name}' is not one of {', '.join(_TRANSFORMS_MODEL)}")
+        distorted = [k for k in ("k1", "k2", "k3", "p1", "p2") if abs(float(transforms.get(k, 0.0))) > 1e-8]
+        if distorted:
+            raise InputError(f"{source}: lens distortion ({', '.join(distorted)}) is not supported; undistort first")
+        frames = transforms.get("frames")
+        if not frames:
+            raise InputError(f"{source}: no frames")
+        try:
+            c2w = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float32)
+            rows = [[float({**transforms, **f}[k]) for k in ("fl_x", "fl_y", "cx", "cy")] for f in frames]
+            width, height = int(transforms["w"]), int(transforms["h"])
+        except KeyError as error:
+            raise InputError(f"{source}: key {error} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{source}: {error}") from error
+        if c2w.shape != (len(frames), 4, 4) or not torch.isfinite(c2w).all():
+            raise InputError(f"{source}: every transform_matrix must be a finite 4x4 matrix")
+        rotation = c2w[:, :3, :3]
+        if (rotation @ rotation.mT - torch.eye(3)).abs().max() > 1e-2 or (torch.linalg.det(rotation) < 0).any():
+            raise InputError(f"{source}: a transform_matrix is not rigid (scaled or mirrored)")
+        return Cameras(c2w, torch.tensor(rows), width, height, _TRANSFORMS_MODEL[name])
+
+
+def look_from(azimuth: Tensor, elevation: Tensor, radius: float) -> Tensor:
+    """c2w [v,4,4] of cameras at (azimuth, elevation) [v] radians, `radius` from the origin, upright, facing it."""
+    sin_a, cos_a, sin_e, cos_e = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
+    zero = torch.zeros_like(sin_a)
+    back = torch.stack([cos_e * sin_a, sin_e, cos_e * cos_a], dim=-1)
+    right = torch.stack([cos_a, zero, -sin_a], dim=-1)
+    up = torch.linalg.cross(back, right)
+    c2w = torch.eye(4).repeat(len(azimuth), 1, 1)
+    c2w[:, :3] = torch.stack([right, up, back, back * radius], dim=-1)
+    return c2w
+
+
+def orbit(
+    num_views: int = 16,
+    elevation_deg: float = 0.0,
+    size: int = 256,
+    model: CameraModel = "orthographic",
+    *,
+    radius: float = 1.5,
+    span: float = ORTHO_SPAN,
+    fov_deg: float = 33.8,
+    start_azimuth_deg: float = 0.0,
+) -> Cameras:
+    """`num_views` cameras evenly spaced in azimuth over the full circle, square images of `size` pixels.
+
+    Orthographic images span `span` world units; perspective ones have the full field of view `fov_deg`.
+    """
+    azimuth = 2 * math.pi * torch.arange(num_views, dtype=torch.float64) / num_views + math.radians(start_azimuth_deg)
+    elevation = torch.full_like(azimuth, math.radians(elevation_deg))
+    c2w = look_from(azimuth, elevation, radius).float()
+    focal = size / span if model == "orthographic" else size / (2 * math.tan(math.radians(fov_deg) / 2))
+    intrinsics = torch.tensor([focal, focal, size / 2, size / 2]).repeat(num_views, 1)
+    return Cameras(c2w, intrinsics, size, size, model)
+
+
+PRESETS = ("ortho16", "persp16", "syncdreamer16", "envision32")
+
+
+def preset(name: str, size: int = 256) -> Cameras:
+    """The named rigs (`PRESETS`) at `size` pixels; raises InputError for another name."""
+    match name:
+        case "ortho16":
+            return orbit(16, size=size)
+        case "persp16":
+            return orbit(16, size=size, model="perspective", fov_deg=33.8, radius=2.45)
+        case "syncdreamer16":  # focal 280 px at 256: the published GSO-30 renders
+            fov = math.degrees(2 * math.atan(128 / 280))
+            return orbit(16, 30.0, size, "perspective", fov_deg=fov, radius=1.5)
+        case "envision32":  # focal 1422.4 px at 1024
+            fov = math.degrees(2 * math.atan(512 / 1422.4))
+            return orbit(32, 0.0, size, "perspective", fov_deg=fov, radius=1.5)
+    raise InputError(f"camera preset '{name}' is not one of {', '.join(PRESETS)}")

@@ -1,0 +1,38 @@
+"""What every script shares: arguments, logging, and the promise that bad input ends in one line and exit code 2."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from nova3d.errors import InputError
+
+
+def parser(description: str, example: str) -> argparse.ArgumentParser:
+    """An argument parser whose --help ends with a real example."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config(arguments: argparse.ArgumentParser, default: str) -> None:
+    """Add `--config FILE` and trailing `key=value` overrides."""
+    arguments.add_argument("--config", default=default, help="YAML config (default: %(default)s)")
+    arguments.add_argument("overrides", nargs="*", metavar="key=value", help="override any config key")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's `main`: errors of input end in one line on stderr and exit code 2, Ctrl-C in 130."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "PIL", "trimesh"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main()
+    except InputError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
