@@ -13,7 +13,7 @@ _LAZY = {
     "ViewSet": "nova3d.views",
     "Cameras": "nova3d.cameras",
 }
-__all__ = ["Cameras", "Nova3DPipeline", "NovaUNet", "ViewSet", "__version__"]  # noqa: F822 (resolved below)
+__all__ = ["Cameras", "Nova3DPipeline", "NovaUNet", "ViewSet", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

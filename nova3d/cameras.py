@@ -114,6 +114,8 @@ class Cameras:
         """
         back = self.c2w[:, :3, 2]
         azimuth = torch.atan2(back[:, 0], back[:, 2]) % (2 * math.pi)
+        # The front camera of a turned rig is at -1e-8, not 0: it must not come out as a full turn.
+        azimuth = torch.where(azimuth > 2 * math.pi - 1e-5, torch.zeros_like(azimuth), azimuth)
         elevation = torch.asin(back[:, 1].clamp(-1, 1))
         return torch.stack([azimuth, elevation], dim=-1)
 
@@ -143,7 +145,7 @@ class Cameras:
         name = str(transforms.get("camera_model", "PINHOLE")).upper()
         if name not in _TRANSFORMS_MODEL:
             raise InputError(f"{source}: camera_model '{name}' is not one of {', '.join(_TRANSFORMS_MODEL)}")
-        distorted = [k for k in ("k1", "k2", "k3", "p1", "p2") if abs(float(transforms.get(k, 0.0))) > 1e-8]
+        distorted = [k for k in ("k1", "k2", "k3", "p1", "p2") if transforms.get(k) not in (None, 0, 0.0)]
         if distorted:
             raise InputError(f"{source}: lens distortion ({', '.join(distorted)}) is not supported; undistort first")
         frames = transforms.get("frames")
@@ -159,6 +161,8 @@ class Cameras:
             raise InputError(f"{source}: {error}") from error
         if c2w.shape != (len(frames), 4, 4) or not torch.isfinite(c2w).all():
             raise InputError(f"{source}: every transform_matrix must be a finite 4x4 matrix")
+        if not all(focal > 0 for row in rows for focal in row[:2]) or width < 1 or height < 1:
+            raise InputError(f"{source}: fl_x, fl_y, w and h must be positive")
         rotation = c2w[:, :3, :3]
         if (rotation @ rotation.mT - torch.eye(3)).abs().max() > 1e-2 or (torch.linalg.det(rotation) < 0).any():
             raise InputError(f"{source}: a transform_matrix is not rigid (scaled or mirrored)")

@@ -3,7 +3,10 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
 
 from nova3d.errors import InputError
 
@@ -36,3 +39,31 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A tqdm bar behind the library's progress callback `(done, total, message)`."""
+    bar = tqdm(desc=description, file=sys.stderr, dynamic_ncols=True)
+
+    def update(done: int, total: int, message: str) -> None:
+        bar.total = total
+        bar.set_postfix_str(message, refresh=False)
+        bar.update(done - bar.n)
+
+    try:
+        yield update
+    finally:
+        bar.close()
+
+
+def pick_device(asked: str) -> str:
+    """The device asked for, else CUDA where there is one, else the CPU; logged once. Raises InputError for CUDA
+    without a GPU."""
+    import torch
+
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device '{asked}' was asked for, but torch finds no CUDA GPU; use --device cpu")
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger(__name__).info("device: %s", device)
+    return device

@@ -38,10 +38,13 @@ def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequen
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError(f"override '{override}': {_first_line(error)}") from error
         merged = _merge(merged, value, f"override '{override}'")
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise ConfigError(f"{path or 'config'}: '{missing[0]}' has no value; give it as {missing[0]}=VALUE")
-    return cast(Schema, OmegaConf.to_object(merged))
+    try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{path or 'config'}: '{missing[0]}' has no value; give it as {missing[0]}=VALUE")
+        return cast(Schema, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere
+        raise ConfigError(f"{path or 'config'}: {getattr(error, 'full_key', '')}: {_first_line(error)}") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -61,28 +64,38 @@ def _read_yaml(path: Path) -> DictConfig:
         content = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {_first_line(error)}") from error
+    except OSError as error:  # unreadable, or OmegaConf's way of refusing a bare number
+        raise ConfigError(f"{path}: cannot be read as a config: {_first_line(error)}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path}: the top level of a config must be a mapping of keys to values")
     return content
 
 
 def _merge(base: DictConfig, extra: DictConfig, source: str) -> DictConfig:
-    _check_keys(OmegaConf.to_container(base), OmegaConf.to_container(extra), source, "")
+    _check_keys(base, OmegaConf.to_container(extra), source, "")
     try:
         return cast(DictConfig, OmegaConf.merge(base, extra))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {getattr(error, 'full_key', '') or 'value'}: {_first_line(error)}") from error
 
 
-def _check_keys(valid: Any, given: Any, source: str, prefix: str) -> None:
-    if not isinstance(valid, dict) or not isinstance(given, dict):
+def _check_keys(section: Any, given: Any, source: str, prefix: str) -> None:
+    # Only dataclass sections have fixed keys; a field of type dict takes any.
+    if not isinstance(section, DictConfig) or not is_dataclass(OmegaConf.get_type(section)):
         return
+    valid = [str(key) for key in section]
+    if not isinstance(given, dict):
+        if given is None:
+            return
+        name = prefix.rstrip(".")
+        raise ConfigError(f"{source}: '{name}' is a section with the keys {', '.join(valid)}, not a single value")
     for key, value in given.items():
         if key not in valid:
-            nearest = difflib.get_close_matches(str(key), [str(k) for k in valid], n=1, cutoff=0.0)
+            nearest = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.0)
             hint = f"did you mean '{prefix}{nearest[0]}'?" if nearest else "this section takes no keys"
             raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {hint}")
-        _check_keys(valid[key], value, source, f"{prefix}{key}.")
+        if not OmegaConf.is_missing(section, key) and not OmegaConf.is_interpolation(section, key):
+            _check_keys(section[key], value, source, f"{prefix}{key}.")
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from scipy import ndimage
 from torch import Tensor
 
@@ -35,8 +35,8 @@ def read_rgba(path: str | Path) -> Tensor:
     try:
         with Image.open(path) as opened:
             has_alpha = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-            pixels = np.asarray(opened.convert("RGBA"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            pixels = np.asarray(ImageOps.exif_transpose(opened).convert("RGBA"))  # phones store turned pictures
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"'{path}' cannot be read as an image: {error}") from error
     rgba = torch.from_numpy(pixels.copy()).float() / 255
     if not has_alpha or bool((rgba[..., 3] == 1).all()):
@@ -89,12 +89,12 @@ def frame_object(rgba: Tensor, size: int, foreground_ratio: float = FOREGROUND_R
     side = max(bottom - top, right - left) / foreground_ratio
     alpha = rgba[..., 3:]
     premultiplied = torch.cat([rgba[..., :3] * alpha, alpha], dim=-1).permute(2, 0, 1)[None]
-    factor = side / size
-    if factor > 1:  # anti-alias by a box filter as wide as the step, then sample
-        step = max(1, math.floor(factor))
-        premultiplied = F.avg_pool2d(premultiplied, step, stride=1, padding=step // 2, count_include_pad=True)
-    h, w = rgba.shape[:2]
-    offset = (torch.arange(size) + 0.5) / size * side - side / 2
+    # Anti-alias by a box filter as wide as the sampling step. Odd, or it would shift the picture by half a pixel;
+    # the margin holds the soft rim of an object that touches the picture's edge.
+    step = math.floor(side / size) | 1
+    premultiplied = F.avg_pool2d(F.pad(premultiplied, [step] * 4), step, stride=1, padding=step // 2)
+    h, w = premultiplied.shape[2:]
+    offset = (torch.arange(size) + 0.5) / size * side - side / 2 + step
     x = (offset + (left + right) / 2) / w * 2 - 1
     y = (offset + (top + bottom) / 2) / h * 2 - 1
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)[None].float()

@@ -50,8 +50,7 @@ class ViewSet:
         return ViewSet(self.rgb[index], self.normals[index], self.mask[index], self.cameras[index])
 
     def to(self, device: torch.device | str) -> "ViewSet":
-        moved = (tensor.to(device) for tensor in (self.rgb, self.normals, self.mask))
-        return ViewSet(*moved, self.cameras.to(device))
+        return ViewSet(self.rgb.to(device), self.normals.to(device), self.mask.to(device), self.cameras.to(device))
 
     def save(self, folder: str | Path, record: Mapping[str, Any] | None = None) -> Path:
         """Write the folder format; `record` becomes record.json and the PNGs' text chunks.
@@ -60,7 +59,7 @@ class ViewSet:
         within rounding. Raises InputError where the folder cannot be written.
         """
         folder = Path(folder)
-        text = {"nova3d": json.dumps(record, sort_keys=True)} if record else None
+        text = {"nova3d": json.dumps(record, sort_keys=True, default=str)} if record else None
         transforms = self.cameras.to_transforms()
         try:
             for name in ("rgb", "normal"):
@@ -72,7 +71,7 @@ class ViewSet:
                 frame["normal_path"] = f"normal/{i:03d}.png"
             (folder / "transforms.json").write_text(json.dumps(transforms, indent=1))
             if record:
-                (folder / "record.json").write_text(json.dumps(record, indent=1, sort_keys=True))
+                (folder / "record.json").write_text(json.dumps(record, indent=1, sort_keys=True, default=str))
         except OSError as error:
             raise InputError(f"cannot write views to '{folder}': {error.strerror or error}") from error
         return folder
@@ -146,7 +145,7 @@ def _read(path: Path, size: tuple[int, int]) -> Tensor:
     try:
         with Image.open(path) as opened:
             pixels = np.asarray(opened if opened.mode in ("RGB", "RGBA") else opened.convert("RGB")).copy()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"'{path}' cannot be read as an image: {error}") from error
     if (pixels.shape[1], pixels.shape[0]) != size:
         raise InputError(f"'{path}' is {pixels.shape[1]}x{pixels.shape[0]}, transforms.json says {size[0]}x{size[1]}")

@@ -1,0 +1,72 @@
+# One command each, from a fresh clone: `make demo`, `make test`. `make help` lists the rest.
+#
+#   VENV=path          another virtual environment than .venv
+#   PYTHON=python3.12  another interpreter (3.11 or newer) to make it from
+#   CONSTRAINTS=file   another constraints file, CONSTRAINTS= for none
+#   EXTRAS=dev,train   other optional groups of pyproject.toml
+#   IMAGE=photo.png    your own picture for `make demo`
+
+VENV ?= .venv
+PYTHON ?= python3
+EXTRAS = dev
+IMAGE = assets/images/horse.png
+MODEL = assets/nova3d-mini
+OUT = outputs/demo
+
+# A machine without an NVIDIA GPU gets the torch that the tests were run with.
+GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
+CONSTRAINTS ?= $(if $(GPU),,constraints-cpu.txt)
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint doctor clean
+
+help:
+	@echo "make demo              set up, then one picture to a textured mesh with the bundled mini model ($(OUT))"
+	@echo "make demo IMAGE=x.png  the same with your own picture"
+	@echo "make test              set up, then lint, types and all tests that need no GPU and no network"
+	@echo "make setup             the virtual environment only ($(VENV)); costs nothing when it is up to date"
+	@echo "make lint              ruff check, ruff format --check, mypy"
+	@echo "make doctor            what this machine has and lacks"
+	@echo "make clean             remove caches, build files and outputs/demo; $(VENV) stays"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: '$(PYTHON)' is missing or older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Set-up: nova3d[$(EXTRAS)] with torch, diffusers and transformers into $(VENV)."
+ifeq ($(strip $(CONSTRAINTS)),)
+	@echo "No constraints ($(if $(GPU),an NVIDIA GPU was found,CONSTRAINTS is empty)): pip picks the newest torch; its CUDA build takes several GB."
+else
+	@echo "Constraints: $(CONSTRAINTS) ($$(tr '\n' ' ' <$(CONSTRAINTS)| sed 's/ $$//')$(if $(GPU),,; no NVIDIA GPU was found))."
+	@echo "About 1.6 GB and 2 minutes where the package index serves the CPU build of torch. Where it serves the CUDA"
+	@echo "build (PyPI does on x86-64 Linux), which runs on a CPU too, several GB; for the small one set"
+	@echo "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and run make again."
+endif
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) -e ".[$(EXTRAS)]"
+	@$(PY) -c 'import torch; print(f"Installed: torch {torch.__version__}, CUDA {torch.version.cuda or None}")'
+	@touch $@
+
+demo: $(STAMP)
+	$(PY) scripts/generate.py --image "$(IMAGE)" --model "$(MODEL)" --out "$(OUT)"
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: export OMP_NUM_THREADS = 1
+test: export HF_HUB_OFFLINE = 1
+test: lint
+	$(PY) -m pytest -n 2
+
+doctor: $(STAMP)
+	$(PY) scripts/doctor.py
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis outputs/demo
+	find nova3d tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

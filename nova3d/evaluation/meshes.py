@@ -1,0 +1,179 @@
+"""Metrics on meshes, in the reference's own frame: no rotation, scale or shift is ever searched for.
+
+Both meshes are moved by the ONE similarity that centres the reference's bounding box and makes its longest side 1,
+so distances are shares of that side, and a prediction of the wrong size, place or handedness scores what it deserves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import trimesh
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+from nova3d.errors import InputError
+
+Floats = NDArray[np.float64]
+_POINTS_AT_ONCE = 2_000_000
+# The lattice's covering radius is at most edge / sqrt(3) < 1/2 voxel. A step between face neighbours' centres that
+# crosses the surface then always has a sample in one of the two voxels, so no 6-connected path slips through.
+_LATTICE_EDGE = 0.8  # voxels
+
+
+def load_mesh(path: str | Path) -> trimesh.Trimesh:
+    """A mesh file as one triangle mesh, its scene's transforms applied.
+
+    Raises InputError where the file is missing, cannot be read or holds no surface.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"mesh '{path}' does not exist")
+    try:
+        mesh = trimesh.load_mesh(path, process=False)
+    except (ValueError, KeyError, IndexError, TypeError, OSError, NotImplementedError) as error:
+        raise InputError(f"'{path}' cannot be read as a mesh: {error}") from error
+    if not isinstance(mesh, trimesh.Trimesh):
+        raise InputError(f"'{path}' holds no triangles")
+    _check(mesh, f"'{path}'")
+    return mesh
+
+
+def in_reference_frame(pred: trimesh.Trimesh, ref: trimesh.Trimesh) -> tuple[trimesh.Trimesh, trimesh.Trimesh]:
+    """Copies of both, moved by the similarity that centres the reference's box and makes its longest side 1."""
+    _check(ref, "the reference mesh")
+    low, high = ref.bounds
+    scale = 1 / (high - low).max()
+    moved = (
+        trimesh.Trimesh((mesh.vertices - (low + high) / 2) * scale, mesh.faces, process=False) for mesh in (pred, ref)
+    )
+    return next(moved), next(moved)
+
+
+@dataclass(frozen=True)
+class SurfaceMatch:
+    """Nearest neighbours between n surface samples of a prediction and n of a reference, both ways.
+
+    to_ref, to_pred: [n] distances from each sample to the nearest one of the other mesh, in longest reference sides.
+    agreement_ref, agreement_pred: [n] |cosine| of the face normals of each such pair.
+    """
+
+    to_ref: Floats
+    to_pred: Floats
+    agreement_ref: Floats
+    agreement_pred: Floats
+
+    def chamfer(self) -> float:
+        """Mean of the two directed mean distances: (pred->ref + ref->pred) / 2, Euclidean, not squared."""
+        return float(self.to_ref.mean() + self.to_pred.mean()) / 2
+
+    def f_score(self, threshold: float) -> float:
+        """Harmonic mean of precision and recall: the shares of either mesh's samples within `threshold`."""
+        precision, recall = float((self.to_ref <= threshold).mean()), float((self.to_pred <= threshold).mean())
+        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+    def normal_consistency(self) -> float:
+        """Mean over both directions of |cos| between nearest samples' normals: blind to the faces' winding."""
+        return float(self.agreement_ref.mean() + self.agreement_pred.mean()) / 2
+
+
+def match_surfaces(pred: trimesh.Trimesh, ref: trimesh.Trimesh, samples: int = 100_000, seed: int = 0) -> SurfaceMatch:
+    """Match `samples` area-weighted random surface points of each mesh, in the reference's frame.
+
+    The two meshes draw from different seeds (seed, seed + 1), so that a mesh matched with itself scores the sampling
+    limit (about half the mean spacing) and not a flattering zero. Raises InputError where a mesh has no surface.
+    """
+    _check(pred, "the predicted mesh")
+    pred, ref = in_reference_frame(pred, ref)
+    points_pred, normals_pred = _sample(pred, samples, seed)
+    points_ref, normals_ref = _sample(ref, samples, seed + 1)
+    to_ref, nearest_ref = KDTree(points_ref).query(points_pred)
+    to_pred, nearest_pred = KDTree(points_pred).query(points_ref)
+    return SurfaceMatch(
+        to_ref,
+        to_pred,
+        np.abs((normals_pred * normals_ref[nearest_ref]).sum(axis=1)),
+        np.abs((normals_ref * normals_pred[nearest_pred]).sum(axis=1)),
+    )
+
+
+def chamfer(pred: trimesh.Trimesh, ref: trimesh.Trimesh, samples: int = 100_000, seed: int = 0) -> float:
+    """`SurfaceMatch.chamfer` of two meshes, in longest sides of the reference's box; see `match_surfaces`."""
+    return match_surfaces(pred, ref, samples, seed).chamfer()
+
+
+def f_score(
+    pred: trimesh.Trimesh, ref: trimesh.Trimesh, threshold: float = 0.02, samples: int = 100_000, seed: int = 0
+) -> float:
+    """`SurfaceMatch.f_score` of two meshes; the threshold is in longest sides of the reference's box."""
+    return match_surfaces(pred, ref, samples, seed).f_score(threshold)
+
+
+def normal_consistency(pred: trimesh.Trimesh, ref: trimesh.Trimesh, samples: int = 100_000, seed: int = 0) -> float:
+    """`SurfaceMatch.normal_consistency` of two meshes; see `match_surfaces`."""
+    return match_surfaces(pred, ref, samples, seed).normal_consistency()
+
+
+def volume_iou(pred: trimesh.Trimesh, ref: trimesh.Trimesh, resolution: int = 128) -> float:
+    """Intersection over union of two solids on one grid, `resolution` voxels along the longest side of both boxes.
+
+    Solid is what cannot be reached from outside: voxels the surface touches, and all that a flood through face
+    neighbours from the grid's border does not reach. No orientation, sign or watertightness is asked of a mesh, and
+    both go the same way: cracks below a voxel close, inner surfaces do not count, and a hole wider than a voxel drains
+    the solid to its one-voxel shell (so read the IoU beside `is_closed`). Raises InputError where a mesh has no
+    surface.
+    """
+    _check(pred, "the predicted mesh")
+    pred, ref = in_reference_frame(pred, ref)
+    low = np.minimum(pred.bounds[0], ref.bounds[0])
+    high = np.maximum(pred.bounds[1], ref.bounds[1])
+    pitch = float((high - low).max()) / resolution
+    a, b = (solid_voxels(mesh, low, high, pitch) for mesh in (pred, ref))
+    return float((a & b).sum() / (a | b).sum())
+
+
+def is_closed(mesh: trimesh.Trimesh) -> bool:
+    """Whether every edge joins two faces, vertices at one place counting as one (a texture's seams split them)."""
+    joined = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    joined.merge_vertices()
+    return bool(joined.is_watertight)
+
+
+def solid_voxels(mesh: trimesh.Trimesh, low: Floats, high: Floats, pitch: float) -> NDArray[np.bool_]:
+    """[x,y,z] occupancy of the box low..high by voxels of side `pitch`, plus one empty voxel all around.
+
+    The mesh must lie in the box; see `volume_iou` for what counts as solid.
+    """
+    shape = np.ceil((high - low) / pitch - 1e-9).astype(int).clip(1)
+    surface = np.zeros(shape + 2, dtype=bool)
+    for points in _lattice(mesh.triangles, _LATTICE_EDGE * pitch):
+        i, j, k = (np.floor((points - low) / pitch).astype(int).clip(0, shape - 1) + 1).T
+        surface[i, j, k] = True
+    regions, _ = ndimage.label(~surface)
+    return regions != regions[0, 0, 0]
+
+
+def _lattice(triangles: Floats, edge: float) -> Iterator[Floats]:
+    """Points [m,3] in chunks: every triangle [n,3,3] divided until no side of its parts is longer than `edge`."""
+    sides = np.linalg.norm(triangles - np.roll(triangles, 1, axis=1), axis=2).max(axis=1)
+    divisions = np.ceil(sides / edge).astype(int).clip(1)
+    for k in np.unique(divisions):
+        i, j = (axis.ravel() for axis in np.meshgrid(np.arange(k + 1), np.arange(k + 1)))
+        inside = i + j <= k
+        weights = np.stack([i[inside], j[inside], k - i[inside] - j[inside]], axis=1) / k
+        group = triangles[divisions == k]
+        step = max(1, _POINTS_AT_ONCE // len(weights))
+        for start in range(0, len(group), step):
+            yield np.einsum("mc,ncx->nmx", weights, group[start : start + step]).reshape(-1, 3)
+
+
+def _sample(mesh: trimesh.Trimesh, samples: int, seed: int) -> tuple[Floats, Floats]:
+    points, faces = trimesh.sample.sample_surface(mesh, samples, seed=seed)[:2]
+    return np.asarray(points), np.asarray(mesh.face_normals)[faces]
+
+
+def _check(mesh: trimesh.Trimesh, name: str) -> None:
+    if len(mesh.faces) == 0 or not np.isfinite(mesh.vertices).all() or not mesh.area > 0:
+        raise InputError(f"{name} has no surface (no faces, no area or vertices that are not finite)")

@@ -1,0 +1,143 @@
+"""Writing meshes: GLB with a PBR base-colour texture, OBJ with its material, PLY with vertex colours."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trimesh
+from PIL import Image
+from torch import Tensor
+
+from nova3d import images
+from nova3d.cameras import Cameras
+from nova3d.errors import InputError
+
+SUFFIXES = (".glb", ".obj", ".ply")
+
+
+def check_output(path: str | Path) -> Path:
+    """Make sure a mesh can be written to `path`, before the long work: suffix known, folder made and writable.
+
+    Raises InputError otherwise; returns the absolute path.
+    """
+    path = Path(path).absolute()
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"output '{path.name}' must end in one of {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise InputError(f"output '{path}' is a folder; give a file name such as '{path / 'mesh.glb'}'")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to '{path.parent}': {error.strerror or error}") from error
+    return path
+
+
+def textured(
+    vertices: np.ndarray, faces: np.ndarray, uv: np.ndarray, texture: np.ndarray, normals: np.ndarray
+) -> trimesh.Trimesh:
+    """A mesh with a base-colour texture [h,w,3] uint8 sRGB; uv [n,2] with the origin at the lower left."""
+    material = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=Image.fromarray(texture), metallicFactor=0.0, roughnessFactor=1.0
+    )
+    visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
+    return trimesh.Trimesh(vertices, faces, vertex_normals=normals, visual=visual, process=False)
+
+
+def coloured(mesh: trimesh.Trimesh, colours: np.ndarray) -> trimesh.Trimesh:
+    """A copy of the mesh with vertex colours [n,3] in [0,1] sRGB."""
+    rgba = np.concatenate([(colours * 255).round().clip(0, 255), np.full((len(colours), 1), 255)], axis=1)
+    return trimesh.Trimesh(
+        mesh.vertices,
+        mesh.faces,
+        vertex_normals=mesh.vertex_normals,
+        vertex_colors=rgba.astype(np.uint8),
+        process=False,
+    )
+
+
+def write(
+    path: str | Path, mesh: trimesh.Trimesh, solid: trimesh.Trimesh, record: Mapping[str, Any] | None = None
+) -> Path:
+    """Write by suffix: GLB and OBJ hold `mesh` (textured), PLY holds `solid` (vertex colours, no doubled vertices).
+
+    A GLB carries `record` in its asset's extras. Written under a temporary name first, so that an interrupted run
+    leaves no broken file. Raises InputError where the file cannot be written.
+    """
+    path = check_output(path)
+    try:
+        match path.suffix.lower():
+            case ".glb":
+                _replace(path, _glb(mesh, record))
+            case ".ply":
+                _replace(path, trimesh.exchange.ply.export_ply(solid))
+            case ".obj":
+                _write_obj(path, mesh)
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror or error}") from error
+    return path
+
+
+def write_maps(mesh_path: str | Path, cameras: Cameras, conflict: Tensor) -> Path:
+    """Beside a mesh: a folder `NAME_fusion` with conflict/000.png ... (grey, white = 1) and the refined
+    transforms.json; returns it. conflict [v,h,w] in [0,1]. Raises InputError where it cannot be written.
+    """
+    mesh_path = Path(mesh_path).absolute()
+    folder = mesh_path.with_name(f"{mesh_path.stem}_fusion")
+    transforms = cameras.to_transforms()
+    try:
+        (folder / "conflict").mkdir(parents=True, exist_ok=True)
+        for index, (frame, picture) in enumerate(zip(transforms["frames"], conflict, strict=True)):
+            frame["conflict_path"] = f"conflict/{index:03d}.png"
+            images.save_image(folder / frame["conflict_path"], picture)
+        (folder / "transforms.json").write_text(json.dumps(transforms, indent=1))
+    except OSError as error:
+        raise InputError(f"cannot write to '{folder}': {error.strerror or error}") from error
+    return folder
+
+
+def _glb(mesh: trimesh.Trimesh, record: Mapping[str, Any] | None) -> bytes:
+    if isinstance(mesh.visual, trimesh.visual.ColorVisuals):
+        # glTF wants COLOR_0 linear, trimesh writes it as it is.
+        mesh = coloured(mesh, _to_linear(np.asarray(mesh.visual.vertex_colors)[:, :3] / 255))
+    extras = json.loads(json.dumps(dict(record or {}), default=str))
+
+    def add_extras(tree: dict[str, Any]) -> None:
+        tree["asset"]["extras"] = {"nova3d": extras}
+
+    data = trimesh.exchange.gltf.export_glb(mesh.scene(), include_normals=True, tree_postprocessor=add_extras)
+    return bytes(data)
+
+
+def _write_obj(path: Path, mesh: trimesh.Trimesh) -> None:
+    text, files = trimesh.exchange.obj.export_obj(
+        mesh, include_normals=True, return_texture=True, mtl_name=f"{path.stem}.mtl"
+    )
+    names = {name: f"{path.stem}{Path(name).suffix}" for name in files if not name.endswith(".mtl")}
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else content.encode()
+        for old, new in names.items():
+            data = data.replace(old.encode(), new.encode()) if name.endswith(".mtl") else data
+        _replace(path.parent / names.get(name, name), data)
+    _replace(path, text.encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _to_linear(srgb: np.ndarray) -> np.ndarray:
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((np.maximum(srgb, 0) + 0.055) / 1.055) ** 2.4)

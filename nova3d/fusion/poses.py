@@ -1,0 +1,96 @@
+"""Pose refinement: one learned rigid motion M_v per view, applied to its rays about the object's centre (paper III)."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from nova3d.cameras import Cameras
+from nova3d.fusion.config import PoseConfig
+
+
+def rotation_matrix(omega: Tensor) -> Tensor:
+    """Rodrigues' formula: axis-angle vectors [...,3] to [...,3,3], smooth through zero."""
+    angle2 = (omega * omega).sum(dim=-1)[..., None, None]
+    small = angle2 < 1e-6
+    angle = torch.where(small, torch.ones_like(angle2), angle2).sqrt()
+    a = torch.where(small, 1 - angle2 / 6, angle.sin() / angle)
+    b = torch.where(small, 0.5 - angle2 / 24, (1 - angle.cos()) / angle**2)
+    zero = torch.zeros_like(omega[..., 0])
+    x, y, z = omega.unbind(dim=-1)
+    k = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).reshape(*omega.shape, 3)
+    return torch.eye(3, dtype=omega.dtype, device=omega.device) + a * k + b * (k @ k)
+
+
+class PoseRefiner(nn.Module):
+    """M_v = (omega_v, tau_v): o' = R o + t, d' = R d, about the world's origin, where the object is.
+
+    Both origin and direction turn: an orthographic ray is its origin. View 0 stays where it is, which fixes the
+    frame; `project` removes what the views cannot tell (motion along an orthographic ray, and the object sliding
+    along view 0's axis while all other views follow).
+    """
+
+    back: Tensor
+
+    def __init__(self, cameras: Cameras, config: PoseConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.orthographic = cameras.model == "orthographic"
+        self.omega = nn.Parameter(torch.zeros(len(cameras), 3))
+        self.tau = nn.Parameter(torch.zeros(len(cameras), 3))
+        self.register_buffer("back", cameras.c2w[:, :3, 2].clone(), persistent=False)
+
+    def forward(self, origins: Tensor, directions: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
+        """Rays [r,3] of views [r], moved."""
+        rotation = rotation_matrix(self.omega)[view]
+        moved = torch.einsum("rij,rj->ri", rotation, origins) + self.tau[view]
+        return moved, torch.einsum("rij,rj->ri", rotation, directions)
+
+    def turn(self, vectors: Tensor, view: Tensor) -> Tensor:
+        """Vectors [r,3] of views [r], turned by each view's rotation."""
+        return torch.einsum("rij,rj->ri", rotation_matrix(self.omega)[view], vectors)
+
+    def prior(self) -> Tensor:
+        """Quadratic pull towards the queried poses, a scalar."""
+        c = self.config
+        return c.prior_rotation * self.omega.square().sum() + c.prior_translation * self.tau.square().sum()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """After a step: view 0 back to identity, unobservable motion out, and the caps kept."""
+        omega, tau = self.omega.data, self.tau.data
+        front = self.back[:1].expand_as(tau)
+        slide = front
+        if self.orthographic:
+            axis = torch.einsum("vij,vj->vi", rotation_matrix(omega), self.back)
+            tau.sub_((tau * axis).sum(dim=-1, keepdim=True) * axis)
+            slide = front - (front * axis).sum(dim=-1, keepdim=True) * axis
+        amount = (tau[1:] * slide[1:]).sum() / slide[1:].square().sum().clamp_min(1e-12)
+        tau.sub_(amount * slide)
+        omega[0] = 0
+        tau[0] = 0
+        omega.mul_(_cap(omega, math.radians(self.config.max_rotation_deg)))
+        tau.mul_(_cap(tau, self.config.max_translation))
+
+    @torch.no_grad()
+    def cameras(self, queried: Cameras) -> Cameras:
+        """The refined cameras: c2w' = M_v c2w."""
+        motion = torch.eye(4, device=self.tau.device).repeat(len(self.tau), 1, 1)
+        motion[:, :3, :3] = rotation_matrix(self.omega)
+        motion[:, :3, 3] = self.tau
+        return replace(queried, c2w=motion.to(queried.c2w) @ queried.c2w)
+
+    @torch.no_grad()
+    def deltas(self) -> dict[str, float]:
+        """How far the views moved: mean and largest rotation in degrees, largest translation in world units."""
+        degrees = self.omega.norm(dim=-1) * 180 / math.pi
+        return {
+            "rotation_deg_mean": float(degrees.mean()),
+            "rotation_deg_max": float(degrees.max()),
+            "translation_max": float(self.tau.norm(dim=-1).max()),
+        }
+
+
+def _cap(vectors: Tensor, largest: float) -> Tensor:
+    return (largest / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)

@@ -1,0 +1,184 @@
+"""Where to look: the visual hull of the masks, a cached SDF grid, and ray samples placed where a surface may be."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from nova3d.cameras import Cameras
+from nova3d.errors import InputError
+from nova3d.fusion.config import HullConfig, SamplingConfig
+from nova3d.fusion.rendering import section_alpha, section_weights
+from nova3d.views import ViewSet
+
+log = logging.getLogger(__name__)
+
+_MASK_LEVEL = 0.5
+_CHUNK = 1 << 17  # points projected or evaluated at a time
+
+
+def grid_points(resolution: int, radius: float, device: torch.device | str = "cpu") -> Tensor:
+    """[resolution^3, 3] (x, y, z) of the nodes of a grid over [-radius, radius]^3; z varies slowest, x fastest."""
+    axis = torch.linspace(-radius, radius, resolution, device=device)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+
+
+def lookup(grid: Tensor, x: Tensor, radius: float) -> Tensor:
+    """Trilinear values [...] of a node grid [z,y,x] at points x [...,3]; outside, the border's value."""
+    flat = (x / radius).reshape(1, 1, 1, -1, 3)
+    values = F.grid_sample(grid[None, None], flat, mode="bilinear", padding_mode="border", align_corners=True)
+    return values.reshape(x.shape[:-1])
+
+
+@dataclass
+class Hull:
+    """distance [z,y,x] world units to the visual hull's surface, negative inside, on the nodes of the box."""
+
+    distance: Tensor
+    radius: float
+
+    def signed(self, x: Tensor) -> Tensor:
+        return lookup(self.distance, x, self.radius)
+
+    def extent(self, margin: float) -> Tensor:
+        """[2,3] corners of the axis-aligned box around what lies within `margin` of the hull."""
+        inside = torch.nonzero(self.distance < margin)
+        if len(inside) == 0:
+            raise InputError("the views' masks have no common object: check the cameras and the masks")
+        step = 2 * self.radius / (self.distance.shape[0] - 1)
+        low, high = inside.min(dim=0).values.flip(0), inside.max(dim=0).values.flip(0)
+        return torch.stack([(low - 1) * step - self.radius, (high + 1) * step - self.radius]).clamp(
+            -self.radius, self.radius
+        )
+
+
+def visual_hull(views: ViewSet, config: HullConfig, radius: float) -> Hull:
+    """Carve the box by the masks: a node is outside where more than `tolerance` of the views see background there.
+
+    Views without any foreground carve nothing, nor does a view where the node is outside its picture. Raises
+    InputError where no view has foreground or nothing is left.
+    """
+    mask = views.mask
+    seen = (mask > _MASK_LEVEL).flatten(1).any(dim=1)
+    if not bool(seen.any()):
+        raise InputError("the views show no object: every mask is empty; check alpha of rgb/*.png and normal/*.png")
+    if not bool(seen.all()):
+        log.warning("views %s have an empty mask and are not used", torch.nonzero(~seen)[:, 0].tolist())
+    points = grid_points(config.resolution, radius, mask.device)
+    keep = torch.nonzero(seen)[:, 0].tolist()
+    misses = torch.cat([_misses(part, mask[keep], views.cameras[keep]) for part in points.split(_CHUNK)])
+    inside = misses <= config.tolerance * len(keep)
+    n = config.resolution
+    solid = inside.reshape(n, n, n).cpu().numpy()
+    # The border is air, or the object would have no surface there.
+    for axis in range(3):
+        np.moveaxis(solid, axis, 0)[[0, -1]] = False
+    if not solid.any():
+        raise InputError(
+            "the views' masks have no common object: cameras and masks disagree, or the object is outside the box "
+            f"of half side {radius} (field.radius)"
+        )
+    step = 2 * radius / (n - 1)
+    distance = ndimage.distance_transform_edt(~solid) - ndimage.distance_transform_edt(solid)
+    # Half a cell: the transform counts from node to node, the surface lies between.
+    distance = (distance - 0.5 * np.sign(distance)) * step
+    return Hull(torch.from_numpy(distance.astype(np.float32)).to(mask.device), radius)
+
+
+def _misses(points: Tensor, mask: Tensor, cameras: Cameras) -> Tensor:
+    """[n] number of views in which points [n,3] fall on background inside the picture."""
+    pixels, depth = cameras.project(points)
+    size = pixels.new_tensor([cameras.width, cameras.height])
+    visible = ((pixels >= 0) & (pixels < size)).all(dim=-1) & (depth > 0)
+    grid = (pixels / size * 2 - 1)[:, None]
+    value = F.grid_sample(mask[:, None], grid, padding_mode="border", align_corners=False)[:, 0, 0]
+    return ((value < _MASK_LEVEL) & visible).sum(dim=0)
+
+
+class RayPool:
+    """The pixels worth a ray: the object and a ring around it, of all views; all flat, views one after another."""
+
+    def __init__(self, views: ViewSet, config: SamplingConfig) -> None:
+        h, w = views.mask.shape[1:]
+        origins, directions = views.cameras.rays()
+        ring = max(1, round(config.ring_px * h / 256))
+        foreground = views.mask > _MASK_LEVEL
+        near = F.max_pool2d((views.mask > 0.02).float()[:, None], 2 * ring + 1, 1, ring)[:, 0] > 0
+        near &= foreground.flatten(1).any(dim=1)[:, None, None]
+        order = torch.nonzero((foreground & near).flatten())[:, 0], torch.nonzero((near & ~foreground).flatten())[:, 0]
+        self.inner, self.outer = order
+        self.origins, self.directions = origins.reshape(-1, 3), directions.reshape(-1, 3)
+        self.rgb, self.normals = views.rgb.reshape(-1, 3), views.normals.reshape(-1, 3)
+        self.mask = views.mask.reshape(-1)
+        self.per_view = h * w
+        self.foreground_share = config.foreground
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` pixel ids [count], `foreground_share` of them on the object."""
+        inner = round(count * self.foreground_share) if len(self.outer) else count
+        pick = [_choose(self.inner, inner, generator)]
+        if count > inner:
+            pick.append(_choose(self.outer, count - inner, generator))
+        return torch.cat(pick)
+
+    def view_of(self, ids: Tensor) -> Tensor:
+        return torch.div(ids, self.per_view, rounding_mode="floor")
+
+
+def _choose(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    return pool[torch.randint(len(pool), (count,), generator=generator).to(pool.device)]
+
+
+def box_interval(origins: Tensor, directions: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+    """Entry and exit [r] of rays [r,3] through the axis-aligned box [2,3]; exit = entry where they miss."""
+    inverse = 1 / torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
+    ends = (box[:, None] - origins) * inverse
+    near = ends.amin(dim=0).amax(dim=-1).clamp_min(0)
+    far = ends.amax(dim=0).amin(dim=-1)
+    return near, torch.maximum(far, near)
+
+
+def sample_rays(
+    origins: Tensor,
+    directions: Tensor,
+    cache: Tensor,
+    box: Tensor,
+    radius: float,
+    config: SamplingConfig,
+    inv_s: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Sorted distances [r,k] along rays [r,3], dense where the cached SDF [z,y,x] says a surface may be.
+
+    The cache is probed at even steps through `box`; the samples follow the NeuS weights of those values, blurred by
+    a cell since the cache is a little old and coarse, plus a small even share so that nothing is ever unseen.
+    With `generator` the samples are stratified at random, without it they are at the strata's middles.
+    """
+    near, far = box_interval(origins, directions, box)
+    probes = torch.linspace(0, 1, config.probes, device=origins.device)
+    t = near[:, None] + (far - near)[:, None] * probes
+    sdf = lookup(cache, origins[:, None] + t[..., None] * directions[:, None], radius)
+    cell = 2 * radius / (cache.shape[0] - 1)
+    weights = section_weights(section_alpha(sdf, min(inv_s, 2 / cell)))
+    weights = F.max_pool1d(weights[:, None], 3, 1, 1)[:, 0]
+    # Where nothing is opaque yet, stay near what is closest to being a surface.
+    closeness = torch.exp(-sdf.abs() / cell)
+    closeness = 0.5 * (closeness[:, 1:] + closeness[:, :-1])
+    density = weights + 0.05 * closeness + 2e-3
+    cdf = F.pad((density / density.sum(dim=-1, keepdim=True)).cumsum(dim=-1), (1, 0))
+    k = config.samples
+    strata = torch.arange(k, device=origins.device).expand(len(origins), k)
+    if generator is None:
+        jitter = torch.full((len(origins), k), 0.5, device=origins.device)
+    else:
+        jitter = torch.rand(len(origins), k, generator=generator).to(origins.device)
+    u = ((strata + jitter) / k).contiguous()
+    right = torch.searchsorted(cdf, u, right=True).clamp(1, config.probes - 1)
+    c0, c1 = cdf.gather(1, right - 1), cdf.gather(1, right)
+    t0, t1 = t.gather(1, right - 1), t.gather(1, right)
+    return t0 + (t1 - t0) * ((u - c0) / (c1 - c0).clamp_min(1e-9)).clamp(0, 1)

@@ -1,0 +1,190 @@
+"""Texture from the views: a UV atlas, texels coloured by every view that sees them, the rest by the colour field."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import trimesh
+import xatlas
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from nova3d.cameras import Cameras
+from nova3d.data.meshes import from_trimesh
+from nova3d.data.render.raster import rasterize
+from nova3d.fusion.config import TextureConfig
+from nova3d.views import ViewSet
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """uv [n,2] in [0,1], origin lower left; faces [f,3]; source [n] the vertex of the mesh each of them came from."""
+
+    uv: np.ndarray
+    faces: np.ndarray
+    source: np.ndarray
+
+
+@dataclass(frozen=True)
+class Projector:
+    """The views, ready to colour points: straight colours [v,3,h,w], trust [v,1,h,w], depth [v,1,H,W], cameras."""
+
+    colours: Tensor
+    trust: Tensor
+    depth: Tensor
+    tolerance: float
+    cameras: Cameras
+    config: TextureConfig
+
+
+def unwrap(mesh: trimesh.Trimesh) -> Atlas:
+    """A UV atlas by xatlas; vertices on seams are doubled. Takes seconds for 20,000 faces, far longer for more."""
+    source, faces, uv = xatlas.parametrize(
+        np.asarray(mesh.vertices, dtype=np.float32), np.asarray(mesh.faces, dtype=np.uint32)
+    )
+    return Atlas(uv.astype(np.float64), faces.astype(np.int64), source.astype(np.int64))
+
+
+def depth_maps(mesh: trimesh.Trimesh, cameras: Cameras) -> Tensor:
+    """[v,h,w] depth of the nearest surface along each camera's axis, 0 where there is none."""
+    return rasterize(from_trimesh([mesh]), cameras.to("cpu"), supersample=1, light="flat").depth
+
+
+def projector(
+    views: ViewSet, cameras: Cameras, mesh: trimesh.Trimesh, conflict: Tensor, config: TextureConfig
+) -> Projector:
+    """Prepare `views` seen by `cameras` (refined) for colouring `mesh`; conflict [v,h,w] in [0,1]. All on the CPU."""
+    h = views.cameras.height
+    mask = views.mask[:, None]
+    # Undo the white composite where there is enough of the object in a pixel; leave the rim out.
+    straight = (views.rgb.permute(0, 3, 1, 2) - (1 - mask)) / mask.clamp_min(0.1)
+    erode = max(1, round(config.erode_px * h / 256)) if config.erode_px > 0 else 0
+    solid = -F.max_pool2d(-mask, 2 * erode + 1, 1, erode)
+    trust = (solid.clamp(0, 1) ** 2) * (1 - conflict[:, None]).clamp(0, 1).square()
+    fine = cameras.resized(cameras.width * 2, cameras.height * 2)
+    depth = depth_maps(mesh, fine)[:, None]
+    pixel = float((1 / cameras.intrinsics[:, 0]).max())
+    if cameras.model == "perspective":
+        pixel *= float(cameras.c2w[:, :3, 3].norm(dim=-1).max())
+    return Projector(straight.clamp(0, 1), trust, depth, 2 * pixel, cameras, config)
+
+
+def paint(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Tensor]:
+    """Colours [n,3] of surface points [n,3] with unit normals [n,3], and their total weight [n] (0: seen by no view).
+
+    A view counts with cos^power * (1 - H)^2 where the point is on its nearest surface.
+    """
+    colours, weights = [], []
+    for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True):
+        rgb, weight = _project(p, n, views)
+        k = views.config.top_views
+        if 0 < k < len(weight):
+            weight = torch.where(weight >= weight.topk(k, dim=0).values[-1], weight, 0.0)
+        total = weight.sum(dim=0)
+        colours.append((rgb * weight[..., None]).sum(dim=0) / total.clamp_min(1e-8)[:, None])
+        weights.append(total)
+    return torch.cat(colours), torch.cat(weights)
+
+
+def _project(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Tensor]:
+    """Colour [v,n,3] and weight [v,n] of each view at the points."""
+    cameras, config = views.cameras, views.config
+    pixels, depth = cameras.project(points)
+    size = pixels.new_tensor([cameras.width, cameras.height])
+    grid = (pixels / size * 2 - 1)[:, None]
+    rgb = F.grid_sample(views.colours, grid, padding_mode="border", align_corners=False)[:, :, 0].permute(0, 2, 1)
+    trust = F.grid_sample(views.trust, grid, padding_mode="zeros", align_corners=False)[:, 0, 0]
+    surface = F.grid_sample(views.depth, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0, 0]
+    if cameras.model == "orthographic":
+        back = cameras.c2w[:, None, :3, 2].expand(-1, len(points), -1)
+    else:
+        back = F.normalize(cameras.c2w[:, None, :3, 3] - points[None], dim=-1)
+    cosine = (back * normals[None]).sum(dim=-1)
+    # Depth changes by tan(angle) pixels per pixel: grazing surfaces need more room.
+    slack = views.tolerance / cosine.clamp_min(0.2)
+    visible = (cosine > config.min_cos) & (depth < surface + slack) & (surface > 0) & (depth > 0)
+    return rgb, cosine.clamp_min(0) ** config.power * trust * visible
+
+
+def texels(atlas: Atlas, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Texels covered by the atlas: flat ids [m] (row 0 on top), their face [m] and barycentric weights [m,3]."""
+    corners = atlas.uv[atlas.faces] * [size, -size] + [0, size]  # f 3 2 in picture coordinates
+    low = np.clip(np.ceil(corners.min(axis=1) - 0.5), 0, size - 1).astype(int)
+    high = np.clip(np.floor(corners.max(axis=1) - 0.5), 0, size - 1).astype(int)
+    extent = np.maximum(high - low + 1, 0)
+    counts = extent.prod(axis=1)
+    face = np.repeat(np.arange(len(counts)), counts)
+    local = np.arange(len(face)) - np.repeat(counts.cumsum() - counts, counts)
+    x = low[face, 0] + local % extent[face, 0]
+    y = low[face, 1] + local // extent[face, 0]
+    a, b, c = (corners[face, i] for i in range(3))
+    p = np.stack([x + 0.5, y + 0.5], axis=-1)
+    area = _cross(b - a, c - a)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        v, w = _cross(p - a, c - a) / area, _cross(b - a, p - a) / area
+    weights = np.stack([1 - v - w, v, w], axis=-1)
+    inside = (weights >= -1e-6).all(axis=1)  # NaN of a degenerate face is not
+    ids, first = np.unique((y * size + x)[inside], return_index=True)
+    return ids, face[inside][first], weights[inside][first]
+
+
+def bake(
+    mesh: trimesh.Trimesh, atlas: Atlas, views: Projector, fill: Callable[[Tensor], Tensor]
+) -> tuple[np.ndarray, float]:
+    """The texture [size,size,3] uint8 sRGB and the share of charted texels that no view sees.
+
+    `fill` gives the colour field's colours [n,3] at points [n,3]; it paints what is unseen, shifted to meet the
+    baked colours at the border.
+    """
+    config = views.config
+    ids, face, weights = texels(atlas, config.size)
+    corners = atlas.source[atlas.faces[face]]
+    points = torch.from_numpy(np.einsum("mk,mkc->mc", weights, mesh.vertices[corners])).float()
+    normals = np.einsum("mk,mkc->mc", weights, mesh.vertex_normals[corners])
+    unit = F.normalize(torch.from_numpy(normals).float(), dim=-1)
+    colours, weight = complete(points, unit, views, fill)
+    picture = np.zeros((config.size * config.size, 3), dtype=np.float32)
+    covered = np.zeros(config.size * config.size, dtype=bool)
+    picture[ids], covered[ids] = colours.numpy(), True
+    # Every uncharted texel takes its nearest chart's colour: no filter or mip level ever meets a foreign colour.
+    _, (row, column) = ndimage.distance_transform_edt(~covered.reshape(config.size, -1), return_indices=True)
+    unseen = float((weight <= 0).float().mean()) if len(weight) else 1.0
+    picture = picture[row * config.size + column]
+    return (picture * 255).round().clip(0, 255).astype(np.uint8), unseen
+
+
+def complete(
+    points: Tensor, normals: Tensor, views: Projector, fill: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """`paint`, with unseen points coloured by `fill`; returns colours [n,3] and the views' weight [n]."""
+    colours, weight = paint(points, normals, views)
+    unseen = weight <= 0
+    if bool(unseen.any()):
+        colours[unseen] = fill(points[unseen])
+        if views.config.smooth_unseen and bool((~unseen).any()):
+            colours[unseen] = colours[unseen] + _offset(points, colours, unseen, fill)
+    return colours.clamp(0, 1), weight
+
+
+def _offset(points: Tensor, colours: Tensor, unseen: Tensor, fill: Callable[[Tensor], Tensor]) -> Tensor:
+    """What to add to the field's colours [u,3]: the baked minus the field's colour at the nearest seen points."""
+    seen = torch.nonzero(~unseen)[:, 0]
+    seen = seen[:: max(1, len(seen) // 20000)]
+    difference = colours[seen] - fill(points[seen])
+    distance, index = cKDTree(points[seen].numpy()).query(points[unseen].numpy(), k=8)
+    weight = torch.from_numpy(1 / (distance + 1e-4)).float()[..., None]
+    mean = (difference[torch.from_numpy(index)] * weight).sum(dim=1) / weight.sum(dim=1)
+    # Far from anything seen the field alone is as good a guess.
+    return mean * torch.exp(-torch.from_numpy(distance[:, :1]).float() / 0.1)
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]

@@ -1,0 +1,72 @@
+"""Alignment attention: where the RGB and the normal sequence exchange (paper II-C, algorithms 1 and 2).
+
+The task axis is folded into the tokens for queries, keys and values alike:
+    spatial:  (b t v) l c -> (b v) (t l) c    RGB and normal of the same view exchange
+    temporal: (b t l) v c -> (b l) (t v) c    one latent position of both tasks exchanges across all views
+which is algorithm 1 without its copies and without any order of the batch to get wrong.
+Axes: b object, t task, v view, l = h*w tokens, c channels.
+"""
+
+from typing import Literal
+
+import torch
+from diffusers.models.attention_processor import Attention
+from einops import rearrange
+from torch import Tensor, nn
+
+Alignment = Literal["none", "cross_domain", "gta", "gta_spatial", "gta_temporal"]
+AlignmentInit = Literal["copied", "random", "wonder3d"]
+ALIGNMENTS: tuple[Alignment, ...] = ("none", "cross_domain", "gta", "gta_spatial", "gta_temporal")
+ALIGNMENT_INITS: tuple[AlignmentInit, ...] = ("copied", "random", "wonder3d")
+
+
+def is_spatial(alignment: Alignment) -> bool:
+    """Whether an arm has units in the spatial blocks. `cross_domain` is Wonder3D's: spatial only, between
+    self-attention and cross-attention; the same operation as `gta_spatial`, usually with its own initialisation."""
+    return alignment in ("gta", "gta_spatial", "cross_domain")
+
+
+def is_temporal(alignment: Alignment) -> bool:
+    """Whether an arm has units in the temporal blocks."""
+    return alignment in ("gta", "gta_temporal")
+
+
+class AlignmentAttention(nn.Module):
+    """Pre-norm residual attention over the tokens of all tasks.
+
+    `fold`: the task axis is folded with "spatial" or "temporal" tokens. Forward takes x [(b t v), l, c] (spatial)
+    or [(b t l), v, c] (temporal) and `shape` = (tasks, inner) with inner = v or l, and returns the residual branch
+    of the same shape as x.
+    """
+
+    def __init__(self, dim: int, heads: int, fold: Literal["spatial", "temporal"]):
+        super().__init__()
+        self.fold = fold
+        self.norm = nn.LayerNorm(dim)
+        self.attn = Attention(query_dim=dim, heads=heads, dim_head=dim // heads)
+
+    def forward(self, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        tasks, inner = shape
+        if x.shape[0] % (tasks * inner):
+            raise ValueError(f"batch {x.shape[0]} does not hold {tasks} tasks of {inner}")
+        # Both forms fold (b t i) n c -> (b i) (t n) c; only the meaning of the inner axis i differs.
+        tokens = rearrange(self.norm(x), "(b t i) n c -> (b i) (t n) c", t=tasks, i=inner)
+        return rearrange(self.attn(tokens), "(b i) (t n) c -> (b t i) n c", t=tasks, i=inner)
+
+    @torch.no_grad()
+    def initialise(self, init: AlignmentInit, norm: nn.LayerNorm, attention: Attention) -> None:
+        """Set the weights so that the branch is (near) zero at step 0.
+
+        `copied`: norm and q, k, v from the block's own self-attention, output weight and bias zero: the model is
+        its pretrained self exactly, and the copied q, k already find correspondences. `random`: q, k, v as
+        constructed, output weight and bias zero. `wonder3d`: output weight zero but its bias as constructed, as
+        Wonder3D does, which is not exactly zero.
+        """
+        output = self.attn.to_out[0]
+        nn.init.zeros_(output.weight)
+        if init != "wonder3d":
+            nn.init.zeros_(output.bias)
+        if init == "copied":
+            self.norm.load_state_dict(norm.state_dict())
+            for name in ("to_q", "to_k", "to_v"):
+                getattr(self.attn, name).load_state_dict(getattr(attention, name).state_dict())

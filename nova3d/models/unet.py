@@ -1,0 +1,162 @@
+"""NovaUNet: SVD's video UNet denoising the RGB and the normal sequence of an object together."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, Alignment, AlignmentInit, is_spatial, is_temporal
+from nova3d.models.blocks import SpatialBlock, TemporalBlock, adopt
+from nova3d.models.temporal_conv import fold_temporal_convs
+from nova3d.models.view_embedding import ViewEmbedding
+from nova3d.tasks import TASKS, Task
+
+SVD_FPS_ID, SVD_MOTION_ID = 6.0, 127.0  # what SVD's pipeline feeds: fps 7 minus 1, motion bucket 127
+
+
+class NovaUNet(UNetSpatioTemporalConditionModel):
+    """diffusers' UNetSpatioTemporalConditionModel plus view and task labels and alignment attention.
+
+    The constructor takes the parent's arguments and:
+    alignment: "none", "cross_domain", "gta", "gta_spatial" or "gta_temporal" (paper Table I and finer arms).
+    alignment_init: "copied", "random" or "wonder3d", see AlignmentAttention.initialise.
+    id_mode: "fold" drops SVD's fps and motion ids (their constant share belongs in the bias, so
+        projection_class_embeddings_input_dim is addition_time_embed_dim); "constant" keeps SVD's three ids and
+        feeds the first two as constants.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | None = None,
+        in_channels: int = 8,
+        out_channels: int = 4,
+        down_block_types: Sequence[str] = (
+            "CrossAttnDownBlockSpatioTemporal",
+            "CrossAttnDownBlockSpatioTemporal",
+            "CrossAttnDownBlockSpatioTemporal",
+            "DownBlockSpatioTemporal",
+        ),
+        up_block_types: Sequence[str] = (
+            "UpBlockSpatioTemporal",
+            "CrossAttnUpBlockSpatioTemporal",
+            "CrossAttnUpBlockSpatioTemporal",
+            "CrossAttnUpBlockSpatioTemporal",
+        ),
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        addition_time_embed_dim: int = 256,
+        layers_per_block: int = 2,
+        cross_attention_dim: int = 1024,
+        num_attention_heads: Sequence[int] = (5, 10, 20, 20),
+        num_frames: int = 16,
+        alignment: Alignment = "gta",
+        alignment_init: AlignmentInit = "copied",
+        id_mode: str = "fold",
+    ):
+        if alignment not in ALIGNMENTS:
+            raise ValueError(f"alignment '{alignment}' is not one of {', '.join(ALIGNMENTS)}")
+        if alignment_init not in ALIGNMENT_INITS:
+            raise ValueError(f"alignment_init '{alignment_init}' is not one of {', '.join(ALIGNMENT_INITS)}")
+        if id_mode not in ("fold", "constant"):
+            raise ValueError(f"id_mode '{id_mode}' is not one of fold, constant")
+        super().__init__(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=tuple(down_block_types),
+            up_block_types=tuple(up_block_types),
+            block_out_channels=tuple(block_out_channels),
+            addition_time_embed_dim=addition_time_embed_dim,
+            projection_class_embeddings_input_dim=addition_time_embed_dim * (1 if id_mode == "fold" else 3),
+            layers_per_block=layers_per_block,
+            cross_attention_dim=cross_attention_dim,
+            num_attention_heads=tuple(num_attention_heads),
+            num_frames=num_frames,
+        )
+        self.view_embedding = ViewEmbedding(block_out_channels[0] * 4)
+        for module in list(self.modules()):
+            if hasattr(module, "transformer_blocks") and hasattr(module, "temporal_transformer_blocks"):
+                for block in module.transformer_blocks:
+                    adopt(block, "spatial", is_spatial(alignment), alignment_init)
+                for block in module.temporal_transformer_blocks:
+                    adopt(block, "temporal", is_temporal(alignment), alignment_init)
+        fold_temporal_convs(self)
+
+    def forward(  # type: ignore[override]
+        self,
+        sample: Tensor,
+        c_noise: Tensor,
+        image_embeds: Tensor,
+        noise_aug: Tensor,
+        cameras: Tensor,
+        tasks: Sequence[Task] = TASKS,
+    ) -> Tensor:
+        """The network's raw output F for noisy latents.
+
+        sample [b,t,v,8,h,w]: c_in * noisy latent (4) and the condition's unscaled latent (4); view 0 is the input
+        view. c_noise [b] = ln(sigma) / 4. image_embeds [b,1,d] of the input picture, zeros where dropped.
+        noise_aug [b]: strength of the noise added to the condition picture. cameras [b,v,2]: azimuth relative to
+        the input view and elevation, radians. Returns [b,t,v,4,h,w].
+        """
+        b, t, v = sample.shape[:3]
+        if len(tasks) != t:
+            raise ValueError(f"sample holds {t} tasks, but {len(tasks)} were named")
+        self._announce(t, v)
+        emb = self._embed(c_noise, noise_aug, cameras, tuple(tasks), sample.dtype)
+        context = image_embeds.to(sample.dtype).repeat_interleave(t * v, dim=0)
+        # All zeros: frames are never told apart as still images; diffusers reads the view count off its shape.
+        indicator = sample.new_zeros(b * t, v)
+        x = self.conv_in(sample.flatten(0, 2))
+        skips: tuple[Tensor, ...] = (x,)
+        for down in self.down_blocks:
+            x, kept = down(x, temb=emb, image_only_indicator=indicator, **_context(down, context))
+            skips += kept
+        x = self.mid_block(x, temb=emb, encoder_hidden_states=context, image_only_indicator=indicator)
+        for up in self.up_blocks:
+            count = len(up.resnets)
+            skips, used = skips[:-count], skips[-count:]
+            x = up(
+                x,
+                temb=emb,
+                res_hidden_states_tuple=used,
+                image_only_indicator=indicator,
+                upsample_size=skips[-1].shape[2:] if skips else None,
+                **_context(up, context),
+            )
+        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return x.unflatten(0, (b, t, v))
+
+    def _embed(
+        self, c_noise: Tensor, noise_aug: Tensor, cameras: Tensor, tasks: tuple[Task, ...], dtype: torch.dtype
+    ) -> Tensor:
+        """[(b t v), 4 c0] embedding of noise level, ids, camera and task; SVD's ResBlocks take it per frame."""
+        time = self.time_embedding(self.time_proj(c_noise).to(dtype))
+        ids = noise_aug[:, None]
+        if self.config.id_mode == "constant":
+            constants = noise_aug.new_tensor([SVD_FPS_ID, SVD_MOTION_ID]).expand(len(ids), 2)
+            ids = torch.cat([constants, ids], dim=1)
+        encoded = self.add_time_proj(ids.flatten()).reshape(len(ids), -1).to(dtype)
+        per_object = time + self.add_embedding(encoded)
+        labels = self.view_embedding(cameras.to(dtype), tasks)
+        return (per_object[:, None, None] + labels).flatten(0, 2)
+
+    def _announce(self, tasks: int, views: int) -> None:
+        """Tell every block the layout of this call's batch axis; diffusers' blocks have no argument for it."""
+        for module in self.modules():
+            if isinstance(module, SpatialBlock):
+                module.num_tasks, module.num_views = tasks, views
+            elif isinstance(module, TemporalBlock):
+                module.num_tasks = tasks
+
+    @property
+    def new_parameter_names(self) -> list[str]:
+        """Names of the parameters that SVD does not have."""
+        return [name for name, _ in self.named_parameters() if "view_embedding." in name or ".alignment." in name]
+
+
+def _context(block: torch.nn.Module, context: Tensor) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
+
+

@@ -1,0 +1,45 @@
+"""Arrays to data URIs. This room knows nothing of torch: a tensor is whatever can be detached and moved to the CPU."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from nova3d.errors import InputError
+
+QUALITY = 88  # WebP: visually lossless at the size shown, a tenth of PNG
+
+
+def to_numpy(array: Any) -> NDArray[Any]:
+    """A numpy view of an array, or a copy of a tensor wherever it lives."""
+    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+
+
+def data_uri(image: Any, max_side: int = 0) -> str:
+    """[h,w], [h,w,1], [h,w,3] or [h,w,4], float [0,1] or uint8, as a WebP data URI.
+
+    Made smaller where its longest side exceeds `max_side` pixels (0: never). Raises InputError for another shape.
+    """
+    pixels = to_numpy(image)
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)):
+        raise InputError(f"a report's picture must be [h,w], [h,w,3] or [h,w,4], got {list(pixels.shape)}")
+    if pixels.dtype != np.uint8:
+        pixels = (np.nan_to_num(pixels.astype(np.float32)).clip(0, 1) * 255).round().astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    if max_side:
+        picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=QUALITY, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def normals_on_white(normals: Any, mask: Any) -> NDArray[np.float32]:
+    """Normals [...,h,w,3] as colours (n + 1) / 2, their background, by coverage mask [...,h,w], white."""
+    colours = (to_numpy(normals).astype(np.float32) + 1) / 2
+    coverage = to_numpy(mask).astype(np.float32)[..., None]
+    return np.asarray(colours * coverage + (1 - coverage), dtype=np.float32)

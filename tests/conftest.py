@@ -1,0 +1,51 @@
+"""What the tests share. Nothing here needs a GPU or a network."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+from nova3d import cameras
+from nova3d.views import ViewSet
+
+# The same examples on every machine, and no time limit that a busy machine could break.
+settings.register_profile("nova3d", deadline=None, derandomize=True)
+settings.load_profile("nova3d")
+
+# Cells (column, row) of a 3x5 letter F, row 0 on top: no mirror image or rotation of it is itself.
+LETTER_F = [(0, 0), (1, 0), (2, 0), (0, 1), (0, 2), (1, 2), (0, 3), (0, 4)]
+
+
+@pytest.fixture
+def letter_f() -> list[tuple[int, int]]:
+    """(column, row) of the eight filled cells of a 3x5 letter F, row 0 on top."""
+    return list(LETTER_F)
+
+
+@pytest.fixture
+def make_views() -> Callable[..., ViewSet]:
+    """A factory of random but valid views: random colours and unit normals inside a disc, 4 views of 24 pixels."""
+
+    def make(num_views: int = 4, size: int = 24, seed: int = 0) -> ViewSet:
+        generator = torch.Generator().manual_seed(seed)
+        rig = cameras.orbit(num_views, size=size)
+        inside = (rig.pixel_centres() - size / 2).norm(dim=-1) < 0.4 * size
+        mask = inside.float().expand(num_views, size, size).clone()
+        rgb = torch.rand(num_views, size, size, 3, generator=generator)
+        raw = torch.randn(num_views, size, size, 3, generator=generator)
+        normals = torch.nn.functional.normalize(raw, dim=-1) * mask[..., None]
+        return ViewSet(torch.where(mask[..., None] > 0, rgb, 1.0), normals, mask, rig)
+
+    return make
+
+
+@pytest.fixture
+def angle_deg() -> Callable[[Tensor, Tensor], Tensor]:
+    """Angle in degrees between unit vectors [...,3]; accurate for small angles, unlike the arc cosine."""
+
+    def angle(a: Tensor, b: Tensor) -> Tensor:
+        return torch.rad2deg(2 * torch.asin(((a - b).norm(dim=-1) / 2).clamp(max=1)))
+
+    return angle

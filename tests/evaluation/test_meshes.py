@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+import trimesh
+
+from nova3d.errors import InputError
+from nova3d.evaluation import chamfer, f_score, load_mesh, normal_consistency, volume_iou
+from nova3d.evaluation.meshes import _lattice, is_closed, match_surfaces
+
+SAMPLES = 4000
+
+
+def plane(height: float) -> trimesh.Trimesh:
+    """A 2 x 2 square at y = height; its longest side is 2, so distances are halved."""
+    corners = [[-1, height, -1], [1, height, -1], [1, height, 1], [-1, height, 1]]
+    return trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)
+
+
+def box(low: list[float], high: list[float]) -> trimesh.Trimesh:
+    return trimesh.creation.box(bounds=[low, high])
+
+
+def hook() -> trimesh.Trimesh:
+    """A closed shape that no mirror or rotation maps to itself."""
+    return trimesh.util.concatenate(
+        [box([0, 0, 0], [1, 0.2, 0.2]), box([0, 0, 0], [0.2, 0.6, 0.2]), box([0.8, 0, 0], [1, 0.2, 0.5])]
+    )
+
+
+def test_chamfer_of_parallel_planes_is_their_distance_in_longest_sides():
+    assert chamfer(plane(0.5), plane(0.0), SAMPLES) == pytest.approx(0.25, rel=0.01)
+
+
+def test_chamfer_of_concentric_spheres_is_the_difference_of_radii():
+    inner, outer = (trimesh.creation.icosphere(4, radius) for radius in (0.8, 1.0))
+    assert chamfer(inner, outer, SAMPLES) == pytest.approx(0.1, rel=0.03)  # diameter 2 -> 1
+
+
+def test_chamfer_does_not_depend_on_the_unit_nor_on_the_tessellation():
+    inner, outer = (trimesh.creation.icosphere(3, radius) for radius in (0.8, 1.0))
+    value = chamfer(inner, outer, SAMPLES)
+    scaled = [mesh.copy().apply_scale(1000).apply_translation([5, 6, 7]) for mesh in (inner, outer)]
+    assert chamfer(*scaled, SAMPLES) == pytest.approx(value, rel=1e-4)
+    lopsided = inner.subdivide(face_index=np.flatnonzero(inner.triangles_center[:, 0] > 0))
+    assert chamfer(lopsided, outer, SAMPLES) == pytest.approx(value, rel=0.01)
+
+
+def test_same_mesh_scores_the_sampling_limit_and_is_repeatable():
+    mesh = trimesh.creation.icosphere(3, 0.5)
+    limit = chamfer(mesh, mesh, SAMPLES)
+    assert 0 < limit < np.sqrt(mesh.area / SAMPLES)
+    assert chamfer(mesh, mesh, SAMPLES) == limit
+
+
+def test_f_score_is_the_harmonic_mean_of_precision_and_recall():
+    half = trimesh.Trimesh([[-1, 0, -1], [0, 0, -1], [0, 0, 1], [-1, 0, 1]], [[0, 1, 2], [0, 2, 3]], process=False)
+    # all of the half plane lies on the plane (precision 1); half of the plane, and a rim of 0.02 of 1, is near it
+    assert f_score(half, plane(0.0), 0.02, SAMPLES) == pytest.approx(2 * 0.52 / 1.52, abs=0.02)
+    assert f_score(plane(0.5), plane(0.0), 0.2, SAMPLES) == 0.0
+    assert f_score(plane(0.5), plane(0.0), 0.3, SAMPLES) == 1.0
+
+
+def test_normal_consistency_is_the_cosine_and_ignores_winding():
+    tilted = plane(0.0).apply_transform(trimesh.transformations.rotation_matrix(np.radians(30), [1, 0, 0]))
+    assert normal_consistency(tilted, plane(0.0), SAMPLES) == pytest.approx(np.cos(np.radians(30)), abs=1e-6)
+    flipped = plane(0.0)
+    flipped.invert()
+    assert normal_consistency(flipped, plane(0.0), SAMPLES) == pytest.approx(1.0)
+
+
+def test_iou_of_two_boxes():
+    a, b = box([0, 0, 0], [1, 1, 1]), box([0.5, 0, 0], [1.5, 1, 1])
+    assert volume_iou(a, b, 96) == pytest.approx(1 / 3, abs=0.02)
+    assert volume_iou(a, a, 96) == 1.0
+
+
+def test_iou_counts_an_open_crack_as_closed_and_a_wide_hole_as_drained():
+    solid = box([0, 0, 0], [1, 1, 1])
+    soup = trimesh.Trimesh(*_unwelded(solid, gap=0.002), process=False)
+    assert not is_closed(soup)
+    assert volume_iou(soup, solid, 64) > 0.9
+    lidless = solid.copy()
+    lidless.update_faces(solid.face_normals[:, 1] < 0.5)
+    assert volume_iou(lidless, solid, 64) < 0.2
+
+
+def test_iou_ignores_inner_surfaces_and_winding():
+    solid = box([0, 0, 0], [1, 1, 1])
+    hollow = trimesh.util.concatenate([solid, box([0.3] * 3, [0.6] * 3)])
+    flipped = solid.copy()
+    flipped.invert()
+    assert volume_iou(hollow, solid, 48) == 1.0
+    assert volume_iou(flipped, solid, 48) == 1.0
+
+
+def test_rotated_box_does_not_leak():
+    solid = box([-0.5] * 3, [0.5] * 3)
+    turned = solid.copy().apply_transform(trimesh.transformations.rotation_matrix(0.6, [1, 2, 3]))
+    assert volume_iou(turned, turned.convex_hull.subdivide_loop(0), 64) == 1.0
+    grid_volume = volume_iou(turned, box([-3] * 3, [3] * 3), 120)  # one voxel is 0.05
+    assert grid_volume * 216 == pytest.approx(1.0, abs=0.25)  # the whole surface voxel counts: a little over 1
+
+
+def test_a_prediction_of_absurd_size_scores_badly_and_does_not_exhaust_memory():
+    assert volume_iou(box([-500] * 3, [500] * 3), box([0, 0, 0], [1, 1, 1]), 64) < 0.001
+
+
+def test_a_mirrored_asymmetric_mesh_scores_worse_everywhere():
+    reference = hook()
+    mirrored = reference.copy().apply_transform(np.diag([-1.0, 1, 1, 1])).apply_translation([1, 0, 0])
+    assert np.allclose(mirrored.bounds, reference.bounds)
+    right, wrong = (match_surfaces(mesh, reference, SAMPLES) for mesh in (reference, mirrored))
+    assert wrong.chamfer() > 3 * right.chamfer()
+    assert wrong.f_score(0.02) < right.f_score(0.02) - 0.2
+    assert wrong.normal_consistency() < right.normal_consistency()
+    assert volume_iou(mirrored, reference, 64) < 0.7
+
+
+def test_lattice_stays_within_half_a_voxel_of_every_surface_point():
+    triangle = np.array([[[0, 0, 0], [7.3, 0, 0], [-3, 1.1, 0.4]]])  # obtuse and thin
+    lattice = np.concatenate(list(_lattice(triangle, 0.8)))
+    weights = np.random.default_rng(0).dirichlet([1, 1, 1], 2000)
+    points = weights @ triangle[0]
+    distance = np.linalg.norm(points[:, None] - lattice[None], axis=-1).min(axis=1)
+    assert distance.max() < 0.5
+
+
+def test_seams_do_not_open_a_mesh():
+    solid = box([0, 0, 0], [1, 1, 1])
+    assert is_closed(trimesh.Trimesh(*_unwelded(solid, gap=0.0), process=False))
+
+
+def test_load_mesh_applies_transforms_and_keeps_the_file(tmp_path):
+    scene = trimesh.Scene()
+    scene.add_geometry(box([0, 0, 0], [1, 1, 1]), transform=trimesh.transformations.translation_matrix([2, 0, 0]))
+    scene.export(tmp_path / "mesh.glb")
+    assert np.allclose(load_mesh(tmp_path / "mesh.glb").bounds, [[2, 0, 0], [3, 1, 1]])
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "does not exist"), (b"not a mesh", "cannot be read")])
+def test_load_mesh_says_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "mesh.glb"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_mesh(path)
+
+
+def test_an_empty_mesh_is_refused():
+    empty = trimesh.Trimesh(np.zeros((3, 3)), [[0, 1, 2]], process=False)
+    with pytest.raises(InputError, match="no surface"):
+        chamfer(empty, hook(), 10)
+    with pytest.raises(InputError, match="no surface"):
+        volume_iou(hook(), empty, 16)
+
+
+def _unwelded(mesh: trimesh.Trimesh, gap: float) -> tuple[np.ndarray, np.ndarray]:
+    """The faces, each shrunk towards its middle by `gap` of its size, sharing no vertex."""
+    triangles = mesh.triangles
+    triangles = triangles + gap * (triangles.mean(axis=1, keepdims=True) - triangles)
+    return triangles.reshape(-1, 3), np.arange(len(triangles) * 3).reshape(-1, 3)

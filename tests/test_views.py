@@ -1,0 +1,146 @@
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from nova3d import cameras
+from nova3d.errors import InputError
+from nova3d.views import ViewSet, yaw_rotation
+
+Make = Callable[..., ViewSet]
+
+
+def test_save_load_round_trip(tmp_path: Path, make_views: Make, angle_deg: Callable[[Tensor, Tensor], Tensor]) -> None:
+    original = make_views()
+    original.save(tmp_path / "new/folder", record={"stage": "test"})
+    back = ViewSet.load(tmp_path / "new/folder")
+    assert torch.equal(back.mask, original.mask)
+    assert (back.rgb - original.rgb).abs().max() <= 0.5 / 255 + 1e-6
+    inside = original.mask > 0
+    assert angle_deg(back.normals, original.normals)[inside].max() < 0.5
+    assert (back.normals[~inside] == 0).all()
+    assert torch.equal(back.cameras.c2w, original.cameras.c2w)
+    assert json.loads((tmp_path / "new/folder/record.json").read_text()) == {"stage": "test"}
+    with Image.open(tmp_path / "new/folder/rgb/000.png") as opened:
+        assert json.loads(opened.info["nova3d"]) == {"stage": "test"}
+
+
+def test_soft_edges_survive_the_round_trip(tmp_path: Path, make_views: Make) -> None:
+    solid = make_views()
+    alpha = torch.rand(solid.mask.shape, generator=torch.Generator().manual_seed(1))
+    colour = torch.rand(solid.rgb.shape, generator=torch.Generator().manual_seed(2))
+    soft = replace(solid, mask=alpha, rgb=colour * alpha[..., None] + 1 - alpha[..., None])
+    back = ViewSet.load(soft.save(tmp_path))
+    assert (back.mask - alpha).abs().max() <= 0.5 / 255 + 1e-6
+    assert (back.rgb - soft.rgb).abs().max() <= 1.5 / 255  # alpha and colour are rounded one after the other
+
+
+def test_a_folder_without_alpha_suffixes_or_normal_paths_loads(tmp_path: Path, make_views: Make) -> None:
+    original = make_views()
+    original.save(tmp_path)
+    transforms = json.loads((tmp_path / "transforms.json").read_text())
+    for frame in transforms["frames"]:
+        del frame["normal_path"]
+        frame["file_path"] = frame["file_path"].removesuffix(".png")
+        with Image.open(tmp_path / f"{frame['file_path']}.png") as opened:
+            pixels = np.array(opened)
+        pixels[pixels[..., 3] == 0] = 255
+        Image.fromarray(pixels[..., :3].copy()).save(tmp_path / f"{frame['file_path']}.png")
+    (tmp_path / "transforms.json").write_text(json.dumps(transforms))
+    back = ViewSet.load(tmp_path)
+    assert torch.equal(back.mask, original.mask)  # taken from the normal maps
+    assert (back.rgb - original.rgb).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_broken_folder_names_the_first_thing_wrong(tmp_path: Path, make_views: Make) -> None:
+    def fails(message: str) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            ViewSet.load(tmp_path / "views")
+        assert "\n" not in str(caught.value)
+
+    fails("views' does not exist")
+    folder = make_views().save(tmp_path / "views")
+    good = (folder / "transforms.json").read_text()
+
+    Image.new("RGB", (12, 24)).save(folder / "normal/003.png")
+    fails(r"normal/003\.png' is 12x24, transforms\.json says 24x24")
+    (folder / "normal/003.png").write_text("not a picture")
+    fails(r"normal/003\.png' cannot be read as an image")
+    (folder / "rgb/002.png").unlink()
+    fails(r"rgb/002\.png' is missing")
+    (folder / "transforms.json").write_text("{")
+    fails(r"transforms\.json: not valid JSON")
+    (folder / "transforms.json").write_text("[]")
+    fails("top level")
+    (folder / "transforms.json").write_text(good.replace('"fl_x"', '"fl"'))
+    fails("'fl_x' is missing")
+    (folder / "transforms.json").unlink()
+    fails(r"has no transforms\.json")
+
+
+def test_an_output_that_cannot_be_written_is_one_clear_line(tmp_path: Path, make_views: Make) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write views to '.*file/out'"):
+        make_views().save(tmp_path / "file/out")
+    with pytest.raises(InputError, match=r"cannot write views to '.*file'"):
+        make_views().save(tmp_path / "file")
+
+
+def test_shapes_are_checked(make_views: Make) -> None:
+    views = make_views()
+    with pytest.raises(ValueError, match="shapes disagree"):
+        replace(views, rgb=views.rgb[:, :-1])
+    with pytest.raises(ValueError, match="shapes disagree"):
+        replace(views, cameras=cameras.orbit(5, size=24))
+    assert len(views[[2]]) == 1
+    assert torch.equal(views[[3, 1]].rgb, views.rgb[[3, 1]])
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 15),
+    st.sampled_from(cameras.PRESETS[:3]),
+    st.lists(st.tuples(*[st.floats(-0.5, 0.5)] * 3), min_size=1, max_size=8),
+)
+def test_turning_the_world_with_the_views_changes_no_picture(
+    index: int, preset: str, coordinates: list[tuple[float, float, float]]
+) -> None:
+    rig = cameras.preset(preset, size=4)
+    blank = torch.zeros(16, 4, 4, 3)
+    views = ViewSet(torch.ones_like(blank), blank, blank[..., 0], rig)
+    turned = views.rotated_to(index)
+    points = torch.tensor(coordinates)
+    turn = yaw_rotation(-rig.azimuth_elevation()[index, 0])
+    order = [(index + k) % 16 for k in range(16)]
+    pixels, depth = rig.project(points)
+    turned_pixels, turned_depth = turned.cameras.project(points @ turn.T)
+    torch.testing.assert_close(turned_pixels, pixels[order], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(turned_depth, depth[order], atol=1e-4, rtol=1e-4)
+    # and the turned rig is the orbit again, so that a model sees the cameras it knows
+    torch.testing.assert_close(turned.cameras.c2w, rig.c2w, atol=1e-5, rtol=0)
+
+
+def test_turning_keeps_normals_in_camera_frames_and_colours(make_views: Make) -> None:
+    from nova3d import normals
+
+    views = make_views()
+    turned = views.rotated_to(3)
+    assert torch.equal(turned.rgb[0], views.rgb[3])
+    before, after = (normals.to_camera(v.normals, v.cameras.c2w) for v in (views, turned))
+    torch.testing.assert_close(after, before[[3, 0, 1, 2]], atol=1e-5, rtol=0)
+    back = turned.rotated_to(1)
+    torch.testing.assert_close(back.normals, views.normals, atol=1e-5, rtol=0)
+
+
+def test_yaw_grows_with_azimuth() -> None:
+    front, right = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
+    torch.testing.assert_close(yaw_rotation(torch.tensor(math.pi / 2)) @ front, right, atol=1e-6, rtol=0)
