@@ -104,6 +104,17 @@ def frame_object(rgba: Tensor, size: int, foreground_ratio: float = FOREGROUND_R
     return torch.cat([rgb.clamp(0, 1), alpha]).permute(1, 2, 0)
 
 
+def resize(rgba: Tensor, size: int) -> Tensor:
+    """Straight-alpha [h,w,4] to [size,size,4], area-filtered premultiplied; itself where it has that size."""
+    if rgba.shape[:2] == (size, size):
+        return rgba
+    premultiplied = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], dim=-1).permute(2, 0, 1)[None]
+    scaled = F.interpolate(premultiplied, size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    alpha = scaled[3:].clamp(0, 1)
+    rgb = torch.where(alpha > 1e-4, scaled[:3] / alpha.clamp_min(1e-4), torch.zeros_like(scaled[:3]))
+    return torch.cat([rgb.clamp(0, 1), alpha]).permute(1, 2, 0)
+
+
 def composite(rgba: Tensor, background: float = 1.0) -> Tensor:
     """Straight-alpha [...,4] over a grey level (white by default) to [...,3]."""
     alpha = rgba[..., 3:]

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Fuse a folder of views into a textured mesh."""
 
 from pathlib import Path
@@ -12,12 +13,9 @@ def main() -> None:
     )
     arguments.add_argument("--views", required=True, metavar="FOLDER", help="a view folder")
     arguments.add_argument("--out", required=True, metavar="FILE", help="the mesh to write: .glb, .obj or .ply")
-    arguments.add_argument("--device", help="torch device (default: cuda where there is one, else cpu)")
+    arguments.add_argument("--device", default="", help="torch device (default: cuda where there is one, else cpu)")
     cli.add_config(arguments, "configs/fusion/cpu.yaml")
     options = arguments.parse_args()
-
-    import torch
-    from tqdm import tqdm
 
     from nova3d import config as configs
     from nova3d import provenance
@@ -28,14 +26,9 @@ def main() -> None:
     out = check_output(options.out)
     config = configs.load(FusionConfig, options.config, options.overrides)
     views = ViewSet.load(options.views)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with tqdm(total=100, bar_format="{percentage:3.0f}% |{bar}| {elapsed} {desc}") as bar:
-
-        def show(share: float, message: str) -> None:
-            bar.set_description_str(message, refresh=False)
-            bar.update(100 * share - bar.n)
-
-        result = reconstruct(views, config, device, show)
+    device = cli.pick_device(options.device)
+    with cli.progress_bar("fusing") as bar:
+        result = reconstruct(views, config, device, lambda share, message: bar(round(100 * share), 100, message))
     entry = provenance.record(
         "fusion",
         configs.to_dict(config),

@@ -1,12 +1,10 @@
 """Karras noise levels and the Euler and Heun solvers of the probability-flow ODE (Karras et al. 2022, alg. 1)."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Solver = Literal["euler", "heun"]
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -24,13 +22,13 @@ def sample(
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
-    solver: Solver = "heun",
+    solver: str = "heun",
     callback: Callable[[int, int, Tensor], None] | None = None,
 ) -> Tensor:
     """Integrate dx/dsigma = (x - D(x, sigma)) / sigma from sigmas[0] to sigmas[-1].
 
     `denoise(x, sigma)` returns the estimate D of x0. x is float32 noise already scaled to sigmas[0]; it stays
-    float32 throughout. Heun costs two evaluations a step, except for the last one to sigma 0. `callback(done,
+    float32 throughout. solver: "euler" or "heun"; Heun costs two evaluations a step, except for the last one to sigma 0. `callback(done,
     total, x)` follows every step. Raises ValueError for another solver.
     """
     if solver not in ("euler", "heun"):

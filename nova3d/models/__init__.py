@@ -1,6 +1,10 @@
 """The networks: NovaUNet, its alignment attention, conditioning and autoencoder helpers."""
 
-from nova3d.models.alignment import AlignmentAttention
-from nova3d.models.unet import NovaUNet
+from nova3d.compat import ensure_torchvision
+
+ensure_torchvision()  # before anything imports diffusers
+
+from nova3d.models.alignment import AlignmentAttention  # noqa: E402
+from nova3d.models.unet import NovaUNet  # noqa: E402
 
 __all__ = ["AlignmentAttention", "NovaUNet"]

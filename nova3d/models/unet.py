@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks its loader up here
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, Alignment, AlignmentInit, is_spatial, is_temporal
 from nova3d.models.blocks import SpatialBlock, TemporalBlock, adopt
+from nova3d.models.norms import set_norm_groups
 from nova3d.models.temporal_conv import fold_temporal_convs
 from nova3d.models.view_embedding import ViewEmbedding
 from nova3d.tasks import TASKS, Task
@@ -23,8 +25,9 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
     alignment: "none", "cross_domain", "gta", "gta_spatial" or "gta_temporal" (paper Table I and finer arms).
     alignment_init: "copied", "random" or "wonder3d", see AlignmentAttention.initialise.
     id_mode: "fold" drops SVD's fps and motion ids (their constant share belongs in the bias, so
-        projection_class_embeddings_input_dim is addition_time_embed_dim); "constant" keeps SVD's three ids and
+        projection_class_embeddings_input_dim is addition_time_embed_dim, derived where None); "constant" keeps SVD's three ids and
         feeds the first two as constants.
+    norm_groups: groups of every GroupNorm; SVD has 32, small widths need fewer.
     """
 
     @register_to_config
@@ -47,13 +50,16 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
         ),
         block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
         addition_time_embed_dim: int = 256,
+        projection_class_embeddings_input_dim: int | None = None,
         layers_per_block: int = 2,
         cross_attention_dim: int = 1024,
+        transformer_layers_per_block: int = 1,
         num_attention_heads: Sequence[int] = (5, 10, 20, 20),
         num_frames: int = 16,
         alignment: Alignment = "gta",
         alignment_init: AlignmentInit = "copied",
         id_mode: str = "fold",
+        norm_groups: int = 32,
     ):
         if alignment not in ALIGNMENTS:
             raise ValueError(f"alignment '{alignment}' is not one of {', '.join(ALIGNMENTS)}")
@@ -61,6 +67,12 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
             raise ValueError(f"alignment_init '{alignment_init}' is not one of {', '.join(ALIGNMENT_INITS)}")
         if id_mode not in ("fold", "constant"):
             raise ValueError(f"id_mode '{id_mode}' is not one of fold, constant")
+        id_width = addition_time_embed_dim * (1 if id_mode == "fold" else 3)
+        if projection_class_embeddings_input_dim not in (None, id_width):
+            raise ValueError(
+                f"projection_class_embeddings_input_dim must be {id_width} for id_mode '{id_mode}', "
+                f"got {projection_class_embeddings_input_dim}"
+            )
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
@@ -69,9 +81,10 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
             up_block_types=tuple(up_block_types),
             block_out_channels=tuple(block_out_channels),
             addition_time_embed_dim=addition_time_embed_dim,
-            projection_class_embeddings_input_dim=addition_time_embed_dim * (1 if id_mode == "fold" else 3),
+            projection_class_embeddings_input_dim=id_width,
             layers_per_block=layers_per_block,
             cross_attention_dim=cross_attention_dim,
+            transformer_layers_per_block=transformer_layers_per_block,
             num_attention_heads=tuple(num_attention_heads),
             num_frames=num_frames,
         )
@@ -82,6 +95,7 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
                     adopt(block, "spatial", is_spatial(alignment), alignment_init)
                 for block in module.temporal_transformer_blocks:
                     adopt(block, "temporal", is_temporal(alignment), alignment_init)
+        set_norm_groups(self, norm_groups)
         fold_temporal_convs(self)
 
     def forward(  # type: ignore[override]

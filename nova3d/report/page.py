@@ -40,8 +40,8 @@ def write_report(
     input_mask: [h,w]. views: v views with normals, of any rig. mesh_path: an existing GLB, linked relative to the
     report. turntable: [n,h,w,3] frames of the mesh over one full turn, camera azimuth growing. history: rows of
     losses (see `plots.loss_charts`). timings: stage -> seconds, in order. record: provenance, shown as it is. notes:
-    sentences shown at the top. What is None or empty has no place on the page. Raises InputError where the mesh is missing, a
-    picture has the wrong shape or `path` cannot be written.
+    sentences shown at the top. What is None or empty has no place on the page. Raises InputError where the mesh is
+    missing, a picture has the wrong shape or `path` cannot be written.
     """
     path = Path(path)
     frames = [] if turntable is None else [data_uri(frame, MAX_SIDE) for frame in _frames(turntable)]

@@ -39,12 +39,11 @@ def _chart(name: str, points: list[tuple[float, float]]) -> str:
         for x, y in zip(xs, heights, strict=True)
     )
     label = f"{name}: from {ys[0]:.3g} at step {xs[0]:g} to {ys[-1]:.3g} at step {xs[-1]:g}"
-    scale = "log" if log else "linear"
     return (
         f'<figure class="chart"><figcaption><b>{escape(name)}</b><span>{ys[-1]:.3g}</span></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" preserveAspectRatio="none">'
         f'<polyline points="{line}" vector-effect="non-scaling-stroke"/></svg>'
-        f"<small><span>{min(ys):.3g} to {max(ys):.3g}, {scale}</span><span>step {xs[-1]:g}</span></small></figure>"
+        f"<small><span>{min(ys):.3g} to {max(ys):.3g}{', log' if log else ''}</span><span>step {xs[-1]:g}</span></small></figure>"
     )
 
 

@@ -35,7 +35,7 @@ button:hover, .download:hover { border-color: var(--accent); }
 .views button { display: block; width: 100%; padding: 0; border: 0; color: inherit; text-align: left; }
 .views img + img { margin-top: 4px; }
 .views span { font-size: 12.5px; color: var(--soft); font-variant-numeric: tabular-nums; }
-.charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 160px), 1fr)); }
+.charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 200px), 1fr)); }
 .chart, .sheet { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
 .chart figcaption, .chart small { display: flex; justify-content: space-between; gap: 8px; padding: 0; }
 .chart b { color: var(--ink); font-weight: 600; } .chart figcaption span { font-variant-numeric: tabular-nums; }

@@ -4,13 +4,18 @@ import json
 import os
 from pathlib import Path
 
+from nova3d.errors import InputError
+
 
 class StatsLog:
     """Collects per-step values and appends their means to a JSON-lines file."""
 
     def __init__(self, path: Path, start: int):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"output folder '{path.parent}' cannot be written: {error.strerror}") from error
         if path.exists():  # lines after the checkpoint would be written twice
             lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in lines if line["step"] <= start]

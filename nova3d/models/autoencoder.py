@@ -1,0 +1,75 @@
+"""SVD's autoencoder, usable at small widths; encoding to moments and decoding video by video."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks its loader up here
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from nova3d.models.norms import set_norm_groups
+from nova3d.models.temporal_conv import fold_temporal_convs
+
+
+class VideoAutoencoder(AutoencoderKLTemporalDecoder):
+    """diffusers' AutoencoderKLTemporalDecoder with the temporal convolutions' fast path and `norm_groups`.
+
+    With the default of 32 groups it loads SVD's weights and computes SVD's function.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: Sequence[str] = ("DownEncoderBlock2D",) * 4,
+        block_out_channels: Sequence[int] = (128, 256, 512, 512),
+        layers_per_block: int = 2,
+        latent_channels: int = 4,
+        sample_size: int = 256,
+        scaling_factor: float = 0.18215,
+        force_upcast: bool = True,
+        norm_groups: int = 32,
+    ):
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=tuple(down_block_types),  # type: ignore[arg-type]
+            block_out_channels=tuple(block_out_channels),  # type: ignore[arg-type]
+            layers_per_block=layers_per_block,
+            latent_channels=latent_channels,
+            sample_size=sample_size,
+            scaling_factor=scaling_factor,
+            force_upcast=force_upcast,
+        )
+        set_norm_groups(self, norm_groups)
+        fold_temporal_convs(self)
+
+
+@torch.no_grad()
+def encode_moments(vae: nn.Module, frames: Tensor, chunk: int = 64) -> Tensor:
+    """Frames [n,3,h,w] in [-1,1] to the posterior's mean and log-variance, [n,8,h/8,w/8]."""
+    parts = [vae.encode(part).latent_dist.parameters for part in frames.split(chunk)]
+    return torch.cat(parts)
+
+
+def sample_moments(moments: Tensor, noise: Tensor, scaling_factor: float) -> Tensor:
+    """A scaled latent from moments [...,8,h,w] (channels third from last) and standard normal noise [...,4,h,w]."""
+    mean, log_variance = moments.chunk(2, dim=-3)
+    return (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise) * scaling_factor
+
+
+@torch.no_grad()
+def decode(vae: nn.Module, latents: Tensor, chunk: int = 16) -> Tensor:
+    """Scaled latents [b,t,v,4,h,w] to pictures [b,t,v,3,H,W] in [-1,1].
+
+    The decoder has temporal layers, so each (object, task) video is decoded by itself and never shares a chunk
+    with another; `chunk` views at a time.
+    """
+    videos = latents.flatten(0, 1) / vae.config.scaling_factor
+    decoded = []
+    for video in videos:
+        parts = [vae.decode(part, num_frames=len(part)).sample for part in video.split(chunk)]
+        decoded.append(torch.cat(parts))
+    return torch.stack(decoded).clamp(-1, 1).unflatten(0, latents.shape[:2])

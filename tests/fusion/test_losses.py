@@ -1,0 +1,100 @@
+import torch
+
+from nova3d.fusion import losses
+
+
+def test_colour_loss_is_the_papers():
+    rendered, target = torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[0.5, 0.1, 0.2]])
+    value = losses.colour_loss(rendered, target, torch.tensor([0.25]), 0.3, torch.ones(1))
+    torch.testing.assert_close(value, torch.tensor(0.75 * 0.5 + 0.3 * 0.0625), rtol=1e-4, atol=1e-5)
+
+
+def test_optimising_h_alone_reaches_its_closed_form():
+    residual, lambda_0 = 0.2, 0.25
+    h = torch.tensor([0.01], requires_grad=True)
+    target = torch.zeros(1, 3)
+    rendered = torch.tensor([[residual, 0, 0]])
+    optimizer = torch.optim.Adam([h], lr=0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        losses.colour_loss(rendered, target, h, lambda_0, torch.ones(1)).backward()
+        optimizer.step()
+    assert abs(h.item() - residual / (2 * lambda_0)) < 0.01
+
+
+def test_conflict_scales_the_colour_gradient_and_lambda_never_reaches_it():
+    target = torch.zeros(1, 3)
+    gradients = []
+    for h, lambda_0 in ((0.0, 0.3), (0.75, 0.3), (0.75, 3.0)):
+        rendered = torch.tensor([[0.3, 0.4, 0.0]], requires_grad=True)
+        losses.colour_loss(rendered, target, torch.tensor([h]), lambda_0, torch.ones(1)).backward()
+        gradients.append(rendered.grad)
+    torch.testing.assert_close(gradients[1], 0.25 * gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[1])
+
+
+def test_normal_loss_counts_only_facing_foreground():
+    directions = torch.tensor([[0.0, 0, -1]] * 3)
+    target = torch.tensor([[0.0, 0, 1], [0, 0, -1], [0, 0, 1]])  # facing, turned away, background
+    rendered = torch.tensor([[0.0, 0, 0.7], [0, 0, 1], [0, 1, 0]])
+    foreground = torch.tensor([True, True, False])
+    assert float(losses.normal_loss(rendered, target, directions, foreground, torch.ones(3))) < 1e-6
+    wrong = torch.tensor([[0.0, 1, 0]] * 3)
+    one = losses.normal_loss(wrong, target, directions, foreground, torch.ones(3))
+    torch.testing.assert_close(one, torch.tensor(1.0))
+    # more background in the batch leaves the term as it is
+    again = losses.normal_loss(*(t.repeat(4, 1) for t in (wrong, target, directions)),
+                               torch.tensor([True] + [False] * 11), torch.ones(12))  # fmt: skip
+    torch.testing.assert_close(again, one)
+
+
+def test_normal_loss_favours_frontal_rays_and_trims_the_worst():
+    directions = torch.tensor([[0.0, 0, -1]] * 2)
+    target = torch.nn.functional.normalize(torch.tensor([[0.0, 0, 1], [0, 1, 0.3]]), dim=-1)
+    wrong_first = torch.stack([torch.tensor([1.0, 0, 0]), target[1]])
+    wrong_second = torch.stack([target[0], torch.tensor([1.0, 0, 0])])
+    foreground, ones = torch.ones(2, dtype=torch.bool), torch.ones(2)
+    first, second = (losses.normal_loss(w, target, directions, foreground, ones) for w in (wrong_first, wrong_second))
+    assert first > second
+    assert float(losses.normal_loss(wrong_first, target, directions, foreground, ones, keep=0.5)) < 1e-6
+
+
+def test_regularisers_on_known_values():
+    unit = torch.nn.functional.normalize(torch.randn(50, 3), dim=-1)
+    assert float(losses.eikonal_loss(unit)) < 1e-10
+    torch.testing.assert_close(losses.eikonal_loss(3 * unit), torch.tensor(4.0))
+    torch.testing.assert_close(losses.sparse_loss(torch.tensor([0.0, 1.0]), 100.0), torch.tensor(0.5))
+    torch.testing.assert_close(losses.smooth_loss(unit, unit + 0.1), torch.tensor(0.3))
+    torch.testing.assert_close(
+        losses.mask_loss(torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.0]), torch.ones(2)), torch.tensor(0.125)
+    )
+
+
+def test_nothing_to_look_at_gives_finite_zeros():
+    none, flags = torch.zeros(0, 3, requires_grad=True), torch.zeros(0, dtype=torch.bool)
+    values = [
+        losses.colour_loss(none, none, none[:, 0], 1.0, none[:, 0]),
+        losses.normal_loss(none, none, none, flags, none[:, 0], 0.9),
+        losses.mask_loss(none[:, 0], none[:, 0], none[:, 0]),
+        losses.eikonal_loss(none),
+        losses.sparse_loss(none[:, 0], 100.0),
+        losses.smooth_loss(none, none),
+    ]
+    assert [float(v) for v in values] == [0.0] * 6
+    background = torch.zeros(4, 3, requires_grad=True)
+    loss = losses.normal_loss(background, background, background, torch.zeros(4, dtype=torch.bool), torch.ones(4), 0.9)
+    loss.backward()
+    assert float(loss) == 0
+    assert torch.isfinite(background.grad).all()
+
+
+def test_gradients_against_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    a, b, d = (torch.randn(6, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    h, w = torch.rand(6, generator=generator, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    b, d = torch.nn.functional.normalize(b, dim=-1), torch.nn.functional.normalize(d, dim=-1)
+    fg = torch.ones(6, dtype=torch.bool)
+    check = torch.autograd.gradcheck
+    assert check(lambda a, h: losses.colour_loss(a, b, h, 0.3, w), (a.requires_grad_(), h.requires_grad_()))
+    assert check(lambda a: losses.normal_loss(a, b, -b + 0.1 * d, fg, w), (a,))
+    assert check(losses.eikonal_loss, (a,))

@@ -1,0 +1,76 @@
+import math
+
+import torch
+
+from nova3d.cameras import orbit
+from nova3d.fusion.config import PoseConfig
+from nova3d.fusion.poses import PoseRefiner, rotation_matrix
+
+
+def refiner(model: str = "orthographic", **changes) -> PoseRefiner:
+    poses = PoseRefiner(orbit(6, size=16, model=model), PoseConfig(**changes))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        poses.omega.copy_(torch.randn(6, 3, generator=generator) * 0.05)
+        poses.tau.copy_(torch.randn(6, 3, generator=generator) * 0.02)
+    return poses
+
+
+def test_rotation_is_a_rotation_and_smooth_at_zero():
+    omega = torch.randn(10, 3, dtype=torch.float64)
+    rotation = rotation_matrix(omega)
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3, dtype=torch.float64).expand(10, 3, 3))
+    quarter = rotation_matrix(torch.tensor([0.0, math.pi / 2, 0.0]))
+    torch.testing.assert_close(quarter @ torch.tensor([0.0, 0, 1]), torch.tensor([1.0, 0, 0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rotation_matrix(omega), torch.linalg.matrix_exp(torch.stack([
+        torch.linalg.cross(o.expand(3, 3), torch.eye(3, dtype=torch.float64)).T for o in omega])))  # fmt: skip
+    zero = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(rotation_matrix, (zero,))
+
+
+def test_origins_and_directions_both_move_and_cameras_agree():
+    for model in ("orthographic", "perspective"):
+        poses = refiner(model)
+        cameras = orbit(6, size=16, model=model)
+        origins, directions = cameras.rays()
+        view = torch.arange(6)[:, None, None].expand(6, 16, 16)
+        moved = poses(origins.reshape(-1, 3), directions.reshape(-1, 3), view.reshape(-1))
+        expected = poses.cameras(cameras).rays()
+        for ours, theirs in zip(moved, expected, strict=True):
+            torch.testing.assert_close(ours, theirs.reshape(-1, 3), atol=1e-5, rtol=0)
+
+
+def test_projection_fixes_the_frame():
+    poses = refiner()
+    poses.project()
+    assert float(poses.omega[0].detach().abs().max()) == 0
+    assert float(poses.tau[0].detach().abs().max()) == 0
+    axis = torch.einsum("vij,vj->vi", rotation_matrix(poses.omega), poses.back)
+    assert (poses.tau * axis).sum(-1).abs().max() < 1e-6  # unobservable
+    assert (poses.tau[1:] @ poses.back[0]).mean().abs() < 1e-6  # the object may not slide
+    before = poses.tau.detach().clone()
+    poses.project()
+    torch.testing.assert_close(poses.tau.detach(), before)
+
+
+def test_perspective_keeps_motion_along_the_axis():
+    poses = refiner("perspective")
+    poses.project()
+    assert (poses.tau[1:] * poses.back[1:]).sum(-1).abs().max() > 1e-3
+
+
+def test_caps():
+    poses = refiner(max_rotation_deg=1.0, max_translation=0.005)
+    poses.project()
+    deltas = poses.deltas()
+    assert 0 < deltas["rotation_deg_max"] <= 1.0001
+    assert 0 < deltas["translation_max"] <= 0.00501
+    assert float(poses.prior().detach()) > 0
+
+
+def test_starts_at_the_queried_poses():
+    cameras = orbit(3, size=8)
+    poses = PoseRefiner(cameras, PoseConfig())
+    torch.testing.assert_close(poses.cameras(cameras).c2w, cameras.c2w, rtol=0, atol=0)
+    vectors = torch.randn(3, 3)
+    torch.testing.assert_close(poses.turn(vectors, torch.arange(3)), vectors)
