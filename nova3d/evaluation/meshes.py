@@ -18,7 +18,7 @@ from nova3d.errors import InputError
 
 Floats = NDArray[np.float64]
 _POINTS_AT_ONCE = 2_000_000
-_LEAF = 32  # points; with the library's 10, meshes far apart take three times as long
+_LEAF = 32  # points; with the library's 10, meshes far apart take over twice as long
 # The lattice's covering radius is at most edge / sqrt(3) < 1/2 voxel. A step between face neighbours' centres that
 # crosses the surface then always has a sample in one of the two voxels, so no 6-connected path slips through.
 _LATTICE_EDGE = 0.8  # voxels

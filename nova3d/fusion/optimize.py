@@ -4,79 +4,28 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nova3d.cameras import Cameras
 from nova3d.fusion import losses
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.conflict import ConflictField, penalty
 from nova3d.fusion.fields import ColourField, FieldSample, SDFField, Sharpness
 from nova3d.fusion.poses import PoseRefiner
 from nova3d.fusion.rendering import Rendered, composite, sample_weights
-from nova3d.fusion.sampling import Hull, RayPool, grid_points, sample_rays, visual_hull
+from nova3d.fusion.sampling import RayPool, grid_points, sample_rays, visual_hull
+from nova3d.fusion.state import Fit, unit
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 
-_OUTSIDE = 0.1  # cached SDF where the hull forbids a surface
-_CHUNK = 1 << 16
-
 
 class DivergedError(RuntimeError):
     """The loss is no longer finite."""
-
-
-@dataclass
-class Fit:
-    """What the fit leaves behind; `step` is the number of steps done."""
-
-    config: FusionConfig
-    sdf: SDFField
-    colour: ColourField
-    conflict: ConflictField
-    sharpness: Sharpness
-    poses: PoseRefiner
-    hull: Hull
-    queried: Cameras
-    step: int = 0
-
-    @property
-    def cameras(self) -> Cameras:
-        return self.poses.cameras(self.queried)
-
-    @torch.no_grad()
-    def bounded_sdf(self, x: Tensor) -> Tensor:
-        """[n] the SDF, kept positive where the surface may not be (beyond the hull's margin)."""
-        return torch.maximum(self.sdf.sdf(x), self.hull.signed(x) - self.config.hull.dilate)
-
-    @torch.no_grad()
-    def colours(self, x: Tensor) -> Tensor:
-        """[n,3] colour of the field at points x [n,3]."""
-        parts = []
-        for part in x.split(_CHUNK):
-            sample = self.sdf(part)
-            parts.append(self.colour(part, _unit(sample.gradient), sample.features)[0])
-        return torch.cat(parts) if parts else x.new_zeros(0, 3)
-
-    @torch.no_grad()
-    def conflicts(self, x: Tensor, directions: Tensor, view: int) -> Tensor:
-        """[n] h at surface points x [n,3] seen along `directions` [n,3] by one view; zero when it is switched off."""
-        if not self.config.conflict.enabled:
-            return x.new_zeros(len(x))
-        parts = []
-        for p, d in zip(x.split(_CHUNK), directions.split(_CHUNK), strict=True):
-            sample = self.sdf(p)
-            f_c = self.colour(p, _unit(sample.gradient), sample.features)[1]
-            ids = torch.full((len(p),), view, device=p.device)
-            parts.append(self.conflict(f_c, sample.features, d, ids, p))
-        return torch.cat(parts) if parts else x.new_zeros(0)
 
 
 def fit(views: ViewSet, config: FusionConfig, progress: Progress | None = None) -> tuple[Fit, list[dict[str, float]]]:
@@ -100,7 +49,7 @@ def fit(views: ViewSet, config: FusionConfig, progress: Progress | None = None) 
         state.sdf.open_levels = open_levels(at, config)
         _set_rates(optimizer, rates, step, config)
         if step % config.hull.refresh == 0:
-            cache = _read_cache(state)
+            cache = state.read_cache()
         use_conflict = config.conflict.enabled and at >= config.conflict.start
         move = config.pose.enabled and config.pose.start <= at < config.pose.stop
         ids = pool.draw(config.sampling.rays, generator)
@@ -183,20 +132,6 @@ def _fit_hull(state: Fit, generator: torch.Generator) -> None:
         optimizer.step()
 
 
-@torch.no_grad()
-def _read_cache(state: Fit) -> Tensor:
-    """The SDF on the hull's nodes [z,y,x], evaluated only where a surface may be."""
-    hull = state.hull
-    n = hull.distance.shape[0]
-    margin = state.config.hull.dilate
-    cache = hull.distance.flatten().clamp_min(_OUTSIDE)
-    allowed = torch.nonzero(hull.distance.flatten() < margin)[:, 0]
-    points = grid_points(n, hull.radius, cache.device)[allowed]
-    values = [state.sdf.sdf(part) for part in points.split(_CHUNK)]
-    cache[allowed] = torch.cat(values)
-    return cache.reshape(n, n, n)
-
-
 def _terms(
     state: Fit,
     pool: RayPool,
@@ -262,7 +197,7 @@ def _render(
     r, k = shape
     weights = sample_weights(sample.sdf.view(r, k), state.sharpness())
     # The colour may not bend the surface through its normal input, only through the weights.
-    normal = _unit(sample.gradient)
+    normal = unit(sample.gradient)
     colour, f_c = state.colour(x.detach() if not x.requires_grad else x, normal.detach(), sample.features)
     conflict = None
     if use_conflict:
@@ -303,7 +238,3 @@ def _set_rates(optimizer: torch.optim.Optimizer, rates: list[float], step: int, 
         share = step / c.steps / (config.pose.stop if index == 3 else 1.0)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
         group["lr"] = rate * warm * (c.final_lr + (1 - c.final_lr) * cosine)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return F.normalize(vectors, dim=-1, eps=1e-6)

@@ -43,7 +43,8 @@ def _chart(name: str, points: list[tuple[float, float]]) -> str:
         f'<figure class="chart"><figcaption><b>{escape(name)}</b><span>{ys[-1]:.3g}</span></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" preserveAspectRatio="none">'
         f'<polyline points="{line}" vector-effect="non-scaling-stroke"/></svg>'
-        f"<small><span>{min(ys):.3g} to {max(ys):.3g}{', log' if log else ''}</span><span>step {xs[-1]:g}</span></small></figure>"
+        f"<small><span>{min(ys):.3g} to {max(ys):.3g}{', log' if log else ''}</span>"
+        f"<span>step {xs[-1]:g}</span></small></figure>"
     )
 
 

@@ -16,12 +16,12 @@ from nova3d import provenance
 from nova3d.data.shards import ShardReader, shard_hash
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.normals import rotate
+from nova3d.training.autoencoder_init import start_as_block_average
 from nova3d.training.checkpoint import load_checkpoint, save_checkpoint
 from nova3d.training.stats import StatsLog
 from nova3d.views import yaw_rotation
 
 log = logging.getLogger(__name__)
-INITIAL_LOG_VARIANCE = -8.0
 
 
 @dataclass
@@ -94,7 +94,7 @@ def train_autoencoder(
 
 
 def build(config: AutoencoderModelConfig, size: int) -> VideoAutoencoder:
-    """A randomly initialised autoencoder."""
+    """An untrained autoencoder that starts as block averages."""
     model = VideoAutoencoder(
         down_block_types=("DownEncoderBlock2D",) * len(config.block_out_channels),
         block_out_channels=config.block_out_channels,
@@ -104,8 +104,7 @@ def build(config: AutoencoderModelConfig, size: int) -> VideoAutoencoder:
         force_upcast=False,
         norm_groups=config.norm_groups,
     )
-    with torch.no_grad():  # a posterior as wide as its mean would hide the picture from the decoder for long
-        model.quant_conv.bias[config.latent_channels :].fill_(INITIAL_LOG_VARIANCE)
+    start_as_block_average(model)
     return model
 
 

@@ -205,7 +205,7 @@ def test_planted_conflict_is_found(shapes):
     config.optim.steps, config.conflict.start, config.optim.lr_mlp = 250, 0.2, 3e-3
     config.pose.enabled = False
     state, _ = fit(replace(views, rgb=rgb), config)
-    from nova3d.fusion.reconstruct import conflict_maps
+    from nova3d.fusion.reconstruction import conflict_maps
 
     h = conflict_maps(state, shapes.sphere(), views.cameras)
     planted = torch.zeros_like(views.mask, dtype=torch.bool)

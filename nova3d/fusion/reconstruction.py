@@ -16,7 +16,8 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.fusion import export, meshing, texture
 from nova3d.fusion.config import FusionConfig
-from nova3d.fusion.optimize import Fit, fit
+from nova3d.fusion.optimize import fit
+from nova3d.fusion.state import Fit
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)

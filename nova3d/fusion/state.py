@@ -1,0 +1,77 @@
+"""What a fit holds: the fields, the poses and the hull, with the questions the later stages ask of them."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nova3d.cameras import Cameras
+from nova3d.fusion.config import FusionConfig
+from nova3d.fusion.conflict import ConflictField
+from nova3d.fusion.fields import ColourField, SDFField, Sharpness
+from nova3d.fusion.poses import PoseRefiner
+from nova3d.fusion.sampling import Hull, grid_points
+
+_OUTSIDE = 0.1  # cached SDF where the hull forbids a surface
+_CHUNK = 1 << 16
+
+
+@dataclass
+class Fit:
+    """What the fit leaves behind; `step` is the number of steps done."""
+
+    config: FusionConfig
+    sdf: SDFField
+    colour: ColourField
+    conflict: ConflictField
+    sharpness: Sharpness
+    poses: PoseRefiner
+    hull: Hull
+    queried: Cameras
+    step: int = 0
+
+    @property
+    def cameras(self) -> Cameras:
+        return self.poses.cameras(self.queried)
+
+    @torch.no_grad()
+    def bounded_sdf(self, x: Tensor) -> Tensor:
+        """[n] the SDF, kept positive where the surface may not be (beyond the hull's margin)."""
+        return torch.maximum(self.sdf.sdf(x), self.hull.signed(x) - self.config.hull.dilate)
+
+    @torch.no_grad()
+    def colours(self, x: Tensor) -> Tensor:
+        """[n,3] colour of the field at points x [n,3]."""
+        parts = []
+        for part in x.split(_CHUNK):
+            sample = self.sdf(part)
+            parts.append(self.colour(part, unit(sample.gradient), sample.features)[0])
+        return torch.cat(parts) if parts else x.new_zeros(0, 3)
+
+    @torch.no_grad()
+    def conflicts(self, x: Tensor, directions: Tensor, view: int) -> Tensor:
+        """[n] h at surface points x [n,3] seen along `directions` [n,3] by one view; zero when it is switched off."""
+        if not self.config.conflict.enabled:
+            return x.new_zeros(len(x))
+        parts = []
+        for p, d in zip(x.split(_CHUNK), directions.split(_CHUNK), strict=True):
+            sample = self.sdf(p)
+            f_c = self.colour(p, unit(sample.gradient), sample.features)[1]
+            ids = torch.full((len(p),), view, device=p.device)
+            parts.append(self.conflict(f_c, sample.features, d, ids, p))
+        return torch.cat(parts) if parts else x.new_zeros(0)
+
+    @torch.no_grad()
+    def read_cache(self) -> Tensor:
+        """The SDF on the hull's nodes [z,y,x], evaluated only where a surface may be."""
+        distance = self.hull.distance
+        cache = distance.flatten().clamp_min(_OUTSIDE)
+        allowed = torch.nonzero(distance.flatten() < self.config.hull.dilate)[:, 0]
+        points = grid_points(distance.shape[0], self.hull.radius, cache.device)[allowed]
+        cache[allowed] = torch.cat([self.sdf.sdf(part) for part in points.split(_CHUNK)])
+        return cache.reshape(distance.shape)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors, dim=-1, eps=1e-6)
