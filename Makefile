@@ -9,7 +9,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 EXTRAS = dev
-IMAGE = assets/images/horse.png
+IMAGE = assets/images/cactus_pot.png
 MODEL = assets/nova3d-mini
 OUT = outputs/demo
 
@@ -43,8 +43,8 @@ ifeq ($(strip $(CONSTRAINTS)),)
 else
 	@echo "Constraints: $(CONSTRAINTS) ($$(tr '\n' ' ' <$(CONSTRAINTS)| sed 's/ $$//')$(if $(GPU),,; no NVIDIA GPU was found))."
 	@echo "About 1.6 GB and 2 minutes where the package index serves the CPU build of torch. Where it serves the CUDA"
-	@echo "build (PyPI does on x86-64 Linux), which runs on a CPU too, several GB; for the small one set"
-	@echo "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and run make again."
+	@echo "build, which runs on a CPU too, several GB: set PIP_EXTRA_INDEX_URL to the CPU index that PyTorch's install"
+	@echo "page names and run make again."
 endif
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) -e ".[$(EXTRAS)]"

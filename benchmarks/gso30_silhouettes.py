@@ -31,7 +31,9 @@ def main() -> None:
         raise InputError(f"'{root}' holds no cameras.json; give the GSO-30 folder")
     facts = json.loads((root / "cameras.json").read_text())
     # The file's cameras look along +Z with y down (OpenCV), ours along -Z with y up.
-    c2w = torch.linalg.inv(torch.tensor(facts["w2c"]).double()) @ torch.diag(torch.tensor([1.0, -1, -1, 1])).double()
+    w2c = torch.eye(4, dtype=torch.float64).repeat(len(facts["w2c"]), 1, 1)
+    w2c[:, :3] = torch.tensor(facts["w2c"], dtype=torch.float64)
+    c2w = torch.linalg.inv(w2c) @ torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
     k = facts["K"]
     width, height = facts["image_size"]
     intrinsics = torch.tensor([k[0][0], k[1][1], k[0][2], k[1][2]]).repeat(len(c2w), 1)
@@ -44,7 +46,9 @@ def main() -> None:
     print(f"{'object':20}{'mean IoU':>10}{'min IoU':>10}{'worst view':>12}")
     means, minima = [], []
     for folder in objects:
-        drawn = render_object(folder / "mesh.glb", cameras, supersample=options.supersample, normalise=False, device=device)
+        drawn = render_object(
+            folder / "mesh.glb", cameras, supersample=options.supersample, normalise=False, device=device
+        )
         alphas = [np.asarray(Image.open(folder / f"{i:03d}.webp").convert("RGBA"))[..., 3] for i in range(len(cameras))]
         published = torch.from_numpy(np.stack(alphas)) > 127
         ours = drawn.mask > 0.5

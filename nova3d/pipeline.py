@@ -104,23 +104,22 @@ class Nova3DPipeline(DiffusionPipeline):
         guidance: (low, high) scale, by `guidance_kind` over azimuth; (1, 1) turns guidance off at half the cost.
         seed: picture i of a batch uses seed + i, so a batch gives what single calls give. keep_input: view 0's
         colours and mask are the framed input picture instead of the generated ones. framed: the picture is
-        already what view 0's camera sees (square, the object's own scale), so it is only resized. Raises InputError for a picture
-        without an object.
+        already what view 0's camera sees (square, the object's own scale), so it is only resized. Raises InputError
+        for a picture without an object.
         """
         batch = [image] if isinstance(image, Tensor | Image.Image) else list(image)
         pictures = torch.stack([self._frame(picture, i, framed) for i, picture in enumerate(batch)])
         cond = self.encode_picture(pictures, noise_aug, seed)
         low, high = guidance or (self.config.guidance_low, self.config.guidance_high)
         sigmas = karras_sigmas(
-            steps or self.config.steps, self.config.sigma_min, self.config.sigma_max, self.config.rho
+            self.config.steps if steps is None else steps, self.config.sigma_min, self.config.sigma_max, self.config.rho
         )
         v, latent = len(self.cameras), cond.latent.shape[1:]
         shape = (len(TASKS), v, *latent)
         noise = [initial_noise(shape, self.config.sigma_max, seed + i, self.device) for i in range(len(batch))]
         report = (lambda done, total, _: progress(done, total, "sampling")) if progress else None
-        x = sample(
-            self.denoiser(cond, (low, high), guidance_kind), torch.stack(noise), sigmas, solver or self.config.solver, report
-        )  # fmt: skip
+        denoise = self.denoiser(cond, (low, high), guidance_kind)
+        x = sample(denoise, torch.stack(noise), sigmas, solver or self.config.solver, report)
         decoded = decode(self.vae, x.to(self.vae.dtype)).float().cpu()
         views = [self._to_views(d, p if keep_input else None) for d, p in zip(decoded, pictures, strict=True)]
         return Nova3DOutput(views=views[0] if isinstance(image, Tensor | Image.Image) else views)
@@ -130,11 +129,8 @@ class Nova3DPipeline(DiffusionPipeline):
         rgb = (images.composite(pictures) * 2 - 1).permute(0, 3, 1, 2)
         noise = [torch.randn(rgb.shape[1:], generator=torch.Generator().manual_seed(seed + i)) for i in range(len(rgb))]
         strength = torch.full((len(rgb),), noise_aug)
-        device, dtype = self.device, self.unet.dtype
-        cond = condition(
-            self.image_encoder, self.vae, rgb.to(device, dtype), strength.to(device, dtype), torch.stack(noise).to(device, dtype)
-        )  # fmt: skip
-        return cond
+        given = [part.to(self.device, self.unet.dtype) for part in (rgb, strength, torch.stack(noise))]
+        return condition(self.image_encoder, self.vae, *given)
 
     def denoiser(
         self, cond: Conditioning, scales: tuple[float, float], kind: Guidance

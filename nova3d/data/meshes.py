@@ -36,8 +36,9 @@ class Mesh:
         return replace(self, **moved, textures=tuple(t.to(device) for t in self.textures))
 
     def normalised(self) -> "Mesh":
-        """The same mesh centred by its bounding box, longest side 1 (DESIGN: the object frame)."""
-        low, high = self.vertices.min(dim=0).values, self.vertices.max(dim=0).values
+        """The same mesh centred by its faces' bounding box, longest side 1 (DESIGN: the object frame)."""
+        used = self.vertices[self.faces.flatten().unique()]  # a stray vertex is not part of the object
+        low, high = used.min(dim=0).values, used.max(dim=0).values
         return replace(self, vertices=(self.vertices - (low + high) / 2) / (high - low).max())
 
 

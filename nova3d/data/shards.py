@@ -8,7 +8,6 @@ or owner, so identical input gives identical shards.
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -75,13 +74,13 @@ class ShardWriter:
         path = self.folder / INDEX
         temporary = path.with_suffix(".part")
         temporary.write_text(json.dumps(index))
-        os.replace(temporary, path)
+        temporary.replace(path)
         return path
 
     def _finish_shard(self) -> None:
         if self._tar is not None:
             self._tar.close()
-            os.replace(self.folder / f"{self._shard}.part", self.folder / self._shard)
+            (self.folder / f"{self._shard}.part").replace(self.folder / self._shard)
             self._tar = None
 
 
@@ -97,7 +96,7 @@ class ShardReader:
             self.index = json.loads(path.read_text())
             self.samples: list[dict[str, Any]] = self.index["samples"]
             self.cameras = Cameras.from_transforms(self.index["cameras"], str(path))
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: broken index: {error!r}") from error
         if self.index.get("format") != FORMAT:
             raise InputError(f"{path}: shard format {self.index.get('format')} is not {FORMAT}; render again")

@@ -1,5 +1,6 @@
 """Karras noise levels and the Euler and Heun solvers of the probability-flow ODE (Karras et al. 2022, alg. 1)."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -28,14 +29,14 @@ def sample(
     """Integrate dx/dsigma = (x - D(x, sigma)) / sigma from sigmas[0] to sigmas[-1].
 
     `denoise(x, sigma)` returns the estimate D of x0. x is float32 noise already scaled to sigmas[0]; it stays
-    float32 throughout. solver: "euler" or "heun"; Heun costs two evaluations a step, except for the last one to sigma 0. `callback(done,
-    total, x)` follows every step. Raises ValueError for another solver.
+    float32 throughout. solver: "euler" or "heun"; Heun costs two evaluations a step, except for the last one to
+    sigma 0. `callback(done, total, x)` follows every step. Raises ValueError for another solver.
     """
     if solver not in ("euler", "heun"):
         raise ValueError(f"solver '{solver}' is not one of euler, heun")
     x = x.float()
     steps = len(sigmas) - 1
-    for index, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for index, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         s, s_next = sigma.to(x), following.to(x)
         slope = (x - denoise(x, s).float()) / s
         moved = x + (s_next - s) * slope

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
-from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks its loader up here
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks its loader up here
 from torch import Tensor, nn
 
 from nova3d.models.norms import set_norm_groups

@@ -21,7 +21,11 @@ class SpatialBlock(BasicTransformerBlock):
     num_tasks: int
     num_views: int
 
-    def forward(self, hidden_states: Tensor, *_: Any, encoder_hidden_states: Tensor, **__: Any) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: None = None, encoder_hidden_states: Tensor | None = None, *_: Any
+    ) -> Tensor:
+        # The order of diffusers' arguments: its gradient checkpointing passes them by position.
+        assert encoder_hidden_states is not None
         x = hidden_states
         x = x + self.attn1(self.norm1(x))
         if self.alignment is not None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
-from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks its loader up here
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks its loader up here
 from torch import Tensor
 
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, Alignment, AlignmentInit, is_spatial, is_temporal
@@ -25,8 +25,8 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
     alignment: "none", "cross_domain", "gta", "gta_spatial" or "gta_temporal" (paper Table I and finer arms).
     alignment_init: "copied", "random" or "wonder3d", see AlignmentAttention.initialise.
     id_mode: "fold" drops SVD's fps and motion ids (their constant share belongs in the bias, so
-        projection_class_embeddings_input_dim is addition_time_embed_dim, derived where None); "constant" keeps SVD's three ids and
-        feeds the first two as constants.
+        projection_class_embeddings_input_dim is addition_time_embed_dim, derived where None); "constant" keeps SVD's
+        three ids and feeds the first two as constants.
     norm_groups: groups of every GroupNorm; SVD has 32, small widths need fewer.
     """
 
@@ -172,5 +172,3 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
 
 def _context(block: torch.nn.Module, context: Tensor) -> dict[str, Tensor]:
     return {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
-
-

@@ -108,9 +108,7 @@ def build(config: AutoencoderModelConfig, size: int) -> VideoAutoencoder:
     return model
 
 
-def reconstruction_losses(
-    model: VideoAutoencoder, clips: Tensor, config: AutoencoderTrainConfig
-) -> dict[str, Tensor]:
+def reconstruction_losses(model: VideoAutoencoder, clips: Tensor, config: AutoencoderTrainConfig) -> dict[str, Tensor]:
     """Losses of clips [n,f,3,h,w] in [-1,1]: squared error, L1, KL; psnr in dB for the log."""
     frames = clips.flatten(0, 1)
     posterior = model.encode(frames).latent_dist

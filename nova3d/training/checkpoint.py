@@ -40,7 +40,7 @@ def save_checkpoint(
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write checkpoint '{path}': {error}; older checkpoints are kept") from error
@@ -79,7 +79,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise KeyError("step, config, parts")
     except (OSError, RuntimeError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"checkpoint '{path}' is truncated or damaged ({reason}); remove it to use the one before") from error
+        raise InputError(
+            f"checkpoint '{path}' is truncated or damaged ({reason}); remove it to use the one before"
+        ) from error
     return state
 
 

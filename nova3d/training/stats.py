@@ -1,7 +1,6 @@
 """stats.jsonl: one line per logging interval, means over its steps; cut back to the resumed step on resume."""
 
 import json
-import os
 from pathlib import Path
 
 from nova3d.errors import InputError
@@ -21,7 +20,7 @@ class StatsLog:
             kept = [line for line in lines if line["step"] <= start]
             temporary = path.with_suffix(".part")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(temporary, path)
+            temporary.replace(path)
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._step = start

@@ -55,4 +55,3 @@ def compare(result: ViewSet, truth: ViewSet) -> dict[str, float]:
         "normal_angle": float(angle),
         "iou": float(both.sum() / (a | b).sum().clamp_min(1)),
     }
-

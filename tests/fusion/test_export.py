@@ -112,7 +112,7 @@ def test_atlas_bake_is_sharp_where_seen_and_filled_where_not(shapes):
     mesh = shapes.letter_f()
     mesh.merge_vertices(merge_tex=True, merge_norm=True)
     welded = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-    views = paint_views(shapes.letter_f(), size=128)
+    views = paint_views(shapes, shapes.letter_f(), size=128)
     atlas = texture.unwrap(welded)
     assert atlas.uv.min() >= 0
     assert atlas.uv.max() <= 1

@@ -80,7 +80,7 @@ def test_nothing_to_look_at_gives_finite_zeros():
         losses.sparse_loss(none[:, 0], 100.0),
         losses.smooth_loss(none, none),
     ]
-    assert [float(v) for v in values] == [0.0] * 6
+    assert [v.item() for v in values] == [0.0] * 6
     background = torch.zeros(4, 3, requires_grad=True)
     loss = losses.normal_loss(background, background, background, torch.zeros(4, dtype=torch.bool), torch.ones(4), 0.9)
     loss.backward()

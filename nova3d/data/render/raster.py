@@ -4,6 +4,7 @@ Every triangle is expanded into the pixels of its bounding box; the nearest hit 
 64-bit key (depth, face), which makes the result independent of the order of execution. Surfaces are two-sided.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,7 +114,7 @@ def _chunks(counts: Tensor) -> list[slice]:
     bins = (counts.cumsum(0) - counts) // _CHUNK
     edges = torch.nonzero(torch.diff(bins))[:, 0] + 1
     bounds = [0, *edges.tolist(), len(counts)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 def _barycentric(corners: Tensor, points: Tensor) -> Tensor:
