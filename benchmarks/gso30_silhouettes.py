@@ -10,10 +10,11 @@ from nova3d import cli
 def main() -> None:
     arguments = cli.parser(
         "Draw every GSO-30 mesh from the published cameras and compare its mask with the published alpha.",
-        "python benchmarks/gso30_silhouettes.py data/gso30 --supersample 2",
+        "python benchmarks/gso30_silhouettes.py data/gso30",
     )
     arguments.add_argument("folder", help="cameras.json and one folder per object: mesh.glb, 000.webp ... 015.webp")
-    arguments.add_argument("--supersample", type=int, default=2, help="samples per pixel and axis (default: 2)")
+    # The published alpha is one sample at each pixel's centre; an even number of samples here has none there.
+    arguments.add_argument("--supersample", type=int, default=1, help="samples per pixel and axis (default: 1)")
     arguments.add_argument("--limit", type=int, default=0, help="first so many objects only (default: all)")
     arguments.add_argument("--device", default="", help="torch device (default: cuda where there is one, else cpu)")
     options = arguments.parse_args()

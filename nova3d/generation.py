@@ -187,4 +187,3 @@ def prepare_folder(path: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"output folder '{folder}' cannot be written: {error.strerror or error}") from error
     return folder
-

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nova3d.compat import ensure_torchvision
+from nova3d.compat import ensure_torchvision, verify_checksums
 
 ensure_torchvision()  # before anything imports diffusers
 
@@ -190,6 +190,8 @@ class Nova3DPipeline(DiffusionPipeline):
         path = Path(folder)
         if not (path / "model_index.json").is_file():
             raise InputError(f"'{folder}' is not a model folder: it has no model_index.json")
+        if (path / "SHA256SUMS").is_file() and (faults := verify_checksums(path)):
+            raise InputError(f"model '{folder}' is damaged: {faults[0]}")
         try:
             pipeline: Nova3DPipeline = cls.from_pretrained(path, dtype=torch.float32, local_files_only=True)
         except Exception as error:  # safetensors, json and diffusers each raise their own

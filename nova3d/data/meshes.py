@@ -56,7 +56,7 @@ def load_mesh(path: str | Path) -> Mesh:
     try:
         # process=False: welding would merge vertices across UV seams and hard edges.
         scene = trimesh.load_scene(path, process=False)
-        parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+        parts = _parts(scene)
     except Exception as error:  # parsers of foreign files raise anything
         raise InputError(f"mesh '{path}' cannot be read: {type(error).__name__}: {error}") from error
     if not parts:
@@ -68,6 +68,17 @@ def load_mesh(path: str | Path) -> Mesh:
     if (used.max(dim=0).values - used.min(dim=0).values).max() <= 1e-12:
         raise InputError(f"mesh '{path}' has no extent: all its vertices coincide")
     return mesh
+
+
+def _parts(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
+    """The scene's meshes in its world frame. `Scene.dump` would drop the vertex normals that the file carries."""
+    parts = []
+    for node in scene.graph.nodes_geometry:
+        transform, name = scene.graph[node]
+        part = scene.geometry[name]
+        if isinstance(part, trimesh.Trimesh) and len(part.faces):
+            parts.append(part.copy(include_cache=True).apply_transform(transform))
+    return parts
 
 
 def from_trimesh(parts: list[trimesh.Trimesh]) -> Mesh:

@@ -38,7 +38,7 @@ class FieldConfig:
 class HullConfig:
     resolution: int = 96  # cells across the box of the visual hull and of the cached SDF that guides sampling
     dilate: float = 0.02  # how far outside the hull the surface may lie
-    tolerance: float = 0.0  # share of views that may disagree before a cell is carved away
+    tolerance: float = 0.1  # share of views that may disagree before a cell is carved away (one of 16)
     fit_steps: int = 120  # steps that regress the hull's distance, without rendering
     refresh: int = 25  # steps between two readings of the SDF into the cache
 
@@ -122,6 +122,7 @@ class TextureConfig:
     size: int = 1024
     power: float = 2.0  # views are blended by cos^power * (1 - H)^2
     top_views: int = 0  # best views per texel that are blended; 0: all
+    input_view: float = 3.0  # weight of view 0, the one picture that is not generated
     min_cos: float = 0.15  # more grazing views are not used
     erode_px: float = 1.0  # rim of the masks, at 256 px, whose colours are not used
     smooth_unseen: bool = True  # shift the colour field's fill to meet the baked colours at the border

@@ -18,7 +18,8 @@ from nova3d.fusion.config import ExtractConfig
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 17
-_EAGERNESS = (5, 3, 1)  # of the decimation; eager passes may pinch the surface, slow ones do not
+# Share of the face budget and eagerness: eager passes may pinch the surface, patient ones may stop short of the budget.
+_TRIES = ((1.0, 5), (1.0, 4), (1.0, 3), (0.95, 5), (0.95, 4), (0.9, 5), (0.9, 4), (0.85, 5), (0.8, 5))
 
 
 def extract(sdf: Callable[[Tensor], Tensor], box: Tensor, config: ExtractConfig, radius: float) -> trimesh.Trimesh:
@@ -90,22 +91,25 @@ def clean(mesh: trimesh.Trimesh, min_component: float) -> trimesh.Trimesh:
 
 
 def decimate(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
-    """Quadric decimation to at most `faces` faces, as eager as it can be without opening a closed mesh."""
+    """Quadric decimation to at most `faces` faces; of several tries the first that keeps a closed mesh closed."""
     if len(mesh.faces) <= faces:
         return mesh
-    closed = mesh.is_watertight
-    for eagerness in _EAGERNESS:
+    must_close = mesh.is_watertight
+    tried = []
+    for share, eagerness in _TRIES:
         vertices, triangles = fast_simplification.simplify(
             np.asarray(mesh.vertices, dtype=np.float32),
             np.asarray(mesh.faces, dtype=np.int32),
-            target_count=faces,
+            target_count=round(share * faces),
             agg=eagerness,
         )
         smaller = trimesh.Trimesh(vertices, triangles, process=False)
-        if not closed or smaller.is_watertight:
-            break
-    smaller.remove_unreferenced_vertices()
-    return smaller
+        smaller.remove_unreferenced_vertices()
+        if len(triangles) <= 1.05 * faces and (smaller.is_watertight or not must_close):
+            return smaller
+        tried.append(smaller)
+    log.warning("decimation to %d faces pinched the surface: the mesh is not quite closed", faces)
+    return tried[0]
 
 
 def health(mesh: trimesh.Trimesh) -> dict[str, float | int | bool]:

@@ -69,6 +69,7 @@ def projector(
     erode = max(1, round(config.erode_px * h / 256)) if config.erode_px > 0 else 0
     solid = -F.max_pool2d(-mask, 2 * erode + 1, 1, erode)
     trust = (solid.clamp(0, 1) ** 2) * (1 - conflict[:, None]).clamp(0, 1).square()
+    trust[0] *= config.input_view
     fine = cameras.resized(cameras.width * 2, cameras.height * 2)
     depth = depth_maps(mesh, fine)[:, None]
     pixel = float((1 / cameras.intrinsics[:, 0]).max())

@@ -1,5 +1,6 @@
 """Render every mesh of a folder into shards, on several processes; failures are recorded, never fatal."""
 
+import itertools
 import json
 import logging
 import time
@@ -71,7 +72,8 @@ def _render_one(job: tuple[Path, RenderConfig, dict[str, Any]]) -> tuple[dict[st
     path, config, licence = job
     torch.set_num_threads(1)  # one process per core beats threads on small pictures
     started = time.perf_counter()
-    facts = {"uid": path.stem, "source_sha256": provenance.hash_file(path), **licence}
+    uid = _uid(path)
+    facts = {"uid": uid, "source_sha256": provenance.hash_file(path), **licence}
     row = {**facts, "state": "done", "reason": "", "engine": config.engine, "shard": ""}
     try:
         views = render_object(
@@ -81,7 +83,7 @@ def _render_one(job: tuple[Path, RenderConfig, dict[str, Any]]) -> tuple[dict[st
             supersample=config.supersample,
             light=config.light,  # type: ignore[arg-type]  # checked by _find
         )
-        members = encode_views(path.stem, views, facts)
+        members = encode_views(uid, views, facts)
     except InputError as error:
         row |= {"state": "refused", "reason": str(error)}
         members = None
@@ -98,11 +100,16 @@ def _find(config: RenderConfig) -> list[Path]:
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in MESH_SUFFIXES and p.stem not in config.exclude)
     if not paths:
         raise InputError(f"no meshes ({', '.join(MESH_SUFFIXES)}) in '{folder}'")
-    stems = [p.stem for p in paths]
-    duplicates = {a for a, b in zip(sorted(stems), sorted(stems)[1:], strict=False) if a == b}
+    uids = sorted(_uid(p) for p in paths)
+    duplicates = {a for a, b in itertools.pairwise(uids) if a == b}
     if duplicates:
         raise InputError(f"two meshes in '{folder}' share the name '{min(duplicates)}'; names are the objects' uids")
     return paths[: config.limit or None]
+
+
+def _uid(path: Path) -> str:
+    """A mesh's name as the key of its sample, which ends at the first dot in a WebDataset tar."""
+    return path.stem.replace(".", "_")
 
 
 def _licences(path: str) -> dict[str, dict[str, str]]:

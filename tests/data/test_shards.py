@@ -1,0 +1,100 @@
+"""Shards: names WebDataset understands, exact round trips, named damage."""
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nova3d import cameras
+from nova3d.data.render import render_object
+from nova3d.data.shards import ShardReader, read_json, shard_hash
+from nova3d.errors import InputError
+
+Write = Callable[..., Path]
+
+
+def test_tars_group_into_samples_by_webdataset_s_rule(tmp_path: Path, write_shards: Write) -> None:
+    folder = write_shards(tmp_path / "s")
+    seen: list[str] = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar.getmembers():
+                key, extension = member.name.split(".", 1)  # WebDataset's split: up to the first dot
+                assert extension == "json" or extension.split(".")[0] in ("rgb", "normal")
+                if not seen or seen[-1] != key:
+                    seen.append(key)
+    assert seen == ["object0", "object1", "object2"]  # one run of members each, so streaming groups them
+    assert not list(folder.glob("*.part"))
+
+
+def test_views_survive_the_round_trip(tmp_path: Path, write_shards: Write, lopsided_file: Path) -> None:
+    truth = render_object(lopsided_file, cameras.orbit(4, size=24), supersample=2)
+    reader = ShardReader(write_shards(tmp_path / "s"))
+    assert len(reader) == 3
+    views = reader.views(2)
+    assert (views.rgb - truth.rgb).abs().max() <= 0.5 / 255 + 1e-6
+    assert (views.mask - truth.mask).abs().max() <= 0.5 / 255 + 1e-6
+    assert (views.normals - truth.normals).norm(dim=-1).max() < 0.02  # 8 bits
+    assert torch.equal(views.cameras.c2w, truth.cameras.c2w)
+    some = reader.views(2, [3, 1])
+    assert torch.equal(some.rgb, views.rgb[[3, 1]]) and torch.equal(some.cameras.c2w, truth.cameras.c2w[[3, 1]])
+    assert read_json(reader.read(1)) == {"uid": "object1"}
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, write_shards: Write) -> None:
+    a, b = write_shards(tmp_path / "a"), write_shards(tmp_path / "b")
+    names = sorted(p.name for p in a.iterdir())
+    assert names == ["index.json", "shard-00000.tar", "shard-00001.tar"]
+    assert all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
+
+
+def test_a_flipped_byte_is_found_and_only_there(tmp_path: Path, write_shards: Write) -> None:
+    folder = write_shards(tmp_path / "s")
+    reader = ShardReader(folder)
+    offset, size = reader.samples[1]["members"]["rgb.002.png"]
+    path = folder / reader.samples[1]["shard"]
+    content = bytearray(path.read_bytes())
+    content[offset + size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"shard-00000\.tar.*damaged.*object1"):
+        reader.read(1)
+    assert len(reader.read(0)) == 9  # its neighbour is sound
+
+
+def test_a_truncated_or_missing_tar_is_named(tmp_path: Path, write_shards: Write) -> None:
+    folder = write_shards(tmp_path / "s")
+    path = folder / "shard-00001.tar"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(InputError, match=r"shard-00001\.tar.*truncated.*object2"):
+        ShardReader(folder).read(2)
+    path.unlink()
+    with pytest.raises(InputError, match=r"shard-00001\.tar.*missing"):
+        ShardReader(folder).read(2)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"samples": [], "cameras": {}, "format": 1}', "\xff"])
+def test_a_missing_or_broken_index_is_one_line(tmp_path: Path, write_shards: Write, content: str | None) -> None:
+    folder = write_shards(tmp_path / "s", 1)
+    (folder / "index.json").unlink()
+    if content is not None:
+        (folder / "index.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError) as caught:
+        ShardReader(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_format_is_refused(tmp_path: Path, write_shards: Write) -> None:
+    folder = write_shards(tmp_path / "s", 1)
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index | {"format": 99}))
+    with pytest.raises(InputError, match="format 99"):
+        ShardReader(folder)
+
+
+def test_the_data_s_hash_names_the_set_and_not_its_order() -> None:
+    rows = [{"uid": "a", "sha256": "1"}, {"uid": "b", "sha256": "2"}]
+    assert shard_hash(rows) == shard_hash(rows[::-1])
+    assert shard_hash(rows) != shard_hash([rows[0], {"uid": "b", "sha256": "3"}])

@@ -1,0 +1,86 @@
+"""What the UNet is told of the input picture: SVD's contract."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nova3d.models.conditioning import CLIP_MEAN, CLIP_STD, Conditioning, clip_pixels, condition, unet_input
+
+
+@pytest.mark.parametrize(("side", "size"), [(96, 32), (50, 32), (20, 32), (32, 32)])
+def test_clip_pixels_are_those_of_diffusers_svd_pipeline(side: int, size: int) -> None:
+    from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    resized = (_resize_with_antialiasing(images, (size, size)) + 1) / 2
+    mean, std = torch.tensor(CLIP_MEAN).reshape(3, 1, 1), torch.tensor(CLIP_STD).reshape(3, 1, 1)
+    torch.testing.assert_close(clip_pixels(images, size), (resized - mean) / std, atol=1e-4, rtol=1e-4)
+
+
+def test_clip_statistics_are_transformers_own() -> None:
+    from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    assert tuple(OPENAI_CLIP_MEAN) == CLIP_MEAN and tuple(OPENAI_CLIP_STD) == CLIP_STD
+
+
+class Encoder(nn.Module):
+    config = SimpleNamespace(image_size=8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, pixels: Tensor) -> SimpleNamespace:
+        self.seen.append(pixels)
+        return SimpleNamespace(image_embeds=pixels.mean(dim=(2, 3)))
+
+
+class Vae(nn.Module):
+    """Its mode is the picture itself (one more channel), its scaling factor must not be used."""
+
+    config = SimpleNamespace(scaling_factor=0.1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def encode(self, pixels: Tensor) -> SimpleNamespace:
+        latent = torch.cat([pixels, pixels[:, :1]], dim=1) * self.weight
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: latent))
+
+
+def test_clip_sees_the_clean_picture_and_the_vae_the_noisy_one_unscaled() -> None:
+    rng = torch.Generator().manual_seed(0)
+    images, noise = torch.rand(2, 3, 8, 8, generator=rng), torch.randn(2, 3, 8, 8, generator=rng)
+    strength = torch.tensor([0.0, 0.5])
+    encoder = Encoder()
+    cond = condition(encoder, Vae(), images, strength, noise)
+    assert cond.image_embeds.shape == (2, 1, 3)
+    torch.testing.assert_close(encoder.seen[0], clip_pixels(images, 8))
+    torch.testing.assert_close(cond.latent[0, :3], images[0])
+    torch.testing.assert_close(cond.latent[1, :3], images[1] + 0.5 * noise[1])
+    assert not cond.latent.requires_grad  # the VAE is frozen
+    assert torch.equal(cond.noise_aug, strength)
+
+
+def test_dropped_conditions_are_zeros_per_object() -> None:
+    cond = Conditioning(torch.ones(3, 1, 5), torch.ones(3, 4, 2, 2), torch.full((3,), 0.02))
+    dropped = cond.dropped(torch.tensor([True, False, False]), torch.tensor([True, True, False]))
+    assert dropped.image_embeds.sum(dim=(1, 2)).tolist() == [0, 5, 5]
+    assert dropped.latent.sum(dim=(1, 2, 3)).tolist() == [0, 0, 16]
+    assert torch.equal(dropped.noise_aug, cond.noise_aug)
+    empty = cond.unconditional()
+    assert not empty.image_embeds.any() and not empty.latent.any()
+
+
+def test_the_unet_gets_the_scaled_latent_beside_the_repeated_condition() -> None:
+    rng = torch.Generator().manual_seed(0)
+    noisy, sigma = torch.randn(2, 2, 3, 4, 5, 5, generator=rng), torch.tensor([0.5, 20.0])
+    cond = Conditioning(torch.zeros(2, 1, 5), torch.randn(2, 4, 5, 5, generator=rng), torch.zeros(2))
+    x = unet_input(noisy, sigma, cond)
+    assert x.shape == (2, 2, 3, 8, 5, 5)
+    for b in range(2):
+        torch.testing.assert_close(x[b, ..., :4, :, :], noisy[b] / float((sigma[b] ** 2 + 1).sqrt()))
+        assert (x[b, ..., 4:, :, :] == cond.latent[b]).all()

@@ -1,0 +1,173 @@
+"""NovaUNet against diffusers' own UNet, and what its labels and alignment units do at and after the start."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nova3d.models import NovaUNet
+from nova3d.models.alignment import ALIGNMENTS
+from nova3d.tasks import TASKS, Task
+
+Inputs = dict[str, Tensor]
+
+
+def stock_output(stock: nn.Module, inputs: Inputs) -> Tensor:
+    """The stock UNet's answer: every (object, task) is a video of its own."""
+    ids = torch.stack([torch.tensor([6.0, 127.0, float(aug)]) for aug in inputs["noise_aug"]])
+    with torch.no_grad():
+        out = stock(
+            inputs["sample"].flatten(0, 1),
+            inputs["c_noise"].repeat_interleave(2),
+            inputs["image_embeds"].repeat_interleave(2, dim=0),
+            added_time_ids=ids.repeat_interleave(2, dim=0),
+        ).sample
+    return out.unflatten(0, (2, 2))
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_every_arm_starts_as_svd_s_function(
+    stock: nn.Module, inputs: Inputs, make_unet: Callable[..., NovaUNet], alignment: str
+) -> None:
+    unet = make_unet(alignment=alignment, id_mode="constant", norm_groups=32)
+    missing, unexpected = unet.load_state_dict(stock.state_dict(), strict=False)
+    assert sorted(missing) == sorted(unet.new_parameter_names) and unexpected == []
+    with torch.no_grad():
+        ours = unet(**inputs)
+    expected = stock_output(stock, inputs)
+    assert ours.shape == (2, 2, 4, 4, 8, 8)
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
+    assert expected.std() > 0.1
+
+
+def test_dropping_the_constant_ids_keeps_the_function(
+    stock: nn.Module, inputs: Inputs, make_unet: Callable[..., NovaUNet]
+) -> None:
+    unet = make_unet(alignment="gta", id_mode="fold", norm_groups=32)
+    state = stock.state_dict()
+    weight, encode = state["add_embedding.linear_1.weight"], stock.add_time_proj
+    constants = encode(torch.tensor([6.0, 127.0])).flatten()
+    state["add_embedding.linear_1.weight"] = weight[:, 64:]
+    state["add_embedding.linear_1.bias"] = state["add_embedding.linear_1.bias"] + weight[:, :64] @ constants
+    unet.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(unet(**inputs), stock_output(stock, inputs), atol=2e-5, rtol=1e-4)
+
+
+def units(unet: NovaUNet) -> list[Any]:
+    return [m.alignment for m in unet.modules() if getattr(m, "alignment", None) is not None]
+
+
+@pytest.mark.parametrize(
+    ("alignment", "folds"),
+    [
+        ("none", set()),
+        ("gta", {"spatial", "temporal"}),
+        ("gta_spatial", {"spatial"}),
+        ("gta_temporal", {"temporal"}),
+        ("cross_domain", {"spatial"}),
+    ],
+)
+def test_arms_have_the_units_they_are_named_for(
+    make_unet: Callable[..., NovaUNet], alignment: str, folds: set[str]
+) -> None:
+    unet = make_unet(alignment=alignment)
+    assert {unit.fold for unit in units(unet)} == folds
+    assert len(units(unet)) == 4 * len(folds)  # one down, one mid, two up transformers
+
+
+def test_first_gradients_reach_what_starts_at_zero_and_only_that(
+    inputs: Inputs, make_unet: Callable[..., NovaUNet]
+) -> None:
+    unet = make_unet(alignment="gta")
+    plain = make_unet(alignment="none")
+    plain.load_state_dict({k: v for k, v in unet.state_dict().items() if ".alignment." not in k})
+    out = unet(**inputs)
+    with torch.no_grad():
+        assert torch.equal(out, plain(**inputs))
+    out.square().mean().backward()
+    mlp = unet.view_embedding.mlp
+    assert mlp.linear_2.weight.grad.abs().max() > 0 and mlp.linear_2.bias.grad.abs().max() > 0
+    assert mlp.linear_1.weight.grad.abs().max() == 0
+    for unit in units(unet):
+        assert unit.attn.to_out[0].weight.grad.abs().max() > 0
+        assert unit.attn.to_out[0].bias.grad.abs().max() > 0
+        assert unit.attn.to_q.weight.grad.abs().max() == 0
+    trainable = {n for n, p in unet.named_parameters() if p.requires_grad}
+    assert {n for n, p in unet.named_parameters() if p.grad is not None} == trainable  # DDP waits for every one
+
+
+def test_labels_count_and_tasks_exchange_after_the_start(
+    inputs: Inputs, make_unet: Callable[..., NovaUNet], shaken: Callable[..., NovaUNet]
+) -> None:
+    unet, alone = shaken(make_unet(alignment="gta")), shaken(make_unet(alignment="none"))
+    perturbed = inputs | {"sample": inputs["sample"].clone()}
+    perturbed["sample"][0, Task.NORMAL] += 1
+    with torch.no_grad():
+        base, moved = unet(**inputs), unet(**perturbed)
+        assert (base - moved)[0, Task.RGB].abs().max() > 1e-4  # the RGB half hears of the normal half
+        assert torch.equal(base[1], moved[1])  # objects never mix
+        assert torch.equal(alone(**inputs)[0, Task.RGB], alone(**perturbed)[0, Task.RGB])
+        turned = unet(**inputs | {"cameras": inputs["cameras"] + torch.tensor([0.5, 0.0])})
+        assert (turned - base).abs().max() > 1e-4
+        full = unet(**inputs | {"cameras": inputs["cameras"] + torch.tensor([2 * torch.pi, 0.0])})
+        torch.testing.assert_close(full, base, atol=1e-4, rtol=1e-3)
+        swapped = unet(**inputs | {"sample": inputs["sample"].flip(1)}, tasks=TASKS[::-1])
+        torch.testing.assert_close(swapped.flip(1), base, atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_equals_its_objects_alone(inputs: Inputs, make_unet: Callable[..., NovaUNet], shaken: Any) -> None:
+    unet = shaken(make_unet(alignment="gta"))
+    with torch.no_grad():
+        both = unet(**inputs)
+        singles = [unet(**{k: v[i : i + 1] for k, v in inputs.items()}) for i in range(2)]
+    torch.testing.assert_close(both, torch.cat(singles), atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_checkpointing_changes_no_gradient(
+    inputs: Inputs, make_unet: Callable[..., NovaUNet], shaken: Any
+) -> None:
+    grads = []
+    for checkpointing in (False, True):
+        unet = shaken(make_unet(alignment="gta")).train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet(**inputs).square().mean().backward()
+        grads.append({n: p.grad for n, p in unet.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-6, rtol=1e-4)
+
+
+def test_saving_and_loading_keeps_every_weight(
+    tmp_path: Path, inputs: Inputs, make_unet: Callable[..., NovaUNet], shaken: Any
+) -> None:
+    unet = shaken(make_unet(alignment="gta_temporal"))
+    unet.save_pretrained(tmp_path)
+    loaded = NovaUNet.from_pretrained(tmp_path)
+    assert loaded.config.alignment == "gta_temporal" and loaded.config.norm_groups == 8
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs), unet(**inputs))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"alignment": "gat"}, "alignment 'gat'"),
+        ({"alignment_init": "zero"}, "alignment_init 'zero'"),
+        ({"id_mode": "drop"}, "id_mode 'drop'"),
+        ({"projection_class_embeddings_input_dim": 96}, "must be 32"),
+        ({"norm_groups": 7}, "norm_groups 7"),
+    ],
+)
+def test_unknown_settings_are_refused(make_unet: Callable[..., NovaUNet], wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_unet(**wrong)
+
+
+def test_tasks_must_fit_the_sample(inputs: Inputs, make_unet: Callable[..., NovaUNet]) -> None:
+    with pytest.raises(ValueError, match="2 tasks, but 1"):
+        make_unet(alignment="none")(**inputs, tasks=(Task.RGB,))
