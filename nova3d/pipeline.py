@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nova3d.compat import ensure_torchvision, verify_checksums
 
@@ -127,7 +126,9 @@ class Nova3DPipeline(DiffusionPipeline):
     def encode_picture(self, pictures: Tensor, noise_aug: float, seed: int) -> Conditioning:
         """Conditioning on framed pictures [b,size,size,4]; the pixel noise of picture i is seeded by seed + i."""
         rgb = (images.composite(pictures) * 2 - 1).permute(0, 3, 1, 2)
-        noise = [torch.randn(rgb.shape[1:], generator=torch.Generator().manual_seed(seed + i)) for i in range(len(rgb))]
+        # Far from the sampler's seeds: the same one would repeat the sampler's first numbers in the pixels.
+        rngs = [torch.Generator().manual_seed((1 << 40) + seed + i) for i in range(len(rgb))]
+        noise = [torch.randn(rgb.shape[1:], generator=rng) for rng in rngs]
         strength = torch.full((len(rgb),), noise_aug)
         given = [part.to(self.device, self.unet.dtype) for part in (rgb, strength, torch.stack(noise))]
         return condition(self.image_encoder, self.vae, *given)
@@ -199,7 +200,7 @@ class Nova3DPipeline(DiffusionPipeline):
                 f"model '{folder}' cannot be loaded, a file is truncated or missing: "
                 f"{str(error).splitlines()[0][:300] if str(error) else type(error).__name__}"
             ) from error
-        finite: Any = all(torch.isfinite(p).all() for p in pipeline.unet.parameters())
-        if not finite:
-            raise InputError(f"model '{folder}' holds NaN or infinite weights")
+        for name in ("unet", "vae", "image_encoder"):
+            if not all(bool(torch.isfinite(p).all()) for p in getattr(pipeline, name).parameters()):
+                raise InputError(f"model '{folder}' holds NaN or infinite weights in its {name}")
         return pipeline.to(device)

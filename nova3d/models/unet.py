@@ -1,6 +1,8 @@
 """NovaUNet: SVD's video UNet denoising the RGB and the normal sequence of an object together."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -14,6 +16,9 @@ from nova3d.models.norms import set_norm_groups
 from nova3d.models.temporal_conv import fold_temporal_convs
 from nova3d.models.view_embedding import ViewEmbedding
 from nova3d.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from nova3d.models.svd import LoadReport
 
 SVD_FPS_ID, SVD_MOTION_ID = 6.0, 127.0  # what SVD's pipeline feeds: fps 7 minus 1, motion bucket 127
 
@@ -97,6 +102,13 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
                     adopt(block, "temporal", is_temporal(alignment), alignment_init)
         set_norm_groups(self, norm_groups)
         fold_temporal_convs(self)
+
+    @classmethod
+    def from_svd(cls, path_or_hub_id: str | Path, variant: str = "", **config: Any) -> "tuple[NovaUNet, LoadReport]":
+        """SVD's weights with the paper's additions at zero; see nova3d.models.svd.load_svd."""
+        from nova3d.models.svd import load_svd
+
+        return load_svd(path_or_hub_id, variant, **config)
 
     def forward(  # type: ignore[override]
         self,

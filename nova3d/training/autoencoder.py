@@ -17,6 +17,7 @@ from nova3d.data.shards import ShardReader, shard_hash
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.normals import rotate
 from nova3d.training.autoencoder_init import start_as_block_average
+from nova3d.training.batches import generator
 from nova3d.training.checkpoint import load_checkpoint, save_checkpoint
 from nova3d.training.stats import StatsLog
 from nova3d.views import yaw_rotation
@@ -74,13 +75,13 @@ def train_autoencoder(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.warmup, config.steps)
         clips = batch(reader, config, step).to(device)
-        losses = reconstruction_losses(model, clips, config)
+        losses = reconstruction_losses(model, clips, config, generator(config.seed, 0, step))
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         stats.add(step, {k: v.item() for k, v in losses.items()} | {"seconds": time.perf_counter() - started})
-        if (step + 1) % config.log_every == 0:
+        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             means = stats.flush()
             if progress:
                 progress(step + 1, config.steps, f"loss {means['loss']:.4f} psnr {means['psnr']:.2f}")
@@ -108,11 +109,13 @@ def build(config: AutoencoderModelConfig, size: int) -> VideoAutoencoder:
     return model
 
 
-def reconstruction_losses(model: VideoAutoencoder, clips: Tensor, config: AutoencoderTrainConfig) -> dict[str, Tensor]:
-    """Losses of clips [n,f,3,h,w] in [-1,1]: squared error, L1, KL; psnr in dB for the log."""
+def reconstruction_losses(
+    model: VideoAutoencoder, clips: Tensor, config: AutoencoderTrainConfig, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """Losses of clips [n,f,3,h,w] in [-1,1]: squared error, L1, KL; psnr in dB for the log. `rng` draws the latents."""
     frames = clips.flatten(0, 1)
     posterior = model.encode(frames).latent_dist
-    restored = model.decode(posterior.sample(), num_frames=clips.shape[1]).sample
+    restored = model.decode(posterior.sample(rng), num_frames=clips.shape[1]).sample
     mse, l1 = F.mse_loss(restored, frames), F.l1_loss(restored, frames)
     kl = posterior.kl().mean()
     psnr = -10 * (mse.detach() / 4).log10()  # range 2, hence / 4

@@ -155,7 +155,7 @@ def test_a_file_without_normals_is_shaded_flat(tmp_path: Path) -> None:
     assert not mesh.has_normals
     views = render_object(path, cameras.orbit(2, 15.0, 48), supersample=1)
     seen = views.normals[views.mask > 0]
-    faces = torch.from_numpy(np.asarray(solid.face_normals)).float()
+    faces = torch.tensor(np.array(solid.face_normals)).float()
     assert (seen @ faces.T).amax(dim=1).min() > 1 - 1e-5
     assert len((seen * 100).round().unique(dim=0)) >= 6
 

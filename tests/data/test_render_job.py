@@ -26,7 +26,13 @@ def source(tmp_path_factory: pytest.TempPathFactory, lopsided_file: Path) -> Pat
 
 def settings(source: Path, out: Path, workers: int) -> RenderConfig:
     return RenderConfig(
-        str(source), str(out), str(source / "licences.json"), size=16, supersample=1, workers=workers, samples_per_shard=1
+        str(source),
+        str(out),
+        str(source / "licences.json"),
+        size=16,
+        supersample=1,
+        workers=workers,
+        samples_per_shard=1,
     )
 
 
@@ -65,5 +71,6 @@ def test_unusable_sources_are_refused(tmp_path: Path, lopsided_file: Path) -> No
         render_folder(RenderConfig(str(empty), str(tmp_path / "out")))
     with pytest.raises(InputError, match="light 'dark'"):
         render_folder(RenderConfig(str(empty), str(tmp_path / "out"), light="dark"))
+    (empty / "a.obj").unlink()
     with pytest.raises(InputError, match="licence file"):
-        render_folder(RenderConfig(str(empty), str(tmp_path / "out"), str(tmp_path / "none.json"), exclude=["b"], limit=1))
+        render_folder(RenderConfig(str(empty), str(tmp_path / "out"), str(tmp_path / "none.json")))

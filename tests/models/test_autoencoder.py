@@ -39,7 +39,7 @@ def test_32_groups_compute_svd_s_function(vae: VideoAutoencoder) -> None:
 def test_fewer_groups_are_kept_by_saving(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("vae")
     VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",), block_out_channels=(16,), layers_per_block=1, norm_groups=4
+        down_block_types=("DownEncoderBlock2D",), block_out_channels=(32,), layers_per_block=1, norm_groups=4
     ).save_pretrained(folder)
     loaded = VideoAutoencoder.from_pretrained(folder)
     assert {m.num_groups for m in loaded.modules() if isinstance(m, torch.nn.GroupNorm)} == {4}

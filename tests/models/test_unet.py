@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nova3d.models import NovaUNet
+from nova3d.models import AlignmentAttention, NovaUNet
 from nova3d.models.alignment import ALIGNMENTS
 from nova3d.tasks import TASKS, Task
 
@@ -57,8 +57,8 @@ def test_dropping_the_constant_ids_keeps_the_function(
         torch.testing.assert_close(unet(**inputs), stock_output(stock, inputs), atol=2e-5, rtol=1e-4)
 
 
-def units(unet: NovaUNet) -> list[Any]:
-    return [m.alignment for m in unet.modules() if getattr(m, "alignment", None) is not None]
+def units(unet: NovaUNet) -> list[AlignmentAttention]:
+    return [module for module in unet.modules() if isinstance(module, AlignmentAttention)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""Four views of three small objects, a tiny autoencoder, and a run's config on them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nova3d import cameras
+from nova3d.data.shards import ShardWriter, encode_views
+from nova3d.models.autoencoder import VideoAutoencoder
+from nova3d.training.config import DataConfig, ImageEncoderConfig, OptimConfig, PipelineConfig, TrainConfig, UNetConfig
+from nova3d.views import ViewSet
+
+SIZE = 64
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rig = cameras.orbit(4, size=SIZE)
+    folder = tmp_path_factory.mktemp("shards")
+    writer = ShardWriter(folder, rig)
+    centres = rig.pixel_centres() - SIZE / 2
+    for index in range(3):
+        mask = (centres.norm(dim=-1) < 16 + 5 * index).float().expand(4, SIZE, SIZE)
+        rgb = torch.rand(4, 1, 1, 3, generator=torch.Generator().manual_seed(index)).expand(4, SIZE, SIZE, 3)
+        normals = F.normalize(rig.c2w[:, None, None, :3, 2].expand(4, SIZE, SIZE, 3), dim=-1) * mask[..., None]
+        views = ViewSet(torch.where(mask[..., None] > 0, rgb, 1.0), normals, mask, rig)
+        writer.add(f"o{index}", encode_views(f"o{index}", views, {}))
+    writer.close({})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vae")
+    torch.manual_seed(0)
+    VideoAutoencoder(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 32, 32),
+        layers_per_block=1,
+        sample_size=SIZE,
+        norm_groups=8,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_config(shards: Path, vae_folder: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    def make(name: str = "run", **changes: Any) -> TrainConfig:
+        settings: dict[str, Any] = {
+            "out": str(tmp_path / name),
+            "vae": str(vae_folder),
+            "data": DataConfig(str(shards)),
+            "model": UNetConfig(
+                ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
+                ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
+                [32, 64],
+                [2, 4],
+                layers_per_block=1,
+                cross_attention_dim=16,
+                addition_time_embed_dim=32,
+                norm_groups=8,
+            ),
+            "encoder": ImageEncoderConfig(16, 32, 1, 2, 16, 8),
+            "pipeline": PipelineConfig(steps=2),
+            "optim": OptimConfig(learning_rate=1e-3, warmup=2, decay_from=0.5, ema_decay=0.9),
+            "steps": 4,
+            "log_every": 1,
+            "checkpoint_every": 2,
+        }
+        return TrainConfig(**(settings | changes))
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
