@@ -20,9 +20,30 @@ from nova3d.models.view_embedding import ViewEmbedding
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 _IDS_WEIGHT, _IDS_BIAS = "add_embedding.linear_1.weight", "add_embedding.linear_1.bias"
 _PASSED_ON = (
-    "sample_size in_channels out_channels down_block_types up_block_types block_out_channels addition_time_embed_dim "
-    "layers_per_block cross_attention_dim transformer_layers_per_block num_attention_heads"
-).split()
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "addition_time_embed_dim",
+    "layers_per_block",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "num_attention_heads",
+)
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "addition_time_embed_dim",
+    "layers_per_block",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "num_attention_heads",
+]
 
 
 @dataclass
