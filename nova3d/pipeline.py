@@ -28,6 +28,9 @@ from nova3d.tasks import TASKS, Task  # noqa: E402
 from nova3d.views import ViewSet  # noqa: E402
 
 Picture = Tensor | Image.Image
+# Added to a picture's seed: the sampler's own seed would repeat its first numbers in the pixels. torch's CPU generator
+# keeps the low 32 bits of a seed, so the offset must lie in those.
+PIXEL_NOISE_SEED = 0x9E37_79B9
 
 
 @dataclass
@@ -124,10 +127,9 @@ class Nova3DPipeline(DiffusionPipeline):
         return Nova3DOutput(views=views[0] if isinstance(image, Tensor | Image.Image) else views)
 
     def encode_picture(self, pictures: Tensor, noise_aug: float, seed: int) -> Conditioning:
-        """Conditioning on framed pictures [b,size,size,4]; the pixel noise of picture i is seeded by seed + i."""
+        """Conditioning on framed pictures [b,size,size,4]; the pixel noise of picture i is a function of seed + i."""
         rgb = (images.composite(pictures) * 2 - 1).permute(0, 3, 1, 2)
-        # Far from the sampler's seeds: the same one would repeat the sampler's first numbers in the pixels.
-        rngs = [torch.Generator().manual_seed((1 << 40) + seed + i) for i in range(len(rgb))]
+        rngs = [torch.Generator().manual_seed(PIXEL_NOISE_SEED + seed + i) for i in range(len(rgb))]
         noise = [torch.randn(rgb.shape[1:], generator=rng) for rng in rngs]
         strength = torch.full((len(rgb),), noise_aug)
         given = [part.to(self.device, self.unet.dtype) for part in (rgb, strength, torch.stack(noise))]

@@ -32,18 +32,6 @@ _PASSED_ON = (
     "transformer_layers_per_block",
     "num_attention_heads",
 )
-    "sample_size",
-    "in_channels",
-    "out_channels",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "addition_time_embed_dim",
-    "layers_per_block",
-    "cross_attention_dim",
-    "transformer_layers_per_block",
-    "num_attention_heads",
-]
 
 
 @dataclass

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +43,8 @@ def save_checkpoint(
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is the trouble, there is nothing to remove
+            temporary.unlink()
         raise InputError(f"cannot write checkpoint '{path}': {error}; older checkpoints are kept") from error
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
