@@ -1,9 +1,9 @@
 """Views as latents for training, encoded when first needed and kept in memory."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nova3d.models.autoencoder import encode_moments
+from nova3d.models.autoencoder import VideoAutoencoder, encode_moments
 from nova3d.views import ViewSet
 
 
@@ -11,7 +11,7 @@ class LatentEncoder:
     """Moments of an object's views. RGB moments do not depend on which view is the input view, up to order, and are
     cached as float16 by object; normal maps do and are encoded every time."""
 
-    def __init__(self, vae: nn.Module, device: torch.device | str, cache: bool = True):
+    def __init__(self, vae: VideoAutoencoder, device: torch.device | str, cache: bool = True):
         self.vae, self.device = vae, device
         self._cache: dict[int, Tensor] | None = {} if cache else None
 

@@ -121,7 +121,7 @@ def _appearance(part: trimesh.Trimesh) -> tuple[np.ndarray, Tensor, np.ndarray]:
     count = len(part.vertices)
     uv, colours = np.zeros((count, 2)), np.ones((count, 3))
     texture = torch.ones(1, 1, 3)
-    visual = part.visual
+    visual: Any = part.visual
     if isinstance(visual, trimesh.visual.TextureVisuals):
         material = visual.material
         image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)

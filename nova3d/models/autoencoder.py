@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks its loader up here
-from torch import Tensor, nn
+from torch import Tensor
 
 from nova3d.models.norms import set_norm_groups
 from nova3d.models.temporal_conv import fold_temporal_convs
@@ -35,8 +35,8 @@ class VideoAutoencoder(AutoencoderKLTemporalDecoder):
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
-            down_block_types=tuple(down_block_types),  # type: ignore[arg-type]
-            block_out_channels=tuple(block_out_channels),  # type: ignore[arg-type]
+            down_block_types=tuple(down_block_types),
+            block_out_channels=tuple(block_out_channels),
             layers_per_block=layers_per_block,
             latent_channels=latent_channels,
             sample_size=sample_size,
@@ -48,7 +48,7 @@ class VideoAutoencoder(AutoencoderKLTemporalDecoder):
 
 
 @torch.no_grad()
-def encode_moments(vae: nn.Module, frames: Tensor, chunk: int = 64) -> Tensor:
+def encode_moments(vae: AutoencoderKLTemporalDecoder, frames: Tensor, chunk: int = 64) -> Tensor:
     """Frames [n,3,h,w] in [-1,1] to the posterior's mean and log-variance, [n,8,h/8,w/8]."""
     parts = [vae.encode(part).latent_dist.parameters for part in frames.split(chunk)]
     return torch.cat(parts)
@@ -61,7 +61,7 @@ def sample_moments(moments: Tensor, noise: Tensor, scaling_factor: float) -> Ten
 
 
 @torch.no_grad()
-def decode(vae: nn.Module, latents: Tensor, chunk: int = 16) -> Tensor:
+def decode(vae: AutoencoderKLTemporalDecoder, latents: Tensor, chunk: int = 16) -> Tensor:
     """Scaled latents [b,t,v,4,h,w] to pictures [b,t,v,3,H,W] in [-1,1].
 
     The decoder has temporal layers, so each (object, task) video is decoded by itself and never shares a chunk

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from diffusers import AutoencoderKLTemporalDecoder
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
 
 # OpenAI CLIP's channel statistics, part of SVD's preprocessing.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -65,7 +67,11 @@ def resize_with_antialiasing(images: Tensor, size: int) -> Tensor:
 
 
 def condition(
-    image_encoder: nn.Module, vae: nn.Module, images: Tensor, noise_aug: Tensor, noise: Tensor
+    image_encoder: CLIPVisionModelWithProjection,
+    vae: AutoencoderKLTemporalDecoder,
+    images: Tensor,
+    noise_aug: Tensor,
+    noise: Tensor,
 ) -> Conditioning:
     """Condition on pictures [b,3,h,w] in [-1,1].
 

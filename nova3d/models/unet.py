@@ -110,7 +110,7 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
 
         return load_svd(path_or_hub_id, variant, **config)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         sample: Tensor,
         c_noise: Tensor,

@@ -1,6 +1,7 @@
 """What is trained, as one module: its forward is the loss, so that wrappers (DDP, FSDP) see every parameter."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -61,7 +62,7 @@ def build_image_encoder(config: ImageEncoderConfig, projection_dim: int) -> CLIP
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**vars(config), projection_dim=projection_dim))
 
 
-def _pretrained(cls: type, folder: str) -> nn.Module:
+def _pretrained(cls: Any, folder: str) -> Any:
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"'{folder}' is not a model folder: it has no config.json")
     try:

@@ -50,7 +50,7 @@ def test_pull_back_is_the_gradient_from_autograd():
 
 
 def test_pull_back_trains_table_cotangent_and_position():
-    encoding = grid(levels=2, finest=8)
+    encoding = grid(levels=2, base=3, finest=5, log2_table=6)
     points = torch.rand(3, 3, dtype=torch.float64) * 0.01 + 0.31  # within one cell of every level
     cotangent = torch.randn(3, encoding.width, dtype=torch.float64)
 

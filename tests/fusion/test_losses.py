@@ -84,7 +84,7 @@ def test_nothing_to_look_at_gives_finite_zeros():
     background = torch.zeros(4, 3, requires_grad=True)
     loss = losses.normal_loss(background, background, background, torch.zeros(4, dtype=torch.bool), torch.ones(4), 0.9)
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert torch.isfinite(background.grad).all()
 
 
