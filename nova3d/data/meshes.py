@@ -61,7 +61,8 @@ def load_mesh(path: str | Path) -> Mesh:
         raise InputError(f"mesh '{path}' cannot be read: {type(error).__name__}: {error}") from error
     if not parts:
         raise InputError(f"mesh '{path}' has no triangles")
-    mesh = from_trimesh(parts)
+    # glTF's COLOR_0 is linear light; every other format stores what a screen shows.
+    mesh = from_trimesh(parts, linear_colours=path.suffix.lower() in (".glb", ".gltf"))
     if not torch.isfinite(mesh.vertices).all():
         raise InputError(f"mesh '{path}' has vertices that are not finite numbers")
     used = mesh.vertices[mesh.faces.flatten().unique()]
@@ -81,15 +82,15 @@ def _parts(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
     return parts
 
 
-def from_trimesh(parts: list[trimesh.Trimesh]) -> Mesh:
-    """Concatenate trimesh parts (same frame) into one Mesh."""
+def from_trimesh(parts: list[trimesh.Trimesh], linear_colours: bool = False) -> Mesh:
+    """Concatenate trimesh parts (same frame) into one Mesh; `linear_colours`: vertex colours are linear light."""
     pieces: list[dict[str, Any]] = []
     textures: list[Tensor] = []
     offset = 0
     for part in parts:
         has_normals = "vertex_normals" in part._cache  # set by the loaders from the file, else computed on demand
         vertices, faces = np.asarray(part.vertices), np.asarray(part.faces)
-        uv, texture, colours = _appearance(part)
+        uv, texture, colours = _appearance(part, linear_colours)
         if has_normals:
             normals = np.asarray(part.vertex_normals)
         else:  # glTF: without normals, flat shading; every face gets its own vertices
@@ -116,7 +117,7 @@ def from_trimesh(parts: list[trimesh.Trimesh]) -> Mesh:
     return Mesh(**stacked, textures=tuple(textures), has_normals=all(p["has_normals"] for p in pieces))
 
 
-def _appearance(part: trimesh.Trimesh) -> tuple[np.ndarray, Tensor, np.ndarray]:
+def _appearance(part: trimesh.Trimesh, linear_colours: bool) -> tuple[np.ndarray, Tensor, np.ndarray]:
     """uv [n,2], texture [h,w,3] and vertex colours [n,3] of one part; white where it has none."""
     count = len(part.vertices)
     uv, colours = np.zeros((count, 2)), np.ones((count, 3))
@@ -139,6 +140,7 @@ def _appearance(part: trimesh.Trimesh) -> tuple[np.ndarray, Tensor, np.ndarray]:
     elif visual.kind in ("vertex", "face"):
         if visual.kind == "vertex":
             colours = np.asarray(visual.vertex_colors)[:, :3] / 255
+            colours = _linear_to_srgb(colours) if linear_colours else colours
         else:
             colours = np.ones((count, 3))
             colours[np.asarray(part.faces).reshape(-1)] = np.repeat(np.asarray(visual.face_colors)[:, :3] / 255, 3, 0)

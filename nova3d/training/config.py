@@ -38,8 +38,9 @@ class ImageEncoderConfig:
 
 @dataclass
 class PipelineConfig:
-    """What the saved pipeline samples with; see Nova3DPipeline."""
+    """What the saved pipeline samples with; see Nova3DPipeline. camera_preset must be the rig of the shards."""
 
+    camera_preset: str = "ortho16"
     sigma_min: float = 0.002
     sigma_max: float = 700.0
     steps: int = 25

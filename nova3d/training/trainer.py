@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nova3d import config as configs
 from nova3d import provenance
+from nova3d.cameras import preset
 from nova3d.data.latents import LatentEncoder
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import shard_hash
@@ -41,6 +42,7 @@ def train(config: TrainConfig, device: str, progress: Callable[[int, int, str], 
     dataset = MultiViewDataset(config.data.shards, config.data.input_views, config.seed)
     torch.manual_seed(config.seed)
     size = dataset.reader.cameras.width
+    check_rig(dataset, config.pipeline.camera_preset)
     model = build(config, size, size // 8)
     vae = model._frozen[0].to(accelerator.device)
     encoder = LatentEncoder(vae, accelerator.device, config.latent_cache)
@@ -97,6 +99,17 @@ def train(config: TrainConfig, device: str, progress: Callable[[int, int, str], 
         save(pipeline(model, config, size), config, dataset, out)
     accelerator.wait_for_everyone()
     return out / "model"
+
+
+def check_rig(dataset: MultiViewDataset, name: str) -> None:
+    """Raise InputError unless the shards were rendered with the rig that the pipeline will claim."""
+    ours, theirs = preset(name, dataset.reader.cameras.width), dataset.reader.cameras
+    same = len(ours) == len(theirs) and ours.model == theirs.model
+    if not same or not torch.allclose(ours.c2w, theirs.c2w, atol=1e-4):
+        raise InputError(
+            f"the shards in '{dataset.reader.folder}' were not rendered with pipeline.camera_preset={name}: "
+            "name their rig, or render them again"
+        )
 
 
 def rate(config: OptimConfig, step: int, total: int) -> float:

@@ -13,7 +13,7 @@ from nova3d.training.config import TrainConfig
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
-SHOWN_VIEWS = (0, 2, 4, 6, 8, 10, 12, 14)
+SHOWN_VIEWS = 8
 
 
 def validate(pipeline: Nova3DPipeline, config: TrainConfig, out: Path, step: int) -> dict[str, float]:
@@ -24,6 +24,7 @@ def validate(pipeline: Nova3DPipeline, config: TrainConfig, out: Path, step: int
     """
     reader = ShardReader(config.data.validation)
     spread = torch.linspace(0, len(reader) - 1, min(config.validation_objects, len(reader))).round().int().tolist()
+    shown = list(range(0, len(reader.cameras), max(1, len(reader.cameras) // SHOWN_VIEWS)))
     rows, sums = [], {"psnr": 0.0, "normal_angle": 0.0, "iou": 0.0}
     for row in spread:
         truth = reader.views(row)
@@ -33,10 +34,10 @@ def validate(pipeline: Nova3DPipeline, config: TrainConfig, out: Path, step: int
         for key, value in compare(result, truth).items():
             sums[key] += value / len(spread)
         for views in (truth, result):
-            rows += [views.rgb[list(SHOWN_VIEWS)], (views.normals[list(SHOWN_VIEWS)] + 1) / 2]
+            rows += [views.rgb[shown], (views.normals[shown] + 1) / 2]
     folder = out / "validation"
     folder.mkdir(parents=True, exist_ok=True)
-    images.save_image(folder / f"step-{step:08d}.png", images.grid(torch.cat(rows), len(SHOWN_VIEWS)))
+    images.save_image(folder / f"step-{step:08d}.png", images.grid(torch.cat(rows), len(shown)))
     with (out / "validation.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, **sums}) + "\n")
     log.info("validation at step %d: %s", step, {k: round(v, 3) for k, v in sums.items()})

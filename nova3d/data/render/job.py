@@ -87,6 +87,10 @@ def _render_one(job: tuple[Path, RenderConfig, dict[str, Any]]) -> tuple[dict[st
     except InputError as error:
         row |= {"state": "refused", "reason": str(error)}
         members = None
+    except Exception as error:  # one broken mesh must not end a job of thousands
+        log.exception("rendering %s", path)
+        row |= {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+        members = None
     row["seconds"] = round(time.perf_counter() - started, 3)
     return row, members
 
