@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nova3d.cameras import Cameras
 from nova3d.data.meshes import from_trimesh
-from nova3d.data.render.raster import rasterize
+from nova3d.data.render.raster import barycentric, nearest_faces, rasterize
 from nova3d.fusion.config import TextureConfig
 from nova3d.views import ViewSet
 
@@ -117,24 +117,13 @@ def _project(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor,
 
 def texels(atlas: Atlas, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Texels covered by the atlas: flat ids [m] (row 0 on top), their face [m] and barycentric weights [m,3]."""
-    corners = atlas.uv[atlas.faces] * [size, -size] + [0, size]  # f 3 2 in picture coordinates
-    low = np.clip(np.ceil(corners.min(axis=1) - 0.5), 0, size - 1).astype(int)
-    high = np.clip(np.floor(corners.max(axis=1) - 0.5), 0, size - 1).astype(int)
-    extent = np.maximum(high - low + 1, 0)
-    counts = extent.prod(axis=1)
-    face = np.repeat(np.arange(len(counts)), counts)
-    local = np.arange(len(face)) - np.repeat(counts.cumsum() - counts, counts)
-    x = low[face, 0] + local % extent[face, 0]
-    y = low[face, 1] + local // extent[face, 0]
-    a, b, c = (corners[face, i] for i in range(3))
-    p = np.stack([x + 0.5, y + 0.5], axis=-1)
-    area = _cross(b - a, c - a)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        v, w = _cross(p - a, c - a) / area, _cross(b - a, p - a) / area
-    weights = np.stack([1 - v - w, v, w], axis=-1)
-    inside = (weights >= -1e-6).all(axis=1)  # NaN of a degenerate face is not
-    ids, first = np.unique((y * size + x)[inside], return_index=True)
-    return ids, face[inside][first], weights[inside][first]
+    corners = torch.from_numpy(atlas.uv[atlas.faces] * [size, -size] + [0, size])  # f 3 2 in picture coordinates
+    flat = torch.ones(corners.shape[:2], dtype=corners.dtype)  # charts do not overlap: any one depth will do
+    face = nearest_faces(corners, flat, size, size, perspective=False).flatten()
+    ids = torch.nonzero(face >= 0)[:, 0]
+    face = face[ids]
+    weights = barycentric(corners[face], torch.stack([ids % size + 0.5, ids // size + 0.5], dim=-1).double())
+    return ids.numpy(), face.numpy(), weights.numpy()
 
 
 def bake(
@@ -185,7 +174,3 @@ def _offset(points: Tensor, colours: Tensor, unseen: Tensor, fill: Callable[[Ten
     mean = (difference[torch.from_numpy(index)] * weight).sum(dim=1) / weight.sum(dim=1)
     # Far from anything seen the field alone is as good a guess.
     return mean * torch.exp(-torch.from_numpy(distance[:, :1]).float() / 0.1)
-
-
-def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]

@@ -54,12 +54,12 @@ def _draw(
     pixels, depth = camera.project(mesh.vertices)
     corners, z = pixels[0].double()[mesh.faces], depth[0].double()[mesh.faces]  # f 3 2, f 3
     perspective = camera.model == "perspective"
-    face = _nearest_faces(corners, z, camera.width, camera.height, perspective)
+    face = nearest_faces(corners, z, camera.width, camera.height, perspective)
     hit = torch.nonzero(face.flatten() >= 0)[:, 0]
     winner = face.flatten()[hit]
 
     centre = torch.stack([hit % camera.width + 0.5, hit // camera.width + 0.5], dim=-1).double()
-    weights = _barycentric(corners[winner], centre)
+    weights = barycentric(corners[winner], centre)
     if perspective:  # screen-space weights are affine in 1/z
         weights = weights / z[winner]
         weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -78,7 +78,7 @@ def _draw(
     return rgba, F.normalize(covered[..., 3:6], dim=-1), covered[..., 6]
 
 
-def _nearest_faces(corners: Tensor, z: Tensor, width: int, height: int, perspective: bool) -> Tensor:
+def nearest_faces(corners: Tensor, z: Tensor, width: int, height: int, perspective: bool) -> Tensor:
     """[h,w] int64 index of the nearest face at each pixel centre, -1 where there is none."""
     area = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     size = corners.new_tensor([width, height])
@@ -97,7 +97,7 @@ def _nearest_faces(corners: Tensor, z: Tensor, width: int, height: int, perspect
         columns = extent[face, 0]
         x = low[face, 0].long() + local % columns
         y = low[face, 1].long() + local // columns
-        weights = _barycentric(corners[face], torch.stack([x + 0.5, y + 0.5], dim=-1).double())
+        weights = barycentric(corners[face], torch.stack([x + 0.5, y + 0.5], dim=-1).double())
         inside = (weights >= -1e-9).all(dim=-1)
         face, weights, pixel = face[inside], weights[inside], (y * width + x)[inside]
         depth = 1 / (weights / z[face]).sum(-1) if perspective else (weights * z[face]).sum(-1)
@@ -117,7 +117,7 @@ def _chunks(counts: Tensor) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
-def _barycentric(corners: Tensor, points: Tensor) -> Tensor:
+def barycentric(corners: Tensor, points: Tensor) -> Tensor:
     """Weights [n,3] of points [n,2] in triangles [n,3,2]; all non-negative inside, whatever the winding."""
     a, b, c = corners.unbind(dim=1)
     area = _cross(b - a, c - a)
