@@ -1,5 +1,6 @@
 """Shipping a trained model: half-precision weights, checksums, provenance."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,10 @@ def export_model(model: Path, out: Path) -> int:
         if not all(bool(torch.isfinite(p).all()) for p in part.parameters()):
             raise InputError(f"a weight of '{name}' is too large for float16; keep this model in float32")
     pipeline.save_pretrained(out, safe_serialization=True)
+    for path in out.rglob("*.json"):  # diffusers notes the folder it loaded from, which means nothing elsewhere
+        content = json.loads(path.read_text())
+        if content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     if (model / "record.json").is_file():
         shutil.copy(model / "record.json", out / "record.json")
     weights = sorted(out.rglob("*.safetensors"))
