@@ -7,6 +7,7 @@ has its centre at (i + 0.5, j + 0.5). Angles are radians unless the name says `_
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -208,12 +209,16 @@ PRESETS = ("ortho16", "persp16", "syncdreamer16", "envision32")
 
 
 def preset(name: str, size: int = 256) -> Cameras:
-    """The named rigs (`PRESETS`) at `size` pixels; raises InputError for another name."""
+    """The named rigs (`PRESETS`) at `size` pixels; raises InputError for another name.
+
+    `ortho16` and `persp16` are families: `ortho8` has 8 views, and so on.
+    """
+    if family := re.fullmatch(r"(ortho|persp)([1-9]\d*)", name):
+        views = int(family[2])
+        if family[1] == "ortho":
+            return orbit(views, size=size)
+        return orbit(views, size=size, model="perspective", fov_deg=33.8, radius=2.45)
     match name:
-        case "ortho16":
-            return orbit(16, size=size)
-        case "persp16":
-            return orbit(16, size=size, model="perspective", fov_deg=33.8, radius=2.45)
         case "syncdreamer16":  # focal 280 px at 256: the published GSO-30 renders
             fov = math.degrees(2 * math.atan(128 / 280))
             return orbit(16, 30.0, size, "perspective", fov_deg=fov, radius=1.5)

@@ -156,7 +156,7 @@ def test_bad_transforms_say_what_is_wrong(transforms: dict[str, Any], message: s
 
 def test_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="ortho16, persp16"):
-        cameras.preset("ortho17")
+        cameras.preset("orto16")
 
 
 def test_indexing_keeps_the_view_axis() -> None:
@@ -166,3 +166,8 @@ def test_indexing_keeps_the_view_axis() -> None:
     assert len(rig[1:4]) == 3
     with pytest.raises(ValueError, match="intrinsics"):
         Cameras(rig.c2w, rig.intrinsics[:2], 8, 8)
+
+
+def test_preset_families_take_any_number_of_views() -> None:
+    assert len(cameras.preset("ortho4")) == 4
+    assert cameras.preset("persp7").model == "perspective"

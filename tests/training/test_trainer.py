@@ -14,7 +14,7 @@ from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.batches import Batch, generator, make_batch
-from nova3d.training.config import NoiseConfig, TrainConfig
+from nova3d.training.config import NoiseConfig, PipelineConfig, TrainConfig
 from nova3d.training.module import Denoising, build
 from nova3d.training.trainer import MAX_BAD_STEPS, train
 from nova3d.training.validation import compare
@@ -149,3 +149,8 @@ def test_validation_numbers_of_equal_and_of_opposite_views(
     other = type(views)(1 - views.rgb, -views.normals, views.mask, views.cameras)
     against = compare(other, views)
     assert against["psnr"] < 15 and against["normal_angle"] > 179 and against["iou"] == 1.0
+
+
+def test_shards_of_another_rig_are_refused(make_config: Make) -> None:
+    with pytest.raises(InputError, match="camera_preset=ortho16"):
+        train(make_config(pipeline=PipelineConfig(camera_preset="ortho16", steps=2)), "cpu")
