@@ -16,7 +16,7 @@ def main() -> None:
     arguments.add_argument("--size", type=int, default=256, help="pixels of the views (default: %(default)s)")
     arguments.add_argument("--preset", default="ortho16", help="camera rig (default: %(default)s)")
     arguments.add_argument("--out", default="outputs/benchmark-fusion", help="where meshes go (default: %(default)s)")
-    arguments.add_argument("--device", default="", help="torch device (default: cuda where there is one, else cpu)")
+    cli.add_device(arguments)
     cli.add_config(arguments, "configs/fusion/cpu.yaml")
     options = arguments.parse_args()
 

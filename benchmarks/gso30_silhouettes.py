@@ -16,7 +16,7 @@ def main() -> None:
     # The published alpha is one sample at each pixel's centre; an even number of samples here has none there.
     arguments.add_argument("--supersample", type=int, default=1, help="samples per pixel and axis (default: 1)")
     arguments.add_argument("--limit", type=int, default=0, help="first so many objects only (default: all)")
-    arguments.add_argument("--device", default="", help="torch device (default: cuda where there is one, else cpu)")
+    cli.add_device(arguments)
     options = arguments.parse_args()
 
     import numpy as np

@@ -26,6 +26,11 @@ def add_config(arguments: argparse.ArgumentParser, default: str) -> None:
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help="override any config key")
 
 
+def add_device(arguments: argparse.ArgumentParser) -> None:
+    """Add `--device`, for `pick_device`."""
+    arguments.add_argument("--device", default="", help="cpu, cuda, ... (default: cuda where there is one)")
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`: errors of input end in one line on stderr and exit code 2, Ctrl-C in 130."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)

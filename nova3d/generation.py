@@ -13,6 +13,7 @@ from nova3d import config as configs
 from nova3d import images, provenance
 from nova3d.cameras import orbit
 from nova3d.errors import InputError
+from nova3d.folders import writable_folder
 from nova3d.fusion.config import FusionConfig
 from nova3d.views import ViewSet
 
@@ -67,7 +68,7 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
     """
     from nova3d.pipeline import Nova3DPipeline
 
-    folder = prepare_folder(config.out)
+    folder = writable_folder(config.out)
     picture = images.read_rgba(config.image)
     pipeline = Nova3DPipeline.load(config.model, device)
     started = time.perf_counter()
@@ -106,7 +107,7 @@ def image_to_mesh(config: GenerateConfig, device: str, progress: Progress | None
     from nova3d.fusion import reconstruct
     from nova3d.report import write_report
 
-    out = prepare_folder(config.out)
+    out = writable_folder(config.out)
     timings: dict[str, float] = {}
     started = time.perf_counter()
     config.sample.out = str(out / "views")
@@ -174,16 +175,3 @@ def model_hashes(folder: str | Path) -> dict[str, str]:
     """SHA-256 of every weights file of a model folder, by its path inside."""
     root = Path(folder)
     return {str(p.relative_to(root)): provenance.hash_file(p) for p in sorted(root.rglob("*.safetensors"))}
-
-
-def prepare_folder(path: str | Path) -> Path:
-    """Make an output folder and prove that it can be written, before any long work; raises InputError otherwise."""
-    folder = Path(path)
-    probe = folder / ".writable"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"output folder '{folder}' cannot be written: {error.strerror or error}") from error
-    return folder

@@ -121,6 +121,17 @@ def composite(rgba: Tensor, background: float = 1.0) -> Tensor:
     return rgba[..., :3] * alpha + background * (1 - alpha)
 
 
+def srgb_to_linear(srgb: Tensor) -> Tensor:
+    """sRGB [0,1] to linear light (IEC 61966-2-1), any shape."""
+    return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp_min(0) + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(linear: Tensor) -> Tensor:
+    """Linear light to sRGB, clipped to [0,1]; the inverse of `srgb_to_linear`."""
+    low = linear * 12.92
+    return torch.where(linear <= 0.0031308, low, 1.055 * linear.clamp_min(1e-9) ** (1 / 2.4) - 0.055).clamp(0, 1)
+
+
 def to_uint8(image: Tensor) -> np.ndarray:
     """Float [0,1] to uint8, rounded, as numpy of the same shape."""
     return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

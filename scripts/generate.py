@@ -10,7 +10,7 @@ def main() -> None:
     arguments.add_argument("--image", help="the picture (same as sample.image=)")
     arguments.add_argument("--model", help="a model folder (same as sample.model=)")
     arguments.add_argument("--out", help="the output folder (same as out=)")
-    arguments.add_argument("--device", default="", help="cpu, cuda, ... (default: cuda where there is one)")
+    cli.add_device(arguments)
     options = arguments.parse_args()
     from nova3d.generation import GenerateConfig, image_to_mesh
 

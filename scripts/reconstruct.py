@@ -13,7 +13,7 @@ def main() -> None:
     )
     arguments.add_argument("--views", required=True, metavar="FOLDER", help="a view folder")
     arguments.add_argument("--out", required=True, metavar="FILE", help="the mesh to write: .glb, .obj or .ply")
-    arguments.add_argument("--device", default="", help="torch device (default: cuda where there is one, else cpu)")
+    cli.add_device(arguments)
     cli.add_config(arguments, "configs/fusion/cpu.yaml")
     options = arguments.parse_args()
 

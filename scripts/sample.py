@@ -9,7 +9,7 @@ def main() -> None:
         __doc__, "python scripts/sample.py --config configs/sample/mini.yaml image=photo.png out=outputs/views seed=1"
     )
     cli.add_config(arguments, "configs/sample/mini.yaml")
-    arguments.add_argument("--device", default="", help="cpu, cuda, ... (default: cuda where there is one)")
+    cli.add_device(arguments)
     options = arguments.parse_args()
     from nova3d.generation import SampleConfig, sample_views
 

@@ -9,7 +9,7 @@ def main() -> None:
         __doc__, "python scripts/train.py --config configs/train/mini.yaml data.shards=data/shards steps=4000"
     )
     cli.add_config(arguments, "configs/train/mini.yaml")
-    arguments.add_argument("--device", default="", help="cpu, cuda, ... (default: cuda where there is one)")
+    cli.add_device(arguments)
     options = arguments.parse_args()
     from nova3d.training.config import TrainConfig
 

@@ -9,7 +9,7 @@ def main() -> None:
         __doc__, "python scripts/train_autoencoder.py --config configs/train/mini-autoencoder.yaml shards=data/shards"
     )
     cli.add_config(arguments, "configs/train/mini-autoencoder.yaml")
-    arguments.add_argument("--device", default="", help="cpu, cuda, ... (default: cuda where there is one)")
+    cli.add_device(arguments)
     options = arguments.parse_args()
     from nova3d.training.autoencoder import AutoencoderTrainConfig, train_autoencoder
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from nova3d.errors import InputError
+from nova3d.images import linear_to_srgb
 
 
 @dataclass(frozen=True)
@@ -136,19 +137,15 @@ def _appearance(part: trimesh.Trimesh, linear_colours: bool) -> tuple[np.ndarray
             tint = np.asarray(factor, dtype=np.float64)[:3]
             # trimesh stores factors as uint8; glTF's factor is linear, our colours are sRGB.
             linear = tint / 255 if tint.max() > 1 or np.asarray(factor).dtype == np.uint8 else tint
-            colours = np.broadcast_to(_linear_to_srgb(linear), (count, 3)).copy()
+            colours = np.broadcast_to(linear_to_srgb(torch.from_numpy(linear)).numpy(), (count, 3)).copy()
     elif visual.kind in ("vertex", "face"):
         if visual.kind == "vertex":
             colours = np.asarray(visual.vertex_colors)[:, :3] / 255
-            colours = _linear_to_srgb(colours) if linear_colours else colours
+            colours = linear_to_srgb(torch.from_numpy(colours)).numpy() if linear_colours else colours
         else:
             colours = np.ones((count, 3))
             colours[np.asarray(part.faces).reshape(-1)] = np.repeat(np.asarray(visual.face_colors)[:, :3] / 255, 3, 0)
     return uv, texture, colours
-
-
-def _linear_to_srgb(value: np.ndarray) -> np.ndarray:
-    return np.where(value <= 0.0031308, value * 12.92, 1.055 * np.maximum(value, 1e-9) ** (1 / 2.4) - 0.055)
 
 
 def _face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

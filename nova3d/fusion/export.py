@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import trimesh
 from PIL import Image
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
+from nova3d.folders import writable_folder
 
 SUFFIXES = (".glb", ".obj", ".ply")
 
@@ -29,12 +31,7 @@ def check_output(path: str | Path) -> Path:
         raise InputError(f"output '{path.name}' must end in one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise InputError(f"output '{path}' is a folder; give a file name such as '{path / 'mesh.glb'}'")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write to '{path.parent}': {error.strerror or error}") from error
+    writable_folder(path.parent)
     return path
 
 
@@ -104,7 +101,8 @@ def write_maps(mesh_path: str | Path, cameras: Cameras, conflict: Tensor) -> Pat
 def _glb(mesh: trimesh.Trimesh, record: Mapping[str, Any] | None) -> bytes:
     if isinstance(mesh.visual, trimesh.visual.ColorVisuals):
         # glTF wants COLOR_0 linear, trimesh writes it as it is.
-        mesh = coloured(mesh, _to_linear(np.asarray(mesh.visual.vertex_colors)[:, :3] / 255))
+        srgb = torch.from_numpy(np.asarray(mesh.visual.vertex_colors)[:, :3] / 255)
+        mesh = coloured(mesh, images.srgb_to_linear(srgb).numpy())
     extras = json.loads(json.dumps(dict(record or {}), default=str))
 
     def add_extras(tree: dict[str, Any]) -> None:
@@ -137,7 +135,3 @@ def _replace(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _to_linear(srgb: np.ndarray) -> np.ndarray:
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((np.maximum(srgb, 0) + 0.055) / 1.055) ** 2.4)

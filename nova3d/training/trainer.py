@@ -51,7 +51,8 @@ def train(config: TrainConfig, device: str, progress: Callable[[int, int, str], 
     ema = EMA(model, config.optim.ema_decay, config.optim.ema_warmup)
     parts = {"model": model, "optimizer": optimizer, "ema": ema}
     start = load_checkpoint(out, parts, identity)
-    stats = StatsLog(out / "stats.jsonl", start)
+    # One writer: several processes would cut the same file back at once.
+    stats = StatsLog(out / "stats.jsonl", start) if accelerator.is_main_process else None
     rank, ranks, bad = accelerator.process_index, accelerator.num_processes, 0
 
     for step in range(start, config.steps):
@@ -82,9 +83,10 @@ def train(config: TrainConfig, device: str, progress: Callable[[int, int, str], 
         if finite:
             values |= {"loss": float(per_task.mean()), "loss_rgb": float(per_task[0]), "grad_norm": float(norm)}
             values |= {"loss_normal": float(per_task[1]), "seconds": time.perf_counter() - started}
-            stats.add(step, values)
+            if stats:
+                stats.add(step, values)
         done = step + 1
-        if accelerator.is_main_process:
+        if stats:
             if done % config.log_every == 0 or done == config.steps:
                 means = stats.flush()
                 if progress and "loss" in means:

@@ -15,6 +15,7 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.data.meshes import Mesh
 from nova3d.errors import InputError
+from nova3d.images import linear_to_srgb, srgb_to_linear
 
 Light = Literal["studio", "flat"]
 
@@ -40,7 +41,7 @@ def rasterize(mesh: Mesh, cameras: Cameras, supersample: int = 3, light: Light =
     renormalised; depth is the covered samples' mean. Raises InputError where no view shows anything.
     """
     fine = cameras.to(mesh.vertices.device).resized(cameras.width * supersample, cameras.height * supersample)
-    textures = [_to_linear(_shrink(t, 2 * max(fine.width, fine.height))) for t in mesh.textures]
+    textures = [srgb_to_linear(_shrink(t, 2 * max(fine.width, fine.height))) for t in mesh.textures]
     views = [_draw(mesh, textures, fine[i], supersample, light) for i in range(len(cameras))]
     rgba, normals, depth = (torch.stack(parts) for parts in zip(*views, strict=True))
     if not bool((rgba[..., 3] > 0).any()):
@@ -74,7 +75,7 @@ def _draw(
     mean = F.avg_pool2d(image, supersample)[0].permute(1, 2, 0)
     alpha = mean[..., 7:]
     covered = mean[..., :7] / alpha.clamp_min(1e-6)
-    rgba = torch.cat([_to_srgb(covered[..., :3]), alpha], dim=-1)
+    rgba = torch.cat([linear_to_srgb(covered[..., :3]), alpha], dim=-1)
     return rgba, F.normalize(covered[..., 3:6], dim=-1), covered[..., 6]
 
 
@@ -149,7 +150,7 @@ def _facing_normals(mesh: Mesh, face: Tensor, weights: Tensor, camera: Cameras) 
 def _albedo(mesh: Mesh, textures: list[Tensor], face: Tensor, weights: Tensor) -> Tensor:
     """Linear base colour [n,3]: bilinear texture lookup times vertex colour."""
     corners = mesh.faces[face]
-    colour = _to_linear((weights[..., None] * mesh.colours[corners]).sum(dim=1))
+    colour = srgb_to_linear((weights[..., None] * mesh.colours[corners]).sum(dim=1))
     uv = (weights[..., None] * mesh.uv[corners]).sum(dim=1) % 1.0
     material = mesh.face_material[face]
     for index, texture in enumerate(textures):
@@ -183,12 +184,3 @@ def _shrink(texture: Tensor, largest: int) -> Tensor:
     if factor < 2:
         return texture
     return F.avg_pool2d(texture.permute(2, 0, 1)[None], factor, ceil_mode=True)[0].permute(1, 2, 0)
-
-
-def _to_linear(srgb: Tensor) -> Tensor:
-    return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp_min(0) + 0.055) / 1.055) ** 2.4)
-
-
-def _to_srgb(linear: Tensor) -> Tensor:
-    low = linear * 12.92
-    return torch.where(linear <= 0.0031308, low, 1.055 * linear.clamp_min(1e-9) ** (1 / 2.4) - 0.055).clamp(0, 1)
