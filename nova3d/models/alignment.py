@@ -19,6 +19,10 @@ AlignmentInit = Literal["copied", "random", "wonder3d"]
 ALIGNMENTS: tuple[Alignment, ...] = ("none", "cross_domain", "gta", "gta_spatial", "gta_temporal")
 ALIGNMENT_INITS: tuple[AlignmentInit, ...] = ("copied", "random", "wonder3d")
 
+# CUDA's fused attention kernels put the batch on a grid axis of at most 65,535 and fail beyond it. SVD's temporal
+# attention has a batch of b*t*h*w: 8 pairs of 64x64 latents are too many.
+MAX_ATTENTION_BATCH = 65_535
+
 
 def is_spatial(alignment: Alignment) -> bool:
     """Whether an arm has units in the spatial blocks. `cross_domain` is Wonder3D's: spatial only, between
@@ -29,6 +33,13 @@ def is_spatial(alignment: Alignment) -> bool:
 def is_temporal(alignment: Alignment) -> bool:
     """Whether an arm has units in the temporal blocks."""
     return alignment in ("gta", "gta_temporal")
+
+
+def attend(attention: Attention, x: Tensor, limit: int = MAX_ATTENTION_BATCH) -> Tensor:
+    """Self-attention of x [n,q,c], in parts of at most `limit` along the batch; rows of a batch are independent."""
+    if len(x) <= limit:
+        return attention(x)
+    return torch.cat([attention(part) for part in x.split(limit)])
 
 
 class AlignmentAttention(nn.Module):
@@ -51,7 +62,7 @@ class AlignmentAttention(nn.Module):
             raise ValueError(f"batch {x.shape[0]} does not hold {tasks} tasks of {inner}")
         # Both forms fold (b t i) n c -> (b i) (t n) c; only the meaning of the inner axis i differs.
         tokens = rearrange(self.norm(x), "(b t i) n c -> (b i) (t n) c", t=tasks, i=inner)
-        return rearrange(self.attn(tokens), "(b i) (t n) c -> (b t i) n c", t=tasks, i=inner)
+        return rearrange(attend(self.attn, tokens), "(b i) (t n) c -> (b t i) n c", t=tasks, i=inner)
 
     @torch.no_grad()
     def initialise(self, init: AlignmentInit, norm: nn.LayerNorm, attention: Attention) -> None:

@@ -1,36 +1,37 @@
-"""SVD's transformer blocks with an alignment unit between self-attention and cross-attention.
+"""SVD's transformer with alignment units between self-attention and cross-attention.
 
-They are diffusers' own blocks, re-classed in place: every pretrained parameter keeps its name and value, and the
-only addition is a child `alignment`. Axes: b object, t task, v view, l = h*w tokens, c channels.
+The classes are diffusers' own, re-classed in place: every pretrained parameter keeps its name and value, and the only
+addition is a child `alignment` in a block. What differs from diffusers in how the same function is computed:
+- cross-attention over one token is computed once per picture and broadcast, not for every query;
+- the view index's embedding is computed once per view, not once per frame of the batch;
+- spatial AND temporal blocks are checkpointed, each by itself (diffusers checkpoints the spatial one only);
+- attention is split where its batch is too large for CUDA's kernels.
+Axes: b object, t task, v view, l = h*w tokens, c channels, k context tokens (1 in SVD), d the context's width.
 """
 
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from einops import rearrange
 from torch import Tensor, nn
 
-from nova3d.models.alignment import AlignmentAttention, AlignmentInit
+from nova3d.models.alignment import Alignment, AlignmentAttention, AlignmentInit, attend, is_spatial, is_temporal
 
 
 class SpatialBlock(BasicTransformerBlock):
     """x [(b t v), l, c]: self-attention, alignment, cross-attention, feed-forward (algorithm 2, spatial part)."""
 
     alignment: AlignmentAttention | None
-    num_tasks: int
-    num_views: int
 
-    def forward(
-        self, hidden_states: Tensor, attention_mask: None = None, encoder_hidden_states: Tensor | None = None, *_: Any
-    ) -> Tensor:
-        # The order of diffusers' arguments: its gradient checkpointing passes them by position.
-        assert encoder_hidden_states is not None
-        x = hidden_states
-        x = x + self.attn1(self.norm1(x))
+    def forward(self, x: Tensor, context: Tensor, views: int) -> Tensor:
+        """context [b,t,k,d]."""
+        x = x + attend(self.attn1, self.norm1(x))
         if self.alignment is not None:
-            x = x + self.alignment(x, (self.num_tasks, self.num_views))
-        x = x + cross_attention(self, x, encoder_hidden_states)
+            x = x + self.alignment(x, (context.shape[1], views))
+        x = x + cross_attention(self, x, context.flatten(0, 1), repeats=views)
         return x + self.ff(self.norm3(x))
 
 
@@ -38,43 +39,85 @@ class TemporalBlock(TemporalBasicTransformerBlock):
     """x [(b t v), l, c], attends over v at each token: the temporal part of algorithm 2, in SVD's true order."""
 
     alignment: AlignmentAttention | None
-    num_tasks: int
 
-    def forward(self, hidden_states: Tensor, num_frames: int, encoder_hidden_states: Tensor) -> Tensor:
-        tokens = hidden_states.shape[1]
-        x = rearrange(hidden_states, "(n v) l c -> (n l) v c", v=num_frames)
+    def forward(self, x: Tensor, context: Tensor, views: int) -> Tensor:
+        """context [b,t,k,d]."""
+        tokens = x.shape[1]
+        x = rearrange(x, "(n v) l c -> (n l) v c", v=views)
         x = x + self.ff_in(self.norm_in(x)) if self.is_res else self.ff_in(self.norm_in(x))
-        x = x + self.attn1(self.norm1(x))
+        x = x + attend(self.attn1, self.norm1(x))
         if self.alignment is not None:
-            x = x + self.alignment(x, (self.num_tasks, tokens))
-        x = x + cross_attention(self, x, encoder_hidden_states)
+            x = x + self.alignment(x, (context.shape[1], tokens))
+        x = x + cross_attention(self, x, context.flatten(0, 1), repeats=tokens)
         forwarded = self.ff(self.norm3(x))
         x = x + forwarded if self.is_res else forwarded
         return rearrange(x, "(n l) v c -> (n v) l c", l=tokens)
 
 
-def cross_attention(block: SpatialBlock | TemporalBlock, x: Tensor, context: Tensor) -> Tensor:
-    """The cross-attention branch. Over one context token the softmax is 1 whatever the query, so the branch is
-    to_out(to_v(context)) for every query: exact, and the queries need not be computed."""
+def cross_attention(block: SpatialBlock | TemporalBlock, x: Tensor, context: Tensor, repeats: int) -> Tensor:
+    """The cross-attention branch of x [(n r), q, c] to context [n,k,d], each of which serves `repeats` = r rows.
+
+    Over one context token the softmax is 1 whatever the query, so the branch is to_out(to_v(context)) for every query:
+    exact, and neither queries nor keys need be computed. Returned as [(n r),1,c] then, to broadcast over q.
+    """
     attention: Attention = block.attn2
     if context.shape[1] == 1:
-        return attention.to_out[0](attention.to_v(context))
-    return attention(block.norm2(x), encoder_hidden_states=context)
+        return attention.to_out[0](attention.to_v(context)).repeat_interleave(repeats, dim=0)
+    return attention(block.norm2(x), encoder_hidden_states=context.repeat_interleave(repeats, dim=0))
 
 
-def adopt(
-    block: nn.Module, kind: Literal["spatial", "temporal"], aligned: bool, init: AlignmentInit
-) -> SpatialBlock | TemporalBlock:
-    """Turn a diffusers block into ours, in place, with a freshly initialised alignment unit where `aligned`."""
-    adopted: SpatialBlock | TemporalBlock
-    block.__class__ = SpatialBlock if kind == "spatial" else TemporalBlock
-    adopted = block  # type: ignore[assignment]
-    adopted.alignment = None
-    if aligned:
-        unit = AlignmentAttention(adopted.attn1.query_dim, adopted.attn1.heads, kind)
-        adopted.alignment = unit
-        unit.initialise(init, adopted.norm1, adopted.attn1)
+class SpatioTemporalTransformer(TransformerSpatioTemporalModel):
+    """diffusers' TransformerSpatioTemporalModel over spatial and temporal blocks that know of tasks."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        image_only_indicator: Tensor,
+        return_dict: bool = False,
+    ) -> tuple[Tensor]:
+        """hidden_states [(b t v), c, h, w]; encoder_hidden_states [b,t,k,d]; image_only_indicator [(b t), v] gives v.
+
+        The arguments' names are those by which diffusers' UNet blocks call.
+        """
+        views, (h, w) = image_only_indicator.shape[-1], hidden_states.shape[-2:]
+        x = self.proj_in(self.norm(hidden_states).flatten(2).transpose(1, 2))
+        index = self._index_embedding(views, x).repeat(len(x) // views, 1)[:, None]
+        for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
+            x = self._run(spatial, x, encoder_hidden_states, views)
+            over_time = self._run(temporal, x + index, encoder_hidden_states, views)
+            # SVD's mix, alpha * spatial + (1 - alpha) * temporal, in one pass over memory.
+            x = torch.lerp(over_time, x, self.time_mixer.mix_factor.sigmoid().to(x.dtype))
+        return (self.proj_out(x).transpose(1, 2).unflatten(-1, (h, w)) + hidden_states,)
+
+    def _index_embedding(self, views: int, like: Tensor) -> Tensor:
+        """[v,c] embedding of the view's index."""
+        index = torch.arange(views, device=like.device)
+        return self.time_pos_embed(self.time_proj(index).to(like.dtype))
+
+    def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *arguments)
+        return block(*arguments)
+
+
+def adopt(transformer: TransformerSpatioTemporalModel, alignment: Alignment, init: AlignmentInit) -> None:
+    """Turn a diffusers transformer and its blocks into ours, in place, with fresh alignment units where the arm has
+    them."""
+    transformer.__class__ = SpatioTemporalTransformer
+    for block in transformer.transformer_blocks:
+        block.__class__ = SpatialBlock
+        _add_unit(block, is_spatial(alignment), "spatial", init)
+    for block in transformer.temporal_transformer_blocks:
+        block.__class__ = TemporalBlock
+        _add_unit(block, is_temporal(alignment), "temporal", init)
+
+
+def _add_unit(block: SpatialBlock | TemporalBlock, wanted: bool, fold: Any, init: AlignmentInit) -> None:
+    block.alignment = None
+    if wanted:
+        block.alignment = AlignmentAttention(block.attn1.query_dim, block.attn1.heads, fold)
+        block.alignment.initialise(init, block.norm1, block.attn1)
     # Over SVD's single context token these have no effect and can get no gradient: DDP must not wait for one.
-    for module in (adopted.norm2, adopted.attn2.to_q, adopted.attn2.to_k):
+    for module in (block.norm2, block.attn2.to_q, block.attn2.to_k):
         module.requires_grad_(False)
-    return adopted

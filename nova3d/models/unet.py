@@ -8,10 +8,11 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks its loader up here
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import Tensor
 
-from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, Alignment, AlignmentInit, is_spatial, is_temporal
-from nova3d.models.blocks import SpatialBlock, TemporalBlock, adopt
+from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, Alignment, AlignmentInit
+from nova3d.models.blocks import adopt
 from nova3d.models.norms import set_norm_groups
 from nova3d.models.temporal_conv import fold_temporal_convs
 from nova3d.models.view_embedding import ViewEmbedding
@@ -95,11 +96,8 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
         )
         self.view_embedding = ViewEmbedding(block_out_channels[0] * 4)
         for module in list(self.modules()):
-            if hasattr(module, "transformer_blocks") and hasattr(module, "temporal_transformer_blocks"):
-                for block in module.transformer_blocks:
-                    adopt(block, "spatial", is_spatial(alignment), alignment_init)
-                for block in module.temporal_transformer_blocks:
-                    adopt(block, "temporal", is_temporal(alignment), alignment_init)
+            if isinstance(module, TransformerSpatioTemporalModel):
+                adopt(module, alignment, alignment_init)
         set_norm_groups(self, norm_groups)
         fold_temporal_convs(self)
 
@@ -129,9 +127,8 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
         b, t, v = sample.shape[:3]
         if len(tasks) != t:
             raise ValueError(f"sample holds {t} tasks, but {len(tasks)} were named")
-        self._announce(t, v)
         emb = self._embed(c_noise, noise_aug, cameras, tuple(tasks), sample.dtype)
-        context = image_embeds.to(sample.dtype).repeat_interleave(t * v, dim=0)
+        context = image_embeds.to(sample.dtype)[:, None].expand(-1, t, -1, -1)  # b t k d: its shape tells blocks t
         # All zeros: frames are never told apart as still images; diffusers reads the view count off its shape.
         indicator = sample.new_zeros(b * t, v)
         x = self.conv_in(sample.flatten(0, 2))
@@ -167,14 +164,6 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
         per_object = time + self.add_embedding(encoded)
         labels = self.view_embedding(cameras.to(dtype), tasks)
         return (per_object[:, None, None] + labels).flatten(0, 2)
-
-    def _announce(self, tasks: int, views: int) -> None:
-        """Tell every block the layout of this call's batch axis; diffusers' blocks have no argument for it."""
-        for module in self.modules():
-            if isinstance(module, SpatialBlock):
-                module.num_tasks, module.num_views = tasks, views
-            elif isinstance(module, TemporalBlock):
-                module.num_tasks = tasks
 
     @property
     def new_parameter_names(self) -> list[str]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from nova3d.models.alignment import attend
 from nova3d.models.blocks import adopt, cross_attention
 from nova3d.models.norms import set_norm_groups
 from nova3d.models.temporal_conv import TemporalConv, fold_temporal_convs
@@ -13,17 +14,32 @@ from nova3d.tasks import TASKS, Task
 
 @torch.no_grad()
 def test_cross_attention_over_one_token_is_a_broadcast() -> None:
-    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 
     torch.manual_seed(0)
-    block = adopt(BasicTransformerBlock(16, 2, 8, cross_attention_dim=12), "spatial", False, "copied")
-    x, context = torch.randn(3, 5, 16), torch.randn(3, 1, 12)
-    full = block.attn2(block.norm2(x), encoder_hidden_states=context)
-    short = cross_attention(block, x, context)
-    torch.testing.assert_close(short.expand_as(full), full, atol=1e-6, rtol=1e-5)
-    two = torch.randn(3, 2, 12)  # more tokens take the full path
-    assert cross_attention(block, x, two).shape == x.shape
-    assert not torch.allclose(cross_attention(block, x, two)[:, 0], cross_attention(block, x, two)[:, 1])
+    transformer = TransformerSpatioTemporalModel(2, 16, in_channels=32, cross_attention_dim=12)
+    adopt(transformer, "none", "copied")
+    for block in (*transformer.transformer_blocks, *transformer.temporal_transformer_blocks):
+        x, context = torch.randn(6, 5, 32), torch.randn(3, 1, 12)  # two rows for each of three contexts
+        full = block.attn2(block.norm2(x), encoder_hidden_states=context.repeat_interleave(2, dim=0))
+        short = cross_attention(block, x, context, repeats=2)
+        torch.testing.assert_close(short.expand_as(full), full, atol=1e-6, rtol=1e-5)
+        two = torch.randn(3, 2, 12)  # more tokens take the full path
+        branch = cross_attention(block, x, two, repeats=2)
+        assert branch.shape == x.shape and not torch.allclose(branch[:, 0], branch[:, 1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("limit", [1, 3, 6, 7])
+def test_attention_in_parts_of_the_batch_is_the_same_attention(limit: int) -> None:
+    from diffusers.models.attention_processor import Attention
+
+    torch.manual_seed(0)
+    attention, x = Attention(query_dim=16, heads=2, dim_head=8), torch.randn(7, 5, 16)
+    calls: list[int] = []
+    attention.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
+    torch.testing.assert_close(attend(attention, x, limit), attention(x), atol=1e-6, rtol=1e-5)
+    assert max(calls[:-1]) <= limit and sum(calls[:-1]) == 7
 
 
 def test_a_convolution_over_time_is_the_3d_one_with_its_gradients() -> None:
