@@ -155,14 +155,14 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
         self, c_noise: Tensor, noise_aug: Tensor, cameras: Tensor, tasks: tuple[Task, ...], dtype: torch.dtype
     ) -> Tensor:
         """[(b t v), 4 c0] embedding of noise level, ids, camera and task; SVD's ResBlocks take it per frame."""
-        time = self.time_embedding(self.time_proj(c_noise).to(dtype))
-        ids = noise_aug[:, None]
+        time = self.time_embedding(self.time_proj(c_noise.float()).to(dtype))
+        ids = noise_aug.float()[:, None]
         if self.config.id_mode == "constant":
-            constants = noise_aug.new_tensor([SVD_FPS_ID, SVD_MOTION_ID]).expand(len(ids), 2)
+            constants = ids.new_tensor([SVD_FPS_ID, SVD_MOTION_ID]).expand(len(ids), 2)
             ids = torch.cat([constants, ids], dim=1)
         encoded = self.add_time_proj(ids.flatten()).reshape(len(ids), -1).to(dtype)
         per_object = time + self.add_embedding(encoded)
-        labels = self.view_embedding(cameras.to(dtype), tasks)
+        labels = self.view_embedding(cameras, tasks, dtype)
         return (per_object[:, None, None] + labels).flatten(0, 2)
 
     @property

@@ -42,6 +42,7 @@ class ViewEmbedding(nn.Module):
         nn.init.zeros_(self.mlp.linear_2.weight)
         nn.init.zeros_(self.mlp.linear_2.bias)
 
-    def forward(self, cameras: Tensor, tasks: tuple[Task, ...]) -> Tensor:
-        """cameras [b,v,2] -> [b,t,v,time_embed_dim]."""
-        return self.mlp(label_features(cameras, tasks).to(self.mlp.linear_1.weight.dtype))
+    def forward(self, cameras: Tensor, tasks: tuple[Task, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """cameras [b,v,2] -> [b,t,v,time_embed_dim], computed in `dtype` from features in float32: the angles
+        themselves have too few digits in half precision."""
+        return self.mlp(label_features(cameras.float(), tasks).to(dtype))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from nova3d.models import AlignmentAttention, NovaUNet
 from nova3d.models.alignment import ALIGNMENTS
+from nova3d.models.blocks import SpatioTemporalTransformer
+from nova3d.models.temporal_conv import TemporalConv
 from nova3d.tasks import TASKS, Task
 
 Inputs = dict[str, Tensor]
@@ -98,6 +100,100 @@ def test_first_gradients_reach_what_starts_at_zero_and_only_that(
         assert unit.attn.to_q.weight.grad.abs().max() == 0
     trainable = {n for n, p in unet.named_parameters() if p.requires_grad}
     assert {n for n, p in unet.named_parameters() if p.grad is not None} == trainable  # DDP waits for every one
+
+
+def test_after_one_step_gradients_reach_what_did_not_get_one(
+    inputs: Inputs, make_unet: Callable[..., NovaUNet]
+) -> None:
+    unet = make_unet(alignment="gta")
+    optimizer = torch.optim.SGD([p for p in unet.parameters() if p.requires_grad], lr=0.1)
+    target = torch.randn(2, 2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    for _ in range(2):
+        optimizer.zero_grad()
+        (unet(**inputs) - target).square().mean().backward()
+        optimizer.step()
+    assert unet.view_embedding.mlp.linear_1.weight.grad.abs().max() > 0
+    for unit in units(unet):
+        for projection in (unit.attn.to_q, unit.attn.to_k, unit.attn.to_v, unit.norm):
+            assert projection.weight.grad.abs().max() > 0
+
+
+def test_queries_and_keys_over_one_token_get_no_gradient_in_stock_svd(stock: nn.Module, inputs: Inputs) -> None:
+    """Why ours neither computes nor trains them."""
+    ids = torch.tensor([[6.0, 127.0, 0.02]]).expand(2, 3)
+    out = stock(inputs["sample"][:, 0], inputs["c_noise"], inputs["image_embeds"], added_time_ids=ids).sample
+    out.square().mean().backward()
+    frozen = [p for n, p in stock.named_parameters() if ".attn2.to_q" in n or ".attn2.to_k" in n or ".norm2." in n]
+    idle = [p for p in frozen if p.grad.abs().max() < 1e-9]
+    in_transformers = [n for n, _ in stock.named_parameters() if ".attn2.to_q" in n]
+    assert len(idle) >= 4 * len(in_transformers)  # to_q, to_k, norm2's weight and bias; resnets have a norm2, too
+    assert stock.conv_in.weight.grad.abs().max() > 1e-6
+    stock.zero_grad(set_to_none=True)
+
+
+def disable_order(unet: NovaUNet) -> None:
+    """Take away what tells the order of views: the index embedding and the convolutions over time."""
+    for module in unet.modules():
+        if isinstance(module, SpatioTemporalTransformer):
+            for parameter in module.time_pos_embed.parameters():
+                nn.init.zeros_(parameter)
+        if isinstance(module, TemporalConv):
+            module.weight.data[:, :, [0, 2]] = 0  # each view's own tap stays
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ordered", [False, True])
+def test_views_are_told_apart_by_their_camera_and_by_order(
+    inputs: Inputs, make_unet: Callable[..., NovaUNet], shaken: Callable[..., NovaUNet], ordered: bool
+) -> None:
+    unet = shaken(make_unet(alignment="gta"))
+    if not ordered:
+        disable_order(unet)
+    turn = torch.tensor([2, 0, 3, 1])
+    moved = inputs | {"sample": inputs["sample"][:, :, turn], "cameras": inputs["cameras"][:, turn]}
+    apart = (unet(**moved) - unet(**inputs)[:, :, turn]).abs().max()
+    assert apart > 1e-3 if ordered else apart < 1e-5
+
+
+@torch.no_grad()
+def test_cross_domain_is_the_spatial_arm_with_its_own_name(
+    inputs: Inputs, make_unet: Callable[..., NovaUNet], shaken: Callable[..., NovaUNet]
+) -> None:
+    spatial, cross = shaken(make_unet(alignment="gta_spatial")), make_unet(alignment="cross_domain")
+    cross.load_state_dict(spatial.state_dict())
+    assert torch.equal(cross(**inputs), spatial(**inputs))
+    assert not any(".alignment." in name for name in make_unet(alignment="none").state_dict())
+
+
+def test_a_short_overfit_tells_the_tasks_apart(inputs: Inputs, make_unet: Callable[..., NovaUNet]) -> None:
+    """One object whose two tasks have the same noisy input and different answers: only labels can tell them."""
+    unet = make_unet(alignment="gta").train()
+    given = {name: value[:1] for name, value in inputs.items()}
+    given["cameras"] = given["cameras"][:, :2]
+    given["sample"] = given["sample"][:, :1, :2].expand(-1, 2, -1, -1, -1, -1).contiguous()
+    rng = torch.Generator().manual_seed(2)
+    target = torch.randn(1, 2, 2, 4, 8, 8, generator=rng) * 0.1 + torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1, 1, 1)
+    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=4e-3)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = (unet(**given) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] > 0.8 and losses[-1] < 0.1
+    with torch.no_grad():
+        wrong = unet(**given, tasks=TASKS[::-1])
+    assert (wrong - target).square().mean() > 2  # the other label gives the other task
+
+
+@torch.no_grad()
+def test_objects_may_come_in_any_order(
+    inputs: Inputs, make_unet: Callable[..., NovaUNet], shaken: Callable[..., NovaUNet]
+) -> None:
+    unet = shaken(make_unet(alignment="gta"))
+    flipped = unet(**{name: value.flip(0) for name, value in inputs.items()})
+    torch.testing.assert_close(flipped.flip(0), unet(**inputs), atol=1e-5, rtol=1e-4)
 
 
 def test_labels_count_and_tasks_exchange_after_the_start(
