@@ -30,6 +30,35 @@ def test_cross_attention_over_one_token_is_a_broadcast() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["spatial", "temporal"])
+def test_blocks_hand_their_layout_to_the_unit(kind: str) -> None:
+    """One token of object 1, normal, view 2 moves: what hears of it is its view, or its position in all views."""
+    from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+
+    torch.manual_seed(0)
+    b, t, v, l, c = 2, 2, 3, 5, 32
+    transformer = TransformerSpatioTemporalModel(2, 16, in_channels=c, cross_attention_dim=12)
+    adopt(transformer, "gta", "copied")
+    blocks = transformer.transformer_blocks if kind == "spatial" else transformer.temporal_transformer_blocks
+    block, context = blocks[0], torch.randn(b, 1, 1, 12).expand(b, t, 1, 12)
+    nn.init.normal_(block.alignment.attn.to_out[0].weight, std=0.2)
+    x = torch.randn(b, t, v, l, c)
+    moved = x.clone()
+    moved[1, 1, 2, 3] += torch.randn(c)
+
+    def run(z: torch.Tensor) -> torch.Tensor:
+        return block(z.flatten(0, 2), context, v).reshape(z.shape)
+
+    heard = (run(moved) - run(x)).abs().amax(dim=-1) > 1e-6  # b t v l
+    expected = torch.zeros(b, t, v, l, dtype=torch.bool)
+    if kind == "spatial":
+        expected[1, :, 2] = True
+    else:
+        expected[1, :, :, 3] = True
+    assert torch.equal(heard, expected)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("limit", [1, 3, 6, 7])
 def test_attention_in_parts_of_the_batch_is_the_same_attention(limit: int) -> None:
     from diffusers.models.attention_processor import Attention
