@@ -3,19 +3,21 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from nova3d import config as configs
 from nova3d import images, provenance
 from nova3d.cameras import orbit
-from nova3d.errors import InputError
 from nova3d.folders import writable_folder
 from nova3d.fusion.config import FusionConfig
 from nova3d.views import ViewSet
+
+if TYPE_CHECKING:
+    from nova3d.pipeline import Nova3DPipeline
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
@@ -23,21 +25,24 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass
 class SampleConfig:
-    """What `scripts/sample.py` reads. steps 0, solver "" and guidance -1 mean the model's own values; keep_input: view
-    0 shows the input picture itself; framed: the picture is already what view 0's camera sees."""
+    """What `scripts/sample.py` reads. steps 0, solver "" and guidance -1 mean the model's own values."""
 
     image: str = "assets/images/horse.png"
     model: str = "assets/nova3d-mini"
     out: str = "outputs/views"
     steps: int = 0
-    solver: str = ""
-    guidance_low: float = -1.0
-    guidance_high: float = -1.0
-    guidance_kind: str = "triangle"
-    noise_aug: float = 0.02
-    keep_input: bool = True
-    framed: bool = False
+    solver: str = ""  # euler, heun
+    guidance_low: float = -1.0  # scale at the input view (triangle) or at the first view (linear)
+    guidance_high: float = -1.0  # scale behind the object, at the last view (linear) or everywhere (constant)
+    guidance_kind: str = "triangle"  # triangle, linear, constant; low = high = 1: no guidance, half the time
+    noise_aug: float = 0.02  # deviation of the noise on the condition picture, pixels in [-1,1]
+    keep_input: bool = True  # view 0 shows the input picture itself
+    framed: bool = False  # the picture is already what view 0's camera sees
     seed: int = 0
+    dtype: str = "float32"  # of the networks: float32, float16, bfloat16; the sampler's state is always float32
+    # The smallest pieces, and on an accelerator only the network that works: less memory, more time, the same result.
+    low_memory: bool = False
+    compile: bool = False  # torch.compile of the UNet: pays only where many pictures follow one another
 
 
 @dataclass
@@ -66,29 +71,24 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
 
     The output folder is made and the picture checked before the model is loaded.
     """
-    from nova3d.pipeline import Nova3DPipeline
-
     folder = writable_folder(config.out)
     picture = images.read_rgba(config.image)
-    pipeline = Nova3DPipeline.load(config.model, device)
+    pipeline = _load(config, device)
     started = time.perf_counter()
     low = config.guidance_low if config.guidance_low >= 0 else pipeline.config.guidance_low
     high = config.guidance_high if config.guidance_high >= 0 else pipeline.config.guidance_high
-    try:
-        views = pipeline(
-            picture,
-            steps=config.steps or None,
-            solver=config.solver or None,
-            guidance=(low, high),
-            guidance_kind=config.guidance_kind,  # type: ignore[arg-type]  # refused by view_scales otherwise
-            noise_aug=config.noise_aug,
-            keep_input=config.keep_input,
-            framed=config.framed,
-            seed=config.seed,
-            progress=progress,
-        ).views
-    except ValueError as error:  # an unknown solver or guidance kind
-        raise InputError(str(error)) from error
+    views = pipeline(
+        picture,
+        steps=config.steps or None,
+        solver=config.solver or None,
+        guidance=(low, high),
+        guidance_kind=config.guidance_kind,  # type: ignore[arg-type]  # refused by the pipeline otherwise
+        noise_aug=config.noise_aug,
+        keep_input=config.keep_input,
+        framed=config.framed,
+        seed=config.seed,
+        progress=progress,
+    ).views
     assert isinstance(views, ViewSet)
     entry = provenance.record(
         "sample",
@@ -100,6 +100,21 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
         seconds=round(time.perf_counter() - started, 2),
     )
     return views.save(folder, entry), views, picture
+
+
+def _load(config: SampleConfig, device: str) -> "Nova3DPipeline":
+    from nova3d.pipeline import Nova3DPipeline
+    from nova3d.pipeline_memory import LOW_MEMORY
+
+    offload = config.low_memory and device != "cpu"
+    pipeline = Nova3DPipeline.load(config.model, "cpu" if offload else device, config.dtype)
+    if config.low_memory:
+        pipeline.set_memory(**asdict(LOW_MEMORY))
+    if offload:
+        pipeline.enable_model_cpu_offload(device=device)
+    if config.compile:
+        pipeline.compile_unet()
+    return pipeline
 
 
 def image_to_mesh(config: GenerateConfig, device: str, progress: Progress | None = None) -> Generated:

@@ -3,9 +3,10 @@
 from nova3d.diffusion.edm import denoised, loss, precondition, weight
 from nova3d.diffusion.guidance import guide, view_scales
 from nova3d.diffusion.noise import NoiseSchedule
-from nova3d.diffusion.sampler import initial_noise, karras_sigmas, sample
+from nova3d.diffusion.sampler import SOLVERS, initial_noise, karras_sigmas, sample
 
 __all__ = [
+    "SOLVERS",
     "NoiseSchedule",
     "denoised",
     "guide",

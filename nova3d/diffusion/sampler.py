@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
+SOLVERS = ("euler", "heun")
 
 
 def karras_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0) -> Tensor:
@@ -32,15 +33,15 @@ def sample(
     float32 throughout. solver: "euler" or "heun"; Heun costs two evaluations a step, except for the last one to
     sigma 0. `callback(done, total, x)` follows every step. Raises ValueError for another solver.
     """
-    if solver not in ("euler", "heun"):
-        raise ValueError(f"solver '{solver}' is not one of euler, heun")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver '{solver}' is not one of {', '.join(SOLVERS)}")
     x = x.float()
     steps = len(sigmas) - 1
     for index, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         s, s_next = sigma.to(x), following.to(x)
         slope = (x - denoise(x, s).float()) / s
         moved = x + (s_next - s) * slope
-        if solver == "heun" and s_next > 0:
+        if solver == "heun" and following > 0:
             corrected = (moved - denoise(moved, s_next).float()) / s_next
             moved = x + (s_next - s) * (slope + corrected) / 2
         x = moved

@@ -6,9 +6,11 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionPipeline looks its loader up here
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from nova3d.models.norms import set_norm_groups
+from nova3d.models.streaming import decode_in_pieces
 from nova3d.models.temporal_conv import fold_temporal_convs
 
 
@@ -61,15 +63,39 @@ def sample_moments(moments: Tensor, noise: Tensor, scaling_factor: float) -> Ten
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKLTemporalDecoder, latents: Tensor, chunk: int = 16) -> Tensor:
+def encode_mode(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> Tensor:
+    """The posterior's mode [n,4,h,w], NOT scaled, of frames [n,3,H,W] in [-1,1]; in the dtype of `frames`.
+
+    SVD's encoder overflows in float16: where the config says `force_upcast`, a float16 encoder works in float32.
+    """
+    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
+    parts = (vae.encoder, vae.quant_conv)
+    dtype = torch.float32 if upcast else vae.dtype
+    try:
+        if upcast:
+            for part in parts:
+                part.to(torch.float32)
+        return vae.encode(frames.to(dtype)).latent_dist.mode().to(frames.dtype)
+    finally:
+        if upcast:
+            for part in parts:
+                part.to(torch.float16)
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKLTemporalDecoder, latents: Tensor, views: int = 0, rows: int = 0) -> Tensor:
     """Scaled latents [b,t,v,4,h,w] to pictures [b,t,v,3,H,W] in [-1,1].
 
-    The decoder has temporal layers, so each (object, task) video is decoded by itself and never shares a chunk
-    with another; `chunk` views at a time.
+    The decoder has temporal layers, so each (object, task) video is decoded by itself, and always as a whole: `views`
+    and `rows` (0: all) cut the work of each layer, see nova3d.models.streaming, and change memory, not the result.
     """
-    videos = latents.flatten(0, 1) / vae.config.scaling_factor
-    decoded = []
-    for video in videos:
-        parts = [vae.decode(part, num_frames=len(part)).sample for part in video.split(chunk)]
-        decoded.append(torch.cat(parts))
-    return torch.stack(decoded).clamp(-1, 1).unflatten(0, latents.shape[:2])
+    videos = (latents.flatten(0, 1) / vae.config.scaling_factor).to(vae.dtype)
+    decoded = [_decode_video(vae, video, views, rows).clamp(-1, 1) for video in videos]
+    return torch.stack(decoded).unflatten(0, latents.shape[:2])
+
+
+@apply_forward_hook  # model offload moves the VAE to its device here, as it does for its own `decode`
+def _decode_video(vae: AutoencoderKLTemporalDecoder, video: Tensor, views: int, rows: int) -> Tensor:
+    if not views and not rows:
+        return vae.decode(video, num_frames=len(video)).sample
+    return decode_in_pieces(vae.decoder, video, views, rows)

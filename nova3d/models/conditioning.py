@@ -4,6 +4,7 @@ CLIP sees the clean picture; the VAE encodes the picture with Gaussian noise add
 its posterior is used WITHOUT the scaling factor. Dropped conditions are zeros.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
+
+from nova3d.models.autoencoder import encode_mode
 
 # OpenAI CLIP's channel statistics, part of SVD's preprocessing.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -36,6 +39,22 @@ class Conditioning:
     def unconditional(self) -> "Conditioning":
         everything = torch.ones(len(self.noise_aug), dtype=torch.bool, device=self.noise_aug.device)
         return self.dropped(everything, everything)
+
+    def __len__(self) -> int:
+        return len(self.noise_aug)
+
+    def __getitem__(self, rows: slice) -> "Conditioning":
+        """The conditions of some of the objects."""
+        return Conditioning(self.image_embeds[rows], self.latent[rows], self.noise_aug[rows])
+
+    @staticmethod
+    def cat(parts: "Sequence[Conditioning]") -> "Conditioning":
+        """Conditions of several batches as one batch."""
+        return Conditioning(
+            torch.cat([part.image_embeds for part in parts]),
+            torch.cat([part.latent for part in parts]),
+            torch.cat([part.noise_aug for part in parts]),
+        )
 
 
 def clip_pixels(images: Tensor, size: int) -> Tensor:
@@ -75,15 +94,14 @@ def condition(
 ) -> Conditioning:
     """Condition on pictures [b,3,h,w] in [-1,1].
 
-    noise_aug [b]: deviation of the pixel noise; noise [b,3,h,w]: standard normal, the same for both tasks. Gradients
-    reach the image encoder, never the VAE.
+    noise_aug [b]: deviation of the pixel noise; noise [b,3,h,w]: standard normal, the same for both tasks. Preparing
+    the pictures is done in their dtype (float32), whatever the networks' dtypes are; the latent comes back in it.
+    Gradients reach the image encoder, never the VAE.
     """
-    size = int(image_encoder.config.image_size)
-    embeds = image_encoder(clip_pixels(images, size)).image_embeds[:, None]
-    noisy = images + noise_aug[:, None, None, None] * noise
-    with torch.no_grad():
-        latent = vae.encode(noisy.to(next(vae.parameters()).dtype)).latent_dist.mode()
-    return Conditioning(embeds, latent.to(images.dtype), noise_aug)
+    pixels = clip_pixels(images, int(image_encoder.config.image_size))
+    embeds = image_encoder(pixels.to(image_encoder.dtype)).image_embeds[:, None]
+    latent = encode_mode(vae, images + noise_aug[:, None, None, None] * noise)
+    return Conditioning(embeds, latent, noise_aug)
 
 
 def unet_input(noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

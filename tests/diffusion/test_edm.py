@@ -38,6 +38,17 @@ def test_the_target_gives_the_clean_picture_back() -> None:
     torch.testing.assert_close(denoised(target, x0 + sigma * noise, sigma), x0, atol=1e-9, rtol=1e-9)
 
 
+def test_the_network_is_asked_for_unit_variance_and_for_nothing_new_without_noise() -> None:
+    rng = torch.Generator().manual_seed(2)
+    x0, noise = (torch.randn(20_000, generator=rng, dtype=torch.float64) for _ in range(2))
+    for sigma in SIGMAS[::4]:
+        target = (noise - sigma * x0) / (1 + sigma**2).sqrt()
+        assert float(target.var()) == pytest.approx(1.0, abs=0.03)
+        assert float((precondition(sigma)[2] * (x0 + sigma * noise)).var()) == pytest.approx(1.0, abs=0.03)
+    tiny = torch.tensor(1e-6, dtype=torch.float64)
+    torch.testing.assert_close(denoised(noise, x0, tiny), x0, atol=1e-5, rtol=0)  # whatever the network says
+
+
 def test_one_level_per_object_broadcasts() -> None:
     like = torch.zeros(3, 2, 4, 4, 8, 8)
     assert per_object(torch.tensor([1.0, 2, 3]), like).shape == (3, 1, 1, 1, 1, 1)
@@ -54,7 +65,7 @@ def test_stages_switch_at_the_paper_s_steps() -> None:
             NoiseSchedule(stages)
 
 
-@pytest.mark.parametrize("step", [0, 20_000])
+@pytest.mark.parametrize("step", [0, 8_000, 20_000, 24_000])
 def test_levels_are_log_normal_with_the_stage_s_moments(step: int) -> None:
     mean, std = NoiseSchedule().at(step)
     logs = NoiseSchedule().draw(step, 40_000, torch.Generator().manual_seed(0)).log()

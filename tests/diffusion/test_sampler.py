@@ -18,12 +18,33 @@ def test_karras_levels_are_svd_s() -> None:
         karras_sigmas(0)
 
 
+@pytest.mark.parametrize("steps", [2, 25])
+def test_karras_levels_are_those_of_the_scheduler_that_svd_ships(steps: int) -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    schedule = EulerDiscreteScheduler(
+        prediction_type="v_prediction", use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0,
+        interpolation_type="linear", timestep_type="continuous", timestep_spacing="leading",
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+    )  # fmt: skip
+    schedule.set_timesteps(steps)
+    sigmas = karras_sigmas(steps)
+    torch.testing.assert_close(schedule.sigmas.double(), sigmas, rtol=1e-4, atol=1e-6)
+    c_noise = precondition(sigmas[:-1])[3]
+    torch.testing.assert_close(schedule.timesteps.double(), c_noise, rtol=1e-4, atol=1e-4)
+    start = initial_noise((50_000,), 700.0, 0, "cpu")
+    assert float(start.std()) == pytest.approx(float(schedule.init_noise_sigma), rel=0.02)
+
+
 def error(solver: str, steps: int) -> float:
-    """Error against the exact flow of unit Gaussian data, x(s) = x(S) sqrt((1 + s^2) / (1 + S^2)), in float32."""
-    sigmas = torch.cat([torch.linspace(3, 0.5, steps + 1, dtype=torch.float64)])
-    start = torch.ones(1)
-    exact = start * ((1 + 0.5**2) / (1 + 3.0**2)) ** 0.5
-    return float((sample(lambda x, s: x / (1 + s**2), start, sigmas, solver) - exact).abs())
+    """Error against the exact flow of Gaussian data N(mu, sd^2), x(s) = mu + (x(S) - mu) sqrt((sd^2 + s^2) / (sd^2 +
+    S^2)), in float32."""
+    mu, sd, top, bottom = 0.7, 1.4, 3.0, 0.5
+    sigmas = torch.linspace(top, bottom, steps + 1, dtype=torch.float64)
+    start = torch.full((1,), 2.5)
+    exact = mu + (start - mu) * ((sd**2 + bottom**2) / (sd**2 + top**2)) ** 0.5
+    found = sample(lambda x, s: mu + sd**2 / (sd**2 + s**2) * (x - mu), start, sigmas, solver)
+    return float((found - exact).abs())
 
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])

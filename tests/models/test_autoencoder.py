@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nova3d.models.autoencoder import VideoAutoencoder, decode, encode_moments, sample_moments
+from nova3d.models.autoencoder import VideoAutoencoder, decode, encode_mode, encode_moments, sample_moments
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +54,48 @@ def test_sampled_latents_have_the_posterior_s_moments_scaled() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("chunk", [2, 3, 16])
-def test_decoding_never_mixes_videos(vae: VideoAutoencoder, chunk: int) -> None:
+@pytest.mark.parametrize(("views", "rows"), [(0, 0), (2, 0), (1, 3), (16, 8)])
+def test_decoding_never_mixes_videos(vae: VideoAutoencoder, views: int, rows: int) -> None:
     latents = torch.randn(2, 2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    base = decode(vae, latents, chunk)
+    base = decode(vae, latents, views, rows)
     assert base.shape == (2, 2, 3, 3, 8, 8) and base.abs().max() <= 1
     moved = latents.clone()
     moved[0, 1] += 1
-    changed = (decode(vae, moved, chunk) - base).abs().amax(dim=(2, 3, 4, 5)) > 1e-6
+    changed = (decode(vae, moved, views, rows) - base).abs().amax(dim=(2, 3, 4, 5)) > 1e-6
     assert changed.tolist() == [[False, True], [False, False]]
-    alone = decode(vae, latents[1:, :1], chunk)
+    alone = decode(vae, latents[1:, :1], views, rows)
     torch.testing.assert_close(alone[0, 0], base[1, 0], atol=1e-5, rtol=1e-4)
-    scaled = vae.decode(latents[0, 0, :chunk] / vae.config.scaling_factor, num_frames=min(chunk, 3)).sample.clamp(-1, 1)
-    torch.testing.assert_close(base[0, 0, :chunk], scaled, atol=1e-5, rtol=1e-4)
+    scaled = vae.decode(latents[0, 0] / vae.config.scaling_factor, num_frames=3).sample.clamp(-1, 1)
+    torch.testing.assert_close(base[0, 0], scaled, atol=1e-5, rtol=1e-4)
+
+
+def half(force_upcast: bool) -> VideoAutoencoder:
+    torch.manual_seed(0)
+    return VideoAutoencoder(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        force_upcast=force_upcast,
+    ).half()
+
+
+def test_a_float16_encoder_works_in_float32_where_the_config_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    model = half(force_upcast=True)
+    exact = model.float().encode(frames).latent_dist.mode()
+    model.half()
+    mode = encode_mode(model, frames)
+    torch.testing.assert_close(mode, exact.detach(), atol=1e-6, rtol=1e-6)
+    assert {p.dtype for p in model.parameters()} == {torch.float16}  # and back
+    seen: list[torch.dtype] = []
+    plain = half(force_upcast=False)
+    plain.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    assert encode_mode(plain, frames).dtype == torch.float32 and seen == [torch.float16]
+
+    def fail(x: torch.Tensor) -> None:
+        raise RuntimeError("in the encoder")
+
+    monkeypatch.setattr(model, "encode", fail)
+    with pytest.raises(RuntimeError, match="in the encoder"):
+        encode_mode(model, frames)
+    assert {p.dtype for p in model.parameters()} == {torch.float16}

@@ -27,6 +27,7 @@ def test_clip_statistics_are_transformers_own() -> None:
 
 class Encoder(nn.Module):
     config = SimpleNamespace(image_size=8)
+    dtype = torch.float32
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,11 +41,13 @@ class Encoder(nn.Module):
 class Vae(nn.Module):
     """Its mode is the picture itself (one more channel), its scaling factor must not be used."""
 
-    config = SimpleNamespace(scaling_factor=0.1)
+    config = SimpleNamespace(scaling_factor=0.1, force_upcast=True)
+    dtype = torch.float32
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
+        self.encoder, self.quant_conv = nn.Identity(), nn.Identity()
 
     def encode(self, pixels: Tensor) -> SimpleNamespace:
         latent = torch.cat([pixels, pixels[:, :1]], dim=1) * self.weight
@@ -63,6 +66,49 @@ def test_clip_sees_the_clean_picture_and_the_vae_the_noisy_one_unscaled() -> Non
     torch.testing.assert_close(cond.latent[1, :3], images[1] + 0.5 * noise[1])
     assert not cond.latent.requires_grad  # the VAE is frozen
     assert torch.equal(cond.noise_aug, strength)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pictures_are_prepared_in_float32_whatever_the_networks_are(dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(0)
+    images, noise = torch.rand(1, 3, 8, 8, generator=rng), torch.randn(1, 3, 8, 8, generator=rng)
+    encoder, vae = Encoder(), Vae()
+    encoder.dtype = vae.dtype = dtype  # type: ignore[misc]
+    vae.config = SimpleNamespace(force_upcast=False)
+    cond = condition(encoder, vae, images, torch.tensor([0.02]), noise)
+    assert torch.equal(encoder.seen[0], clip_pixels(images, 8).to(dtype))  # rounded once, at the network's door
+    assert torch.equal(cond.latent[:, :3], (images + 0.02 * noise).to(dtype).float())
+    assert cond.latent.dtype == torch.float32 and cond.noise_aug.dtype == torch.float32
+
+
+def test_conditions_are_cut_and_joined() -> None:
+    rng = torch.Generator().manual_seed(0)
+    cond = Conditioning(torch.randn(3, 1, 5, generator=rng), torch.randn(3, 4, 2, 2, generator=rng), torch.arange(3.0))
+    assert len(cond) == 3 and len(cond[1:]) == 2
+    joined = Conditioning.cat([cond[:1], cond[1:]])
+    for name in ("image_embeds", "latent", "noise_aug"):
+        assert torch.equal(getattr(joined, name), getattr(cond, name))
+    assert torch.equal(cond[1:].latent, cond.latent[1:])
+
+
+def test_conditions_are_dropped_at_their_rates() -> None:
+    from nova3d.diffusion import NoiseSchedule
+    from nova3d.training.batches import Draws, draw
+    from nova3d.training.config import NoiseConfig
+
+    objects = 3000
+
+    def drawn(**rates: float) -> Draws:  # of latents and pictures of one number: these two are what matters
+        return draw(NoiseConfig(**rates), NoiseSchedule(), 0, 0, range(objects), (1, 1, 1, 1, 1), (1, 1, 1))
+
+    draws = drawn(drop_both=0.1, drop_clip=0.05, drop_latent=0.2)
+    embeds, latents = draws.drop_embeds, draws.drop_latents
+    assert embeds.shape == latents.shape == (objects,)  # one draw per object, for both tasks and all views
+    for (clip, latent), rate in {(True, True): 0.1, (True, False): 0.05, (False, True): 0.2}.items():
+        found = float(((embeds == clip) & (latents == latent)).float().mean())
+        assert abs(found - rate) < 4 * (rate * (1 - rate) / objects) ** 0.5, (clip, latent, found)
+    never = drawn(drop_both=0.0, drop_clip=0.0, drop_latent=0.0)
+    assert not never.drop_embeds.any() and not never.drop_latents.any()
 
 
 def test_dropped_conditions_are_zeros_per_object() -> None:

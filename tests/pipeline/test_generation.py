@@ -1,6 +1,7 @@
 """Nova3DPipeline end to end on tiny random networks: determinism, batches, guidance, damaged folders."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,73 +9,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from nova3d import images
+from nova3d.diffusion import view_scales
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
-from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.views import ViewSet
 
 SIZE = 16
+Same = Callable[..., bool]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> Nova3DPipeline:
-    torch.manual_seed(0)
-    unet = NovaUNet(
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        num_attention_heads=(2, 4),
-        addition_time_embed_dim=32,
-        norm_groups=8,
-    )
-    vae = VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        sample_size=SIZE,
-        norm_groups=8,
-    )
-    with torch.no_grad():  # labels, alignment and conditions must matter
-        for parameter in unet.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-        vae.decoder.conv_out.weight.mul_(8)  # normals long enough to count as surface
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8,
-        projection_dim=16,
-    )  # fmt: skip
-    parts = (unet.eval(), vae.eval(), CLIPVisionModelWithProjection(vision).eval())
-    return Nova3DPipeline(*parts, size=SIZE, sigma_max=80.0, steps=2, guidance_high=2.0)
-
-
-def disc(colour: tuple[float, float, float], side: int = 40) -> Tensor:
-    """A straight-alpha picture of a disc."""
-    y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
-    alpha = ((x - side / 2) ** 2 + (y - side / 2) ** 2 < (side / 3) ** 2).float()
-    return torch.cat([torch.tensor(colour).expand(side, side, 3) * alpha[..., None], alpha[..., None]], dim=-1)
-
-
-RED, BLUE = disc((0.9, 0.2, 0.1)), disc((0.1, 0.3, 0.9))
-
-
-def same(a: ViewSet, b: ViewSet, tolerance: float = 0.0) -> bool:
-    return bool((a.rgb - b.rgb).abs().max() <= tolerance) and bool((a.mask - b.mask).abs().max() <= tolerance * 3)
-
-
-def test_output_is_sixteen_valid_views(pipeline: Nova3DPipeline) -> None:
+def test_output_is_sixteen_valid_views(pipeline: Nova3DPipeline, red: Tensor) -> None:
     calls: list[tuple[int, int, str]] = []
-    views = pipeline(RED, progress=lambda *call: calls.append(call)).views
+    views = pipeline(red, progress=lambda *call: calls.append(call)).views
     assert isinstance(views, ViewSet) and views.rgb.shape == (16, SIZE, SIZE, 3)
     assert views.rgb.min() >= 0 and views.rgb.max() <= 1 and bool(torch.isfinite(views.normals).all())
     lengths = views.normals.norm(dim=-1)
@@ -84,20 +33,22 @@ def test_output_is_sixteen_valid_views(pipeline: Nova3DPipeline) -> None:
     assert torch.equal(views.cameras.c2w, pipeline.cameras.c2w)
 
 
-def test_a_seed_names_one_result_and_a_batch_is_its_singles(pipeline: Nova3DPipeline) -> None:
-    first = pipeline(RED, seed=4).views
-    assert same(first, pipeline(RED, seed=4).views)
-    second = pipeline(BLUE, seed=5).views
-    batch = pipeline([RED, BLUE], seed=4).views
+def test_a_seed_names_one_result_and_a_batch_is_its_singles(
+    pipeline: Nova3DPipeline, same: Same, red: Tensor, blue: Tensor
+) -> None:
+    first = pipeline(red, seed=4).views
+    assert same(first, pipeline(red, seed=4).views)
+    second = pipeline(blue, seed=5).views
+    batch = pipeline([red, blue], seed=4).views
     assert isinstance(batch, list) and len(batch) == 2
     assert same(batch[0], first, 2e-4) and same(batch[1], second, 2e-4)
-    assert not same(first, pipeline(RED, seed=5).views, 0.02)
-    assert not same(pipeline(BLUE, seed=4).views, first, 1e-3)  # the picture matters
-    assert same(pipeline([RED], seed=4).views[0], first)
+    assert not same(first, pipeline(red, seed=5).views, 0.02)
+    assert not same(pipeline(blue, seed=4).views, first, 1e-3)  # the picture matters
+    assert same(pipeline([red], seed=4).views[0], first)
 
 
-def test_guidance_of_one_is_no_guidance(pipeline: Nova3DPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    cond = pipeline.encode_picture(torch.stack([images.frame_object(RED, SIZE)]), 0.02, 0)
+def test_guidance_of_one_is_no_guidance(pipeline: Nova3DPipeline, monkeypatch: pytest.MonkeyPatch, red: Tensor) -> None:
+    cond = pipeline.encode_picture(torch.stack([images.frame_object(red, SIZE)]), 0.02, 0)
     x, sigma = torch.randn(1, 2, 16, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(2.0)
     sizes: list[int] = []
     true = NovaUNet.forward
@@ -105,9 +56,10 @@ def test_guidance_of_one_is_no_guidance(pipeline: Nova3DPipeline, monkeypatch: p
         NovaUNet, "forward", lambda self, sample, *a: sizes.append(len(sample)) or true(self, sample, *a)
     )
     with torch.no_grad():
-        plain = pipeline.denoiser(cond, (1.0, 1.0), "triangle")(x, sigma)
-        guided = pipeline.denoiser(cond, (1.0, 2.0), "triangle")(x, sigma)
-        nearly = pipeline.denoiser(cond, (1.0, 1.0 + 1e-6), "triangle")(x, sigma)
+        angles = pipeline.cameras.azimuth_elevation()[:, 0]
+        plain, guided, nearly = (
+            pipeline.denoiser(cond, view_scales("triangle", 1.0, high, angles))(x, sigma) for high in (1, 2, 1 + 1e-6)
+        )
     assert sizes == [1, 2, 2]  # none is paid for where every scale is 1
     torch.testing.assert_close(nearly, plain, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(guided[:, :, 0], plain[:, :, 0], atol=1e-4, rtol=1e-4)  # scale 1 at the input view
@@ -115,7 +67,7 @@ def test_guidance_of_one_is_no_guidance(pipeline: Nova3DPipeline, monkeypatch: p
 
 
 def test_the_pixel_noise_and_the_latent_noise_are_independent(
-    pipeline: Nova3DPipeline, monkeypatch: pytest.MonkeyPatch
+    pipeline: Nova3DPipeline, monkeypatch: pytest.MonkeyPatch, red: Tensor
 ) -> None:
     from nova3d import pipeline as module
     from nova3d.diffusion import initial_noise
@@ -123,27 +75,27 @@ def test_the_pixel_noise_and_the_latent_noise_are_independent(
     given: list[Tensor] = []
     true = module.condition
     monkeypatch.setattr(module, "condition", lambda *a: given.append(a[-1]) or true(*a))
-    pipeline.encode_picture(torch.stack([images.frame_object(RED, SIZE)]), 0.02, 3)
+    pipeline.encode_picture(torch.stack([images.frame_object(red, SIZE)]), 0.02, 3)
     pixels = given[0].flatten()
     latents = initial_noise((2, 16, 4, 8, 8), 1.0, 3, "cpu").flatten()[: len(pixels)]
     assert abs(float(torch.corrcoef(torch.stack([pixels, latents]))[0, 1])) < 0.2
 
 
-def test_keep_input_and_framed(pipeline: Nova3DPipeline) -> None:
-    framed = images.frame_object(RED, SIZE)
-    kept = pipeline(RED, keep_input=True).views
+def test_keep_input_and_framed(pipeline: Nova3DPipeline, same: Same, red: Tensor) -> None:
+    framed = images.frame_object(red, SIZE)
+    kept = pipeline(red, keep_input=True).views
     torch.testing.assert_close(kept.rgb[0], images.composite(framed), atol=1e-6, rtol=0)
     torch.testing.assert_close(kept.mask[0], framed[..., 3])
-    assert same(kept[1:], pipeline(RED).views[1:])
-    assert same(pipeline(framed, framed=True).views, pipeline(RED).views)
-    pil = Image.fromarray(images.to_uint8(RED), "RGBA")
-    assert same(pipeline(pil).views, pipeline(torch.from_numpy(images.to_uint8(RED)) / 255).views)
+    assert same(kept[1:], pipeline(red).views[1:])
+    assert same(pipeline(framed, framed=True).views, pipeline(red).views)
+    pil = Image.fromarray(images.to_uint8(red), "RGBA")
+    assert same(pipeline(pil).views, pipeline(torch.from_numpy(images.to_uint8(red)) / 255).views)
     with pytest.raises(InputError, match="not square"):
-        pipeline(RED[:, 4:], framed=True)
+        pipeline(red[:, 4:], framed=True)
     with pytest.raises(InputError, match="must be RGBA"):
-        pipeline(RED[..., :3])
+        pipeline(red[..., :3])
     with pytest.raises(InputError, match=r"picture 1.*transparent"):
-        pipeline([RED, RED * 0])
+        pipeline([red, red * 0])
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +105,12 @@ def saved(pipeline: Nova3DPipeline, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def test_saving_and_loading_gives_the_same_views(pipeline: Nova3DPipeline, saved: Path) -> None:
+def test_saving_and_loading_gives_the_same_views(
+    pipeline: Nova3DPipeline, saved: Path, same: Same, red: Tensor
+) -> None:
     loaded = Nova3DPipeline.load(saved)
     assert loaded.config.sigma_max == 80.0 and loaded.config.size == SIZE and loaded.unet.config.norm_groups == 8
-    assert same(loaded(RED, seed=1).views, pipeline(RED, seed=1).views)
+    assert same(loaded(red, seed=1).views, pipeline(red, seed=1).views)
 
 
 def test_damaged_model_folders_are_one_line(saved: Path, tmp_path: Path) -> None:

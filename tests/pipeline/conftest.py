@@ -1,0 +1,94 @@
+"""A pipeline of tiny random networks, and pictures for it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nova3d.models import NovaUNet
+from nova3d.models.autoencoder import VideoAutoencoder
+from nova3d.pipeline import Nova3DPipeline
+from nova3d.views import ViewSet
+
+SIZE = 16
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "cross_attention_dim": 16,
+    "num_attention_heads": (2, 4),
+    "addition_time_embed_dim": 32,
+    "norm_groups": 8,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def build(**unet_config: Any) -> Nova3DPipeline:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    unet = NovaUNet(**(UNET | unet_config))
+    vae = VideoAutoencoder(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        sample_size=SIZE,
+        norm_groups=8,
+    )
+    with torch.no_grad():  # labels, alignment, conditions and time must matter
+        for model in (unet, vae):
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        vae.decoder.conv_out.weight.mul_(8)  # normals long enough to count as surface
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8,
+        projection_dim=16,
+    )  # fmt: skip
+    parts = (unet.eval(), vae.eval(), CLIPVisionModelWithProjection(vision).eval())
+    return Nova3DPipeline(*parts, size=SIZE, sigma_max=80.0, steps=2, guidance_high=2.0)
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Nova3DPipeline:
+    """The one to call; tests that change a pipeline take `make_pipeline`."""
+    return build()
+
+
+@pytest.fixture(scope="session")
+def make_pipeline() -> Callable[..., Nova3DPipeline]:
+    return build
+
+
+def disc(colour: tuple[float, float, float], side: int = 40) -> Tensor:
+    """A straight-alpha picture of a disc."""
+    y, x = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
+    alpha = ((x - side / 2) ** 2 + (y - side / 2) ** 2 < (side / 3) ** 2).float()
+    return torch.cat([torch.tensor(colour).expand(side, side, 3) * alpha[..., None], alpha[..., None]], dim=-1)
+
+
+@pytest.fixture(scope="session")
+def red() -> Tensor:
+    return disc((0.9, 0.2, 0.1))
+
+
+@pytest.fixture(scope="session")
+def blue() -> Tensor:
+    return disc((0.1, 0.3, 0.9))
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[..., bool]:
+    """Whether two view sets agree to a tolerance in colour, and to three times it in the mask."""
+
+    def compare(a: ViewSet, b: ViewSet, tolerance: float = 0.0) -> bool:
+        return bool((a.rgb - b.rgb).abs().max() <= tolerance) and bool((a.mask - b.mask).abs().max() <= 3 * tolerance)
+
+    return compare

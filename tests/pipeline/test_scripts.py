@@ -1,0 +1,84 @@
+"""From configs to view folders: scripts/sample.py and the functions behind it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from nova3d import config, generation, images
+from nova3d.generation import GenerateConfig, SampleConfig, sample_views
+from nova3d.pipeline import Nova3DPipeline
+from nova3d.pipeline_memory import LOW_MEMORY, Memory
+from nova3d.views import ViewSet
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(make_pipeline: Callable[..., Nova3DPipeline], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path, red: Tensor) -> Path:
+    images.save_image(tmp_path / "red.png", red)
+    return tmp_path / "red.png"
+
+
+def test_every_shipped_config_loads() -> None:
+    loaded = [config.load(SampleConfig, path) for path in sorted((ROOT / "configs/sample").glob("*.yaml"))]
+    loaded += [config.load(GenerateConfig, path).sample for path in sorted((ROOT / "configs/generate").glob("*.yaml"))]
+    assert len(loaded) >= 3 and {entry.dtype for entry in loaded} == {"float32", "bfloat16"}
+
+
+def test_the_documented_keys_of_a_config_are_its_keys() -> None:
+    lines = (ROOT / "configs/sample/mini.yaml").read_text().splitlines()[1:]
+    written = {line.lstrip("# ").split(":")[0]: line.split(":", 1)[1].split("#")[0].strip() for line in lines}
+    defaults = config.to_dict(SampleConfig())
+    assert written.keys() == defaults.keys()
+    uncommented = config.load(SampleConfig, None, [f"{key}={value}" for key, value in written.items()])
+    assert config.to_dict(uncommented) == defaults
+
+
+def test_low_memory_gives_the_same_views(model: Path, picture: Path, tmp_path: Path) -> None:
+    seen = {}
+    for name, low in (("plain", False), ("low", True)):
+        settings = SampleConfig(str(picture), str(model), str(tmp_path / name), steps=1, low_memory=low)
+        folder, views, _ = sample_views(settings, "cpu")
+        assert len(ViewSet.load(folder)) == 16
+        record = json.loads((folder / "record.json").read_text())
+        assert record["config"]["low_memory"] is low
+        seen[name] = views
+    torch.testing.assert_close(seen["low"].rgb, seen["plain"].rgb, atol=1e-4, rtol=0)
+
+
+def test_a_config_s_options_reach_the_pipeline(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    offloaded: list[str] = []
+    monkeypatch.setattr(Nova3DPipeline, "compile_unet", lambda self: compiled.append("yes"))
+    monkeypatch.setattr(Nova3DPipeline, "enable_model_cpu_offload", lambda self, device: offloaded.append(device))
+    settings = SampleConfig(model=str(model), dtype="bfloat16", low_memory=True, compile=True)
+    pipeline = generation._load(settings, "cuda:1")  # left on the CPU, for the hooks to move
+    assert pipeline.memory == LOW_MEMORY and pipeline.unet.dtype == torch.bfloat16
+    assert (compiled, offloaded, pipeline.device.type) == (["yes"], ["cuda:1"], "cpu")
+    plain = generation._load(SampleConfig(model=str(model)), "cpu")
+    assert plain.memory == Memory() and plain.unet.dtype == torch.float32 and len(compiled) == len(offloaded) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("dtype=half", "dtype 'half' is not one of float32, float16, bfloat16"), ("steps=-2", "steps must be at least 1")],
+)
+def test_bad_values_end_in_one_line(model: Path, picture: Path, tmp_path: Path, override: str, message: str) -> None:
+    arguments = [f"image={picture}", f"model={model}", f"out={tmp_path / 'out'}", override, "--device", "cpu"]
+    command = [sys.executable, str(ROOT / "scripts/sample.py"), *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert f"error: {message}" in result.stderr.strip().splitlines()[-1]
