@@ -1,6 +1,7 @@
 """The training set: 16 views of an object with any of them as the input view."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,13 +11,14 @@ from nova3d.views import ViewSet
 
 
 class MultiViewDataset:
-    """Objects of a shard folder, addressed by (seed, step): exact and resumable, with no state and no epoch's copy.
+    """Objects of one or several shard folders, addressed by (seed, step): exact and resumable, with no state and no
+    epoch's copy.
 
     input_views: which of the rendered views may serve as the input view; normals and cameras are re-expressed in
     its frame. Empty means all.
     """
 
-    def __init__(self, shards: str, input_views: Sequence[int] = (), seed: int = 0):
+    def __init__(self, shards: str | Path | Sequence[str | Path], input_views: Sequence[int] = (), seed: int = 0):
         self.reader = ShardReader(shards)
         self.seed = seed
         count = len(self.reader.cameras)

@@ -1,13 +1,14 @@
 """Training shards: WebDataset-compatible tars of rendered objects, with an index for exact random access.
 
-A sample is the members `UID.rgb.000.png ...`, `UID.normal.000.png ...` and `UID.json`. `index.json` holds the rig's
-cameras, and for every sample its shard, the byte range of its members and their SHA-256. Tar headers carry no time
-or owner, so identical input gives identical shards.
+A sample is the members `UID.rgb.000.png ...` (straight-alpha RGBA), `UID.normal.000.png ...` and `UID.json`. The index
+(index.json) holds the rig's cameras, size and SHA-256 of every shard, and for every sample its shard, the byte range of
+its members and their SHA-256. Tar headers carry no time or owner, so identical input gives identical shards.
 """
 
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,90 +17,156 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from nova3d import images, normals
+from nova3d import images, normals, provenance
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.views import ViewSet
 
 INDEX = "index.json"
-FORMAT = 1
+FORMAT = 2
+_WHITE = 1  # the format whose colours were composited on white before they were stored
+
+
+def encode_pictures(uid: str, rgba: Tensor, normal: Tensor, facts: Mapping[str, Any]) -> dict[str, bytes]:
+    """The tar members of one object: lossless PNGs of rgba [v,h,w,4] (float [0,1], straight alpha) and of world normals
+    [v,h,w,3], and its facts (licence, attribution, source hash) as JSON."""
+    members = {f"{uid}.json": json.dumps(dict(facts), sort_keys=True).encode()}
+    for i in range(len(rgba)):
+        colours = images.to_uint8(rgba[i])
+        colours[colours[..., 3] == 0] = 0  # nothing hides behind full transparency
+        members[f"{uid}.rgb.{i:03d}.png"] = _png(colours)
+        members[f"{uid}.normal.{i:03d}.png"] = _png(normals.encode(normal[i]).cpu().numpy())
+    return members
 
 
 def encode_views(uid: str, views: ViewSet, facts: Mapping[str, Any]) -> dict[str, bytes]:
-    """The tar members of one object: lossless PNGs and its facts (licence, attribution, source hash)."""
-    members = {f"{uid}.json": json.dumps(dict(facts), sort_keys=True).encode()}
-    for i in range(len(views)):
-        rgba = torch.cat([views.rgb[i], views.mask[i][..., None]], dim=-1)
-        members[f"{uid}.rgb.{i:03d}.png"] = _png(images.to_uint8(rgba))
-        members[f"{uid}.normal.{i:03d}.png"] = _png(normals.encode(views.normals[i]).numpy())
+    """`encode_pictures` of a ViewSet, whose colours are un-premultiplied from their white background."""
+    rgba = torch.stack([views._straight_alpha(i) for i in range(len(views))])
+    return encode_pictures(uid, rgba, views.normals, facts)
+
+
+def write_object(path: Path, members: Mapping[str, bytes], writer: str) -> None:
+    """One object's members as the tar `path`, all or nothing: written aside as `UID.WRITER.part`, synced, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{writer}.part")
+    try:
+        with aside.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for name in sorted(members):
+                    _append(tar, name, members[name])
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def read_object(path: Path) -> dict[str, bytes]:
+    """The members of an object's tar by their full names; raises InputError where it is damaged or truncated."""
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for header in tar:
+                file = tar.extractfile(header)
+                if file is None:
+                    raise InputError(f"'{path}' holds '{header.name}', which is not a file")
+                members[header.name] = file.read()
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"object '{path}' is damaged: {error}; delete it and run again") from error
     return members
 
 
 class ShardWriter:
-    """Appends samples to `shard-00000.tar ...` in a folder and writes the index last, atomically."""
+    """Appends samples to `shard-00000.tar ...` in a folder and writes the index last.
+
+    A shard that is already there with the same bytes is left alone. The old index goes before the first changed shard,
+    so that a reader never sees an index that does not fit.
+    """
 
     def __init__(self, folder: str | Path, cameras: Cameras, samples_per_shard: int = 256):
         self.folder = Path(folder)
         self.cameras = cameras
         self.samples_per_shard = samples_per_shard
         self.samples: list[dict[str, Any]] = []
+        self.shards: dict[str, dict[str, Any]] = {}
         self._tar: tarfile.TarFile | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in self.folder.glob("shard-*.part"):
+                stale.unlink()
         except OSError as error:
             raise InputError(f"cannot write shards to '{folder}': {error.strerror}") from error
 
     def add(self, uid: str, members: Mapping[str, bytes]) -> None:
+        """Append one object; `members` as `encode_pictures` makes them."""
         if len(self.samples) % self.samples_per_shard == 0:
             self._finish_shard()
             self._shard = f"shard-{len(self.samples) // self.samples_per_shard:05d}.tar"
             self._tar = tarfile.open(self.folder / f"{self._shard}.part", "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         assert self._tar is not None
         ranges: dict[str, list[int]] = {}
-        digest = hashlib.sha256()
         for name in sorted(members):
-            header = tarfile.TarInfo(name)
-            header.size = len(members[name])
-            self._tar.addfile(header, io.BytesIO(members[name]))
-            ranges[name.removeprefix(f"{uid}.")] = [self._tar.offset - _padded(header.size), header.size]
-            digest.update(members[name])
-        row = {"uid": uid, "shard": self._shard, "members": ranges, "sha256": digest.hexdigest()}
+            ranges[name.removeprefix(f"{uid}.")] = _append(self._tar, name, members[name])
+        row = {"uid": uid, "shard": self._shard, "members": ranges, "sha256": members_hash(members)}
         self.samples.append(row)
 
     def close(self, facts: Mapping[str, Any]) -> Path:
-        """Finish the last shard and write the index with `facts` (provenance)."""
+        """Finish the last shard, remove shards of an earlier, longer set and write the index with `facts`."""
         self._finish_shard()
-        index = {"format": FORMAT, "cameras": self.cameras.to_transforms(), **facts, "samples": self.samples}
+        index = {
+            "format": FORMAT,
+            "cameras": self.cameras.to_transforms(),
+            **facts,
+            "shards": self.shards,
+            "samples": self.samples,
+        }
         path = self.folder / INDEX
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(index))
-        temporary.replace(path)
+        for surplus in set(self.folder.glob("shard-*.tar")) - {self.folder / name for name in self.shards}:
+            path.unlink(missing_ok=True)
+            surplus.unlink()
+        replace_text(path, json.dumps(index))
         return path
 
     def _finish_shard(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
-            (self.folder / f"{self._shard}.part").replace(self.folder / self._shard)
-            self._tar = None
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._tar = None
+        path, aside = self.folder / self._shard, self.folder / f"{self._shard}.part"
+        digest, size = provenance.hash_file(aside), aside.stat().st_size
+        if path.is_file() and path.stat().st_size == size and provenance.hash_file(path) == digest:
+            aside.unlink()
+        else:
+            (self.folder / INDEX).unlink(missing_ok=True)
+            aside.replace(path)
+        self.shards[self._shard] = {"bytes": size, "sha256": digest}
 
 
 class ShardReader:
-    """Random access to the samples of a shard folder; safe to use from several processes."""
+    """Random access to the samples of one or several shard folders of one rig; safe to use from several processes."""
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        path = self.folder / INDEX
-        if not path.is_file():
-            raise InputError(f"'{folder}' is not a shard folder (no {INDEX}); make one with scripts/render.py")
-        try:
-            self.index = json.loads(path.read_text())
-            self.samples: list[dict[str, Any]] = self.index["samples"]
-            self.cameras = Cameras.from_transforms(self.index["cameras"], str(path))
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: broken index: {error!r}") from error
-        if self.index.get("format") != FORMAT:
-            raise InputError(f"{path}: shard format {self.index.get('format')} is not {FORMAT}; render again")
+    def __init__(self, folder: str | Path | Sequence[str | Path]):
+        folders = [Path(folder)] if isinstance(folder, str | Path) else [Path(f) for f in folder]
+        if not folders:
+            raise InputError("no shard folder is given")
+        self.folder = folders[0]
+        indices = [_read_index(f) for f in folders]
+        self.index = indices[0]
+        self.cameras = Cameras.from_transforms(self.index["cameras"], str(self.folder / INDEX))
+        self.samples: list[dict[str, Any]] = []
+        self._places: list[tuple[Path, int]] = []  # of each sample: its folder and that folder's format
+        owners: dict[str, Path] = {}
+        for where, index in zip(folders, indices, strict=True):
+            if index["cameras"] != self.index["cameras"]:
+                raise InputError(f"'{where}' was rendered with other cameras than '{self.folder}'")
+            for sample in index["samples"]:
+                if (other := owners.setdefault(sample["uid"], where)) != where:
+                    raise InputError(f"object '{sample['uid']}' is in '{other}' and in '{where}'")
+            self.samples += index["samples"]
+            self._places += [(where, index["format"])] * len(index["samples"])
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -108,18 +175,16 @@ class ShardReader:
         """The members of sample `row`, by name without the uid. Raises InputError where the shard is cut short or its
         content does not fit the index's checksum."""
         sample = self.samples[row]
-        path = self.folder / sample["shard"]
+        path = self._places[row][0] / sample["shard"]
         if not path.is_file():
             raise InputError(f"shard '{path}' is missing")
         members: dict[str, bytes] = {}
-        digest = hashlib.sha256()
         with path.open("rb") as file:
             for name in sorted(sample["members"]):
                 offset, size = sample["members"][name]
                 file.seek(offset)
                 members[name] = file.read(size)
-                digest.update(members[name])
-        if digest.hexdigest() != sample["sha256"]:
+        if members_hash(members) != sample["sha256"]:
             raise InputError(f"shard '{path}' is damaged or truncated at object '{sample['uid']}'; render it again")
         return members
 
@@ -127,15 +192,30 @@ class ShardReader:
         """Sample `row` as a ViewSet on white; only the views in `order` where it is given."""
         members = self.read(row)
         chosen = list(range(len(self.cameras))) if order is None else list(order)
-        rgba = torch.stack([_pixels(members[f"rgb.{i:03d}.png"]) for i in chosen]).float() / 255
-        normal, _ = normals.decode(torch.stack([_pixels(members[f"normal.{i:03d}.png"]) for i in chosen]))
+        rgba = torch.stack([read_picture(members[f"rgb.{i:03d}.png"]) for i in chosen]).float() / 255
+        normal, _ = normals.decode(torch.stack([read_picture(members[f"normal.{i:03d}.png"]) for i in chosen]))
+        rgb = rgba[..., :3] if self._places[row][1] == _WHITE else images.composite(rgba)
         mask = rgba[..., 3]
-        return ViewSet(rgba[..., :3], normal * (mask > 0)[..., None], mask, self.cameras[chosen])
+        return ViewSet(rgb, normal * (mask > 0)[..., None], mask, self.cameras[chosen])
+
+
+def members_hash(members: Mapping[str, bytes]) -> str:
+    """SHA-256 of the members' contents in the order of their names: the checksum of a sample."""
+    digest = hashlib.sha256()
+    for name in sorted(members):
+        digest.update(members[name])
+    return digest.hexdigest()
 
 
 def read_json(members: Mapping[str, bytes]) -> dict[str, Any]:
     """The facts of a sample."""
     return json.loads(members["json"])
+
+
+def read_picture(data: bytes) -> Tensor:
+    """A PNG member as uint8 [h,w,c]."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return torch.from_numpy(np.asarray(picture).copy())
 
 
 def shard_hash(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -144,16 +224,44 @@ def shard_hash(rows: Iterable[Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file all or nothing; a file that already says so is left alone."""
+    if path.is_file() and path.read_text() == text:
+        return
+    aside = path.with_suffix(".part")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    if not path.is_file():
+        if (folder / "plan.json").is_file():
+            packed = [str(folder / s) for s in ("train", "val") if (folder / s / INDEX).is_file()]
+            where = f"its shards are in '{', '.join(packed)}'" if packed else "run `scripts/render.py pack` on it first"
+            raise InputError(f"'{folder}' is not a shard folder but a render job; {where}")
+        raise InputError(f"'{folder}' is not a shard folder (no {INDEX}); make one with scripts/render.py")
+    try:
+        index = json.loads(path.read_text())
+        if index.get("format") not in (_WHITE, FORMAT):
+            raise InputError(f"{path}: shard format {index.get('format')} is not {FORMAT}; render again")
+        Cameras.from_transforms(index["cameras"], str(path))
+        for sample in index["samples"]:
+            sample["uid"], sample["shard"], sample["members"], sample["sha256"]
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: broken index: {error!r}") from error
+    return index
+
+
+def _append(tar: tarfile.TarFile, name: str, content: bytes) -> list[int]:
+    """Add a member without time or owner; returns its content's offset and size."""
+    header = tarfile.TarInfo(name)
+    header.size = len(content)
+    tar.addfile(header, io.BytesIO(content))
+    return [tar.offset - -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, header.size]
+
+
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _pixels(data: bytes) -> torch.Tensor:
-    with Image.open(io.BytesIO(data)) as picture:
-        return torch.from_numpy(np.asarray(picture).copy())
-
-
-def _padded(size: int) -> int:
-    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

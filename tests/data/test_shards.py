@@ -10,7 +10,17 @@ import torch
 
 from nova3d import cameras
 from nova3d.data.render import render_object
-from nova3d.data.shards import ShardReader, read_json, shard_hash
+from nova3d.data.shards import (
+    ShardReader,
+    ShardWriter,
+    encode_pictures,
+    encode_views,
+    read_json,
+    read_object,
+    read_picture,
+    shard_hash,
+    write_object,
+)
 from nova3d.errors import InputError
 
 Write = Callable[..., Path]
@@ -92,6 +102,71 @@ def test_another_format_is_refused(tmp_path: Path, write_shards: Write) -> None:
     (folder / "index.json").write_text(json.dumps(index | {"format": 99}))
     with pytest.raises(InputError, match="format 99"):
         ShardReader(folder)
+
+
+def test_the_shards_of_the_first_format_are_still_read() -> None:
+    reader = ShardReader(Path(__file__).parents[2] / "assets/train-sample")
+    views = reader.views(0)
+    assert reader.index["format"] == 1
+    stored = read_picture(reader.read(0)["rgb.003.png"]).float() / 255
+    assert torch.equal(views.rgb[3], stored[..., :3])  # on white as they are
+    assert ((stored[..., 3] > 0) & (stored[..., 3] < 1)).any() and (views.rgb[views.mask == 0] == 1).all()
+
+
+def test_colours_are_stored_straight_and_nothing_behind_transparency(tmp_path: Path) -> None:
+    rgba = torch.tensor([[0.8, 0.4, 0.2, 0.5], [0.8, 0.4, 0.2, 0.001]]).reshape(1, 1, 2, 4)
+    members = encode_pictures("x", rgba, torch.zeros(1, 1, 2, 3), {"uid": "x"})
+    pixels = read_picture(members["x.rgb.000.png"])
+    assert pixels.tolist() == [[[204, 102, 51, 128], [0, 0, 0, 0]]]
+    assert read_picture(members["x.normal.000.png"]).tolist() == [[[128] * 3] * 2]
+    writer = ShardWriter(tmp_path / "s", cameras.orbit(1, size=2).resized(2, 1))
+    writer.add("x", members)
+    writer.close({})
+    views = ShardReader(tmp_path / "s").views(0)
+    expected = torch.tensor([204, 102, 51]) / 255 * (128 / 255) + 127 / 255  # over white
+    torch.testing.assert_close(views.rgb[0, 0, 0], expected)
+    assert (views.rgb[0, 0, 1] == 1).all()
+
+
+def test_several_folders_are_one_set(tmp_path: Path, write_shards: Write, lopsided_file: Path) -> None:
+    first = write_shards(tmp_path / "a", 3)
+    rig = cameras.orbit(4, size=24)
+    views = render_object(lopsided_file, rig, supersample=1, light="flat")
+    writer = ShardWriter(tmp_path / "b", rig)
+    writer.add("other", encode_views("other", views, {"uid": "other"}))
+    writer.close({})
+    both = ShardReader([first, tmp_path / "b"])
+    assert [sample["uid"] for sample in both.samples] == ["object0", "object1", "object2", "other"]
+    assert torch.equal(both.views(3).rgb, ShardReader(tmp_path / "b").views(0).rgb)
+    assert torch.equal(both.views(0).rgb, ShardReader(first).views(0).rgb)
+    write_shards(tmp_path / "c", 1)
+    with pytest.raises(InputError, match=r"object 'object0' is in '.*a' and in '.*c'"):
+        ShardReader([first, tmp_path / "c"])
+    ShardWriter(tmp_path / "d", cameras.orbit(4, size=32)).close({})
+    with pytest.raises(InputError, match=r"'.*d' was rendered with other cameras than '.*a'"):
+        ShardReader([first, tmp_path / "d"])
+    with pytest.raises(InputError, match="no shard folder"):
+        ShardReader([])
+
+
+def test_an_object_s_tar_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, members = tmp_path / "ab/x.tar", {"x.json": b"{}", "x.rgb.000.png": b"123"}
+    write_object(path, members, "w")
+    assert read_object(path) == members
+    content = path.read_bytes()
+    write_object(tmp_path / "again.tar", dict(reversed(members.items())), "other")
+    assert (tmp_path / "again.tar").read_bytes() == content  # no time, owner or order in it
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_object(tmp_path / "ab/y.tar", members, "w")
+    assert [p.name for p in (tmp_path / "ab").iterdir()] == ["x.tar"]
+    path.write_bytes(content[:600])
+    with pytest.raises(InputError, match=r"x\.tar' is damaged"):
+        read_object(path)
 
 
 def test_the_data_s_hash_names_the_set_and_not_its_order() -> None:

@@ -1,126 +1,141 @@
-"""Render every mesh of a folder into shards, on several processes; failures are recorded, never fatal."""
+"""A render job as a folder: plan it, run it, look at it, have parts of it tried again. See `pack` for the shards.
 
-import itertools
+out/plan.json, plan.jsonl       what is to be rendered, and with which settings
+out/journal/NAME.jsonl          one row per attempt; NAME is the parent's, one per share
+out/status/NAME.json            what a parent is doing now
+out/objects/ab/UID.tar          a finished object
+out/logs/UID.txt                the end of a worker's log after a failure
+out/train, out/val              the shards, after packing
+"""
+
 import json
 import logging
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nova3d import config as configs
-from nova3d import provenance
-from nova3d.cameras import preset
-from nova3d.data.render import render_object
-from nova3d.data.shards import ShardWriter, encode_views
+from nova3d.data.reasons import Reason
+from nova3d.data.render import journal, launch
+from nova3d.data.render.backlog import Tally
+from nova3d.data.render.config import RenderConfig, content_settings
+from nova3d.data.render.pack import Packed, pack
+from nova3d.data.render.plan import Plan, read_plan, write_plan
+from nova3d.data.render.pool import Progress, Stop
 from nova3d.errors import InputError
+from nova3d.folders import writable_folder
 
 log = logging.getLogger(__name__)
-MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
+_SLOWEST = 5
 
 
-@dataclass
-class RenderConfig:
-    """What `scripts/render.py` reads. `source`: a folder of meshes; `licences`: a JSON with `objects`, each with
-    name, licence and attribution, copied into manifest and samples ("" for none)."""
+def run(
+    config: RenderConfig, progress: Progress | None = None, stop: Stop | None = None
+) -> tuple[Tally, Packed | None]:
+    """Render what the plan holds and is not done yet, then pack. A job folder without a plan gets one.
 
-    source: str = "objects"
-    out: str = "data/shards"
-    licences: str = ""
-    preset: str = "ortho16"
-    size: int = 128
-    supersample: int = 3
-    light: str = "studio"
-    engine: str = "raster"
-    workers: int = 2
-    limit: int = 0  # first so many objects only; 0 renders all
-    samples_per_shard: int = 256
-    exclude: list[str] = field(default_factory=list)  # uids never to render
-
-
-def render_folder(config: RenderConfig, progress: Callable[[int, int, str], None] | None = None) -> Path:
-    """Render `config.source` into shards at `config.out`; returns the index's path.
-
-    manifest.jsonl gets one row per object: uid, source hash, licence, state, reason, seconds. Raises InputError
-    where the source has no meshes or none of them could be drawn.
+    Returns what this run did and, where the whole job is done and `config.pack` is set, what was packed. Raises
+    InputError where the folder's plan was made with other settings, no worker can go on or the disk is full.
     """
-    paths = _find(config)
-    licences = _licences(config.licences)
-    writer = ShardWriter(config.out, preset(config.preset, config.size), config.samples_per_shard)
-    jobs = [(path, config, licences.get(path.stem, {})) for path in paths]
-    with (Path(config.out) / "manifest.jsonl").open("w") as manifest, ProcessPoolExecutor(config.workers) as pool:
-        for done, (row, members) in enumerate(pool.map(_render_one, jobs, chunksize=1), start=1):
-            if members is not None:
-                writer.add(row["uid"], members)
-                row["shard"] = writer.samples[-1]["shard"]
-            manifest.write(json.dumps(row, sort_keys=True) + "\n")
-            manifest.flush()
-            if progress:
-                progress(done, len(jobs), row["uid"])
-    failed = len(jobs) - len(writer.samples)
-    if not writer.samples:
-        raise InputError(f"none of the {len(jobs)} meshes in '{config.source}' could be drawn; see manifest.jsonl")
-    log.info("%d objects rendered, %d refused (reasons in manifest.jsonl)", len(writer.samples), failed)
-    return writer.close({"record": provenance.record("render", configs.to_dict(config))})
+    config.check()
+    out = writable_folder(config.out)
+    with journal.lock(out / "plan.lock"):  # the shares of one job start together
+        if not (out / "plan.json").is_file():
+            log.info("%s", write_plan(config, progress))
+    plan = load_plan(config)
+    tally = launch.launch(config, plan.assets(), progress, stop or Stop())
+    if tally.ended or not config.pack:
+        return tally, None
+    found = journal.outcomes(out, plan.assets(), config.pool.strikes)
+    waiting = sum(outcome.state == "waiting" for outcome in found.values())
+    if waiting:
+        log.info("%d objects belong to other shares or are not done: `pack` when all shares have ended", waiting)
+        return tally, None
+    return tally, pack(config, plan, progress=progress)
 
 
-def _render_one(job: tuple[Path, RenderConfig, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, bytes] | None]:
-    path, config, licence = job
-    torch.set_num_threads(1)  # one process per core beats threads on small pictures
-    started = time.perf_counter()
-    uid = _uid(path)
-    facts = {"uid": uid, "source_sha256": provenance.hash_file(path), **licence}
-    row = {**facts, "state": "done", "reason": "", "engine": config.engine, "shard": ""}
-    try:
-        views = render_object(
-            path,
-            preset(config.preset, config.size),
-            config.engine,
-            supersample=config.supersample,
-            light=config.light,  # type: ignore[arg-type]  # checked by _find
-        )
-        members = encode_views(uid, views, facts)
-    except InputError as error:
-        row |= {"state": "refused", "reason": str(error)}
-        members = None
-    except Exception as error:  # one broken mesh must not end a job of thousands
-        log.exception("rendering %s", path)
-        row |= {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
-        members = None
-    row["seconds"] = round(time.perf_counter() - started, 3)
-    return row, members
+def load_plan(config: RenderConfig) -> Plan:
+    """The job's plan. Raises InputError where there is none or it was made with other settings."""
+    plan = read_plan(config.out)
+    ours = json.loads(json.dumps(content_settings(config)))
+    changed = sorted(key for key in ours | plan.settings if ours.get(key) != plan.settings.get(key))
+    if changed:
+        words = ", ".join(f"{key} was {plan.settings.get(key)!r} and is now {ours.get(key)!r}" for key in changed[:3])
+        raise InputError(f"the job in '{config.out}' was planned with other settings ({words}); use another `out`")
+    return plan
 
 
-def _find(config: RenderConfig) -> list[Path]:
-    if config.light not in ("studio", "flat"):
-        raise InputError(f"light '{config.light}' is not one of studio, flat")
-    folder = Path(config.source)
-    if not folder.is_dir():
-        raise InputError(f"source folder '{folder}' does not exist")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in MESH_SUFFIXES and p.stem not in config.exclude)
-    if not paths:
-        raise InputError(f"no meshes ({', '.join(MESH_SUFFIXES)}) in '{folder}'")
-    uids = sorted(_uid(p) for p in paths)
-    duplicates = {a for a, b in itertools.pairwise(uids) if a == b}
-    if duplicates:
-        raise InputError(f"two meshes in '{folder}' share the name '{min(duplicates)}'; names are the objects' uids")
-    return paths[: config.limit or None]
+def retry(config: RenderConfig, reasons: Iterable[str]) -> list[str]:
+    """Queue again what was refused or given up for one of `reasons`; returns the uids. The next `run` renders them."""
+    known = {str(reason) for reason in Reason}
+    for reason in reasons:
+        if reason not in known:
+            raise InputError(f"reason '{reason}' is not one of {', '.join(sorted(known))}")
+    wanted = [Reason(reason) for reason in reasons]
+    return journal.requeue(Path(config.out), read_plan(config.out).assets(), wanted, config.pool.strikes)
 
 
-def _uid(path: Path) -> str:
-    """A mesh's name as the key of its sample, which ends at the first dot in a WebDataset tar."""
-    return path.stem.replace(".", "_")
+@dataclass(frozen=True)
+class Status:
+    """Where a job stands; str() is the page that `status` prints."""
+
+    counts: Counter[str]
+    reasons: Counter[str]
+    rate: float
+    slowest: list[tuple[str, float]]
+    parents: list[dict[str, Any]]
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds left at the present rate; None where nothing is at work."""
+        return self.counts["waiting"] / self.rate if self.rate else None
+
+    def __str__(self) -> str:
+        total = sum(self.counts.values())
+        lines = [f"{total} objects planned: " + ", ".join(f"{n} {state}" for state, n in self.counts.most_common())]
+        lines += [f"  {reason:20}{count:8}" for reason, count in self.reasons.most_common()]
+        if self.eta_seconds is not None:
+            lines.append(f"{self.rate:.3g} objects/s, {duration(self.eta_seconds)} left")
+        if self.slowest:
+            lines.append("slowest: " + ", ".join(f"{uid} {seconds:.1f} s" for uid, seconds in self.slowest))
+        lines += [_parent_line(parent) for parent in self.parents]
+        return "\n".join(lines)
 
 
-def _licences(path: str) -> dict[str, dict[str, str]]:
-    if not path:
-        return {}
-    try:
-        rows = json.loads(Path(path).read_text())["objects"]
-        return {r["name"]: {k: r[k] for k in ("licence", "attribution", "source_repo") if k in r} for r in rows}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"licence file '{path}' cannot be used: {error!r}") from error
+def status(config: RenderConfig) -> Status:
+    """Look at a job from outside; reads only."""
+    out = Path(config.out)
+    assets = read_plan(out).assets()
+    found = journal.outcomes(out, assets, config.pool.strikes)
+    seconds = {uid: outcome.row.get("seconds", 0.0) for uid, outcome in found.items() if outcome.state != "waiting"}
+    slowest = sorted(seconds.items(), key=lambda item: -item[1])[:_SLOWEST]
+    parents = journal.read_status(out)
+    return Status(
+        Counter(outcome.state for outcome in found.values()),
+        Counter(outcome.reason for outcome in found.values() if outcome.reason),
+        sum(parent["rate"] for parent in parents if parent["live"]),
+        [(uid, taken) for uid, taken in slowest if taken > 0],
+        parents,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "3 h 20 min", "4 min" or "12 s"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _parent_line(parent: dict[str, Any]) -> str:
+    age = duration(max(0.0, time.time() - parent["updated"]))
+    where = f"{parent['name']} (process {parent['pid']} on {parent['host']})"
+    if parent["live"]:
+        flying = ", ".join(f"{o['uid']} {o['seconds']:.0f} s" for o in parent["in_flight"][:4])
+        stopped = "".join(f"; worker {name} stopped: {why}" for name, why in parent["stopped_workers"].items())
+        return f"{where}: at work" + (f" on {flying}" if flying else "") + stopped
+    if parent["state"] == "running":
+        return f"{where}: dead since {age}; run again to resume"
+    return f"{where}: {parent['state']} {age} ago"

@@ -1,0 +1,250 @@
+"""Which renders are fit to learn from: a few measures of the pictures, a threshold on each, a code for each fault.
+
+What the field removes by hand or by list afterwards is measured here on every object. Era3D names four criteria:
+normals that disagree with the depth (flipped faces), colour and normal masks that disagree (transparent surfaces),
+views that are too thin at elevation 0, odd poses; the first three are here, a pose cannot be judged from pictures
+alone. Wonder3D dropped a tenth of its objects for empty views.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nova3d.cameras import Cameras
+from nova3d.data.reasons import Reason
+from nova3d.data.render.engines import Rendered
+from nova3d.errors import InputError
+from nova3d.images import srgb_to_linear
+
+_SAMPLES = 1 << 15  # pixels that colour and normals are judged on; more does not change the shares
+_GRAZING = 0.25  # cosine to the view below which a depth gradient says little
+_STEP = 0.25  # pixels; a larger second difference of the depth is an edge, not a surface
+_EVIDENCE = 200  # pixels; a lattice of bars has too few to be judged by
+
+
+@dataclass
+class FilterConfig:
+    """Thresholds. A measure on the wrong side of its threshold gives the object a tag; the codes in `reject` refuse it.
+
+    empty_view: a view with less coverage shows nothing (0.0005: 33 pixels of 256x256).
+    empty_views: blank_render above this share of such views; a card seen edge-on (2 of 16) is `thin` instead.
+    darkness: blank_render where no pixel of any view is brighter (sRGB); below 2/255 a picture is a silhouette.
+    border: clipped where a view's outermost pixels are covered by more than this share (0.004: 4 of 1020 pixels).
+    coverage: tiny_coverage below this mean share of the picture; a stray speck that shrinks the object ends here.
+    thin: thin below this ratio of the smallest view's area to the largest's.
+    opacity: transparent below this mean opacity of the surface, or where fewer pixels of the colour mask have a normal
+        than mask_agreement.
+    overexposed: emissive above this share of covered pixels clipped at white.
+    colour_spread: untextured below this relative deviation of the colours from a uniform matt surface under any light.
+    magenta: missing_texture above this share of pure magenta, Blender's colour of a missing picture.
+    normals_angle_deg, normals_agree: normals_disagree where less than this share of the pixels lies within the angle of
+        the depth's normal. Smooth shading of coarse meshes is up to 50 degrees off, pixels that mix two faces up to 70;
+        a flipped face is 180 off, and in a wrong frame most pixels of most views are past 90.
+    reject: the codes that refuse an object; the others only tag it.
+    """
+
+    empty_view: float = 0.0005
+    empty_views: float = 0.25
+    darkness: float = 2 / 255
+    border: float = 0.004
+    coverage: float = 0.02
+    thin: float = 0.05
+    opacity: float = 0.8
+    mask_agreement: float = 0.95
+    overexposed: float = 0.05
+    colour_spread: float = 0.02
+    magenta: float = 0.01
+    normals_angle_deg: float = 75.0
+    normals_agree: float = 0.9
+    reject: list[str] = field(
+        default_factory=lambda: [
+            "blank_render",
+            "clipped",
+            "tiny_coverage",
+            "thin",
+            "transparent",
+            "missing_texture",
+            "normals_disagree",
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """measures: the numbers, rounded to 4 digits (JSON values). tags: every fault, in the order of the rules. reject:
+    the first fault that refuses the object, None where it is fit. message: one line on the faults, "" without."""
+
+    measures: dict[str, float]
+    tags: list[Reason]
+    reject: Reason | None
+    message: str
+
+
+@dataclass(frozen=True)
+class _Rule:
+    reason: Reason
+    measure: str
+    threshold: str  # the field of FilterConfig, "" for 0
+    above: bool  # the fault is a value above the threshold, otherwise below
+
+
+_RULES = (
+    _Rule(Reason.BLANK_RENDER, "empty_views", "empty_views", above=True),
+    _Rule(Reason.BLANK_RENDER, "brightest", "darkness", above=False),
+    _Rule(Reason.TINY_COVERAGE, "coverage", "coverage", above=False),
+    _Rule(Reason.CLIPPED, "border", "border", above=True),
+    _Rule(Reason.THIN, "thin", "thin", above=False),
+    _Rule(Reason.MISSING_TEXTURE, "missing_textures", "", above=True),
+    _Rule(Reason.MISSING_TEXTURE, "magenta", "magenta", above=True),
+    _Rule(Reason.TRANSPARENT, "opacity", "opacity", above=False),
+    _Rule(Reason.TRANSPARENT, "mask_agreement", "mask_agreement", above=False),
+    _Rule(Reason.NORMALS_DISAGREE, "normals_agree", "normals_agree", above=False),
+    _Rule(Reason.EMISSIVE, "overexposed", "overexposed", above=True),
+    _Rule(Reason.UNTEXTURED, "colour_spread", "colour_spread", above=False),
+)
+
+
+def inspect(rendered: Rendered, cameras: Cameras, config: FilterConfig) -> Findings:
+    """Measure the v views of one object and judge them.
+
+    Opacity, overexposure and missing textures are the engine's facts and are judged where it reports them. Raises
+    InputError where `config.reject` names no rule's code.
+    """
+    check(config)
+    measures = {name: round(value, 4) for name, value in _measure(rendered, cameras, config).items()}
+    faults = [rule for rule in _RULES if rule.measure in measures and _broken(rule, measures, config)]
+    tags = list(dict.fromkeys(rule.reason for rule in faults))
+    reject = next((tag for tag in tags if tag in config.reject), None)
+    message = ", ".join(f"{rule.reason}: {_explain(rule, measures, config)}" for rule in faults)
+    return Findings(measures, tags, reject, message)
+
+
+def check(config: FilterConfig) -> None:
+    """Raise InputError where `reject` has a code that no rule gives."""
+    known = dict.fromkeys(rule.reason.value for rule in _RULES)
+    for code in config.reject:
+        if code not in known:
+            raise InputError(f"filters.reject: '{code}' is not one of {', '.join(known)}")
+
+
+def judged(measures: Mapping[str, float], config: FilterConfig) -> tuple[float, str]:
+    """How near the worst measure is to its threshold, as a ratio above 1 where it is past it, and the measure in words;
+    (0, "") without measures."""
+    worst = (0.0, "")
+    for rule in _RULES:
+        if rule.measure in measures and rule.threshold:
+            value, limit = measures[rule.measure], _limit(rule, config)
+            if rule.above:
+                ratio = value / max(limit, 1e-4)
+            elif limit > 0.5:  # a share that should be 1: what is missing of it counts
+                ratio = (1 - value) / max(1 - limit, 1e-4)
+            else:
+                ratio = limit / max(value, 1e-4)
+            worst = max(worst, (ratio, f"{rule.measure} {value:.3g}, limit {limit:.3g}"))
+    return worst
+
+
+def _limit(rule: _Rule, config: FilterConfig) -> float:
+    return float(getattr(config, rule.threshold)) if rule.threshold else 0.0
+
+
+def _broken(rule: _Rule, measures: Mapping[str, float], config: FilterConfig) -> bool:
+    value, limit = measures[rule.measure], _limit(rule, config)
+    return not (value <= limit if rule.above else value >= limit)  # NaN is a fault
+
+
+def _explain(rule: _Rule, measures: Mapping[str, float], config: FilterConfig) -> str:
+    sign = ">" if rule.above else "<"
+    return f"{rule.measure} {measures[rule.measure]:g} {sign} {_limit(rule, config):.4g}"
+
+
+def _measure(rendered: Rendered, cameras: Cameras, config: FilterConfig) -> dict[str, float]:
+    alpha = rendered.rgba[..., 3]
+    areas = alpha.mean(dim=(1, 2))
+    ring = torch.cat([alpha[:, 0], alpha[:, -1], alpha[:, 1:-1, 0], alpha[:, 1:-1, -1]], dim=1)
+    measures = {
+        "empty_views": (areas < config.empty_view).float().mean().item(),
+        "coverage": areas.mean().item(),
+        "border": (ring > 0.5).float().mean(dim=1).max().item(),
+        "thin": (areas.min() / areas.max().clamp_min(1e-9)).item(),
+    }
+    for name in ("opacity", "overexposed", "missing_textures"):
+        if name in rendered.facts:
+            measures[name] = _number(rendered.facts[name])
+    covered = _thinned(torch.nonzero((alpha > 0.5).flatten())[:, 0])
+    if len(covered) == 0:
+        return measures | {"empty_views": 1.0}
+    colours = rendered.rgba.reshape(-1, 4)[covered, :3]
+    normals = rendered.normals.reshape(-1, 3)[covered]
+    red, green, blue = colours.unbind(dim=-1)
+    magenta = (red > 0.5) & (green < 0.02) & ((red - blue).abs() < 0.02)
+    return measures | {
+        "brightest": colours.max().item(),
+        "mask_agreement": (normals.abs().amax(dim=-1) > 0).float().mean().item(),
+        "magenta": magenta.float().mean().item(),
+        "colour_spread": colour_spread(colours, normals),
+        "normals_agree": normals_agreement(rendered, cameras, config.normals_angle_deg),
+    }
+
+
+def _number(fact: Any) -> float:
+    return float(len(fact)) if isinstance(fact, list | tuple) else float(fact)
+
+
+def colour_spread(colours: Tensor, normals: Tensor) -> float:
+    """Deviation of colours [n,3] (sRGB) from those of a uniform matt surface with normals [n,3], relative to the mean.
+
+    Distant light of any kind reaches a matt surface as 9 coefficients of its normal (Ramamoorthi and Hanrahan 2001);
+    what their least-squares fit leaves over in linear light is texture, or shadow.
+    """
+    linear = srgb_to_linear(colours)
+    x, y, z = normals.unbind(dim=-1)
+    harmonics = torch.stack([torch.ones_like(x), x, y, z, x * y, y * z, x * z, x * x - y * y, z * z], dim=-1)
+    gram = harmonics.T @ harmonics + 1e-4 * len(x) * torch.eye(9, device=x.device)
+    residual = linear - harmonics @ torch.linalg.solve(gram, harmonics.T @ linear)
+    return (residual.square().mean().sqrt() / linear.mean().clamp_min(1e-4)).item()
+
+
+def normals_agreement(rendered: Rendered, cameras: Cameras, angle_deg: float) -> float:
+    """Share of pixels whose normal lies within `angle_deg` of the one that the depth's gradient gives.
+
+    Only pixels count that are covered with all their neighbours, away from steps of depth, and not seen at a grazing
+    angle; 1 where there are too few. In camera axes a normal is (dd/dx, dd/dy, 1) of an orthographic depth d, and
+    -(dw/du, dw/dv, u dw/du + v dw/dv - w) of w = 1/d in a perspective picture.
+    """
+    depth, inside = rendered.depth, rendered.rgba[..., 3] > 0.99
+    view, row, column = _thinned(torch.nonzero(inside[:, 1:-1, 1:-1])).T
+    row, column = row + 1, column + 1
+    crosses = [(view, row + i, column + j) for i, j in ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))]
+    covered = torch.stack([inside[cross] for cross in crosses]).all(dim=0)
+    # The depth of a plane is affine in the pixels of an orthographic picture, its inverse in those of a perspective.
+    perspective = cameras.model == "perspective"
+    values = torch.stack([depth[cross] for cross in crosses])
+    centre, left, right, up, down = 1 / values.clamp_min(1e-6) if perspective else values
+    fx, fy, cx, cy = cameras.intrinsics.to(depth.device)[view].T
+    step = (left + right - 2 * centre).abs() + (up + down - 2 * centre).abs()
+    usable = covered & (step < _STEP * (centre if perspective else 1) / fx)
+    dx, dy = (right - left) / 2 * fx, (up - down) / 2 * fy  # rows grow downwards, +Y is up
+    if perspective:
+        u, v = (column + 0.5 - cx) / fx, (cy - row - 0.5) / fy
+        geometric = torch.stack([-dx, -dy, centre - u * dx - v * dy], dim=-1)
+    else:
+        geometric = torch.stack([dx, dy, torch.ones_like(dx)], dim=-1)
+    geometric = F.normalize(geometric, dim=-1)
+    usable = usable & (geometric[:, 2] > _GRAZING)
+    if int(usable.sum()) < _EVIDENCE:
+        return 1.0
+    rotation = cameras.c2w.to(depth.device)[view, :3, :3]
+    given = torch.einsum("nji,nj->ni", rotation, rendered.normals[view, row, column])
+    agrees = (given * geometric).sum(dim=-1) >= math.cos(math.radians(angle_deg))
+    return agrees[usable].float().mean().item()
+
+
+def _thinned(pixels: Tensor) -> Tensor:
+    """At most _SAMPLES rows, evenly spaced."""
+    return pixels[:: max(1, -(-len(pixels) // _SAMPLES))]

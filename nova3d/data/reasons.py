@@ -1,0 +1,54 @@
+"""Why an object was not rendered or not kept: one code each, the same in every manifest."""
+
+from enum import StrEnum
+
+from nova3d.errors import InputError
+
+
+class Reason(StrEnum):
+    """What went wrong with one object. Members say which of them may vanish when the object is tried again."""
+
+    FETCH_FAILED = "fetch_failed"  # the source does not give the file
+    FETCH_HASH = "fetch_hash"  # the file is not the one the source describes
+    PARSE_ERROR = "parse_error"  # truncated, HTML in place of a GLB, NaN, not a mesh file
+    DRACO = "draco"  # compressed geometry that the engine cannot read
+    EMPTY_SCENE = "empty_scene"  # no triangles: points, lines, nothing
+    MISSING_TEXTURE = "missing_texture"
+    BLANK_RENDER = "blank_render"
+    TINY_COVERAGE = "tiny_coverage"
+    CLIPPED = "clipped"
+    THIN = "thin"
+    TRANSPARENT = "transparent"
+    EMISSIVE = "emissive"
+    UNTEXTURED = "untextured"
+    NORMALS_DISAGREE = "normals_disagree"
+    DUPLICATE = "duplicate"
+    LICENCE = "licence"  # not on the allow-list
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+    CRASH = "crash"
+    DEVICE = "device"  # the engine runs elsewhere than asked, or lost its GPU
+    WRITE_ERROR = "write_error"  # disk full, no permission
+
+    @property
+    def transient(self) -> bool:
+        """Whether another try may succeed."""
+        return self in _TRANSIENT
+
+
+_TRANSIENT = {
+    Reason.FETCH_FAILED,
+    Reason.TIMEOUT,
+    Reason.OUT_OF_MEMORY,
+    Reason.CRASH,
+    Reason.DEVICE,
+    Reason.WRITE_ERROR,
+}
+
+
+class RenderFault(InputError):
+    """One object cannot be fetched, rendered or kept; `reason` is its code, the message says it in one line."""
+
+    def __init__(self, reason: Reason, message: str):
+        super().__init__(message)
+        self.reason = reason

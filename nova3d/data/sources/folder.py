@@ -1,0 +1,60 @@
+"""Any folder of mesh files."""
+
+import itertools
+from pathlib import Path
+
+from nova3d.data.assets import Asset
+from nova3d.data.sources.base import MESH_SUFFIXES, Progress, SourceConfig, check_file, licence_rows, selected, uid_of
+from nova3d.data.sources.licences import spdx
+from nova3d.errors import InputError
+
+
+class FolderSource:
+    """The GLB, glTF, OBJ and PLY files of a folder, used where they lie.
+
+    A file's stem is its uid (dots become underscores) and its name in the licence file. Of a glTF or OBJ in
+    several files, the SHA-256 covers the main one.
+    """
+
+    def __init__(self, config: SourceConfig):
+        self.config = config
+
+    def assets(self, progress: Progress | None = None) -> list[Asset]:
+        """Sorted by uid. Raises InputError where the folder is missing or empty, or two files share a uid."""
+        folder = Path(self.config.path)
+        if not folder.is_dir():
+            raise InputError(f"source folder '{folder}' does not exist")
+        found = folder.rglob("*") if self.config.recursive else folder.iterdir()
+        paths = sorted((p for p in found if p.suffix.lower() in MESH_SUFFIXES), key=lambda p: (uid_of(p.stem), p))
+        if not paths:
+            raise InputError(f"no meshes ({', '.join(MESH_SUFFIXES)}) in '{folder}'")
+        for a, b in itertools.pairwise(paths):
+            if uid_of(a.stem) == uid_of(b.stem):
+                raise InputError(f"'{a}' and '{b}' have the same uid '{uid_of(a.stem)}': rename one of them")
+        chosen = selected((uid_of(p.stem) for p in paths), self.config)
+        paths = [p for p in paths if uid_of(p.stem) in chosen]
+        rows = licence_rows(self.config.licences)
+        assets = []
+        for done, path in enumerate(paths, start=1):
+            row = rows.get(path.stem, {})
+            assets.append(
+                Asset(
+                    uid=uid_of(path.stem),
+                    source="folder",
+                    path=str(path),
+                    url=str(row.get("url") or row.get("source_repo") or ""),
+                    sha256=str(row.get("sha256", "")),
+                    size_bytes=path.stat().st_size,
+                    licence=spdx(str(row.get("licence", ""))),
+                    attribution=str(row.get("attribution", "")),
+                    title=str(row.get("title") or path.stem),
+                    category=str(row.get("category", "")),
+                )
+            )
+            if progress:
+                progress(done, len(paths), path.name)
+        return assets
+
+    def fetch(self, asset: Asset, folder: Path) -> Path:
+        """The file where it lies, once checked; `folder` is not used."""
+        return check_file(Path(asset.path), asset)
