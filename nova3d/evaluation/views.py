@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nova3d.compat import ensure_torchvision
 from nova3d.errors import InputError
 
 MAX_PSNR = 100.0  # dB, what equal images score, so that means stay finite
@@ -46,6 +47,7 @@ def ssim(pred: Tensor, ref: Tensor) -> Tensor:
     if min(pred.shape[1:3]) < SSIM_WINDOW:
         size = f"{pred.shape[2]}x{pred.shape[1]}"
         raise InputError(f"SSIM needs images of at least {SSIM_WINDOW} pixels, got {size}; render larger views")
+    ensure_torchvision()  # torchmetrics imports it where it is installed
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:

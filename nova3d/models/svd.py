@@ -1,43 +1,42 @@
-"""Stable Video Diffusion's weights into a NovaUNet, with an account of every key."""
+"""Stable Video Diffusion's weights into this project's networks, with an account of every key.
+
+Everything that can be wrong with keys, shapes and types is found in the files' headers, on models without storage,
+before a tensor is read; tensors are then read one at a time into the model, which is never in memory twice.
+"""
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
 
 from nova3d.errors import InputError
 from nova3d.models.alignment import AlignmentAttention
+from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
+from nova3d.models.image_encoder import empty_image_encoder
+from nova3d.models.svd_files import PARTS, Component, Part, open_component
+from nova3d.models.svd_original import Shape
 from nova3d.models.unet import SVD_FPS_ID, SVD_MOTION_ID, NovaUNet
 from nova3d.models.view_embedding import ViewEmbedding
 
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 _IDS_WEIGHT, _IDS_BIAS = "add_embedding.linear_1.weight", "add_embedding.linear_1.bias"
-_PASSED_ON = (
-    "sample_size",
-    "in_channels",
-    "out_channels",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "addition_time_embed_dim",
-    "layers_per_block",
-    "cross_attention_dim",
-    "transformer_layers_per_block",
-    "num_attention_heads",
-)
+_STORED_TYPES = ("F16", "BF16", "F32")
+# transformers once stored this constant; it is no weight.
+_IGNORED = {"vision_model.embeddings.position_ids"}
 
 
 @dataclass
 class LoadReport:
     """What became of every key. `copied`: as in the file. `new`: SVD does not have it. `reshaped`: cut to the ids that
-    remain. `derived`: computed from several pretrained values. `unused`: in the file, but in no place of the model."""
+    remain. `derived`: computed from several pretrained values. `unused`: in the file, but in no network of SVD.
+    `stored`: number of tensors by the type they are stored in. `parts`: the accounts of networks loaded beside it."""
 
     source: str
     copied: list[str] = field(default_factory=list)
@@ -45,73 +44,94 @@ class LoadReport:
     reshaped: list[str] = field(default_factory=list)
     derived: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    stored: dict[str, int] = field(default_factory=dict)
     new_parameters: int = 0
     alignment_parameters: int = 0
     parameters: int = 0
+    parts: dict[str, "LoadReport"] = field(default_factory=dict)
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(getattr(self, k))} {k}" for k in ("copied", "new", "reshaped", "derived", "unused"))
-        return (
-            f"{self.source}: {counts}; {self.parameters:,} parameters, {self.new_parameters:,} of them new "
-            f"({self.alignment_parameters:,} in alignment units)"
-        )
+        types = ", ".join(self.stored)
+        line = f"{self.source}: {counts}; {self.parameters:,} parameters, stored as {types}"
+        if self.new:
+            line += f"; {self.new_parameters:,} are new ({self.alignment_parameters:,} in alignment units)"
+        return "\n".join([line, *(f"{name}: {part}" for name, part in self.parts.items())])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the account as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1))
 
 
-def load_svd(path_or_hub_id: str | Path, variant: str = "", **config: Any) -> tuple[NovaUNet, LoadReport]:
-    """A NovaUNet that computes SVD's function at step 0, and the account of its keys.
+def load_svd(
+    path_or_hub_id: str | Path, variant: str = "", *, dtype: torch.dtype = torch.float32, **config: Any
+) -> tuple[NovaUNet, LoadReport]:
+    """A NovaUNet that computes SVD's function at step 0, and the account of its keys; in eval mode, on the CPU.
 
-    path_or_hub_id: a diffusers folder of SVD (with `unet/`), its UNet's folder, or a hub id. variant: "fp16" takes the
-    half-precision file. config: NovaUNet's own arguments (alignment, alignment_init, id_mode, num_frames).
+    path_or_hub_id, variant: see `svd_files.open_component`. dtype: of the model, whatever the file's of float16,
+    bfloat16 and float32. config: NovaUNet's own arguments (alignment, alignment_init, id_mode), or an override of what
+    the source says of SVD (num_attention_heads).
 
     id_mode "fold" keeps the noise-augmentation columns of the ids' first layer and moves what SVD's constant fps and
-    motion ids contribute into its bias: exactly the same function at those ids. The model is built without storage
-    and filled from the file, so that it is never in memory twice. Raises InputError where a key is missing, has
-    another shape or is left over.
+    motion ids contribute into its bias: exactly the same function at those ids. Raises InputError where a key is
+    missing, left over, of another shape or type, or holds NaN or infinite values.
     """
-    folder = _unet_folder(path_or_hub_id, variant)
-    settings = _settings(folder) | config
-    with torch.device("meta"):
-        unet = NovaUNet(**settings)
-    path = _weights_file(folder, variant)
-    report = LoadReport(str(path))
-    state = dict(_fresh(unet, report))
-    expected = {name: tuple(value.shape) for name, value in unet.state_dict().items() if name not in state}
-    try:
-        with safe_open(path, framework="pt") as file:
-            present = set(file.keys())
-            report.unused = sorted(present - expected.keys())
-            missing = sorted(expected.keys() - present)
-            if missing or report.unused:
-                kind, name = ("lacks", missing[0]) if missing else ("has the unexpected key", report.unused[0])
-                raise InputError(f"'{path}' does not fit SVD's UNet: it {kind} '{name}' ({len(missing)} missing)")
-            for name, shape in expected.items():
-                value = file.get_tensor(name).float()
-                if unet.config.id_mode == "fold" and name == _IDS_WEIGHT:
-                    value = value[:, -unet.config.addition_time_embed_dim :].contiguous()
-                    report.reshaped.append(name)
-                elif unet.config.id_mode == "fold" and name == _IDS_BIAS:
-                    weight = file.get_tensor(_IDS_WEIGHT)
-                    value = folded_bias(weight.float(), value, unet.config.addition_time_embed_dim)
-                    report.derived.append(name)
-                else:
-                    report.copied.append(name)
-                if tuple(value.shape) != shape:
-                    raise InputError(f"'{path}': '{name}' is {tuple(value.shape)}, the model wants {shape}")
-                state[name] = value
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"'{path}' is truncated or not a safetensors file: {error}") from error
-    unet.load_state_dict(state, assign=True)
-    _initialise_alignment(unet)
-    report.parameters = sum(p.numel() for p in unet.parameters())
-    report.new_parameters = sum(unet.get_parameter(name).numel() for name in report.new)
-    report.alignment_parameters = sum(unet.get_parameter(n).numel() for n in report.new if ".alignment." in n)
-    return unet, report
+    component = open_component(path_or_hub_id, "unet", variant)
+    unet, report = _plan_unet(component, config)
+    return _fill_unet(unet, report, component, dtype), report
+
+
+def load_svd_autoencoder(
+    path_or_hub_id: str | Path, variant: str = "", dtype: torch.dtype = torch.float32
+) -> VideoAutoencoder:
+    """SVD's autoencoder from the same sources; in eval mode, on the CPU. Raises InputError as `load_svd`."""
+    component = open_component(path_or_hub_id, "vae", variant)
+    vae, report = _plan_vae(component)
+    return _fill(vae, report, component, dtype)
+
+
+def load_svd_image_encoder(
+    path_or_hub_id: str | Path, variant: str = "", dtype: torch.dtype = torch.float32
+) -> CLIPVisionModelWithProjection:
+    """SVD's CLIP image encoder from the same sources; in eval mode, on the CPU. Raises InputError as `load_svd`."""
+    component = open_component(path_or_hub_id, "image_encoder", variant)
+    encoder, report = _plan_image_encoder(component)
+    return _fill(encoder, report, component, dtype)
+
+
+def load_svd_parts(
+    path_or_hub_id: str | Path, variant: str = "", dtype: torch.dtype = torch.float32, **unet_config: Any
+) -> tuple[NovaUNet, VideoAutoencoder, CLIPVisionModelWithProjection, LoadReport]:
+    """All of SVD: the UNet as `load_svd`, the autoencoder, the image encoder, and the UNet's account with the others'
+    in its `parts`. All three are checked before the first tensor is read."""
+    components = _open_all(path_or_hub_id, variant)
+    (unet, vae, encoder), report = _plan_all(components, unet_config)
+    return (
+        _fill_unet(unet, report, components["unet"], dtype),
+        _fill(vae, report.parts["vae"], components["vae"], dtype),
+        _fill(encoder, report.parts["image_encoder"], components["image_encoder"], dtype),
+        report,
+    )
+
+
+def inspect_svd(path_or_hub_id: str | Path, variant: str = "", **config: Any) -> LoadReport:
+    """The account that `load_svd` would give, and its errors, from the files' headers alone: no tensor is read."""
+    return _plan_unet(open_component(path_or_hub_id, "unet", variant), config)[1]
+
+
+def inspect_svd_parts(path_or_hub_id: str | Path, variant: str = "", **unet_config: Any) -> LoadReport:
+    """The account that `load_svd_parts` would give, from the files' headers alone."""
+    return _plan_all(_open_all(path_or_hub_id, variant), unet_config)[1]
 
 
 def folded_bias(weight: Tensor, bias: Tensor, id_width: int) -> Tensor:
     """b + W_fps e(fps) + W_motion e(motion) of the ids' first layer, weight [d, 3 id_width]; in float64."""
     embedded = torch.cat([_sinusoid(SVD_FPS_ID, id_width), _sinusoid(SVD_MOTION_ID, id_width)])
-    return (bias.double() + weight[:, : 2 * id_width].double() @ embedded).float()
+    return bias.double() + weight[:, : 2 * id_width].double() @ embedded
 
 
 def _sinusoid(value: float, width: int) -> Tensor:
@@ -121,60 +141,139 @@ def _sinusoid(value: float, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()])
 
 
-def _fresh(unet: NovaUNet, report: LoadReport) -> Iterator[tuple[str, Tensor]]:
-    """Real values for the modules that SVD does not have, constructed as they are from scratch."""
-    for prefix, module in unet.named_modules():
-        made: nn.Module
-        if isinstance(module, AlignmentAttention):
-            made = AlignmentAttention(module.attn.query_dim, module.attn.heads, module.fold)
-        elif isinstance(module, ViewEmbedding):
-            made = ViewEmbedding(module.mlp.linear_2.out_features)
-        else:
-            continue
-        for name, value in made.state_dict().items():
-            report.new.append(f"{prefix}.{name}")
-            yield f"{prefix}.{name}", value
+def _open_all(path_or_hub_id: str | Path, variant: str) -> dict[Part, Component]:
+    return {part: open_component(path_or_hub_id, part, variant) for part in PARTS}
 
 
-def _initialise_alignment(unet: NovaUNet) -> None:
-    """Start every alignment unit from its block, now that the block holds pretrained values."""
+def _plan_all(
+    components: Mapping[Part, Component], unet_config: dict[str, Any]
+) -> tuple[tuple[NovaUNet, VideoAutoencoder, CLIPVisionModelWithProjection], LoadReport]:
+    unet, report = _plan_unet(components["unet"], unet_config)
+    vae, report.parts["vae"] = _plan_vae(components["vae"])
+    encoder, report.parts["image_encoder"] = _plan_image_encoder(components["image_encoder"])
+    return (unet, vae, encoder), report
+
+
+def _plan_unet(component: Component, config: dict[str, Any]) -> tuple[NovaUNet, LoadReport]:
+    """The model without storage, and the account of how the component's tensors fit it."""
+    unet = _built(NovaUNet, component, config)
+    new = set(unet.new_parameter_names)
+    expected = {name: shape for name, shape in _shapes(unet).items() if name not in new}
+    folds = unet.config.id_mode == "fold"
+    if folds:
+        expected[_IDS_WEIGHT] = (expected[_IDS_WEIGHT][0], 3 * unet.config.addition_time_embed_dim)
+    report = _account(unet, expected, component)
+    if folds:
+        report.copied = [name for name in report.copied if name not in (_IDS_WEIGHT, _IDS_BIAS)]
+        report.reshaped, report.derived = [_IDS_WEIGHT], [_IDS_BIAS]
+    report.new = sorted(new)
+    report.new_parameters = sum(unet.get_parameter(name).numel() for name in report.new)
+    report.alignment_parameters = sum(unet.get_parameter(n).numel() for n in report.new if ".alignment." in n)
+    return unet, report
+
+
+def _plan_vae(component: Component) -> tuple[VideoAutoencoder, LoadReport]:
+    vae = _built(VideoAutoencoder, component, {})
+    return vae, _account(vae, _shapes(vae), component)
+
+
+def _plan_image_encoder(component: Component) -> tuple[CLIPVisionModelWithProjection, LoadReport]:
+    encoder = _built(empty_image_encoder, component, {})
+    return encoder, _account(encoder, _shapes(encoder), component)
+
+
+def _built(make: Callable[..., Any], component: Component, config: dict[str, Any]) -> Any:
+    """The model without storage, as the source's config and then `config` want it."""
+    try:
+        with torch.device("meta"):
+            return make(**component.config | config)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"'{component.source}': no model can be built with these settings: {error}") from error
+
+
+def _shapes(model: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _account(model: nn.Module, expected: Mapping[str, Shape], component: Component) -> LoadReport:
+    """Everything copied; raises InputError where keys, shapes or types do not fit."""
+    source, stored = component.source, component.stored
+    ignored = sorted(_IGNORED & stored.keys())
+    missing = sorted(expected.keys() - stored.keys())
+    surplus = sorted(stored.keys() - expected.keys() - _IGNORED)
+    if missing or surplus:
+        kind, name = ("lacks", missing[0]) if missing else ("has the unexpected key", surplus[0])
+        raise InputError(
+            f"'{source}' does not fit SVD: it {kind} '{name}' ({len(missing)} missing, {len(surplus)} unexpected); "
+            "its config or its weights are another model's"
+        )
+    for name, shape in expected.items():
+        if stored[name].shape != shape:
+            raise InputError(
+                f"'{source}' does not fit SVD: '{name}' has the shape {stored[name].shape}, expected {shape}; "
+                "its config or its weights are another model's"
+            )
+        if stored[name].dtype not in _STORED_TYPES:
+            raise InputError(
+                f"'{source}': '{name}' is stored as {stored[name].dtype}, expected one of {', '.join(_STORED_TYPES)}; "
+                "take weights that are not quantised"
+            )
+    return LoadReport(
+        source=source,
+        copied=list(expected),
+        unused=[*component.unused, *ignored],
+        stored=dict(sorted(Counter(stored[name].dtype for name in expected).items())),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _fill_unet(unet: NovaUNet, report: LoadReport, component: Component, dtype: torch.dtype) -> NovaUNet:
+    width = unet.config.addition_time_embed_dim
+
+    def read(name: str) -> Tensor:
+        if name in report.reshaped:
+            return component.read(name)[:, -width:]
+        if name in report.derived:
+            return folded_bias(component.read(_IDS_WEIGHT), component.read(name), width)
+        return component.read(name)
+
+    for module in unet.modules():
+        if isinstance(module, AlignmentAttention | ViewEmbedding):
+            _construct_anew(module, dtype)
+    _fill(unet, report, component, dtype, read)
     for module in unet.modules():
         if isinstance(module, SpatialBlock | TemporalBlock) and module.alignment is not None:
             module.alignment.initialise(unet.config.alignment_init, module.norm1, module.attn1)
+    return unet
 
 
-def _unet_folder(path_or_hub_id: str | Path, variant: str) -> Path:
-    local = Path(path_or_hub_id)
-    if not local.exists():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        name = WEIGHTS[1] if variant == "fp16" else WEIGHTS[0]
-        try:
-            allowed = ["unet/config.json", f"unet/{name}"]
-            local = Path(snapshot_download(str(path_or_hub_id), allow_patterns=allowed))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise InputError(
-                f"'{path_or_hub_id}' is neither a folder nor a model that the hub gives: {str(error).splitlines()[0]}"
-            ) from error
-    return local / "unet" if (local / "unet").is_dir() else local
+def _construct_anew(module: AlignmentAttention | ViewEmbedding, dtype: torch.dtype) -> None:
+    """Give a module without storage the values that its constructor gives."""
+    module.to_empty(device="cpu")
+    for leaf in module.modules():
+        if isinstance(leaf, nn.Linear | nn.LayerNorm):
+            leaf.reset_parameters()
+    if isinstance(module, ViewEmbedding):
+        module.initialise()
+    module.to(dtype)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(f"'{folder}' is not an SVD UNet folder: it has no config.json")
-    stored = json.loads(path.read_text())
-    if stored.get("_class_name") != "UNetSpatioTemporalConditionModel":
-        raise InputError(
-            f"'{path}' describes a {stored.get('_class_name')}, not SVD's UNetSpatioTemporalConditionModel"
-        )
-    return {key: stored[key] for key in _PASSED_ON if key in stored}
-
-
-def _weights_file(folder: Path, variant: str) -> Path:
-    names = [WEIGHTS[1]] if variant == "fp16" else list(WEIGHTS)
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(f"'{folder}' holds none of {', '.join(names)}")
+def _fill(
+    model: Any,
+    report: LoadReport,
+    component: Component,
+    dtype: torch.dtype,
+    read: Callable[[str], Tensor] | None = None,
+) -> Any:
+    """Read every tensor of the account into the model, one at a time."""
+    read = read or component.read
+    state: dict[str, Tensor] = {name: model.get_parameter(name) for name in report.new}
+    for name in (*report.copied, *report.reshaped, *report.derived):
+        value = read(name)
+        # A copy: what was read may be a view of the mapped file.
+        state[name] = torch.empty(value.shape, dtype=dtype).copy_(value)
+        if not state[name].isfinite().all():
+            reason = "does not fit into " + str(dtype) if value.isfinite().all() else "holds NaN or infinite values"
+            raise InputError(f"'{component.source}': '{name}' {reason}; download it again or take another dtype")
+    model.load_state_dict(state, assign=True)
+    return model.eval()

@@ -1,16 +1,25 @@
-"""Loading SVD: the function at step 0, the account of the keys, and what is refused."""
+"""Loading SVD in diffusers' layout: the function at step 0, the account of the keys, and the sources."""
 
 import json
+import logging
+import re
+import runpy
+import shutil
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
 
 from nova3d.errors import InputError
-from nova3d.models import NovaUNet
-from nova3d.models.svd import LoadReport, load_svd
+from nova3d.models import NovaUNet, svd_files
+from nova3d.models.svd import LoadReport, inspect_svd, load_svd
 from nova3d.models.unet import SVD_FPS_ID, SVD_MOTION_ID
 
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY = {
     "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
     "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
@@ -27,11 +36,28 @@ TINY = {
 @pytest.fixture(scope="module")
 def svd(tmp_path_factory):
     """A tiny SVD UNet and the diffusers folder it was saved in."""
+    from diffusers import UNetSpatioTemporalConditionModel
+
     torch.manual_seed(3)
     unet = UNetSpatioTemporalConditionModel(**TINY).eval()
     folder = tmp_path_factory.mktemp("svd")
     unet.save_pretrained(folder / "unet", safe_serialization=True)
     return unet, folder
+
+
+@pytest.fixture
+def copy(svd, tmp_path) -> Path:
+    """A copy of that folder to damage."""
+    return shutil.copytree(svd[1], tmp_path / "copy")
+
+
+def refused(path: Any, **arguments: Any) -> str:
+    """The one line with which loading is refused."""
+    with pytest.raises(InputError) as caught:
+        load_svd(path, **arguments)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
 
 
 @torch.no_grad()
@@ -42,7 +68,7 @@ def test_step_zero_is_svd(svd, id_mode: str, alignment: str) -> None:
     ours, _ = NovaUNet.from_svd(folder, id_mode=id_mode, alignment=alignment)
     x = torch.randn(2, 2, 3, 8, 8, 8)
     embeds, c_noise, aug = torch.randn(2, 1, 24), torch.tensor([-0.4, 0.9]), torch.tensor([0.02, 0.3])
-    out = ours.eval()(x, c_noise, embeds, aug, torch.randn(2, 3, 2))
+    out = ours(x, c_noise, embeds, aug, torch.randn(2, 3, 2))
     ids = torch.stack([torch.full((2,), SVD_FPS_ID), torch.full((2,), SVD_MOTION_ID), aug], dim=1)
     for task in range(2):
         expected = stock(x[:, task], c_noise, embeds, ids).sample
@@ -59,54 +85,146 @@ def test_report_accounts_for_every_key(svd) -> None:
     assert sorted(accounted) == sorted(ours.state_dict())
     assert set(report.copied) | {*report.reshaped, *report.derived} == set(stock.state_dict())
     assert sorted(report.new) == sorted(ours.new_parameter_names)
+    assert report.parameters == sum(p.numel() for p in ours.parameters())
+    assert report.stored == {"F32": len(stock.state_dict())}
     assert f"{len(report.new)} new" in str(report)
+    loaded, original = ours.state_dict(), stock.state_dict()
+    assert all(torch.equal(loaded[name], original[name]) for name in report.copied)
 
 
-def test_real_sizes() -> None:
-    """The paper's model on the meta device: what notes and papers count, pinned."""
-    with torch.device("meta"):
-        unet = NovaUNet()
-        stock = UNetSpatioTemporalConditionModel()
-    assert sum(p.numel() for p in stock.parameters()) == 1_524_623_082
-    alignment = [n for n in unet.new_parameter_names if ".alignment." in n]
-    assert len(unet.new_parameter_names) == 228 and len(alignment) == 224
-    assert sum(unet.get_parameter(n).numel() for n in alignment) == 99_198_080
-    changed = [n for n, p in stock.state_dict().items() if unet.state_dict()[n].shape != p.shape]
-    assert changed == ["add_embedding.linear_1.weight"]
+def test_new_modules_start_as_constructed(svd) -> None:
+    ours, _ = load_svd(svd[1], alignment="gta", alignment_init="random")
+    fresh = NovaUNet(**{k: v for k, v in TINY.items() if not k.startswith("projection")}, alignment_init="random")
+    for name in ours.new_parameter_names:
+        value, reference = ours.get_parameter(name).detach(), fresh.get_parameter(name).detach()
+        assert bool(value.any()) == bool(reference.any()), name  # the outputs are zero, nothing else
+        assert float(value.std()) == pytest.approx(float(reference.std()), rel=0.25, abs=1e-6), name
+
+
+def test_what_is_frozen_by_construction_stays_frozen(svd) -> None:
+    ours, _ = load_svd(svd[1])
+    block = ours.down_blocks[0].attentions[0].transformer_blocks[0]
+    assert not block.attn2.to_q.weight.requires_grad
+    assert block.attn1.to_q.weight.requires_grad
+
+
+def test_inspection_gives_the_loader_s_account_without_reading_a_tensor(svd, monkeypatch, tmp_path) -> None:
+    _, report = load_svd(svd[1], alignment="gta_spatial", id_mode="constant")
+    forbid_reading(monkeypatch)
+    assert inspect_svd(svd[1], alignment="gta_spatial", id_mode="constant") == report
+    with pytest.raises(AssertionError, match="a tensor was read"):
+        load_svd(svd[1])
+    report.save(tmp_path / "report.json")
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert stored == report.to_dict()
+    assert LoadReport(**stored) == report
+
+
+def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Headers:
+        def __init__(self, *arguments: Any, **named: Any):
+            self.file = opened(*arguments, **named)
+
+        def __enter__(self) -> "Headers":
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+        def keys(self) -> list[str]:
+            return self.file.keys()
+
+        def get_slice(self, name: str) -> Any:
+            view = self.file.get_slice(name)
+            return type("Header", (), {"get_shape": view.get_shape, "get_dtype": view.get_dtype})()
+
+        def get_tensor(self, name: str) -> None:
+            raise AssertionError(f"a tensor was read: {name}")
+
+    opened = svd_files.safe_open
+    monkeypatch.setattr(svd_files, "safe_open", Headers)
 
 
 def test_half_precision_variant(svd, tmp_path) -> None:
     stock, _ = svd
-    folder = tmp_path / "unet"
-    stock.half().save_pretrained(folder, variant="fp16", safe_serialization=True)
-    stock.float()
+    deepcopy(stock).half().save_pretrained(tmp_path / "unet", variant="fp16", safe_serialization=True)
     ours, report = load_svd(tmp_path, variant="fp16")
-    assert report.source.endswith("fp16.safetensors")
-    torch.testing.assert_close(ours.conv_in.weight, stock.conv_in.weight, rtol=1e-3, atol=1e-3)
+    assert report.source.endswith("fp16.safetensors") and set(report.stored) == {"F16"}
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours.conv_in.weight, stock.conv_in.weight.half().float())
+    assert re.search(r"lacks diffusion_pytorch_model\.safetensors; it has .*fp16.*name that variant", refused(tmp_path))
 
 
-def test_refusals(svd, tmp_path) -> None:
-    _, folder = svd
-    with pytest.raises(InputError, match=r"no config\.json"):
-        load_svd(tmp_path)
-    copy = tmp_path / "unet"
-    copy.mkdir()
-    config = json.loads((folder / "unet/config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DModel"}))
-    with pytest.raises(InputError, match="UNet2DModel"):
-        load_svd(tmp_path)
-    (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="holds none of"):
-        load_svd(tmp_path)
-    weights = (folder / "unet/diffusion_pytorch_model.safetensors").read_bytes()
-    (copy / "diffusion_pytorch_model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(InputError, match="truncated"):
-        load_svd(tmp_path)
-    (copy / "diffusion_pytorch_model.safetensors").write_bytes(weights)
-    (copy / "config.json").write_text(json.dumps(config | {"layers_per_block": 2}))
-    with pytest.raises(InputError, match="lacks"):
-        load_svd(tmp_path)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_model_has_the_type_asked_for(svd, dtype: torch.dtype) -> None:
+    ours, _ = NovaUNet.from_svd(svd[1], dtype=dtype)
+    assert {p.dtype for p in ours.parameters()} == {dtype}
+    assert torch.equal(ours.conv_in.weight, svd[0].conv_in.weight.to(dtype))
 
 
-def test_report_type_is_public(svd) -> None:
-    assert isinstance(load_svd(svd[1], alignment="none")[1], LoadReport)
+@pytest.mark.parametrize("variant", ["", "fp16"])
+def test_shards_are_one_file(svd, tmp_path, variant: str) -> None:
+    stock, folder = svd
+    stock.save_pretrained(tmp_path / "unet", max_shard_size="1MB", variant=variant or None)
+    shards = sorted((tmp_path / "unet").glob("*.safetensors"))
+    assert len(shards) > 2
+    ours, report = load_svd(tmp_path, variant=variant)
+    whole, expected = load_svd(folder)
+    assert report.copied == expected.copied and report.source.endswith(".json")
+    theirs = whole.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.state_dict().items() if name in report.copied)
+    shards[1].unlink()
+    assert f"lacks the shard {shards[1].name}" in refused(tmp_path, variant=variant)
+
+
+def test_the_model_does_not_hang_on_the_file(copy) -> None:
+    ours, _ = load_svd(copy)
+    before = ours.conv_in.weight.clone()
+    path = copy / "unet" / WEIGHTS
+    path.write_bytes(b"\0" * path.stat().st_size)  # in place: a mapping of the file would see it
+    assert torch.equal(ours.conv_in.weight, before)
+
+
+def test_a_hub_id_fetches_what_is_needed_only(svd, monkeypatch) -> None:
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(svd[1])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    _, report = load_svd("someone/some-svd", variant="")
+    assert report.copied and [name for name, _ in asked] == ["someone/some-svd"]
+    patterns = asked[0][1]
+    assert f"unet/{WEIGHTS}" in patterns and "unet/config.json" in patterns
+    assert all(p.startswith("unet/") and "fp16" not in p for p in patterns)
+
+
+def test_the_hub_s_errors_are_one_line(monkeypatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise LocalEntryNotFoundError("cannot reach the hub\nand more lines")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    assert "no network" in refused("someone/some-svd")
+    assert "does not exist" in refused("some/where/svd.safetensors")
+    assert "does not exist" in refused("/nowhere/svd")
+
+
+def test_the_script_prints_and_writes_the_account(svd, monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    file = tmp_path / "account.json"
+    script = ["inspect_weights.py", str(svd[1]), "--unet-only", "--keys", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", script)
+    forbid_reading(monkeypatch)
+    runpy.run_path(str(ROOT / "scripts/inspect_weights.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    report = inspect_svd(svd[1])
+    assert printed.startswith(str(report))
+    assert "reshaped  add_embedding.linear_1.weight" in printed
+    assert json.loads(file.read_text()) == report.to_dict()
+    monkeypatch.setattr(sys, "argv", ["inspect_weights.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts/inspect_weights.py"), run_name="__main__")
+    assert ended.value.code == 2
