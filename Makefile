@@ -5,6 +5,7 @@
 #   CONSTRAINTS=file   another constraints file, CONSTRAINTS= for none
 #   EXTRAS=dev,train   other optional groups of pyproject.toml
 #   IMAGE=photo.png    your own picture for `make demo`
+#   BLENDER_PYTHON=python3.11  the interpreter for `make blender`: bpy is built for 3.11 only
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -20,8 +21,13 @@ CONSTRAINTS ?= $(if $(GPU),,constraints-cpu.txt)
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
+# Blender is GPL and needs its own Python and NumPy: an environment and a program apart (configs: engine.python).
+BLENDER_VENV = .venv-blender
+BLENDER_PYTHON = python3.11
+BLENDER_STAMP := $(BLENDER_VENV)/.installed
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor clean
+.PHONY: help setup demo test lint doctor blender clean
 
 help:
 	@echo "make demo              set up, then one picture to a textured mesh with the bundled mini model ($(OUT))"
@@ -29,6 +35,7 @@ help:
 	@echo "make test              set up, then lint, types and all tests that need no GPU and no network"
 	@echo "make setup             the virtual environment only ($(VENV)); costs nothing when it is up to date"
 	@echo "make lint              ruff check, ruff format --check, mypy"
+	@echo "make blender           the Cycles render engine: Blender 4.5 as a module into $(BLENDER_VENV) (about 1 GB)"
 	@echo "make doctor            what this machine has and lacks"
 	@echo "make clean             remove caches, build files and outputs/demo; $(VENV) stays"
 
@@ -66,6 +73,18 @@ test: lint
 
 doctor: $(STAMP)
 	$(PY) scripts/doctor.py
+
+blender: $(BLENDER_STAMP)
+	@$(BLENDER_VENV)/bin/python -I nova3d/data/render/blender_worker --check
+
+$(BLENDER_STAMP): requirements-blender.txt
+	@$(BLENDER_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo "error: '$(BLENDER_PYTHON)' is missing or not Python 3.11, which Blender's module needs;" \
+	    "name one: make blender BLENDER_PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(BLENDER_PYTHON) -m venv $(BLENDER_VENV)
+	$(BLENDER_VENV)/bin/python -m pip install -q -r requirements-blender.txt
+	@$(BLENDER_VENV)/bin/python -I nova3d/data/render/blender_worker --check >/dev/null
+	@touch $@
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis outputs/demo

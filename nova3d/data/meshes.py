@@ -1,5 +1,6 @@
 """Loading a textured mesh from GLB, OBJ or PLY into flat tensors, or refusing it with the reason."""
 
+import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,22 @@ import torch
 import trimesh
 from PIL import Image
 from torch import Tensor
+from trimesh.visual import TextureVisuals
 
-from nova3d.errors import InputError
+from nova3d.data.framing import check_geometry, normalisation
+from nova3d.data.meshfiles import inspect_file
+from nova3d.data.reasons import Reason, RenderFault
 from nova3d.images import linear_to_srgb
+
+
+@dataclass(frozen=True)
+class Alpha:
+    """A material's own opacity: values [h,w,1] in [0,1] over its texture; the surface is a hole where they are less
+    than `hole` (glTF: alphaCutoff of MASK; of BLEND what 8 bits show as nothing)."""
+
+    values: Tensor
+    hole: float
+    blended: bool
 
 
 @dataclass(frozen=True)
@@ -20,7 +34,8 @@ class Mesh:
 
     vertices [n,3] float32; faces [f,3] int64; normals [n,3] unit; uv [n,2] (origin at the texture's lower left);
     colours [n,3] sRGB [0,1] multiplied onto the texture; face_material [f] int64 into textures, each [h,w,3] sRGB
-    [0,1]; has_normals: whether the file carried vertex normals (otherwise they are the faces').
+    [0,1], and into alphas, None where the material is opaque; has_normals: whether the file carried vertex normals
+    (otherwise they are the faces').
     """
 
     vertices: Tensor
@@ -30,17 +45,24 @@ class Mesh:
     colours: Tensor
     face_material: Tensor
     textures: tuple[Tensor, ...]
+    alphas: tuple[Alpha | None, ...]
     has_normals: bool
 
     def to(self, device: torch.device | str) -> "Mesh":
         moved = {k: getattr(self, k).to(device) for k in _TENSORS}
-        return replace(self, **moved, textures=tuple(t.to(device) for t in self.textures))
+        alphas = tuple(a and replace(a, values=a.values.to(device)) for a in self.alphas)
+        return replace(self, **moved, textures=tuple(t.to(device) for t in self.textures), alphas=alphas)
+
+    def normalisation(self) -> tuple[float, Tensor]:
+        """Scale and centre [3] that bring the file into the object frame (`framing.normalisation`)."""
+        scale, centre = normalisation(self.vertices.double().cpu().numpy(), self.faces.cpu().numpy())
+        return scale, torch.from_numpy(centre)
 
     def normalised(self) -> "Mesh":
-        """The same mesh centred by its faces' bounding box, longest side 1 (DESIGN: the object frame)."""
-        used = self.vertices[self.faces.flatten().unique()]  # a stray vertex is not part of the object
-        low, high = used.min(dim=0).values, used.max(dim=0).values
-        return replace(self, vertices=(self.vertices - (low + high) / 2) / (high - low).max())
+        """The same mesh centred by its bounding box without specks, longest side 1 (DESIGN: the object frame)."""
+        scale, centre = self.normalisation()
+        placed = (self.vertices.double() - centre.to(self.vertices.device)) * scale
+        return replace(self, vertices=placed.to(self.vertices.dtype))
 
 
 _TENSORS = ("vertices", "faces", "normals", "uv", "colours", "face_material")
@@ -49,26 +71,29 @@ _TENSORS = ("vertices", "faces", "normals", "uv", "colours", "face_material")
 def load_mesh(path: str | Path) -> Mesh:
     """Read a mesh file. glTF's frame (+Y up, +Z front) is taken as it is; nothing is welded or repaired.
 
-    Raises InputError where the file is missing, unreadable, has no triangles, has NaN or has no extent.
+    A glTF's skins and animations are ignored: the mesh is as its nodes place it. Raises RenderFault, an InputError,
+    where the file is missing, unreadable, compressed by what cannot be decoded, has NaN, no triangles or no extent.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"mesh '{path}' does not exist")
+    compression = inspect_file(path).compression
+    decodable = compression == "KHR_draco_mesh_compression" and importlib.util.find_spec("DracoPy") is not None
+    if compression and not decodable:  # trimesh would return zeros in place of the vertices
+        hint = "; `pip install DracoPy`, or the blender engine, reads it" if "draco" in compression else ""
+        raise RenderFault(Reason.DRACO, f"mesh '{path}' is compressed with {compression}{hint}")
     try:
         # process=False: welding would merge vertices across UV seams and hard edges.
         scene = trimesh.load_scene(path, process=False)
         parts = _parts(scene)
+    except MemoryError:
+        raise
     except Exception as error:  # parsers of foreign files raise anything
-        raise InputError(f"mesh '{path}' cannot be read: {type(error).__name__}: {error}") from error
+        message = f"mesh '{path}' cannot be read: {type(error).__name__}: {error}"
+        raise RenderFault(Reason.PARSE_ERROR, message) from error
     if not parts:
-        raise InputError(f"mesh '{path}' has no triangles")
+        raise RenderFault(Reason.EMPTY_SCENE, f"mesh '{path}' has no triangles")
     # glTF's COLOR_0 is linear light; every other format stores what a screen shows.
     mesh = from_trimesh(parts, linear_colours=path.suffix.lower() in (".glb", ".gltf"))
-    if not torch.isfinite(mesh.vertices).all():
-        raise InputError(f"mesh '{path}' has vertices that are not finite numbers")
-    used = mesh.vertices[mesh.faces.flatten().unique()]
-    if (used.max(dim=0).values - used.min(dim=0).values).max() <= 1e-12:
-        raise InputError(f"mesh '{path}' has no extent: all its vertices coincide")
+    check_geometry(mesh.vertices.numpy(), mesh.faces.numpy(), str(path))
     return mesh
 
 
@@ -79,19 +104,30 @@ def _parts(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
         transform, name = scene.graph[node]
         part = scene.geometry[name]
         if isinstance(part, trimesh.Trimesh) and len(part.faces):
-            parts.append(part.copy(include_cache=True).apply_transform(transform))
+            placed = part.copy(include_cache=True).apply_transform(transform)
+            if isinstance(part.visual, TextureVisuals) and isinstance(placed.visual, TextureVisuals):
+                placed.visual.material = part.visual.material  # the copy has its own: 50 parts, 50 times the texture
+            parts.append(placed)
     return parts
 
 
 def from_trimesh(parts: list[trimesh.Trimesh], linear_colours: bool = False) -> Mesh:
     """Concatenate trimesh parts (same frame) into one Mesh; `linear_colours`: vertex colours are linear light."""
     pieces: list[dict[str, Any]] = []
+    materials: dict[int, int] = {}  # of an id to its place in the two lists
     textures: list[Tensor] = []
+    alphas: list[Alpha | None] = []
     offset = 0
     for part in parts:
         has_normals = "vertex_normals" in part._cache  # set by the loaders from the file, else computed on demand
         vertices, faces = np.asarray(part.vertices), np.asarray(part.faces)
-        uv, texture, colours = _appearance(part, linear_colours)
+        uv, colours = _appearance(part, linear_colours)
+        material = getattr(part.visual, "material", None)
+        if id(material) not in materials:
+            materials[id(material)] = len(textures)
+            texture, alpha = _pictures(material)
+            textures.append(texture)
+            alphas.append(alpha)
         if has_normals:
             normals = np.asarray(part.vertex_normals)
         else:  # glTF: without normals, flat shading; every face gets its own vertices
@@ -106,46 +142,68 @@ def from_trimesh(parts: list[trimesh.Trimesh], linear_colours: bool = False) -> 
                 "normals": normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12),
                 "uv": uv,
                 "colours": colours,
-                "face_material": np.full(len(faces), len(textures)),
+                "face_material": np.full(len(faces), materials[id(material)]),
                 "has_normals": has_normals,
             }
         )
-        textures.append(texture)
         offset += len(vertices)
     floats, ints = ("vertices", "normals", "uv", "colours"), ("faces", "face_material")
     stacked = {k: torch.from_numpy(np.concatenate([p[k] for p in pieces])).float() for k in floats}
     stacked |= {k: torch.from_numpy(np.concatenate([p[k] for p in pieces])).long() for k in ints}
-    return Mesh(**stacked, textures=tuple(textures), has_normals=all(p["has_normals"] for p in pieces))
+    return Mesh(
+        **stacked, textures=tuple(textures), alphas=tuple(alphas), has_normals=all(p["has_normals"] for p in pieces)
+    )
 
 
-def _appearance(part: trimesh.Trimesh, linear_colours: bool) -> tuple[np.ndarray, Tensor, np.ndarray]:
-    """uv [n,2], texture [h,w,3] and vertex colours [n,3] of one part; white where it has none."""
+def _appearance(part: trimesh.Trimesh, linear_colours: bool) -> tuple[np.ndarray, np.ndarray]:
+    """uv [n,2] and colours [n,3] (vertex colour or the material's factor) of one part; zero and white without."""
     count = len(part.vertices)
     uv, colours = np.zeros((count, 2)), np.ones((count, 3))
-    texture = torch.ones(1, 1, 3)
     visual: Any = part.visual
-    if isinstance(visual, trimesh.visual.TextureVisuals):
-        material = visual.material
-        image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-        factor = getattr(material, "baseColorFactor", None)
-        if factor is None and image is None:
-            factor = getattr(material, "diffuse", None)
-        if isinstance(image, Image.Image) and visual.uv is not None:
-            texture = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).float() / 255
+    if isinstance(visual, TextureVisuals):
+        if _base_picture(visual.material) is not None and visual.uv is not None:
             uv = np.asarray(visual.uv)[:, :2]
-        if factor is not None:
-            tint = np.asarray(factor, dtype=np.float64)[:3]
-            # trimesh stores factors as uint8; glTF's factor is linear, our colours are sRGB.
-            linear = tint / 255 if tint.max() > 1 or np.asarray(factor).dtype == np.uint8 else tint
-            colours = np.broadcast_to(linear_to_srgb(torch.from_numpy(linear)).numpy(), (count, 3)).copy()
-    elif visual.kind in ("vertex", "face"):
-        if visual.kind == "vertex":
-            colours = np.asarray(visual.vertex_colors)[:, :3] / 255
-            colours = linear_to_srgb(torch.from_numpy(colours)).numpy() if linear_colours else colours
-        else:
-            colours = np.ones((count, 3))
-            colours[np.asarray(part.faces).reshape(-1)] = np.repeat(np.asarray(visual.face_colors)[:, :3] / 255, 3, 0)
-    return uv, texture, colours
+        factor = _factor(visual.material)
+        if factor is not None:  # glTF's factor is linear, our colours are sRGB
+            colours = np.broadcast_to(linear_to_srgb(torch.from_numpy(factor[:3])).numpy(), (count, 3)).copy()
+    elif visual.kind == "vertex":
+        colours = np.asarray(visual.vertex_colors)[:, :3] / 255
+        colours = linear_to_srgb(torch.from_numpy(colours)).numpy() if linear_colours else colours
+    elif visual.kind == "face":
+        colours[np.asarray(part.faces).reshape(-1)] = np.repeat(np.asarray(visual.face_colors)[:, :3] / 255, 3, 0)
+    return uv, colours
+
+
+def _base_picture(material: Any) -> Image.Image | None:
+    picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+    return picture if isinstance(picture, Image.Image) else None
+
+
+def _factor(material: Any) -> np.ndarray | None:
+    """The base colour's factor, RGB or RGBA in [0,1], where the material has one."""
+    factor = getattr(material, "baseColorFactor", None)
+    if factor is None and _base_picture(material) is None:
+        factor = getattr(material, "diffuse", None)
+    if factor is None:
+        return None
+    values = np.asarray(factor, dtype=np.float64)
+    # trimesh stores factors as uint8
+    return values / 255 if values.max() > 1 or np.asarray(factor).dtype == np.uint8 else values
+
+
+def _pictures(material: Any) -> tuple[Tensor, Alpha | None]:
+    """A material's texture [h,w,3], one white texel without, and its opacity."""
+    picture, factor = _base_picture(material), _factor(material)
+    pixels = torch.ones(1, 1, 4)
+    if picture is not None:
+        pixels = torch.from_numpy(np.asarray(picture.convert("RGBA")).copy()).float() / 255
+    mode = getattr(material, "alphaMode", None)
+    if mode not in ("MASK", "BLEND"):
+        return pixels[..., :3], None
+    values = pixels[..., 3:] * (float(factor[3]) if factor is not None and len(factor) == 4 else 1.0)
+    cutoff = getattr(material, "alphaCutoff", None)
+    hole = 1 / 255 if mode == "BLEND" else 0.5 if cutoff is None else float(cutoff)
+    return pixels[..., :3], Alpha(values, hole, mode == "BLEND")
 
 
 def _face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -1,17 +1,15 @@
 """Render engines: a mesh file and cameras in, a ViewSet out."""
 
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from nova3d import images
 from nova3d.cameras import Cameras
-from nova3d.data.meshes import load_mesh
-from nova3d.data.render.raster import Light, rasterize
-from nova3d.errors import InputError
+from nova3d.data.render.engines import EngineConfig, make_engine
+from nova3d.data.render.raster import Light
 from nova3d.views import ViewSet
-
-ENGINES = ("raster",)
 
 
 def render_object(
@@ -26,17 +24,11 @@ def render_object(
 ) -> ViewSet:
     """Render a mesh file into a ViewSet on the CPU: RGB on white, world normals, coverage.
 
-    `normalise` centres the mesh and scales its longest side to 1. Raises InputError where the mesh cannot be
-    loaded or drawn, naming the file.
+    `engine`: a name that `make_engine` knows; "blender" starts Blender for this one object, at its default samples.
+    `normalise` centres the mesh and scales its longest side to 1. Raises InputError where the mesh cannot be loaded or
+    drawn, naming the file.
     """
-    if engine not in ENGINES:
-        raise InputError(f"render engine '{engine}' is not one of {', '.join(ENGINES)}")
-    mesh = load_mesh(mesh_path)
-    mesh = (mesh.normalised() if normalise else mesh).to(device)
-    try:
-        raster = rasterize(mesh, cameras, supersample, light)
-    except InputError as error:
-        raise InputError(f"'{mesh_path}': {error}") from error
-    return ViewSet(
-        images.composite(raster.rgba).cpu(), raster.normals.cpu(), raster.rgba[..., 3].cpu(), cameras.to("cpu")
-    )
+    config = EngineConfig(engine, str(device), light, supersample, threads=0)
+    with closing(make_engine(config, normalise)) as made:
+        rendered = made.render(Path(mesh_path), cameras, lambda done: None)
+    return ViewSet(images.composite(rendered.rgba), rendered.normals, rendered.rgba[..., 3], cameras.to("cpu"))

@@ -1,10 +1,12 @@
 """The portable render engine: a z-buffer in plain torch, the same code on CPU and CUDA.
 
 Every triangle is expanded into the pixels of its bounding box; the nearest hit per pixel is the minimum of a
-64-bit key (depth, face), which makes the result independent of the order of execution. Surfaces are two-sided.
+64-bit key (depth, face), which makes the result independent of the order of execution. Surfaces are two-sided. Holes
+cut by a texture's alpha are seen through; translucent surfaces are drawn opaque and their opacity is measured.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,44 +29,60 @@ _EMPTY = torch.iinfo(torch.int64).max
 @dataclass(frozen=True)
 class Raster:
     """Pictures of one mesh: rgba [v,h,w,4] straight-alpha sRGB, normals [v,h,w,3] unit world normals facing the
-    camera (zero on background), depth [v,h,w] along the viewing axis in world units (0 on background)."""
+    camera (zero on background), depth [v,h,w] along the viewing axis in world units (0 on background). opacity: mean of
+    the surfaces' own alpha over the covered samples, 1 where nothing is translucent."""
 
     rgba: Tensor
     normals: Tensor
     depth: Tensor
+    opacity: float
 
 
-def rasterize(mesh: Mesh, cameras: Cameras, supersample: int = 3, light: Light = "studio") -> Raster:
+def rasterize(
+    mesh: Mesh,
+    cameras: Cameras,
+    supersample: int = 3,
+    light: Light = "studio",
+    beat: Callable[[int], None] | None = None,
+) -> Raster:
     """Draw `mesh` from every camera with supersample^2 samples per pixel, on the mesh's device.
 
     Colours are filtered premultiplied in linear light; normals are averaged over the covered samples and
-    renormalised; depth is the covered samples' mean. Raises InputError where no view shows anything.
+    renormalised; depth is the covered samples' mean. `beat` is called with the number of views done. Raises InputError
+    where no view shows anything.
     """
     fine = cameras.to(mesh.vertices.device).resized(cameras.width * supersample, cameras.height * supersample)
     textures = [srgb_to_linear(_shrink(t, 2 * max(fine.width, fine.height))) for t in mesh.textures]
-    views = [_draw(mesh, textures, fine[i], supersample, light) for i in range(len(cameras))]
-    rgba, normals, depth = (torch.stack(parts) for parts in zip(*views, strict=True))
+    views = []
+    for index in range(len(cameras)):
+        views.append(_draw(mesh, textures, fine[index], supersample, light))
+        if beat:
+            beat(index + 1)
+    rgba, normals, depth, opacity = (torch.stack(parts) for parts in zip(*views, strict=True))
     if not bool((rgba[..., 3] > 0).any()):
         raise InputError("the mesh cannot be drawn: none of its triangles covers a pixel in any view")
-    return Raster(rgba, normals, depth)
+    own, covered = opacity.sum(dim=0).tolist()
+    return Raster(rgba, normals, depth, own / covered)
 
 
 def _draw(
     mesh: Mesh, textures: list[Tensor], camera: Cameras, supersample: int, light: Light
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pixels, depth = camera.project(mesh.vertices)
     corners, z = pixels[0].double()[mesh.faces], depth[0].double()[mesh.faces]  # f 3 2, f 3
     perspective = camera.model == "perspective"
-    face = nearest_faces(corners, z, camera.width, camera.height, perspective)
+    solid = None
+    if any(mesh.alphas):
+
+        def solid(face: Tensor, weights: Tensor) -> Tensor:
+            return _opacity(mesh, face, _on_surface(weights, z[face], perspective))[1]
+
+    face = nearest_faces(corners, z, camera.width, camera.height, perspective, solid)
     hit = torch.nonzero(face.flatten() >= 0)[:, 0]
     winner = face.flatten()[hit]
 
     centre = torch.stack([hit % camera.width + 0.5, hit // camera.width + 0.5], dim=-1).double()
-    weights = barycentric(corners[winner], centre)
-    if perspective:  # screen-space weights are affine in 1/z
-        weights = weights / z[winner]
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-    weights = weights.float()
+    weights = _on_surface(barycentric(corners[winner], centre), z[winner], perspective)
     normals = _facing_normals(mesh, winner, weights, camera)
     linear = _albedo(mesh, textures, winner, weights) * irradiance(normals, light)[:, None]
     surface = torch.cat([linear.clamp(0, 1), normals, (weights * z[winner].float()).sum(-1, keepdim=True)], dim=-1)
@@ -76,11 +94,27 @@ def _draw(
     alpha = mean[..., 7:]
     covered = mean[..., :7] / alpha.clamp_min(1e-6)
     rgba = torch.cat([linear_to_srgb(covered[..., :3]), alpha], dim=-1)
-    return rgba, F.normalize(covered[..., 3:6], dim=-1), covered[..., 6]
+    opacity = _opacity(mesh, winner, weights)[0].double().sum()
+    return (
+        rgba,
+        F.normalize(covered[..., 3:6], dim=-1),
+        covered[..., 6],
+        torch.stack([opacity, opacity.new_tensor(len(hit))]),
+    )
 
 
-def nearest_faces(corners: Tensor, z: Tensor, width: int, height: int, perspective: bool) -> Tensor:
-    """[h,w] int64 index of the nearest face at each pixel centre, -1 where there is none."""
+def nearest_faces(
+    corners: Tensor,
+    z: Tensor,
+    width: int,
+    height: int,
+    perspective: bool,
+    solid: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """[h,w] int64 index of the nearest face at each pixel centre, -1 where there is none.
+
+    `solid` says of faces [n] and screen weights [n,3] whether there is a surface or a hole; None: no face has holes.
+    """
     area = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     size = corners.new_tensor([width, height])
     low = (corners.amin(dim=1) - 0.5).ceil().clamp_min(0)
@@ -101,6 +135,9 @@ def nearest_faces(corners: Tensor, z: Tensor, width: int, height: int, perspecti
         weights = barycentric(corners[face], torch.stack([x + 0.5, y + 0.5], dim=-1).double())
         inside = (weights >= -1e-9).all(dim=-1)
         face, weights, pixel = face[inside], weights[inside], (y * width + x)[inside]
+        if solid is not None:
+            there = solid(face, weights)
+            face, weights, pixel = face[there], weights[there], pixel[there]
         depth = 1 / (weights / z[face]).sum(-1) if perspective else (weights * z[face]).sum(-1)
         # Positive floats order as their bit patterns, so one integer minimum finds depth and face together.
         key = (depth.float().view(torch.int32).long() << 32) | face
@@ -127,6 +164,14 @@ def barycentric(corners: Tensor, points: Tensor) -> Tensor:
     return torch.stack([1 - v - w, v, w], dim=-1)
 
 
+def _on_surface(weights: Tensor, z: Tensor, perspective: bool) -> Tensor:
+    """Screen-space weights [n,3] of corners at depths z [n,3] as float weights on the triangle itself."""
+    if perspective:  # screen-space weights are affine in 1/z
+        weights = weights / z
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights.float()
+
+
 def _cross(a: Tensor, b: Tensor) -> Tensor:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
@@ -149,19 +194,33 @@ def _facing_normals(mesh: Mesh, face: Tensor, weights: Tensor, camera: Cameras) 
 
 def _albedo(mesh: Mesh, textures: list[Tensor], face: Tensor, weights: Tensor) -> Tensor:
     """Linear base colour [n,3]: bilinear texture lookup times vertex colour."""
-    corners = mesh.faces[face]
-    colour = srgb_to_linear((weights[..., None] * mesh.colours[corners]).sum(dim=1))
-    uv = (weights[..., None] * mesh.uv[corners]).sum(dim=1) % 1.0
-    material = mesh.face_material[face]
+    colour = srgb_to_linear((weights[..., None] * mesh.colours[mesh.faces[face]]).sum(dim=1))
     for index, texture in enumerate(textures):
-        if texture.shape[:2] == (1, 1):
-            texel = texture[0, 0].expand(len(face), 3)
-        else:
-            grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], dim=-1)[None, None]
-            picture = texture.permute(2, 0, 1)[None]
-            texel = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)[0, :, 0].T
-        colour = torch.where((material == index)[:, None], colour * texel, colour)
+        at = torch.nonzero(mesh.face_material[face] == index)[:, 0]
+        colour[at] *= _lookup(mesh, texture, face[at], weights[at])
     return colour
+
+
+def _opacity(mesh: Mesh, face: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The surfaces' own alpha [n], 1 where they are drawn whole, and [n] bool: surface, not a hole."""
+    opacity = weights.new_ones(len(face))
+    solid = torch.ones_like(opacity, dtype=torch.bool)
+    for index, alpha in enumerate(mesh.alphas):
+        if alpha is not None:
+            at = torch.nonzero(mesh.face_material[face] == index)[:, 0]
+            values = _lookup(mesh, alpha.values, face[at], weights[at])[:, 0]
+            solid[at] = values >= alpha.hole
+            if alpha.blended:
+                opacity[at] = values
+    return opacity, solid
+
+
+def _lookup(mesh: Mesh, texture: Tensor, face: Tensor, weights: Tensor) -> Tensor:
+    """Bilinear values [n,c] of a texture [h,w,c] at points given by faces and weights on them; textures repeat."""
+    uv = (weights[..., None] * mesh.uv[mesh.faces[face]]).sum(dim=1) % 1.0
+    grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], dim=-1)[None, None]
+    picture = texture.permute(2, 0, 1)[None]
+    return F.grid_sample(picture, grid, padding_mode="border", align_corners=False)[0, :, 0].T
 
 
 def irradiance(normals: Tensor, light: Light) -> Tensor:
