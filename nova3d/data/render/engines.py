@@ -42,8 +42,8 @@ class EngineConfig:
     device: str = "cpu"
     light: str = "studio"
     supersample: int = 2
-    samples: int = 32
-    denoise: bool = True
+    samples: int = 64
+    denoise: bool = False
     threads: int = 1
     python: str = ".venv-blender/bin/python"
     normals: str = "geometry"
