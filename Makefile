@@ -20,6 +20,8 @@ CONSTRAINTS ?= $(if $(GPU),,constraints-cpu.txt)
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# open_clip for its tests, beside the torch it fits; requirements-open-clip.txt says why not in $(VENV) itself.
+OPEN_CLIP := $(if $(CONSTRAINTS),$(VENV)/open_clip/.installed)
 
 # Blender is GPL and needs its own Python and NumPy: an environment and a program apart (configs: engine.python).
 BLENDER_VENV = .venv-blender
@@ -68,8 +70,13 @@ lint: $(STAMP)
 
 test: export OMP_NUM_THREADS = 1
 test: export HF_HUB_OFFLINE = 1
-test: lint
+test: lint $(OPEN_CLIP)
+	$(if $(OPEN_CLIP),PYTHONPATH=$(dir $(OPEN_CLIP)) $(PY) -m pytest tests/models/test_image_encoder.py)
 	$(PY) -m pytest -n 2
+
+$(VENV)/open_clip/.installed: requirements-open-clip.txt $(STAMP)
+	$(PY) -m pip install -q --no-deps --upgrade --target $(dir $@) -r requirements-open-clip.txt
+	@touch $@
 
 doctor: $(STAMP)
 	$(PY) scripts/doctor.py

@@ -18,7 +18,7 @@ from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.normals import rotate
 from nova3d.training.autoencoder_init import start_as_block_average
 from nova3d.training.batches import generator
-from nova3d.training.checkpoint import load_checkpoint, save_checkpoint
+from nova3d.training.checkpoint import load_checkpoint, read_parts, save_checkpoint, write_parts
 from nova3d.training.stats import StatsLog
 from nova3d.views import yaw_rotation
 
@@ -68,7 +68,9 @@ def train_autoencoder(
     model = build(config.model, reader.cameras.width).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     out = Path(config.out)
-    start = load_checkpoint(out, {"model": model, "optimizer": optimizer}, configs.to_dict(config))
+    parts = {"model": model, "optimizer": optimizer}
+    identity = {"model": vars(config.model), "shards": shard_hash(reader.samples), "seed": config.seed}
+    start = load_checkpoint(out, lambda folder: read_parts(folder, parts), identity)
     stats = StatsLog(out / "stats.jsonl", start)
     for step in range(start, config.steps):
         started = time.perf_counter()
@@ -86,7 +88,8 @@ def train_autoencoder(
             if progress:
                 progress(step + 1, config.steps, f"loss {means['loss']:.4f} psnr {means['psnr']:.2f}")
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            save_checkpoint(out, step + 1, {"model": model, "optimizer": optimizer}, configs.to_dict(config))
+            stats.flush()
+            save_checkpoint(out, step + 1, lambda folder: write_parts(folder, parts), identity)
     model.register_to_config(scaling_factor=1 / latent_std(model, reader, config.seed))
     model.save_pretrained(out / "vae", safe_serialization=True)
     data = {"shards": shard_hash(reader.samples)}

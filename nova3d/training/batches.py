@@ -1,16 +1,40 @@
-"""From objects to the tensors of one training step; everything random is a function of (seed, rank, step)."""
+"""From objects to the tensors of one micro-step.
 
-from dataclasses import dataclass
+The samples of a run are numbered: step s takes the positions s*G ... s*G + G-1 of the global batch of G objects, and
+what is drawn for one of them is a function of (seed, step, its place 0 ... G-1 in the global batch) alone. Processes
+and micro-steps only share the places out, so any split of G draws the same.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nova3d.data.latents import LatentEncoder
-from nova3d.data.multiview import MultiViewDataset
+from nova3d.data.latents import Item, ItemReader, LatentEncoder
 from nova3d.diffusion import NoiseSchedule
 from nova3d.models.autoencoder import sample_moments
 from nova3d.training.config import NoiseConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for a batch, on the CPU: posterior, noise [b,t,v,4,h,w], standard normal; sigma [b]; noise_aug [b];
+    picture_noise [b,3,H,W], standard normal; drop_embeds, drop_latents [b] bool."""
+
+    posterior: Tensor
+    noise: Tensor
+    sigma: Tensor
+    noise_aug: Tensor
+    picture_noise: Tensor
+    drop_embeds: Tensor
+    drop_latents: Tensor
 
 
 @dataclass(frozen=True)
@@ -18,7 +42,8 @@ class Batch:
     """One micro-step's tensors, on the device.
 
     x0, noise [b,t,v,4,h,w]; sigma [b], shared by views and tasks (eq. 3); pictures [b,3,H,W] in [-1,1], the input
-    views; noise_aug [b], picture_noise [b,3,H,W]; drop_embeds, drop_latents [b] bool; cameras [b,v,2] radians.
+    views; noise_aug [b], picture_noise [b,3,H,W]; drop_embeds, drop_latents [b] bool; cameras [b,v,2] radians;
+    embeds [b,1,d], CLIP's of the pictures, or None: to be computed.
     """
 
     x0: Tensor
@@ -31,46 +56,159 @@ class Batch:
     drop_latents: Tensor
     cameras: Tensor
     uids: tuple[str, ...]
+    embeds: Tensor | None = None
 
 
-def generator(seed: int, rank: int, step: int) -> torch.Generator:
-    """The CPU generator of one step; independent streams for different (seed, rank, step)."""
-    state = np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0]
+@dataclass(frozen=True)
+class Places:
+    """The places 0 ... G-1 of the global batch that one process takes in one of its micro-steps."""
+
+    batch_size: int
+    processes: int = 1
+    micro_steps: int = 1
+    rank: int = 0
+
+    @property
+    def total(self) -> int:
+        """G, the effective batch."""
+        return self.batch_size * self.processes * self.micro_steps
+
+    def of(self, micro: int) -> range:
+        first = (micro * self.processes + self.rank) * self.batch_size
+        return range(first, first + self.batch_size)
+
+
+def generator(seed: int, step: int, place: int) -> torch.Generator:
+    """The CPU generator of one place of one step; independent streams for different (seed, step, place)."""
+    state = np.random.SeedSequence([seed, step, place]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
-def make_batch(
-    dataset: MultiViewDataset,
-    encoder: LatentEncoder,
+def draw(
     config: NoiseConfig,
-    positions: list[int],
+    schedule: NoiseSchedule,
+    seed: int,
     step: int,
-    rng: torch.Generator,
-) -> Batch:
-    """The batch of the objects at `positions` of the run for global step `step` (which sets the noise stage)."""
-    addresses = [dataset.address(position) for position in positions]
-    views = [dataset.views(row, view) for row, view in addresses]
-    moments = torch.stack([encoder.moments(row, view, v) for (row, view), v in zip(addresses, views, strict=True)])
-    device, b = moments.device, len(positions)
-    shape = (*moments.shape[:3], moments.shape[3] // 2, *moments.shape[4:])
-    scale = float(encoder.vae.config.scaling_factor)
-    x0 = sample_moments(moments, torch.randn(shape, generator=rng).to(device), scale)
-    pictures = torch.stack([v.rgb[0] for v in views]).permute(0, 3, 1, 2) * 2 - 1
-    schedule = NoiseSchedule([(int(start), mean, std) for start, mean, std in config.stages])
-    u = torch.rand(b, generator=rng)
-    both = u < config.drop_both
-    clip = (u >= config.drop_both) & (u < config.drop_both + config.drop_clip)
-    latent_from = config.drop_both + config.drop_clip
-    latent = (u >= latent_from) & (u < latent_from + config.drop_latent)
+    places: Iterable[int],
+    latent: tuple[int, ...],
+    picture: tuple[int, ...],
+) -> Draws:
+    """Everything random of the places of a step: latent [t,v,4,h,w] and picture [3,H,W] are the shapes of one object.
+
+    The step sets the noise stage. Noise levels are shared by an object's views and tasks, noise is not.
+    """
+    rows = []
+    for place in places:
+        rng = generator(seed, step, place)
+        u = torch.rand((), generator=rng)
+        alone = config.drop_both + config.drop_clip
+        rows.append(
+            Draws(
+                drop_embeds=u < alone,
+                drop_latents=(u < config.drop_both) | ((u >= alone) & (u < alone + config.drop_latent)),
+                sigma=schedule.draw(step, 1, rng)[0],
+                noise_aug=(config.condition_mean + config.condition_std * torch.randn((), generator=rng)).exp(),
+                posterior=torch.randn(latent, generator=rng),
+                noise=torch.randn(latent, generator=rng),
+                picture_noise=torch.randn(picture, generator=rng),
+            )
+        )
+    return Draws(**{f.name: torch.stack([getattr(row, f.name) for row in rows]) for f in fields(Draws)})
+
+
+def make_batch(items: list[Item], draws: Draws, encoder: LatentEncoder) -> Batch:
+    """The batch of some items on the encoder's device; autoencodes what is not yet latents."""
+    device = torch.device(encoder.device)
+
+    def moved(tensor: Tensor) -> Tensor:
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+    moments = torch.stack([encoder.moments(item) for item in items])
+    embeds = [item.embeds for item in items if item.embeds is not None]
     return Batch(
-        x0=x0,
-        noise=torch.randn(shape, generator=rng).to(device),
-        sigma=schedule.draw(step, b, rng).to(device),
-        pictures=pictures.to(device),
-        noise_aug=(config.condition_mean + config.condition_std * torch.randn(b, generator=rng)).exp().to(device),
-        picture_noise=torch.randn(pictures.shape, generator=rng).to(device),
-        drop_embeds=(both | clip).to(device),
-        drop_latents=(both | latent).to(device),
-        cameras=torch.stack([v.cameras.azimuth_elevation() for v in views]).to(device),
-        uids=tuple(dataset.reader.samples[row]["uid"] for row, _ in addresses),
+        x0=sample_moments(moments, moved(draws.posterior), float(encoder.vae.config.scaling_factor)),
+        noise=moved(draws.noise),
+        sigma=moved(draws.sigma),
+        pictures=moved(torch.stack([item.picture for item in items])),
+        noise_aug=moved(draws.noise_aug),
+        picture_noise=moved(draws.picture_noise),
+        drop_embeds=moved(draws.drop_embeds),
+        drop_latents=moved(draws.drop_latents),
+        cameras=moved(torch.stack([item.cameras for item in items])),
+        uids=tuple(item.uid for item in items),
+        embeds=moved(torch.stack(embeds)) if len(embeds) == len(items) else None,
     )
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Items and draws of any micro-step of a run, on the CPU: no state, so it starts at any step."""
+
+    reader: ItemReader
+    config: NoiseConfig
+    schedule: NoiseSchedule
+    seed: int
+    places: Places
+    latent: tuple[int, ...]  # of one object, [t,v,4,h,w]
+    picture: tuple[int, ...]  # [3,H,W]
+
+    def __call__(self, address: tuple[int, int]) -> tuple[list[Item], Draws]:
+        """address: (step, micro-step)."""
+        step, micro = address
+        places = self.places.of(micro)
+        items = [self.reader[step * self.places.total + place] for place in places]
+        return items, draw(self.config, self.schedule, self.seed, step, places, self.latent, self.picture)
+
+
+class Ahead(Generic[T]):
+    """`load(address)` for addresses in their order, up to `depth` of them ahead in a thread of its own.
+
+    An error of the thread is raised by the call that would have had its result. Close it, or use it as a context.
+    """
+
+    def __init__(self, load: Callable[[tuple[int, int]], T], addresses: Iterable[tuple[int, int]], depth: int):
+        self._load, self._addresses, self._depth = load, iter(addresses), depth
+        self._ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(max(1, depth))
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._fill, daemon=True) if depth else None
+        if self._thread:
+            self._thread.start()
+
+    def __enter__(self) -> "Ahead[T]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._thread is None:
+            return self._load(next(self._addresses))
+        result, error = self._ready.get()
+        if error is not None:
+            raise error
+        assert result is not None
+        return result
+
+    def close(self) -> None:
+        """End the thread; what it had read ahead is dropped."""
+        self._stopped.set()
+        if self._thread:
+            while self._thread.is_alive():
+                try:
+                    self._ready.get_nowait()  # so that a full queue does not hold the thread
+                except queue.Empty:
+                    self._thread.join(0.01)
+
+    def _fill(self) -> None:
+        for address in self._addresses:
+            if self._stopped.is_set():
+                return
+            try:
+                self._ready.put((self._load(address), None))
+            except BaseException as error:
+                self._ready.put((None, error))
+                return
+        self._ready.put((None, StopIteration()))

@@ -1,5 +1,6 @@
 """What is trained, as one module: its forward is the loss, so that wrappers (DDP, FSDP) see every parameter."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +11,94 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from nova3d.diffusion import edm
 from nova3d.errors import InputError
-from nova3d.models.autoencoder import VideoAutoencoder
-from nova3d.models.conditioning import condition, unet_input
+from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
+from nova3d.models.conditioning import Conditioning, condition, unet_input
+from nova3d.models.svd import LoadReport, load_svd_autoencoder, load_svd_image_encoder, load_svd_parts
 from nova3d.models.unet import NovaUNet
 from nova3d.training.batches import Batch
 from nova3d.training.config import ImageEncoderConfig, TrainConfig, UNetConfig
 
+log = logging.getLogger(__name__)
+
 
 class Denoising(nn.Module):
-    """UNet and, where it is trained from scratch, image encoder. `vae` is held outside the module tree: frozen."""
+    """The UNet and, where it is trained from scratch, the image encoder.
+
+    Frozen networks are held outside the module tree: no wrapper, optimizer, average or checkpoint touches them.
+    """
 
     def __init__(self, unet: NovaUNet, image_encoder: CLIPVisionModelWithProjection, vae: VideoAutoencoder):
         super().__init__()
         self.unet = unet
-        self.image_encoder = image_encoder
-        self._frozen = (vae,)
+        trained = any(parameter.requires_grad for parameter in image_encoder.parameters())
+        self.trained_encoder = image_encoder if trained else None
+        self._frozen: tuple[nn.Module, ...] = (vae,) if trained else (vae, image_encoder)
+
+    @property
+    def vae(self) -> VideoAutoencoder:
+        return self._frozen[0]  # type: ignore[return-value]
+
+    @property
+    def image_encoder(self) -> CLIPVisionModelWithProjection:
+        return self.trained_encoder if self.trained_encoder is not None else self._frozen[1]
+
+    def place_frozen(self, device: torch.device, bf16: bool, clip_needed: bool) -> None:
+        """Frozen networks to the device: the autoencoder in float32, a frozen CLIP in bfloat16 where `bf16`. One that
+        is not needed, because its embeddings are cached, stays where it is."""
+        self.vae.to(device)
+        if self.trained_encoder is None and clip_needed:
+            self.image_encoder.to(device, torch.bfloat16 if bf16 else torch.float32)
 
     def forward(self, batch: Batch) -> Tensor:
         """[b,t] mean losses of a batch: F-space EDM loss (paper appendix VI, corrected as in nova3d.diffusion.edm)."""
-        cond = condition(self.image_encoder, self._frozen[0], batch.pictures, batch.noise_aug, batch.picture_noise)
-        cond = cond.dropped(batch.drop_embeds, batch.drop_latents)
+        cond = self._condition(batch).dropped(batch.drop_embeds, batch.drop_latents)
         sigma = edm.per_object(batch.sigma, batch.x0)
         noisy = unet_input(batch.x0 + sigma * batch.noise, batch.sigma, cond)
         c_noise = batch.sigma.log() / 4
         output = self.unet(noisy, c_noise, cond.image_embeds, cond.noise_aug, batch.cameras)
         return edm.loss(output.float(), batch.x0, batch.noise, sigma).mean(dim=(2, 3, 4, 5))
 
+    def _condition(self, batch: Batch) -> Conditioning:
+        if batch.embeds is None or self.trained_encoder is not None:
+            return condition(self.image_encoder, self.vae, batch.pictures, batch.noise_aug, batch.picture_noise)
+        noised = batch.pictures + batch.noise_aug[:, None, None, None] * batch.picture_noise
+        return Conditioning(batch.embeds, encode_mode(self.vae, noised), batch.noise_aug)
 
-def build(config: TrainConfig, size: int, latent_size: int) -> Denoising:
-    """The module of a run: pretrained parts where folders are given, random ones elsewhere."""
-    if not config.vae:
-        raise InputError("vae= must name a trained autoencoder folder; scripts/train_autoencoder.py makes one")
-    vae = _pretrained(VideoAutoencoder, config.vae).requires_grad_(False).eval()
-    unet = _pretrained(NovaUNet, config.unet) if config.unet else build_unet(config.model, latent_size)
-    if config.image_encoder:
-        encoder = _pretrained(CLIPVisionModelWithProjection, config.image_encoder).requires_grad_(False).eval()
+
+def build(config: TrainConfig, latent_size: int) -> tuple[Denoising, LoadReport | None]:
+    """The module of a run, and the account of SVD's keys where it starts from SVD: pretrained parts where the config
+    names them, random ones elsewhere."""
+    report = None
+    if config.svd:
+        arms = {"alignment": config.model.alignment, "alignment_init": config.model.alignment_init}
+        unet, vae, encoder, report = load_svd_parts(config.svd, config.svd_variant, torch.float32, **arms)
+        log.info("%s", report)
+    elif not config.vae:
+        raise InputError(
+            "vae= must name a trained autoencoder folder (scripts/train_autoencoder.py makes one), or svd= "
+            "Stable Video Diffusion"
+        )
     else:
-        encoder = build_image_encoder(config.encoder, config.model.cross_attention_dim)
+        vae = _pretrained(VideoAutoencoder, config.vae)
+        unet = _pretrained(NovaUNet, config.unet) if config.unet else build_unet(config.model, latent_size)
+        encoder = _image_encoder(config)
+    vae.requires_grad_(False).eval()
+    if config.svd or config.image_encoder:
+        encoder.requires_grad_(False).eval()
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return Denoising(unet, encoder, vae)
+    return Denoising(unet.train(), encoder, vae), report
+
+
+def frozen_networks(config: TrainConfig) -> tuple[VideoAutoencoder, CLIPVisionModelWithProjection | None]:
+    """The autoencoder, and the image encoder where it is not trained: what a latent cache is made with."""
+    if config.svd:
+        vae = load_svd_autoencoder(config.svd, config.svd_variant)
+        return vae, load_svd_image_encoder(config.svd, config.svd_variant)
+    if not config.vae:
+        raise InputError("vae= must name a trained autoencoder folder, or svd= Stable Video Diffusion")
+    encoder = _pretrained(CLIPVisionModelWithProjection, config.image_encoder) if config.image_encoder else None
+    return _pretrained(VideoAutoencoder, config.vae).eval(), encoder.eval() if encoder is not None else None
 
 
 def build_unet(config: UNetConfig, latent_size: int) -> NovaUNet:
@@ -60,6 +109,12 @@ def build_unet(config: UNetConfig, latent_size: int) -> NovaUNet:
 def build_image_encoder(config: ImageEncoderConfig, projection_dim: int) -> CLIPVisionModelWithProjection:
     """A randomly initialised CLIP image encoder of the class SVD uses."""
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**vars(config), projection_dim=projection_dim))
+
+
+def _image_encoder(config: TrainConfig) -> CLIPVisionModelWithProjection:
+    if config.image_encoder:
+        return _pretrained(CLIPVisionModelWithProjection, config.image_encoder)
+    return build_image_encoder(config.encoder, config.model.cross_attention_dim)
 
 
 def _pretrained(cls: Any, folder: str) -> Any:

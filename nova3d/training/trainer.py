@@ -3,156 +3,150 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from nova3d import config as configs
-from nova3d import provenance
-from nova3d.cameras import preset
-from nova3d.data.latents import LatentEncoder
-from nova3d.data.multiview import MultiViewDataset
-from nova3d.data.shards import shard_hash
+from nova3d.data.latents import Item
 from nova3d.errors import InputError
-from nova3d.pipeline import Nova3DPipeline
-from nova3d.training.batches import generator, make_batch
+from nova3d.training.batches import Ahead, Draws, make_batch
 from nova3d.training.checkpoint import load_checkpoint, save_checkpoint
-from nova3d.training.config import OptimConfig, TrainConfig, data_identity
-from nova3d.training.ema import EMA
-from nova3d.training.module import Denoising, build
-from nova3d.training.stats import StatsLog
-from nova3d.training.validation import validate
+from nova3d.training.config import TrainConfig
+from nova3d.training.health import BAD_STEPS, gradient_norms, report_bad_step
+from nova3d.training.profiles import save_snapshot
+from nova3d.training.setup import Run, prepare, rate
+from nova3d.training.stats import LossTable, StatsLog
+from nova3d.training.validation import Validation, save_model
 
 log = logging.getLogger(__name__)
-MAX_BAD_STEPS = 5  # non-finite losses in a row after which the run stops
 
 
-def train(config: TrainConfig, device: str, progress: Callable[[int, int, str], None] | None = None) -> Path:
-    """Train to `config.steps`, resuming from the newest checkpoint in `config.out`; returns the model folder.
+@dataclass(frozen=True)
+class Outcome:
+    """`finished`: `path` is the model's folder; else the run was asked to stop, and it is the checkpoint's."""
 
-    Every draw is a function of (seed, rank, step), so a resumed run repeats the uninterrupted one. Raises
-    InputError for bad data, folders or checkpoints, and where the loss stays non-finite.
+    finished: bool
+    step: int
+    path: Path
+
+
+def train(
+    config: TrainConfig,
+    device: str,
+    progress: Callable[[int, int, str], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train to `config.steps`, resuming where `config.resume` says.
+
+    Every draw is a function of (seed, step, place in the global batch), so a resumed run repeats the uninterrupted one.
+    stop: asked after every step; where it says so in any process, the run saves and ends. Raises InputError for bad
+    data, folders or checkpoints, and where too many steps in a row are bad.
     """
-    accelerator = Accelerator(
-        cpu=device == "cpu", mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation
-    )
-    out, identity = Path(config.out), data_identity(configs.to_dict(config))
-    dataset = MultiViewDataset(config.data.shards, config.data.input_views, config.seed)
-    torch.manual_seed(config.seed)
-    size = dataset.reader.cameras.width
-    check_rig(dataset, config.pipeline.camera_preset)
-    model = build(config, size, size // 8)
-    vae = model._frozen[0].to(accelerator.device)
-    encoder = LatentEncoder(vae, accelerator.device, config.latent_cache)
-    optimizer = torch.optim.AdamW(_groups(model, config.optim), betas=tuple(config.optim.betas))  # type: ignore[arg-type]
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    ema = EMA(model, config.optim.ema_decay, config.optim.ema_warmup)
-    parts = {"model": model, "optimizer": optimizer, "ema": ema}
-    start = load_checkpoint(out, parts, identity)
+    run = prepare(config, device)
+    out, accelerator, main = run.out, run.accelerator, run.accelerator.is_main_process
+    start = load_checkpoint(out, run.read, run.identity, config.resume, run.together)
     # One writer: several processes would cut the same file back at once.
-    stats = StatsLog(out / "stats.jsonl", start) if accelerator.is_main_process else None
-    rank, ranks, bad = accelerator.process_index, accelerator.num_processes, 0
+    stats = StatsLog(out / "stats.jsonl", start) if main else None
+    validation = Validation(run, start) if config.validate_every and config.data.validation else None
+    table = LossTable(accelerator.device)
+    micro_steps, done, stopping = run.loader.places.micro_steps, start, False
+    addresses = [(step, micro) for step in range(start, config.steps) for micro in range(micro_steps)]
 
-    for step in range(start, config.steps):
-        started = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rate(config.optim, step, config.steps)
-        losses: list[Tensor] = []
-        values: dict[str, float] = {}
-        rng = generator(config.seed, rank, step)
-        for micro in range(config.accumulation):
-            first = ((step * config.accumulation + micro) * ranks + rank) * config.batch_size
-            positions = list(range(first, first + config.batch_size))
-            asked = time.perf_counter()
-            batch = make_batch(dataset, encoder, config.noise, positions, step, rng)
-            values["data_seconds"] = values.get("data_seconds", 0.0) + time.perf_counter() - asked
-            with accelerator.accumulate(wrapped):
-                loss = wrapped(batch)
-                accelerator.backward(loss.mean())
-                losses.append(loss.detach())
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
-        per_task = accelerator.reduce(torch.stack(losses).mean(dim=(0, 1)), "mean")
-        finite = bool(torch.isfinite(per_task).all()) and bool(torch.isfinite(torch.as_tensor(norm)))
-        if finite:
-            optimizer.step()
-            ema.update(model)
-        bad = _count_bad(bad, finite, step, batch.uids)
-        optimizer.zero_grad(set_to_none=True)
-        if finite:
-            values |= {"loss": float(per_task.mean()), "loss_rgb": float(per_task[0]), "grad_norm": float(norm)}
-            values |= {"loss_normal": float(per_task[1]), "seconds": time.perf_counter() - started}
+    with Ahead(run.loader, addresses, config.data.prefetch) as batches:
+        for step in range(start, config.steps):
+            values, stopping = take_step(run, step, batches, table, stop)
+            done = step + 1
             if stats:
                 stats.add(step, values)
-        done = step + 1
-        if stats:
-            if done % config.log_every == 0 or done == config.steps:
-                means = stats.flush()
-                if progress and "loss" in means:
-                    progress(done, config.steps, f"loss {means['loss']:.4f}")
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                save_checkpoint(out, done, parts, identity)
-            if config.validate_every and config.data.validation and done % config.validate_every == 0:
-                with ema.applied(model):
-                    validate(pipeline(model, config, size), config, out, done)
-    if accelerator.is_main_process:
-        ema.copy_to(model)
-        save(pipeline(model, config, size), config, dataset, out)
-    accelerator.wait_for_everyone()
-    return out / "model"
+            save_now = done % config.checkpoint_every == 0 or done == config.steps or stopping
+            if done % config.log_every == 0 or save_now:  # with every checkpoint, so that a resumed log is the same
+                sums = accelerator.reduce(table.take(), "sum")
+                if stats and (means := stats.flush(LossTable.means(sums) | _memory(accelerator.device))):
+                    if config.trackers:
+                        accelerator.log(means, step=done)
+                    if progress:
+                        progress(done, config.steps, f"loss {means.get('loss', float('nan')):.4f}")
+            if done % config.optim.snapshot_every == 0 or done == config.steps:
+                _snapshots(run, done)
+            if save_now:
+                last = save_checkpoint(out, done, run.write, run.identity, config.keep_checkpoints, run.together)
+            if validation and done % config.validate_every == 0:
+                validation(done)
+            if stopping and done < config.steps:
+                break
+    if config.trackers:
+        accelerator.end_training()
+    if done < config.steps:
+        log.info("asked to stop: saved '%s'; the same command goes on from there", last)
+        return Outcome(False, done, last)
+    save_model(run, out / "model")
+    return Outcome(True, done, out / "model")
 
 
-def check_rig(dataset: MultiViewDataset, name: str) -> None:
-    """Raise InputError unless the shards were rendered with the rig that the pipeline will claim."""
-    ours, theirs = preset(name, dataset.reader.cameras.width), dataset.reader.cameras
-    same = len(ours) == len(theirs) and ours.model == theirs.model
-    if not same or not torch.allclose(ours.c2w, theirs.c2w, atol=1e-4):
-        raise InputError(
-            f"the shards in '{dataset.reader.folder}' were not rendered with pipeline.camera_preset={name}: "
-            "name their rig, or render them again"
-        )
+def take_step(
+    run: Run, step: int, batches: Ahead[tuple[list[Item], Draws]], table: LossTable, stop: Callable[[], bool]
+) -> tuple[dict[str, float], bool]:
+    """One step over the global batch; returns what the log says of it, and whether any process was asked to stop."""
+    config, accelerator, model = run.config, run.accelerator, run.model
+    micro_steps = run.loader.places.micro_steps
+    started, waited = time.perf_counter(), 0.0
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * rate(config.optim, step, config.steps)
+    losses: list[Tensor] = []
+    uids: list[str] = []
+    for _ in range(micro_steps):
+        asked = time.perf_counter()
+        items, draws = next(batches)
+        waited += time.perf_counter() - asked
+        batch = make_batch(items, draws, run.encoder)
+        uids += batch.uids
+        with accelerator.accumulate(run.wrapped):
+            loss = run.wrapped(batch)
+            accelerator.backward(loss.mean())
+        losses.append(loss.detach())
+        table.add(loss.detach(), batch.sigma)
+    parts = gradient_norms(model, run.new_parameters)
+    norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), config.optim.max_grad_norm)
+    asked_to_stop = torch.tensor([float(stop())], device=accelerator.device)
+    per_task = torch.stack(losses).mean(dim=(0, 1))
+    rgb, normal, stopping = accelerator.reduce(torch.cat([per_task, asked_to_stop]), "mean").tolist()
+    values = {"loss": (rgb + normal) / 2, "loss_rgb": rgb, "loss_normal": normal, "grad_norm": float(norm)}
+
+    if reason := run.health.fault(values["loss"], values["grad_norm"]):
+        everyone = gather_object(uids)
+        if accelerator.is_main_process:
+            report_bad_step(run.out, step, reason, everyone, values)
+        if run.health.hopeless:
+            raise InputError(
+                f"{config.health.max_bad} bad steps in a row, last step {step} ({reason}): their objects are in "
+                f"'{run.out / BAD_STEPS}'; lower optim.learning_rate, or resume from an older checkpoint"
+            )
+        values = {"skipped": 1.0}
+    else:
+        run.optimizer.step()
+        for average in run.averages.values():
+            average.update(model)
+        values |= parts | {"skipped": 0.0}
+    run.optimizer.zero_grad(set_to_none=True)
+    seconds = time.perf_counter() - started
+    values |= {"seconds": seconds, "data_seconds": waited, "data_wait": waited / seconds}
+    values |= {
+        "samples_per_second": run.loader.places.total / seconds,
+        "lost_objects": float(run.loader.reader.skipped),
+    }
+    return values, stopping > 0
 
 
-def rate(config: OptimConfig, step: int, total: int) -> float:
-    """The learning rate's factor: linear warm-up, constant, then linear decay to a twentieth."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
-    decay_start = config.decay_from * total
-    if step < decay_start:
-        return warm
-    return warm * (1 - 0.95 * (step - decay_start) / max(1.0, total - decay_start))
+def _snapshots(run: Run, step: int) -> None:
+    for name, average in run.averages.items():
+        if name != "ema":
+            save_snapshot(run.out, step, float(name), average, run.accelerator.is_main_process)
 
 
-def pipeline(model: Denoising, config: TrainConfig, size: int) -> Nova3DPipeline:
-    """The model as a pipeline (sharing its weights)."""
-    return Nova3DPipeline(model.unet, model._frozen[0], model.image_encoder, size=size, **vars(config.pipeline))
-
-
-def save(result: Nova3DPipeline, config: TrainConfig, dataset: MultiViewDataset, out: Path) -> None:
-    """Write the diffusers folder with its provenance."""
-    result.save_pretrained(out / "model", safe_serialization=True)
-    data = {"shards": shard_hash(dataset.reader.samples), "objects": len(dataset)}
-    provenance.write(out / "model", provenance.record("train", configs.to_dict(config), data=data, seed=config.seed))
-
-
-def _groups(model: Denoising, config: OptimConfig) -> list[dict[str, object]]:
-    """Parameter groups: labels may learn faster; norms and biases are not decayed."""
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            factor = config.view_embedding_multiplier if "view_embedding." in name else 1.0
-            decay = config.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((factor, decay), []).append(parameter)
-    return [
-        {"params": parameters, "base_lr": config.learning_rate * factor, "lr": 0.0, "weight_decay": decay}
-        for (factor, decay), parameters in groups.items()
-    ]
-
-
-def _count_bad(bad: int, finite: bool, step: int, uids: tuple[str, ...]) -> int:
-    if finite:
-        return 0
-    log.warning("step %d skipped: loss or gradient is not finite (objects %s)", step, ", ".join(uids))
-    if bad + 1 >= MAX_BAD_STEPS:
-        raise InputError(f"the loss was not finite {MAX_BAD_STEPS} steps in a row, last at step {step}: lower the rate")
-    return bad + 1
+def _memory(device: torch.device) -> dict[str, float]:
+    if device.type != "cuda":
+        return {}
+    return {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}

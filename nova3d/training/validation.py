@@ -1,58 +1,147 @@
-"""Validation during training: fixed objects and seeds, numbers in validation.jsonl and a picture to look at."""
+"""Validation during training: fixed objects and seeds, raw and averaged weights, the best average kept."""
 
 import json
 import logging
+import math
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from nova3d import images
+from nova3d import images, provenance
 from nova3d.data.shards import ShardReader
+from nova3d.errors import InputError
+from nova3d.evaluation.views import foreground_psnr, mask_iou, normal_angle, psnr
+from nova3d.models.image_encoder import empty_image_encoder
+from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.training.config import TrainConfig
+from nova3d.training.setup import Run, run_record, whole_state
+from nova3d.training.stats import cut_back
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 SHOWN_VIEWS = 8
+FILE = "validation.jsonl"
+METRICS = ("psnr", "foreground_psnr", "normal_angle", "mask_iou")
 
 
-def validate(pipeline: Nova3DPipeline, config: TrainConfig, out: Path, step: int) -> dict[str, float]:
-    """Generate `config.validation_objects` objects of the validation shards; returns and logs the mean numbers.
+class Validation:
+    """Calling it with the number of finished steps writes two lines to validation.jsonl, one for each kind of weights,
+    and a picture per object under validation/step-N; where the average's PSNR is the best yet, model-best/ is written.
 
-    psnr: RGB over all views but the input view, dB. normal_angle: degrees, mean over pixels where both have a
-    surface. iou: of the masks. The picture validation/step-N.png shows, per object, truth and result of both tasks.
+    The objects, spread over the validation shards, are shared out over the processes.
     """
-    reader = ShardReader(config.data.validation)
-    spread = torch.linspace(0, len(reader) - 1, min(config.validation_objects, len(reader))).round().int().tolist()
-    shown = list(range(0, len(reader.cameras), max(1, len(reader.cameras) // SHOWN_VIEWS)))
-    rows, sums = [], {"psnr": 0.0, "normal_angle": 0.0, "iou": 0.0}
-    for row in spread:
-        truth = reader.views(row)
-        picture = torch.cat([truth.rgb[0], truth.mask[0][..., None]], dim=-1)
-        result = pipeline(picture, seed=config.seed, framed=True).views
-        assert isinstance(result, ViewSet)
-        for key, value in compare(result, truth).items():
-            sums[key] += value / len(spread)
-        for views in (truth, result):
-            rows += [views.rgb[shown], (views.normals[shown] + 1) / 2]
-    folder = out / "validation"
-    folder.mkdir(parents=True, exist_ok=True)
-    images.save_image(folder / f"step-{step:08d}.png", images.grid(torch.cat(rows), len(shown)))
-    with (out / "validation.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, **sums}) + "\n")
-    log.info("validation at step %d: %s", step, {k: round(v, 3) for k, v in sums.items()})
-    return sums
+
+    def __init__(self, run: Run, start: int):
+        self.run = run
+        self.reader = ShardReader(run.config.data.validation)
+        count = min(run.config.validation_objects, len(self.reader))
+        self.rows = torch.linspace(0, len(self.reader) - 1, count).round().int().tolist()
+        past = cut_back(run.out / FILE, start) if run.accelerator.is_main_process else []
+        self.best = max((line["psnr"] for line in past if line["weights"] == "ema"), default=-math.inf)
+
+    def __call__(self, step: int) -> None:
+        accelerator, main = self.run.accelerator, self.run.accelerator.is_main_process
+        means = {}
+        for weights in ("raw", "ema"):
+            with self.run.ema.applied(self.run.model) if weights == "ema" else nullcontext():
+                means[weights] = self._score(step, weights)
+            log.info("validation at step %d, %s weights: %s", step, weights, _rounded(means[weights]))
+        if not main:
+            accelerator.wait_for_everyone()
+            return
+        with (self.run.out / FILE).open("a") as file:
+            for weights, values in means.items():
+                file.write(json.dumps({"step": step, "weights": weights, **values}) + "\n")
+        flat = {f"validation/{k}_{weights}": v for weights, values in means.items() for k, v in values.items()}
+        if self.run.config.trackers:
+            accelerator.log(flat, step=step)
+        accelerator.wait_for_everyone()
+        if means["ema"]["psnr"] > self.best:
+            self.best = means["ema"]["psnr"]
+            write_model(self.run, self.run.out / "model-best", whole_state(self.run.model, self.run.ema), step)
+
+    def _score(self, step: int, weights: str) -> dict[str, float]:
+        run, folder = self.run, self.run.out / "validation" / f"step-{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pipeline = make_pipeline(run)
+        rank, processes = run.accelerator.process_index, run.accelerator.num_processes
+        sums = torch.zeros(len(METRICS), 2, dtype=torch.float64)  # sums and counts
+        for row in self.rows[rank::processes]:
+            truth = self.reader.views(row)
+            picture = torch.cat([truth.rgb[0], truth.mask[0][..., None]], dim=-1)
+            with run.accelerator.autocast():
+                result = pipeline(picture, seed=run.config.seed, framed=True).views
+            assert isinstance(result, ViewSet)
+            values = torch.tensor(list(compare(result, truth).values()), dtype=torch.float64)
+            sums += torch.stack([values.nan_to_num(), values.isfinite().double()], dim=1)
+            _picture(folder / f"{weights}-{self.reader.samples[row]['uid']}.png", truth, result)
+        total = run.accelerator.reduce(sums.float().to(run.accelerator.device), "sum").cpu()
+        return {name: float(total[i, 0] / total[i, 1]) for i, name in enumerate(METRICS)}
 
 
 def compare(result: ViewSet, truth: ViewSet) -> dict[str, float]:
-    """The numbers of one object, the input view left out."""
-    mse = (result.rgb[1:] - truth.rgb[1:]).square().mean(dim=(1, 2, 3))
-    a, b = result.mask[1:] > 0.5, truth.mask[1:] > 0.5
-    both = a & b
-    cosine = (result.normals[1:] * truth.normals[1:]).sum(dim=-1)[both].clamp(-1, 1)
-    angle = torch.rad2deg(cosine.acos()).mean() if bool(both.any()) else torch.tensor(90.0)
+    """METRICS of one object, the input view left out: PSNR over pictures and over the object, dB; mean normal angle,
+    degrees, over pixels where both have a surface; intersection over union of the masks."""
+    made, true = result[slice(1, None)], truth[slice(1, None)]
     return {
-        "psnr": float((-10 * mse.clamp_min(1e-10).log10()).mean()),
-        "normal_angle": float(angle),
-        "iou": float(both.sum() / (a | b).sum().clamp_min(1)),
+        "psnr": float(psnr(made.rgb, true.rgb).mean()),
+        "foreground_psnr": float(foreground_psnr(made.rgb, true.rgb, true.mask).nanmean()),
+        "normal_angle": normal_angle(made.normals, true.normals, true.mask)["mean"],
+        "mask_iou": float(mask_iou(made.mask, true.mask).mean()),
     }
+
+
+def make_pipeline(run: Run) -> Nova3DPipeline:
+    """The model as a pipeline that shares its weights."""
+    size = run.dataset.reader.cameras.width
+    model = run.model
+    return Nova3DPipeline(model.unet, model.vae, model.image_encoder, size=size, **vars(run.config.pipeline))
+
+
+def save_model(run: Run, folder: Path) -> None:
+    """Write the averaged weights as a diffusers folder, all or nothing; every process must call it."""
+    state = whole_state(run.model, run.ema)
+    if run.accelerator.is_main_process:
+        write_model(run, folder, state, run.config.steps)
+    run.accelerator.wait_for_everyone()
+
+
+def write_model(run: Run, folder: Path, state: dict[str, Tensor], step: int) -> None:
+    """A diffusers folder of a Denoising's whole weights and the frozen networks, with its record."""
+    with torch.device("meta"):
+        unet = NovaUNet.from_config(run.model.unet.config)
+    unet.load_state_dict(_under(state, "unet."), assign=True)
+    encoder = run.model.image_encoder
+    if run.model.trained_encoder is not None:
+        encoder = empty_image_encoder(**encoder.config.to_dict())
+        encoder.load_state_dict(_under(state, "trained_encoder."), assign=True)
+    size = run.dataset.reader.cameras.width
+    pipeline = Nova3DPipeline(unet, run.model.vae, encoder, size=size, **vars(run.config.pipeline))
+    aside = folder.with_suffix(".part")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        pipeline.save_pretrained(aside, safe_serialization=True)
+        provenance.write(aside, run_record(run) | {"step": step})
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+    except OSError as error:
+        raise InputError(f"cannot write the model '{folder}': {error.strerror or error}") from error
+
+
+def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _picture(path: Path, truth: ViewSet, result: ViewSet) -> None:
+    """Rows: true views, true normals, generated views, generated normals."""
+    shown = list(range(0, len(truth), max(1, len(truth) // SHOWN_VIEWS)))
+    rows = [part[shown] for views in (truth, result) for part in (views.rgb, (views.normals + 1) / 2)]
+    images.save_image(path, images.grid(torch.cat(rows), len(shown)))
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in values.items()}

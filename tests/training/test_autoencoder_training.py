@@ -14,7 +14,7 @@ from nova3d.training.autoencoder import AutoencoderModelConfig, AutoencoderTrain
 def settings(shards: Path, out: Path) -> AutoencoderTrainConfig:
     model = AutoencoderModelConfig([32, 32], 1, 4, 8)
     return AutoencoderTrainConfig(
-        str(shards), str(out), model, steps=3, clips=2, crop=32, warmup=1, log_every=1, checkpoint_every=1
+        str(shards), str(out), model, steps=3, clips=2, crop=16, warmup=1, log_every=1, checkpoint_every=1
     )
 
 
@@ -45,10 +45,10 @@ def test_three_steps_and_an_exact_resume(shards: Path, tmp_path: Path) -> None:
 def test_batches_are_functions_of_the_step_and_alternate_tasks(shards: Path, tmp_path: Path) -> None:
     config, reader = settings(shards, tmp_path), ShardReader(shards)
     first = batch(reader, config, 0)
-    assert first.shape == (2, 2, 3, 32, 32) and first.abs().max() <= 1
+    assert first.shape == (2, 2, 3, 16, 16) and first.abs().max() <= 1
     assert torch.equal(first, batch(reader, config, 0))
     assert not torch.equal(first, batch(reader, config, 1))
     lengths = first[1].norm(dim=1)  # a normal map holds unit vectors and zeros
     assert bool(((lengths < 0.01) | ((lengths - 1).abs() < 0.02)).all())
     config.full_frame_from = 0.0
-    assert batch(reader, config, 0).shape[-1] == 64
+    assert batch(reader, config, 0).shape[-1] == 32

@@ -1,156 +1,272 @@
-"""Short true runs: exact resume, non-finite losses, a loss that falls."""
+"""Short true runs: exact resume, kills, stops, several processes, bad steps, damaged data."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nova3d.data.latents import LatentEncoder
-from nova3d.data.multiview import MultiViewDataset
+from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.training.batches import Batch, generator, make_batch
-from nova3d.training.config import NoiseConfig, PipelineConfig, TrainConfig
-from nova3d.training.module import Denoising, build
-from nova3d.training.trainer import MAX_BAD_STEPS, train
-from nova3d.training.validation import compare
+from nova3d.training.batches import Batch
+from nova3d.training.config import DataConfig, HealthConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig
+from nova3d.training.module import Denoising
+from nova3d.training.setup import prepare
+from nova3d.training.signals import StopRequest
+from nova3d.training.trainer import train
 
 Make = Callable[..., TrainConfig]
+ROOT = Path(__file__).parents[2]
+STEADY = OptimConfig(learning_rate=1e-3, warmup=2, ema_decay=0.9)  # the rate does not depend on the run's length
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "unet/diffusion_pytorch_model.safetensors")
 
 
-def losses(out: str) -> list[tuple[int, float, float]]:
-    rows = [json.loads(line) for line in (Path(out) / "stats.jsonl").read_text().splitlines()]
-    return [(row["step"], row["loss_rgb"], row["loss_normal"]) for row in rows]
+def losses(config: TrainConfig) -> list[tuple[int, float, float]]:
+    return [(row["step"], row["loss_rgb"], row["loss_normal"]) for row in lines(Path(config.out) / "stats.jsonl")]
 
 
-def test_a_killed_run_resumes_bit_for_bit(make_config: Make) -> None:
-    whole = train(make_config("whole"), "cpu")
+def start(config: TrainConfig, **environment: str) -> subprocess.Popen[str]:
+    """`scripts/train.py` on this config, as a process of its own."""
+    path = Path(config.out).with_suffix(".yaml")
+    configs.save(config, path)
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", str(path), "--device", "cpu"]
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def kill(done: int, _: int, __: str) -> None:
+
+def wait_for_steps(config: TrainConfig, process: subprocess.Popen[str], count: int) -> None:
+    deadline = time.monotonic() + 240
+    stats = Path(config.out) / "stats.jsonl"
+    while not stats.exists() or len(stats.read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.01)
+
+
+def test_an_interrupted_run_resumes_bit_for_bit_over_a_stage_switch(make_config: Make) -> None:
+    late = {"noise": NoiseConfig(stages=[[0, -2.0, 0.1], [3, 2.0, 0.1]]), "steps": 5}
+    whole = train(make_config("whole", **late), "cpu")
+
+    def interrupt(done: int, _: int, __: str) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
-    config = make_config("killed")
+    config = make_config("cut", **late)
     with pytest.raises(KeyboardInterrupt):
-        train(config, "cpu", kill)
-    assert [step for step, *_ in losses(config.out)] == [1, 2, 3]
+        train(config, "cpu", interrupt)
+    assert [step for step, *_ in losses(config)] == [1, 2, 3]
     resumed = train(config, "cpu")
-    assert losses(config.out) == losses(make_config("whole").out)
-    assert len({loss for _, loss, _ in losses(config.out)}) == 4
-    a, b = weights(whole), weights(resumed)
+    assert resumed.finished and resumed.step == 5
+    assert losses(config) == losses(make_config("whole"))
+    assert len({loss for _, loss, _ in losses(config)}) == 5
+    a, b = weights(whole.path), weights(resumed.path)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    record = json.loads((whole / "record.json").read_text())
-    assert record["config"]["steps"] == 4
-    assert isinstance(Nova3DPipeline.load(whole), Nova3DPipeline)
-    with pytest.raises(InputError, match="another 'model'"):
-        train(make_config("killed", model=replace_alignment(config, "none")), "cpu")
+    # Step 3 (0-based) is the first of the second stage: its level says so, in both runs.
+    for name in ("whole", "cut"):
+        rows = lines(Path(make_config(name).out) / "stats.jsonl")
+        assert ["loss_rgb/sigma_below_0.5" in row for row in rows] == [True] * 3 + [False] * 2
+        assert ["loss_rgb/sigma_2_to_8" in row or "loss_rgb/sigma_8_to_32" in row for row in rows][3:] == [True] * 2
+    record = json.loads((whole.path / "record.json").read_text())
+    assert record["config"]["steps"] == 5 and record["step"] == 5
+    assert isinstance(Nova3DPipeline.load(whole.path), Nova3DPipeline)
+    other = type(config.model)(**(vars(config.model) | {"alignment": "none"}))
+    with pytest.raises(InputError, match=r"another 'model.alignment' \(gta, this run has none\)"):
+        train(make_config("cut", model=other), "cpu")
+    with pytest.raises(InputError, match="another 'seed'"):
+        train(make_config("cut", seed=1), "cpu")
 
 
-def replace_alignment(config: TrainConfig, alignment: str) -> object:
-    return type(config.model)(**(vars(config.model) | {"alignment": alignment}))
+def test_sigkill_and_resume_give_bit_equal_losses(make_config: Make) -> None:
+    config = make_config("killed", steps=100_000, optim=STEADY)
+    process = start(config)
+    wait_for_steps(config, process, 5)
+    process.kill()
+    process.communicate()
+    seen = len(losses(config)) + 1
+    killed = losses(config)
+    train(make_config("killed", steps=seen, optim=STEADY), "cpu")
+    train(make_config("whole", steps=seen, optim=STEADY), "cpu")
+    whole = losses(make_config("whole"))
+    assert losses(config) == whole and killed == whole[: len(killed)]
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> None:
+def test_sigterm_saves_and_exits_with_0(make_config: Make) -> None:
+    config = make_config("stopped", steps=100_000, checkpoint_every=90_000)
+    process = start(config)
+    wait_for_steps(config, process, 2)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    done = losses(config)[-1][0]
+    assert f"step-{done:08d}" in output and "stopped" in output
+    saved = json.loads((Path(config.out) / f"checkpoints/step-{done:08d}/progress.json").read_text())
+    assert saved["step"] == done and "parts.pt" in saved["files"]
+
+
+def test_a_file_named_stop_ends_a_run_too(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(steps=50)
+    with StopRequest(tmp_path / "run") as stop:
+
+        def after_two(done: int, _: int, __: str) -> None:
+            if done == 2:
+                stop.file.touch()
+
+        outcome = train(config, "cpu", after_two, stop)
+    assert (outcome.finished, outcome.step, outcome.path.name) == (False, 3, "step-00000003")
+    assert not stop.file.exists()
+
+
+def test_two_processes_equal_one_with_the_doubled_batch_and_hand_over(make_config: Make) -> None:
+    """Two processes for two steps, then one process from their checkpoint: as one process all along."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    split = make_config("split", steps=2, effective_batch=4, accumulation=0, optim=STEADY)
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pair = [start(split, RANK=str(rank), LOCAL_RANK=str(rank), **where) for rank in (0, 1)]
+    for process in pair:
+        assert (result := process.communicate(timeout=300)) and process.returncode == 0, result
+    together = {"batch_size": 4, "effective_batch": 4, "optim": STEADY}
+    whole = train(make_config("whole", **together), "cpu")
+    assert [lines(Path(split.out) / "stats.jsonl")[k]["step"] for k in (0, 1)] == [1, 2]
+    resumed = train(make_config("split", **together), "cpu")
+    expected = torch.tensor(losses(make_config("whole")))
+    torch.testing.assert_close(torch.tensor(losses(split)), expected, rtol=1e-5, atol=1e-6)
+    a, b = weights(whole.path), weights(resumed.path)
+    # Adam turns rounding of near-zero gradients into steps of the size of the rate, so only most weights are equal.
+    apart = torch.cat([(a[name] - b[name]).abs().flatten() for name in a])
+    assert apart.quantile(0.99) < 1e-5 if apart.numel() < 2**24 else (apart < 1e-5).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"effective_batch": 5, "batch_size": 2}, r"effective_batch=5 is not a multiple of batch_size 2 x 1 processes"),
+        ({"effective_batch": 4, "accumulation": 3}, "accumulation 3 = 3, not effective_batch=4"),
+        ({"mixed_precision": "fp16"}, "mixed_precision must be no or bf16"),
+        ({"trackers": ["comet"]}, "trackers must be among tensorboard, wandb"),
+        ({"noise": NoiseConfig(stages=[[5, 0.0, 1.0]])}, "noise.stages: noise stages must start at step 0"),
+        ({"svd": "x", "vae": "y"}, "svd= brings all three networks"),
+        ({"resume": "nowhere"}, "checkpoint 'nowhere' is truncated or damaged"),
+        ({"pipeline": PipelineConfig(camera_preset="ortho16")}, "camera_preset=ortho16"),
+        ({"vae": ""}, "vae= must name"),
+        ({"vae": "nowhere"}, "no config.json"),
+        ({"unet": "nowhere"}, "no config.json"),
+        ({"optim": OptimConfig(eight_bit=True)}, "needs bitsandbytes"),
+    ],
+)
+def test_what_cannot_run_ends_in_one_line(make_config: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        train(make_config(**changes), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_tracker_is_one_line(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nova3d.training.setup.has", lambda name: name != "wandb")
+    with pytest.raises(InputError, match="wandb is not installed; `pip install wandb`"):
+        train(make_config(trackers=["wandb"]), "cpu")
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int], factor: float) -> None:
     true, calls = Denoising.forward, [0]
 
     def forward(self: Denoising, batch: Batch) -> Tensor:
         calls[0] += 1
-        return true(self, batch) * (float("nan") if calls[0] in bad_calls else 1.0)
+        return true(self, batch) * (factor if calls[0] in bad_calls else 1.0)
 
     monkeypatch.setattr(Denoising, "forward", forward)
 
 
-def test_a_non_finite_step_is_skipped(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, {2})
-    config = make_config(steps=2)
+def test_a_non_finite_step_is_skipped_with_its_objects_named(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {2}, float("nan"))
+    config = make_config(steps=3)
     result = train(config, "cpu")
-    assert all(bool(torch.isfinite(w).all()) for w in weights(result).values())
-    state = torch.load(Path(config.out) / "checkpoints/step-00000002.pt", weights_only=True)
-    assert state["parts"]["ema"]["updates"] == 1
+    assert all(bool(torch.isfinite(w).all()) for w in weights(result.path).values())
+    state = torch.load(Path(config.out) / "checkpoints/step-00000003/parts.pt", weights_only=True)
+    assert state["ema"]["updates"] == 2
+    (bad,) = lines(Path(config.out) / "bad-steps.jsonl")
+    assert bad["step"] == 1 and "not finite" in bad["reason"] and bad["uids"][0] in {"o0", "o1", "o2"}
+    rows = lines(Path(config.out) / "stats.jsonl")
+    assert [row["skipped"] for row in rows] == [0, 1, 0] and "loss" not in rows[1]
+
+
+def test_a_spike_is_skipped(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nova3d.training.health.MIN_HISTORY", 3)
+    spoil(monkeypatch, {5}, 1e4)
+    config = make_config(steps=6, health=HealthConfig(spike=50.0))
+    train(config, "cpu")
+    (bad,) = lines(Path(config.out) / "bad-steps.jsonl")
+    assert bad["step"] == 4 and "over 50 times its median" in bad["reason"]
 
 
 def test_five_in_a_row_stop_the_run(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, set(range(1, 99)))
-    done: list[int] = []
+    spoil(monkeypatch, set(range(1, 99)), float("nan"))
     config = make_config(steps=20, checkpoint_every=100)
-    with pytest.raises(InputError, match=f"not finite {MAX_BAD_STEPS} steps in a row.*last at step 4"):
-        train(config, "cpu", lambda step, _, __: done.append(step))
-    assert done == []
+    with pytest.raises(InputError, match=r"5 bad steps in a row, last step 4 .*bad-steps.jsonl"):
+        train(config, "cpu")
+    assert len(lines(Path(config.out) / "bad-steps.jsonl")) == 5
 
 
-@pytest.fixture
-def parts(make_config: Make) -> tuple[Denoising, MultiViewDataset, LatentEncoder]:
-    config = make_config()
-    torch.manual_seed(0)
-    module = build(config, 64, 8)
-    return module, MultiViewDataset(config.data.shards), LatentEncoder(module._frozen[0], "cpu")
+def test_new_and_pretrained_gradients_make_up_the_norm(make_config: Make) -> None:
+    config = make_config(steps=2, trackers=["tensorboard"])
+    train(config, "cpu")
+    for row in lines(Path(config.out) / "stats.jsonl"):
+        assert row["grad_norm_new"] > 0 and row["grad_norm_base"] > 0
+        assert row["grad_norm"] ** 2 == pytest.approx(row["grad_norm_new"] ** 2 + row["grad_norm_base"] ** 2, rel=1e-4)
+    assert list((Path(config.out) / "logs").glob("events.out.tfevents.*"))
 
 
-def test_the_loss_of_one_batch_falls(parts: tuple[Denoising, MultiViewDataset, LatentEncoder]) -> None:
-    module, dataset, encoder = parts
-    batch = make_batch(dataset, encoder, NoiseConfig([[0, 0.5, 0.2]], drop_both=0), [0], 0, generator(0, 0, 0))
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    history = []
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = module(batch).mean()
-        loss.backward()
-        optimizer.step()
-        history.append(float(loss.detach()))
-    assert history[-1] < 0.5 * history[0]
-
-
-def test_draws_are_functions_of_seed_rank_and_step(parts: tuple[Denoising, MultiViewDataset, LatentEncoder]) -> None:
-    _, dataset, encoder = parts
-
-    def draw(*address: int, noise: NoiseConfig | None = None) -> Batch:
-        return make_batch(dataset, encoder, noise or NoiseConfig(), [0, 1], address[2], generator(*address))
-
-    first, again = draw(0, 0, 5), draw(0, 0, 5)
-    drawn = ("x0", "noise", "sigma", "noise_aug", "picture_noise")
-    assert all(torch.equal(getattr(first, k), getattr(again, k)) for k in drawn)
-    for other in ((1, 0, 5), (0, 1, 5), (0, 0, 6)):
-        assert not torch.equal(first.noise, draw(*other).noise)
-        assert not torch.equal(first.sigma, draw(*other).sigma)
-    assert first.x0.shape == (2, 2, 4, 4, 8, 8) and first.sigma.shape == (2,)  # one level for views and tasks
-    assert not torch.equal(first.noise[:, 0], first.noise[:, 1])  # but noise of its own for each task
-    assert first.cameras[:, 0].abs().max() < 1e-5  # view 0 is the input view
-    assert draw(0, 0, 5, noise=NoiseConfig(drop_both=1)).drop_latents.all()
-    only = draw(0, 0, 5, noise=NoiseConfig(drop_both=0, drop_clip=1, drop_latent=0))
-    assert only.drop_embeds.all() and not only.drop_latents.any()
-    late = NoiseConfig(stages=[[0, -9.0, 0.01], [6, 3.0, 0.01]])
-    assert draw(0, 0, 5, noise=late).sigma.max() < 1e-3 and draw(0, 0, 6, noise=late).sigma.min() > 15
-
-
-def test_missing_pretrained_parts_are_one_line(make_config: Make, tmp_path: Path) -> None:
-    for changes, message in (
-        ({"vae": ""}, "vae= must name"),
-        ({"vae": str(tmp_path)}, "no config.json"),
-        ({"unet": str(tmp_path / "none")}, "no config.json"),
-    ):
-        with pytest.raises(InputError, match=message):
-            build(make_config(**changes), 64, 8)
-
-
-def test_validation_numbers_of_equal_and_of_opposite_views(
-    make_views: Callable[..., object],
+def test_a_damaged_object_is_fatal_or_left_out_by_config(
+    make_config: Make, make_shards: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    views = make_views()
-    same = compare(views, views)
-    assert same["psnr"] > 90 and same["normal_angle"] < 0.1 and same["iou"] == 1.0
-    other = type(views)(1 - views.rgb, -views.normals, views.mask, views.cameras)
-    against = compare(other, views)
-    assert against["psnr"] < 15 and against["normal_angle"] > 179 and against["iou"] == 1.0
+    folder = make_shards(tmp_path / "shards", objects=3, per_shard=1)
+    shard = folder / "shard-00001.tar"
+    content = bytearray(shard.read_bytes())
+    offset, _ = json.loads((folder / "index.json").read_text())["samples"][1]["members"]["rgb.000.png"]
+    content[offset + 20] ^= 255
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=r"shard-00001.tar' is damaged or truncated at object 'o1'"):
+        prepare(make_config(data=DataConfig(str(folder))), "cpu")  # before the first step
+    config = make_config(data=DataConfig(str(folder), on_corrupt="skip"))
+    train(config, "cpu")
+    assert caplog.text.count("object 'o1' is left out") == 1
+    assert lines(Path(config.out) / "stats.jsonl")[-1]["lost_objects"] >= 1
+    shard.unlink()
+    with pytest.raises(InputError, match=r"shard-00001.tar' is missing"):
+        prepare(make_config("other", data=DataConfig(str(folder))), "cpu")
 
 
-def test_shards_of_another_rig_are_refused(make_config: Make) -> None:
-    with pytest.raises(InputError, match="camera_preset=ortho16"):
-        train(make_config(pipeline=PipelineConfig(camera_preset="ortho16", steps=2)), "cpu")
+def test_validation_scores_raw_and_averaged_weights_and_keeps_the_best(make_config: Make, shards: Path) -> None:
+    data = DataConfig(str(shards), str(shards))
+    config = make_config(data=data, validate_every=1, validation_objects=2, steps=3)
+    train(config, "cpu")
+    out = Path(config.out)
+    rows = lines(out / "validation.jsonl")
+    assert [(row["step"], row["weights"]) for row in rows] == [(s, w) for s in (1, 2, 3) for w in ("raw", "ema")]
+    assert rows[0]["psnr"] != rows[1]["psnr"]
+    averaged = [row["psnr"] for row in rows if row["weights"] == "ema"]
+    best = json.loads((out / "model-best/record.json").read_text())["step"]
+    assert averaged[best - 1] == max(averaged)
+    assert isinstance(Nova3DPipeline.load(out / "model-best"), Nova3DPipeline)
+    assert len(list((out / "validation/step-00000003").glob("*.png"))) == 4

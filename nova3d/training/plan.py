@@ -1,0 +1,178 @@
+"""What a run will cost, before it starts: parameters, memory, arithmetic; then one true step.
+
+Memory of the step is counted, not guessed: the micro-step, backward pass included, runs on tensors without storage
+while every allocation is followed. It leaves out what the allocator wastes and what kernels need for themselves.
+"""
+
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from nova3d.cameras import preset
+from nova3d.errors import InputError
+from nova3d.models.unet import NovaUNet
+from nova3d.training.batches import Ahead
+from nova3d.training.config import TrainConfig, check, micro_steps
+from nova3d.training.module import build_unet
+from nova3d.training.stats import LossTable
+
+GIB = 2**30
+SVD_VAE, SVD_CLIP = 97_746_379, 632_076_800  # parameters of SVD's autoencoder and of its CLIP ViT-H
+ASSUMED_MFU = 0.35
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one process. Bytes; flops: of a whole step's forward and backward passes, as MFU counts them (recomputed
+    activations left out)."""
+
+    parameters: int
+    trained: int
+    new: int
+    weights: int
+    gradients: int
+    optimizer: int
+    averages: int
+    frozen: int
+    activations: int
+    flops: float
+    micro_steps: int
+
+    @property
+    def memory(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.averages + self.frozen + self.activations
+
+    def lines(self, peak: float = 0.0) -> Iterator[str]:
+        """A table for people; peak: the device's TFLOP/s."""
+        yield f"parameters    {self.parameters:>14,}, {self.trained:,} trained, {self.new:,} of them new"
+        for name in ("weights", "gradients", "optimizer", "averages", "frozen", "activations", "memory"):
+            yield f"{name:<13} {getattr(self, name) / GIB:>14.2f} GiB"
+        yield f"micro-steps   {self.micro_steps:>14}"
+        yield f"arithmetic    {self.flops / 1e12:>14.1f} TFLOP per step and process"
+        if peak:
+            seconds = self.flops / (peak * 1e12 * ASSUMED_MFU)
+            yield f"step          {seconds:>14.1f} s, an estimate at {ASSUMED_MFU:.0%} of {peak:g} TFLOP/s"
+
+
+def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
+    """The cost of a config on `processes` unsharded processes, at pictures of `size` pixels. A UNet that the config
+    takes from files is planned as `config.model` says; the frozen networks are taken to be SVD's."""
+    check(config)
+    views, side, bf16 = len(preset(config.pipeline.camera_preset, size)), size // 8, config.mixed_precision == "bf16"
+    micro = micro_steps(config, processes)
+    with FakeTensorMode():
+        unet = build_unet(config.model, side).train()
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        parameters = sum(p.numel() for p in unet.parameters())
+        trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+        new = sum(unet.get_parameter(name).numel() for name in unet.new_parameter_names)
+        inputs = _inputs(unet, config.batch_size, views, side)
+        for parameter in unet.parameters():  # counted by themselves: they are there from one micro-step to the next
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        with _Allocations() as allocations, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            unet(*inputs).float().square().mean().backward()
+    with torch.device("meta"):
+        bare = build_unet(config.model, side).to("meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            bare(*_inputs(bare, 1, views, side))
+    optim = config.optim
+    averages = 0 if optim.ema_device == "cpu" else 4 * trained * (1 + len(optim.ema_profiles))
+    return Plan(
+        parameters=parameters,
+        trained=trained,
+        new=new,
+        weights=4 * parameters,
+        gradients=4 * trained,
+        optimizer=trained * (2 if optim.eight_bit else 8),
+        averages=averages,
+        frozen=_frozen(config),
+        activations=allocations.peak,
+        flops=3.0 * counter.get_total_flops() * config.batch_size * micro,
+        micro_steps=micro,
+    )
+
+
+def dry_run(config: TrainConfig, device: str, peak: float = 0.0) -> Iterator[str]:
+    """The plan, line by line, then what one true step took. Nothing is written but the config; raises InputError where
+    the run could not start."""
+    from nova3d.data.multiview import MultiViewDataset
+    from nova3d.training.setup import prepare
+    from nova3d.training.trainer import take_step
+
+    try:
+        size = MultiViewDataset(config.data.shards, config.data.input_views).reader.cameras.width
+    except InputError:
+        size = 256  # the estimate does not need the data, the step below will say what is wrong with them
+    processes = _processes()
+    effective = config.batch_size * processes * micro_steps(config, processes)
+    yield f"estimate for pictures of {size} pixels, {processes} processes, effective batch {effective}"
+    yield from plan(config, size, processes).lines(peak)
+    run = prepare(config, device)
+    where = run.accelerator.device
+    micro = run.loader.places.micro_steps
+    addresses = [(0, index) for index in range(micro)]
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    started = time.perf_counter()
+    with Ahead(run.loader, addresses, config.data.prefetch) as batches:
+        values, _ = take_step(run, 0, batches, LossTable(where), lambda: False)
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+        yield f"memory        {torch.cuda.max_memory_allocated(where) / GIB:>14.2f} GiB allocated at most, measured"
+    yield f"first step    {time.perf_counter() - started:>14.1f} s, measured, warm-up included"
+    yield f"loss          {values.get('loss', float('nan')):>14.4f}"
+
+
+def _frozen(config: TrainConfig) -> int:
+    if not config.svd:
+        return 0
+    clip_needed = not config.data.cache or config.validate_every > 0
+    return 4 * SVD_VAE + (SVD_CLIP * (2 if config.mixed_precision == "bf16" else 4) if clip_needed else 0)
+
+
+def _inputs(unet: NovaUNet, b: int, views: int, side: int) -> tuple[Tensor, ...]:
+    width = int(unet.config.cross_attention_dim)
+    one = torch.ones(b)
+    return torch.ones(b, 2, views, 8, side, side), one, torch.ones(b, 1, width), one, torch.ones(b, views, 2)
+
+
+def _processes() -> int:
+    from accelerate import PartialState
+
+    return int(PartialState().num_processes)
+
+
+class _Allocations(TorchDispatchMode):
+    """Follows the storages that operations make while it is active: `peak`, the most bytes alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.peak = 0, 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(args):
+            if isinstance(leaf, Tensor):
+                self._known.add(leaf.untyped_storage())  # in-place results and views are no new memory
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage() not in self._known:
+                storage = leaf.untyped_storage()
+                self._known.add(storage)
+                self.alive += storage.nbytes()
+                self.peak = max(self.peak, self.alive)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.alive -= size

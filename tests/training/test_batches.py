@@ -1,0 +1,230 @@
+"""What a step is made of: draws by place, sources, and the latent cache."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from nova3d.data.latent_cache import LatentCache, build_cache, identity
+from nova3d.data.latents import Item, ItemReader, LatentEncoder, ShardSource
+from nova3d.data.multiview import MultiViewDataset
+from nova3d.errors import InputError
+from nova3d.models.autoencoder import VideoAutoencoder
+from nova3d.training.batches import Ahead, Draws, Places, draw, make_batch
+from nova3d.training.config import DataConfig, NoiseConfig, TrainConfig, noise_schedule
+from nova3d.training.setup import prepare
+from nova3d.training.trainer import train
+
+Make = Callable[..., TrainConfig]
+LATENT, PICTURE = (2, 4, 4, 8, 8), (3, 32, 32)
+
+
+def drawn(step: int, places: range, seed: int = 0, config: NoiseConfig | None = None) -> Draws:
+    config = config or NoiseConfig()
+    return draw(config, noise_schedule(config), seed, step, places, LATENT, PICTURE)
+
+
+def test_any_split_of_the_global_batch_draws_the_same() -> None:
+    whole = drawn(5, Places(12).of(0))
+    for processes, micro_steps in ((2, 3), (3, 2), (4, 1), (1, 6)):
+        size = 12 // (processes * micro_steps)
+        parts = {}
+        for rank in range(processes):
+            places = Places(size, processes, micro_steps, rank)
+            assert places.total == 12
+            for micro in range(micro_steps):
+                part = drawn(5, places.of(micro))
+                parts |= {place: (part, row) for row, place in enumerate(places.of(micro))}
+        assert sorted(parts) == list(range(12))
+        for name in vars(whole):
+            rows = [getattr(parts[place][0], name)[parts[place][1]] for place in range(12)]
+            assert torch.equal(torch.stack(rows), getattr(whole, name)), name
+
+
+def test_draws_differ_by_seed_step_place_and_task_but_levels_are_shared() -> None:
+    first = drawn(5, range(2))
+    for other in (drawn(5, range(2), seed=1), drawn(6, range(2)), drawn(5, range(2, 4))):
+        assert not torch.equal(first.noise, other.noise) and not torch.equal(first.sigma, other.sigma)
+    assert first.sigma.shape == (2,)  # one level for an object's views and tasks
+    assert not torch.equal(first.noise[0], first.noise[1])  # as two processes of one object each would have
+    assert not torch.equal(first.noise[:, 0], first.noise[:, 1])  # the tasks
+    assert not torch.equal(first.noise[:, :, 0], first.noise[:, :, 1])  # the views
+    assert not torch.equal(first.noise, first.posterior)
+
+
+def test_dropout_rates_are_the_configs_and_stages_switch_at_their_step() -> None:
+    rates = drawn(0, range(4000), config=NoiseConfig(drop_both=0.2, drop_clip=0.1, drop_latent=0.3))
+    both = rates.drop_embeds & rates.drop_latents
+    for share, expected in ((both, 0.2), (rates.drop_embeds, 0.3), (rates.drop_latents, 0.5)):
+        assert float(share.float().mean()) == pytest.approx(expected, abs=0.025)  # 3 standard errors
+    paper = NoiseConfig()
+    assert [noise_schedule(paper).at(s) for s in (0, 7999, 8000, 15_999, 16_000, 23_999, 24_000)] == [
+        (1.0, 1.6),
+        (1.0, 1.6),
+        (1.8, 1.6),
+        (1.8, 1.6),
+        (2.2, 1.8),
+        (2.2, 1.8),
+        (2.5, 2.0),
+    ]
+    late = NoiseConfig(stages=[[0, -9.0, 0.01], [6, 3.0, 0.01]])
+    assert drawn(5, range(2), config=late).sigma.max() < 1e-3 and drawn(6, range(2), config=late).sigma.min() > 15
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_reading_ahead_keeps_the_order_hands_on_errors_and_ends(depth: int) -> None:
+    addresses = [(step, micro) for step in range(3) for micro in range(2)]
+    with Ahead(lambda address: address, addresses, depth) as ahead:
+        assert list(ahead) == addresses
+
+    def fail(address: tuple[int, int]) -> tuple[int, int]:
+        if address == (1, 0):
+            raise InputError("shard 7 is missing")
+        return address
+
+    with Ahead(fail, addresses, depth) as ahead:
+        assert next(ahead) == (0, 0) and next(ahead) == (0, 1)
+        with pytest.raises(InputError, match="shard 7"):
+            next(ahead)
+    endless = Ahead(lambda address: address, ((step, 0) for step in iter(int, 1)), depth)
+    next(endless)
+    endless.close()
+    assert endless._thread is None or not endless._thread.is_alive()
+
+
+@pytest.fixture
+def dataset(shards: Path) -> MultiViewDataset:
+    return MultiViewDataset(shards, [0, 2])
+
+
+@pytest.fixture
+def vae(vae_folder: Path) -> VideoAutoencoder:
+    return VideoAutoencoder.from_pretrained(vae_folder)
+
+
+@pytest.fixture
+def clip() -> CLIPVisionModelWithProjection:
+    torch.manual_seed(1)
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            projection_dim=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+        )
+    ).eval()
+
+
+def test_rgb_moments_are_kept_in_memory_normals_are_not(
+    dataset: MultiViewDataset, vae: VideoAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, kept, fresh = ShardSource(dataset), LatentEncoder(vae, "cpu"), LatentEncoder(vae, "cpu", keep=False)
+    first, turned = source.load(0, 0), source.load(0, 2)
+    for item in (first, turned, first):
+        torch.testing.assert_close(kept.moments(item), fresh.moments(item), rtol=2e-3, atol=2e-3)
+    assert torch.equal(kept.moments(first)[0].roll(-2, dims=0), kept.moments(turned)[0])
+    assert not torch.equal(kept.moments(first)[1].roll(-2, dims=0), kept.moments(turned)[1])
+    assert first.cameras[0].abs().max() < 1e-5  # view 0 is the input view
+
+
+def test_the_cache_equals_the_shards_up_to_float16(
+    dataset: MultiViewDataset, vae: VideoAutoencoder, clip: CLIPVisionModelWithProjection, tmp_path: Path
+) -> None:
+    folder = build_cache(tmp_path / "cache", dataset, vae, clip, objects_per_file=2)
+    cache = LatentCache(folder, dataset, identity(dataset, vae, clip))
+    source, encoder = ShardSource(dataset), LatentEncoder(vae, "cpu", keep=False)
+    draws = drawn(0, range(2))
+    for row, view in ((0, 0), (2, 2)):
+        ours, theirs = cache.load(row, view), source.load(row, view)
+        assert ours.uid == theirs.uid and torch.equal(ours.cameras, theirs.cameras)
+        torch.testing.assert_close(encoder.moments(ours), encoder.moments(theirs), rtol=1e-3, atol=1e-3)
+        assert float((ours.picture - theirs.picture).abs().max()) <= 1.01 / 255
+    a, b = (make_batch([s.load(1, 0), s.load(2, 2)], draws, encoder) for s in (cache, source))
+    torch.testing.assert_close(a.x0, b.x0, rtol=1e-3, atol=2e-3)
+    assert a.embeds is not None and a.embeds.shape == (2, 1, 24) and b.embeds is None
+
+
+def test_cache_files_are_split_resumed_and_refused(
+    dataset: MultiViewDataset,
+    vae: VideoAutoencoder,
+    clip: CLIPVisionModelWithProjection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "cache"
+    expected = identity(dataset, vae, clip)
+    with pytest.raises(InputError, match="not a latent cache"):
+        LatentCache(folder, dataset, expected)
+    build_cache(folder, dataset, vae, clip, part=(0, 2), objects_per_file=1)
+    assert sorted(p.name for p in folder.glob("latents-*")) == [f"latents-0000{i}.safetensors" for i in (0, 2)]
+    with pytest.raises(InputError, match="1 of 3 files are missing, the first is latents-00001"):
+        LatentCache(folder, dataset, expected)
+    first = (folder / "latents-00000.safetensors").stat().st_mtime_ns
+    build_cache(folder, dataset, vae, clip, objects_per_file=1)
+    assert (folder / "latents-00000.safetensors").stat().st_mtime_ns == first
+    LatentCache(folder, dataset, expected)
+
+    for key, value in (("vae", "0" * 16), ("image_encoder", "1"), ("rig", "x"), ("size", 64), ("shards", "y")):
+        with pytest.raises(InputError, match=f"made with another '{key}'") as caught:
+            LatentCache(folder, dataset, expected | {key: value})
+        assert "\n" not in str(caught.value)
+    LatentCache(folder, dataset, expected | {"image_encoder": ""})  # trained with the UNet: makes its own embeddings
+    with pytest.raises(InputError, match=r"has the input views \[0, 2\], not 1"):
+        LatentCache(folder, MultiViewDataset(dataset.reader.folder, [1]), expected)
+    torch.nn.init.zeros_(vae.quant_conv.weight)
+    with pytest.raises(InputError, match="made with another 'vae'"):
+        build_cache(folder, dataset, vae, clip, objects_per_file=1)
+    whole = (folder / "latents-00002.safetensors").read_bytes()
+    (folder / "latents-00002.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"latents-00002.safetensors' is damaged at object 'o2'"):
+        LatentCache(folder, dataset, expected).load(2, 0)
+
+
+def test_training_from_the_cache_equals_training_from_shards_up_to_float16(
+    make_config: Make, vae: VideoAutoencoder, shards: Path, tmp_path: Path
+) -> None:
+    cache = str(build_cache(tmp_path / "cache", MultiViewDataset(shards, [0, 2]), vae, None))
+    losses: list[list[float]] = []
+    for name, data in (
+        ("shards", DataConfig(str(shards), input_views=[0, 2])),
+        ("cache", DataConfig(str(shards), input_views=[0, 2], cache=cache)),
+    ):
+        config = make_config(name, data=data, steps=3)
+        train(config, "cpu")
+        rows = [json.loads(line) for line in (Path(config.out) / "stats.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
+def test_a_lost_object_is_replaced_by_the_same_one_everywhere(dataset: MultiViewDataset) -> None:
+    class Lossy:
+        def __init__(self) -> None:
+            self.dataset = dataset
+
+        def load(self, row: int, input_view: int) -> Item:
+            if row == 1:
+                raise InputError("shard 'x' is damaged")
+            return ShardSource(dataset).load(row, input_view)
+
+    readers = [ItemReader(Lossy(), "skip") for _ in range(2)]
+    for position in range(6):
+        row, view = dataset.address(position)
+        expected = f"o{2 if row == 1 else row}"
+        assert [(r[position].uid, r[position].input_view) for r in readers] == [(expected, view)] * 2
+    assert readers[0].skipped == 4  # each of two epochs, asked twice
+    with pytest.raises(InputError, match="'x' is damaged"):
+        [ItemReader(Lossy(), "fail")[position] for position in range(3)]
+
+
+def test_the_run_reads_every_object_once_an_epoch_whatever_the_split(make_config: Make) -> None:
+    run = prepare(make_config(batch_size=3), "cpu")
+    for step in range(2):
+        items, _ = run.loader((step, 0))
+        assert sorted(item.uid for item in items) == ["o0", "o1", "o2"]

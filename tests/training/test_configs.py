@@ -1,0 +1,119 @@
+"""What ships: every YAML loads, the launchers' files are accelerate's, the paper's run has the paper's numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from torch import nn
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
+
+from nova3d import config as configs
+from nova3d.errors import InputError
+from nova3d.training.autoencoder import AutoencoderTrainConfig
+from nova3d.training.config import OptimConfig, TrainConfig, changes, check, micro_steps
+from nova3d.training.ema import EMA, exponential
+from nova3d.training.module import Denoising, build_unet
+from nova3d.training.plan import dry_run, plan
+from nova3d.training.setup import parameter_groups
+
+ROOT = Path(__file__).parents[2]
+Make = Callable[..., TrainConfig]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_training_config_loads(path: Path) -> None:
+    if path.stem == "mini-autoencoder":
+        configs.load(AutoencoderTrainConfig, path)
+    else:
+        check(configs.load(TrainConfig, path))
+    if path.stem in ("48gb", "24gb"):
+        check(configs.load(TrainConfig, ROOT / "configs/train/paper.yaml", changes(path)))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_launcher_config_is_accelerates(path: Path) -> None:
+    loaded = load_config_from_file(str(path))
+    processes = {"1gpu": 1, "cpu2": 2, "2x8gpu": 16}.get(path.stem, 8)
+    assert loaded.num_processes == processes
+    paper = configs.load(TrainConfig, ROOT / "configs/train/paper.yaml")
+    if path.stem != "cpu2":
+        assert paper.batch_size * processes * micro_steps(paper, processes) == 176
+
+
+def test_the_papers_run_has_the_papers_numbers() -> None:
+    paper = configs.load(TrainConfig, ROOT / "configs/train/paper.yaml")
+    assert (paper.steps, paper.effective_batch, paper.batch_size, micro_steps(paper, 8)) == (30_000, 176, 11, 2)
+    assert (paper.optim.learning_rate, paper.optim.ema_decay) == (2e-5, 0.9999)
+    assert paper.noise.stages == [[0, 1.0, 1.6], [8000, 1.8, 1.6], [16000, 2.2, 1.8], [24000, 2.5, 2.0]]
+    assert paper.svd and paper.model.alignment == "gta" and paper.mixed_precision == "bf16"
+    with pytest.raises(InputError, match="effective_batch=176 is not a multiple of batch_size 11 x 6 processes = 66"):
+        micro_steps(paper, 6)
+    for preset, processes, expected in (("48gb", 8, 11), ("24gb", 8, 22), ("24gb", 1, 176)):
+        smaller = configs.load(
+            TrainConfig, ROOT / "configs/train/paper.yaml", changes(ROOT / f"configs/train/{preset}.yaml")
+        )
+        assert micro_steps(smaller, processes) == expected and smaller.optim.learning_rate == 2e-5
+    with pytest.raises(InputError, match=r"preset 'none.yaml' cannot be read"):
+        changes("none.yaml")
+
+
+def test_the_papers_model_builds_without_storage_and_decays_what_it_should() -> None:
+    paper = configs.load(TrainConfig, ROOT / "configs/train/paper.yaml")
+    with torch.device("meta"):
+        unet = build_unet(paper.model, 32)
+    assert sum(p.numel() for p in unet.parameters()) == 1_624_822_122
+    module = Denoising(unet, nn.Linear(1, 1).requires_grad_(False), nn.Linear(1, 1))  # type: ignore[arg-type]
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for group in parameter_groups(module, paper.optim):
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            plain = "norm" in name or name.endswith("bias") or "mix_factor" in name
+            assert group["weight_decay"] == (0.0 if plain else 0.01), name
+
+
+def test_the_plan_counts_a_step_of_a_small_model(make_config: Make) -> None:
+    optim = OptimConfig(eight_bit=True, ema_device="cpu")
+    whole = plan(make_config(batch_size=2), 32)
+    assert whole.weights == 4 * whole.parameters and whole.averages == 4 * whole.trained
+    assert whole.optimizer == 8 * whole.trained and 0 < whole.new < whole.trained < whole.parameters
+    frugal = plan(make_config(gradient_checkpointing=True, optim=optim), 32)
+    assert frugal.optimizer == 2 * whole.trained and frugal.averages == 0
+    assert whole.flops == pytest.approx(2 * frugal.flops)
+    assert 0.1 < frugal.activations / whole.activations < 0.4  # half the objects, and less kept of each
+
+
+def test_a_dry_run_takes_one_step_and_writes_no_run(make_config: Make) -> None:
+    config = make_config()
+    lines = list(dry_run(config, "cpu", peak=1.0))
+    assert any(line.startswith("activations") for line in lines) and lines[-1].startswith("loss")
+    assert [path.name for path in Path(config.out).iterdir()] == ["config.yaml"]
+
+
+def test_sharded_weights_are_averaged_and_saved_whole() -> None:
+    """FSDP 2 shards parameters as DTensors: their average must equal that of whole ones, and load into either."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        plain, sharded = nn.Linear(3, 4), nn.Linear(3, 4)
+        sharded.load_state_dict(plain.state_dict())
+        for name, value in list(sharded.named_parameters()):
+            setattr(sharded, name, nn.Parameter(distribute_tensor(value.data, mesh, [Shard(0)])))
+        assert isinstance(sharded.weight, DTensor)
+        a, b = EMA(plain, exponential(0.5)), EMA(sharded, exponential(0.5))
+        for model in (plain, sharded):
+            with torch.no_grad():
+                model.weight.mul_(3)
+        a.update(plain)
+        b.update(sharded)
+        state = b.state_dict()
+        assert not isinstance(state["weights"]["weight"], DTensor)
+        torch.testing.assert_close(state["weights"], a.state_dict()["weights"])
+        a.load_state_dict(state)
+        b.load_state_dict(a.state_dict())
+        with b.applied(sharded):
+            torch.testing.assert_close(sharded.weight.full_tensor(), a.weights["weight"])
+    finally:
+        torch.distributed.destroy_process_group()
