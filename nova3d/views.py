@@ -65,7 +65,7 @@ class ViewSet:
             for name in ("rgb", "normal"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             for i, frame in enumerate(transforms["frames"]):
-                images.save_image(folder / f"rgb/{i:03d}.png", self._straight_alpha(i), text)
+                images.save_image(folder / f"rgb/{i:03d}.png", self.straight_alpha(i), text)
                 images.save_image(folder / f"normal/{i:03d}.png", normals.encode(self.normals[i]).cpu().numpy(), text)
                 frame["file_path"] = f"rgb/{i:03d}.png"
                 frame["normal_path"] = f"normal/{i:03d}.png"
@@ -76,7 +76,8 @@ class ViewSet:
             raise InputError(f"cannot write views to '{folder}': {error.strerror or error}") from error
         return folder
 
-    def _straight_alpha(self, index: int) -> Tensor:
+    def straight_alpha(self, index: int) -> Tensor:
+        """View `index` as RGBA [h,w,4] in [0,1]: its colours without the white they were composited on."""
         alpha = self.mask[index][..., None].clamp(0, 1)
         quantised = (alpha * 255).round() / 255  # what the file will hold: divide by that, not by the float
         rgb = (self.rgb[index] - (1 - quantised)) / quantised.clamp_min(1 / 255)

@@ -60,7 +60,10 @@ class Mesh:
 
     def normalised(self) -> "Mesh":
         """The same mesh centred by its bounding box without specks, longest side 1 (DESIGN: the object frame)."""
-        scale, centre = self.normalisation()
+        return self.placed(*self.normalisation())
+
+    def placed(self, scale: float, centre: Tensor) -> "Mesh":
+        """The same mesh at (vertices - centre [3]) * scale."""
         placed = (self.vertices.double() - centre.to(self.vertices.device)) * scale
         return replace(self, vertices=placed.to(self.vertices.dtype))
 

@@ -43,7 +43,7 @@ def encode_pictures(uid: str, rgba: Tensor, normal: Tensor, facts: Mapping[str, 
 
 def encode_views(uid: str, views: ViewSet, facts: Mapping[str, Any]) -> dict[str, bytes]:
     """`encode_pictures` of a ViewSet, whose colours are un-premultiplied from their white background."""
-    rgba = torch.stack([views._straight_alpha(i) for i in range(len(views))])
+    rgba = torch.stack([views.straight_alpha(i) for i in range(len(views))])
     return encode_pictures(uid, rgba, views.normals, facts)
 
 

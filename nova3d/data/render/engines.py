@@ -106,7 +106,7 @@ class RasterEngine:
     def _render(self, path: Path, cameras: Cameras, beat: Beat) -> Rendered:
         mesh, file = load_mesh(path), inspect_file(path)
         scale, centre = mesh.normalisation() if self.normalise else (1.0, torch.zeros(3))
-        placed = (mesh.normalised() if self.normalise else mesh).to(self.config.device)
+        placed = (mesh.placed(scale, centre) if self.normalise else mesh).to(self.config.device)
         try:
             raster = rasterize(placed, cameras, self.config.supersample, cast(Light, self.config.light), beat)
         except InputError as error:
