@@ -1,12 +1,17 @@
 """Tiny networks of the real classes."""
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nova3d.errors import InputError
 from nova3d.models import NovaUNet
+from nova3d.models.svd import load_svd
 
 SIZES: dict[str, Any] = {
     "sample_size": 8,
@@ -71,6 +76,45 @@ def make_unet() -> Any:
 @pytest.fixture(scope="session")
 def shaken() -> Any:
     return shake
+
+
+@pytest.fixture(scope="session")
+def svd_sizes() -> dict[str, Any]:
+    """A tiny SVD UNet's sizes, in the words of diffusers' own class."""
+    ours = {"cross_attention_dim": 24, "addition_time_embed_dim": 16, "projection_class_embeddings_input_dim": 48}
+    return {k: v for k, v in SIZES.items() if k != "num_frames"} | ours
+
+
+@pytest.fixture(scope="session")
+def svd(svd_sizes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """A tiny SVD UNet and the diffusers folder it was saved in."""
+    from diffusers import UNetSpatioTemporalConditionModel
+
+    torch.manual_seed(3)
+    unet = UNetSpatioTemporalConditionModel(**svd_sizes).eval()
+    folder = tmp_path_factory.mktemp("svd")
+    unet.save_pretrained(folder / "unet", safe_serialization=True)
+    return unet, folder
+
+
+@pytest.fixture
+def copy(svd: tuple[nn.Module, Path], tmp_path: Path) -> Path:
+    """A copy of that folder to damage."""
+    return shutil.copytree(svd[1], tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """Call it as load_svd: the one line with which loading is refused."""
+
+    def call(path: Any, **arguments: Any) -> str:
+        with pytest.raises(InputError) as caught:
+            load_svd(path, **arguments)
+        line = str(caught.value)
+        assert "\n" not in line
+        return line
+
+    return call
 
 
 @pytest.fixture(autouse=True)

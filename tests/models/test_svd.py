@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import runpy
-import shutil
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -13,51 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from nova3d.errors import InputError
 from nova3d.models import NovaUNet, svd_files
 from nova3d.models.svd import LoadReport, inspect_svd, load_svd
 from nova3d.models.unet import SVD_FPS_ID, SVD_MOTION_ID
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-TINY = {
-    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-    "block_out_channels": (32, 64),
-    "addition_time_embed_dim": 16,
-    "projection_class_embeddings_input_dim": 48,
-    "layers_per_block": 1,
-    "cross_attention_dim": 24,
-    "num_attention_heads": (2, 4),
-    "sample_size": 8,
-}
-
-
-@pytest.fixture(scope="module")
-def svd(tmp_path_factory):
-    """A tiny SVD UNet and the diffusers folder it was saved in."""
-    from diffusers import UNetSpatioTemporalConditionModel
-
-    torch.manual_seed(3)
-    unet = UNetSpatioTemporalConditionModel(**TINY).eval()
-    folder = tmp_path_factory.mktemp("svd")
-    unet.save_pretrained(folder / "unet", safe_serialization=True)
-    return unet, folder
-
-
-@pytest.fixture
-def copy(svd, tmp_path) -> Path:
-    """A copy of that folder to damage."""
-    return shutil.copytree(svd[1], tmp_path / "copy")
-
-
-def refused(path: Any, **arguments: Any) -> str:
-    """The one line with which loading is refused."""
-    with pytest.raises(InputError) as caught:
-        load_svd(path, **arguments)
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
 
 
 @torch.no_grad()
@@ -92,9 +52,9 @@ def test_report_accounts_for_every_key(svd) -> None:
     assert all(torch.equal(loaded[name], original[name]) for name in report.copied)
 
 
-def test_new_modules_start_as_constructed(svd) -> None:
+def test_new_modules_start_as_constructed(svd, svd_sizes) -> None:
     ours, _ = load_svd(svd[1], alignment="gta", alignment_init="random")
-    fresh = NovaUNet(**{k: v for k, v in TINY.items() if not k.startswith("projection")}, alignment_init="random")
+    fresh = NovaUNet(**{k: v for k, v in svd_sizes.items() if not k.startswith("projection")}, alignment_init="random")
     for name in ours.new_parameter_names:
         value, reference = ours.get_parameter(name).detach(), fresh.get_parameter(name).detach()
         assert bool(value.any()) == bool(reference.any()), name  # the outputs are zero, nothing else
@@ -145,7 +105,7 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(svd_files, "safe_open", Headers)
 
 
-def test_half_precision_variant(svd, tmp_path) -> None:
+def test_half_precision_variant(svd, tmp_path, refused) -> None:
     stock, _ = svd
     deepcopy(stock).half().save_pretrained(tmp_path / "unet", variant="fp16", safe_serialization=True)
     ours, report = load_svd(tmp_path, variant="fp16")
@@ -163,7 +123,7 @@ def test_the_model_has_the_type_asked_for(svd, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("variant", ["", "fp16"])
-def test_shards_are_one_file(svd, tmp_path, variant: str) -> None:
+def test_shards_are_one_file(svd, tmp_path, variant: str, refused) -> None:
     stock, folder = svd
     stock.save_pretrained(tmp_path / "unet", max_shard_size="1MB", variant=variant or None)
     shards = sorted((tmp_path / "unet").glob("*.safetensors"))
@@ -200,7 +160,7 @@ def test_a_hub_id_fetches_what_is_needed_only(svd, monkeypatch) -> None:
     assert all(p.startswith("unet/") and "fp16" not in p for p in patterns)
 
 
-def test_the_hub_s_errors_are_one_line(monkeypatch) -> None:
+def test_the_hub_s_errors_are_one_line(monkeypatch, refused) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def offline(*_: Any, **__: Any) -> None:

@@ -9,49 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 
-from nova3d.errors import InputError
 from nova3d.models.svd import load_svd
 from nova3d.models.svd_files import TensorFiles
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-TINY = {
-    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-    "block_out_channels": (32, 64),
-    "addition_time_embed_dim": 16,
-    "projection_class_embeddings_input_dim": 48,
-    "layers_per_block": 1,
-    "cross_attention_dim": 24,
-    "num_attention_heads": (2, 4),
-    "sample_size": 8,
-}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A diffusers folder of a tiny SVD UNet."""
-    torch.manual_seed(3)
-    folder = tmp_path_factory.mktemp("svd")
-    UNetSpatioTemporalConditionModel(**TINY).save_pretrained(folder / "unet", safe_serialization=True)
-    return folder
-
-
-@pytest.fixture
-def copy(folder, tmp_path) -> Path:
-    """A copy of that folder to damage."""
-    return shutil.copytree(folder, tmp_path / "copy")
-
-
-def refused(path: Any, **arguments: Any) -> str:
-    """The one line with which loading is refused."""
-    with pytest.raises(InputError) as caught:
-        load_svd(path, **arguments)
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
 
 
 def change_config(**changes: Any) -> Callable[[Path], None]:
@@ -114,7 +77,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_refused_before_a_tensor_is_read(copy, monkeypatch, kind: str) -> None:
+def test_refused_before_a_tensor_is_read(copy, monkeypatch, kind: str, refused) -> None:
     damage, expected = DAMAGES[kind]
     damage(copy / "unet")
 
@@ -128,18 +91,18 @@ def test_refused_before_a_tensor_is_read(copy, monkeypatch, kind: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused_by_name(copy, value: float) -> None:
+def test_values_that_are_not_finite_are_refused_by_name(copy, value: float, refused) -> None:
     bad = torch.zeros(32)
     bad[7] = value
     put(BIAS, bad)(copy / "unet")
     assert re.search(r"'conv_in\.bias' holds NaN or infinite", refused(copy))
 
 
-def test_values_that_overflow_the_type_are_refused_by_name(copy) -> None:
+def test_values_that_overflow_the_type_are_refused_by_name(copy, refused) -> None:
     put(BIAS, torch.full((32,), 1e6))(copy / "unet")
     load_svd(copy)
     assert re.search(r"'conv_in\.bias' does not fit into torch\.float16", refused(copy, dtype=torch.float16))
 
 
-def test_an_unknown_arm_is_bad_input(folder) -> None:
-    assert "alignment 'gtaa' is not one of" in refused(folder, alignment="gtaa")
+def test_an_unknown_arm_is_bad_input(svd, refused) -> None:
+    assert "alignment 'gtaa' is not one of" in refused(svd[1], alignment="gtaa")
