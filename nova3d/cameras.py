@@ -25,7 +25,10 @@ _TRANSFORMS_MODEL: dict[str, CameraModel] = {
     "PINHOLE": "perspective",
     "OPENCV": "perspective",
     "SIMPLE_PINHOLE": "perspective",
+    "SIMPLE_RADIAL": "perspective",  # with all distortion zero, as checked
+    "RADIAL": "perspective",
 }
+DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
 @dataclass(frozen=True)
@@ -143,31 +146,85 @@ class Cameras:
 
         Raises InputError where a key is missing, a pose is not a rigid 4x4 matrix or lens distortion is given.
         """
-        name = str(transforms.get("camera_model", "PINHOLE")).upper()
-        if name not in _TRANSFORMS_MODEL:
-            raise InputError(f"{source}: camera_model '{name}' is not one of {', '.join(_TRANSFORMS_MODEL)}")
-        distorted = [k for k in ("k1", "k2", "k3", "p1", "p2") if transforms.get(k) not in (None, 0, 0.0)]
-        if distorted:
-            raise InputError(f"{source}: lens distortion ({', '.join(distorted)}) is not supported; undistort first")
-        frames = transforms.get("frames")
-        if not frames:
-            raise InputError(f"{source}: no frames")
+        model = transforms_model(transforms, source)
+        frames = transforms_frames(transforms, source)
+        c2w = transforms_poses(frames, source)
         try:
-            c2w = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float32)
             rows = [[float({**transforms, **f}[k]) for k in ("fl_x", "fl_y", "cx", "cy")] for f in frames]
             width, height = int(transforms["w"]), int(transforms["h"])
         except KeyError as error:
             raise InputError(f"{source}: key {error} is missing") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{source}: {error}") from error
-        if c2w.shape != (len(frames), 4, 4) or not torch.isfinite(c2w).all():
-            raise InputError(f"{source}: every transform_matrix must be a finite 4x4 matrix")
+        if not all(math.isfinite(value) for row in rows for value in row):
+            raise InputError(f"{source}: fl_x, fl_y, cx and cy must be finite numbers")
         if not all(focal > 0 for row in rows for focal in row[:2]) or width < 1 or height < 1:
             raise InputError(f"{source}: fl_x, fl_y, w and h must be positive")
-        rotation = c2w[:, :3, :3]
-        if (rotation @ rotation.mT - torch.eye(3)).abs().max() > 1e-2 or (torch.linalg.det(rotation) < 0).any():
-            raise InputError(f"{source}: a transform_matrix is not rigid (scaled or mirrored)")
-        return Cameras(c2w, torch.tensor(rows), width, height, _TRANSFORMS_MODEL[name])
+        return Cameras(c2w, torch.tensor(rows), width, height, model)
+
+
+def transforms_model(transforms: dict[str, Any], source: str) -> CameraModel:
+    """The projection of a transforms.json; without `camera_model` a pinhole, as instant-ngp and nerfstudio read it.
+
+    Raises InputError for a model that is not a pinhole or orthographic one, and where any lens distortion is given.
+    """
+    name = str(transforms.get("camera_model", "PINHOLE")).upper()
+    if name not in _TRANSFORMS_MODEL:
+        raise InputError(f"{source}: camera_model '{name}' is not one of {', '.join(_TRANSFORMS_MODEL)}")
+    frames = transforms.get("frames")
+    rows = [transforms, *(f for f in (frames if isinstance(frames, list) else []) if isinstance(f, dict))]
+    distorted = [key for key in DISTORTION_KEYS if any(row.get(key) not in (None, 0, 0.0) for row in rows)]
+    if distorted:
+        raise InputError(f"{source}: lens distortion ({', '.join(distorted)}) is not supported; undistort first")
+    return _TRANSFORMS_MODEL[name]
+
+
+def transforms_frames(transforms: dict[str, Any], source: str) -> list[dict[str, Any]]:
+    """The `frames` of a transforms.json; raises InputError unless it is a list of one or more objects."""
+    frames = transforms.get("frames")
+    if not frames:
+        raise InputError(f"{source}: no frames")
+    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+        raise InputError(f"{source}: 'frames' must be a list of objects")
+    return frames
+
+
+def transforms_poses(frames: Sequence[dict[str, Any]], source: str) -> Tensor:
+    """c2w [v,4,4] float32 of a transforms.json's frames.
+
+    Raises InputError naming the frame whose transform_matrix is missing, no finite 4x4 matrix or not rigid.
+    """
+    poses = []
+    for i, frame in enumerate(frames):
+        where = f"{source}: frame {i}"
+        if "transform_matrix" not in frame:
+            raise InputError(f"{where}: key 'transform_matrix' is missing")
+        try:
+            pose = torch.tensor(frame["transform_matrix"], dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{where}: transform_matrix is not a 4x4 matrix of numbers: {error}") from error
+        if pose.shape != (4, 4) or not torch.isfinite(pose).all():
+            raise InputError(f"{where}: transform_matrix must be a finite 4x4 matrix")
+        if fault := pose_fault(pose):
+            raise InputError(f"{where}: transform_matrix {fault}")
+        poses.append(pose.float())
+    return torch.stack(poses)
+
+
+def pose_fault(c2w: Tensor) -> str:
+    """What keeps c2w [4,4] from being a rigid pose, as the end of a sentence; empty where it is one (to 1e-2)."""
+    rotation = c2w[:3, :3]
+    gram = rotation @ rotation.mT
+    scale = float(gram.diagonal().mean().sqrt())
+    if (gram - scale**2 * torch.eye(3).to(gram)).abs().max() > 1e-2 * max(scale**2, 1e-12):
+        return "is not rigid: its axes are sheared or scaled unevenly"
+    if abs(scale - 1) > 5e-3:
+        return f"is not rigid: it is scaled by {scale:.4g}; divide its first three columns by that"
+    if torch.linalg.det(rotation) < 0:
+        return "is not rigid: it is mirrored (determinant -1)"
+    if (c2w[3] - c2w.new_tensor([0.0, 0.0, 0.0, 1.0])).abs().max() > 1e-4:
+        return "does not end in the row 0 0 0 1: is it transposed?"
+    return ""
 
 
 def look_from(azimuth: Tensor, elevation: Tensor, radius: float) -> Tensor:

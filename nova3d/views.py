@@ -24,8 +24,10 @@ from nova3d.errors import InputError
 class ViewSet:
     """v views of one object.
 
-    rgb [v,h,w,3] float [0,1], composited on white. normals [v,h,w,3] unit world normals, zero on background.
-    mask [v,h,w] float [0,1] coverage. cameras: v cameras of the same width and height.
+    rgb [v,h,w,3] float [0,1], composited on white. normals [v,h,w,3] unit world normals; zero on background and
+    wherever the normal is not known, so views without any normal maps have zeros everywhere (`has_normals`): the
+    fusion's normal loss and every measure of angles then skip those pixels. mask [v,h,w] float [0,1] coverage, the
+    only thing that says what is object. cameras: v cameras of the same width and height.
     """
 
     rgb: Tensor
@@ -44,6 +46,11 @@ class ViewSet:
 
     def __len__(self) -> int:
         return len(self.cameras)
+
+    @property
+    def has_normals(self) -> bool:
+        """Whether any pixel of any view has a normal."""
+        return bool((self.normals != 0).any())
 
     def __getitem__(self, index: slice | Sequence[int]) -> "ViewSet":
         """The views at `index`, always with a view axis."""
@@ -97,12 +104,7 @@ class ViewSet:
         path = folder / "transforms.json"
         if not path.is_file():
             raise InputError(f"'{folder}' is not a view folder: it has no transforms.json")
-        try:
-            transforms = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not valid JSON: {error}") from error
-        if not isinstance(transforms, dict):
-            raise InputError(f"{path}: the top level must be an object")
+        transforms = read_transforms(path)
         cameras = Cameras.from_transforms(transforms, str(path))
         size = (cameras.width, cameras.height)
         rgb, normal, mask = [], [], []
@@ -140,14 +142,37 @@ def yaw_rotation(angle: Tensor) -> Tensor:
     return torch.stack([torch.stack(r) for r in ([cos, zero, sin], [zero, one, zero], [-sin, zero, cos])])
 
 
-def _read(path: Path, size: tuple[int, int]) -> Tensor:
+def read_transforms(path: Path) -> dict[str, Any]:
+    """The object in a transforms.json; raises InputError unless it is valid JSON with an object at the top."""
+    try:
+        transforms = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(transforms, dict):
+        raise InputError(f"{path}: the top level must be an object")
+    return transforms
+
+
+def read_picture(path: Path) -> Tensor:
+    """A picture file as float [h,w,3], or [h,w,4] (straight alpha) where it has transparency, in [0,1].
+
+    Raises InputError where it is missing, broken or of more than 8 bits per channel.
+    """
     if not path.is_file():
         raise InputError(f"view folder is incomplete: '{path}' is missing")
     try:
         with Image.open(path) as opened:
-            pixels = np.asarray(opened if opened.mode in ("RGB", "RGBA") else opened.convert("RGB")).copy()
+            if opened.mode.startswith(("I", "F")):
+                raise InputError(f"'{path}' has mode {opened.mode}: save it with 8 bits per channel")
+            alpha = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
+            pixels = np.asarray(opened.convert("RGBA" if alpha else "RGB")).copy()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"'{path}' cannot be read as an image: {error}") from error
-    if (pixels.shape[1], pixels.shape[0]) != size:
-        raise InputError(f"'{path}' is {pixels.shape[1]}x{pixels.shape[0]}, transforms.json says {size[0]}x{size[1]}")
     return torch.from_numpy(pixels).float() / 255
+
+
+def _read(path: Path, size: tuple[int, int]) -> Tensor:
+    picture = read_picture(path)
+    if (picture.shape[1], picture.shape[0]) != size:
+        raise InputError(f"'{path}' is {picture.shape[1]}x{picture.shape[0]}, transforms.json says {size[0]}x{size[1]}")
+    return picture

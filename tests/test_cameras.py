@@ -129,6 +129,8 @@ def _broken(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in transforms.items() if value != "REMOVED"}
 
 
+SHEARED = [[1, 0.5, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+TRANSPOSED = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 2, 1]]
 MIRRORED = [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
@@ -146,6 +148,11 @@ MIRRORED = [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
         (_broken(fl_x=0.0), "must be positive"),
         (_broken(k1=0.1), "distortion"),
         (_broken(camera_model="FISHEYE"), "FISHEYE"),
+        (_broken(frames={"a": 1}), "'frames' must be a list"),
+        (_broken(frames=[{"transform_matrix": MIRRORED, "k4": 0.1}]), r"distortion \(k4\)"),
+        (_broken(fl_y=math.inf), "finite numbers"),
+        (_broken(frames=[{"transform_matrix": TRANSPOSED}]), "frame 0: .* transposed"),
+        (_broken(frames=[{"transform_matrix": SHEARED}]), "frame 0: .* sheared"),
     ],
 )
 def test_bad_transforms_say_what_is_wrong(transforms: dict[str, Any], message: str) -> None:

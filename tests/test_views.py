@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nova3d import cameras
 from nova3d.errors import InputError
-from nova3d.views import ViewSet, yaw_rotation
+from nova3d.views import ViewSet, read_picture, yaw_rotation
 
 Make = Callable[..., ViewSet]
 
@@ -85,6 +85,35 @@ def test_a_broken_folder_names_the_first_thing_wrong(tmp_path: Path, make_views:
     fails("'fl_x' is missing")
     (folder / "transforms.json").unlink()
     fails(r"has no transforms\.json")
+
+
+def test_no_normals_is_zeros_and_survives(tmp_path: Path, make_views: Make) -> None:
+    views = make_views()
+    assert views.has_normals
+    bare = replace(views, normals=torch.zeros_like(views.normals))
+    assert not bare.has_normals
+    back = ViewSet.load(bare.save(tmp_path))
+    assert not back.has_normals
+    assert torch.equal(back.mask, views.mask)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 3), ("P", 3), ("RGBA", 4), ("LA", 4)])
+def test_pictures_of_every_mode_are_read(tmp_path: Path, mode: str, channels: int) -> None:
+    Image.new("L", (6, 4), 51).convert(mode).save(tmp_path / "a.png")
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.shape == (4, 6, channels)
+    assert picture[..., :3].unique().tolist() == pytest.approx([0.2])
+
+
+def test_deep_and_truncated_pictures_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 60000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep\.png' has mode I;16: save it with 8 bits"):
+        read_picture(tmp_path / "deep.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cut\.png' cannot be read as an image"):
+        read_picture(tmp_path / "cut.png")
 
 
 def test_an_output_that_cannot_be_written_is_one_clear_line(tmp_path: Path, make_views: Make) -> None:

@@ -1,0 +1,252 @@
+"""Where an object stands: the similarity between a source's frame and ours, and the one that fits it to our box."""
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+import trimesh
+from torch import Tensor
+
+from nova3d.cameras import Cameras
+from nova3d.errors import InputError
+from nova3d.views import ViewSet
+
+log = logging.getLogger(__name__)
+
+BOX = 0.6  # half side of the box around the origin that the fusion fills (`field.radius`)
+CLEAR = BOX * 3**0.5  # an orthographic camera nearer than this starts some of its rays inside that box
+_SMALLEST = 0.5  # longest side below which an object is enlarged: it would fill few of the fusion's cells
+_GRID = 64  # nodes along the box of a coarse carve
+_TOLERANCE = 0.1  # share of the views that may see background where the object is; as in the fusion's hull
+_EXPLAINED = 0.95  # share of the masks' pixels that what is carved from a box must cover for the object to fit in it
+_MASK_LEVEL = 0.5
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A similarity from a source's world frame to ours: matrix [4,4] float64, rotation times scale and a shift."""
+
+    matrix: Tensor
+
+    @staticmethod
+    def identity() -> "Placement":
+        return Placement(torch.eye(4, dtype=torch.float64))
+
+    def __matmul__(self, first: "Placement") -> "Placement":
+        """`first`, then this one."""
+        return Placement(self.matrix @ first.matrix)
+
+    @property
+    def scale(self) -> float:
+        """Our units per unit of the source."""
+        return float(torch.linalg.det(self.matrix[:3, :3]) ** (1 / 3))
+
+    @property
+    def is_identity(self) -> bool:
+        return bool(torch.equal(self.matrix, torch.eye(4, dtype=torch.float64)))
+
+    def apply(self, points: Tensor) -> Tensor:
+        """Points [...,3] of the source's frame in ours."""
+        return (points.double() @ self.matrix[:3, :3].mT + self.matrix[:3, 3]).to(points)
+
+    def to_source(self, points: Tensor) -> Tensor:
+        """Points [...,3] of our frame in the source's."""
+        return Placement(torch.linalg.inv(self.matrix)).apply(points)
+
+    def mesh_to_source(self, mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+        """A copy of a mesh of our frame in the source's frame."""
+        moved = mesh.copy()
+        moved.apply_transform(torch.linalg.inv(self.matrix).numpy())
+        return moved
+
+
+def normalise(views: ViewSet) -> tuple[ViewSet, Placement]:
+    """Move and scale the cameras so that the object is centred and its longest side is 1; and how that was done.
+
+    The object is found from the masks: the rays through the masks' centres nearly meet in it, and of what the masks
+    carve around that point it is the part in the smallest cube that still covers the masks. (Not all of it: seen from
+    one height, an object has carved cones above or below that no view shows.) Views that an object in the fusion's
+    box already explains are returned as they are, with the identity. Turns nothing; normals stay. Raises InputError
+    where fewer than two views show an object, or masks and cameras disagree.
+    """
+    with torch.no_grad():
+        seen = torch.nonzero((views.mask > _MASK_LEVEL).flatten(1).any(dim=1))[:, 0].tolist()
+        if len(seen) < 2:
+            raise InputError(f"{len(seen)} of {len(views)} views show an object: at least two are needed to place it")
+        mask, cameras = views.mask[seen].cpu(), views.cameras[seen].to("cpu")
+        if cut := [view for view, yes in zip(seen, _cut_off(mask), strict=True) if yes]:
+            log.warning("the object reaches the border of views %s: it may be cut off there", _some(cut))
+        fits = _fits(mask, cameras)
+        if fits and _stands_off(views.cameras):
+            return views, Placement.identity()
+        centre, side = (torch.zeros(3), 1.0) if fits else _find(mask, cameras, seen)
+    if fits:
+        log.info("orthographic cameras moved back along their axes, out of the object's box")
+    else:
+        log.info(
+            "the object is about %.3g wide around (%.3g, %.3g, %.3g): cameras moved so that it is 1 wide around the "
+            "origin",
+            side,
+            *centre.tolist(),
+        )
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] /= side
+    matrix[:3, 3] = -centre.double() / side
+    return replace(views, cameras=_moved(views.cameras, 1 / side, centre)), Placement(matrix)
+
+
+def _moved(cameras: Cameras, scale: float, shift: Tensor) -> Cameras:
+    """The cameras after points x became scale (x - shift)."""
+    c2w, intrinsics = cameras.c2w.clone(), cameras.intrinsics.clone()
+    c2w[:, :3, 3] = scale * (c2w[:, :3, 3] - shift.to(c2w))
+    if cameras.model == "orthographic":
+        intrinsics[:, :2] /= scale
+        # Its place along its axis changes no orthographic picture, but rays start there: put it before the box.
+        back = c2w[:, :3, 2]
+        along = (c2w[:, :3, 3] * back).sum(dim=-1, keepdim=True)
+        c2w[:, :3, 3] += (along.clamp_min(1.5 * CLEAR) - along) * back
+    return replace(cameras, c2w=c2w, intrinsics=intrinsics)
+
+
+def _stands_off(cameras: Cameras) -> bool:
+    """Whether all orthographic cameras are before the object's box; perspective ones are where they are."""
+    along = (cameras.c2w[:, :3, 3] * cameras.c2w[:, :3, 2]).sum(dim=-1)
+    return cameras.model == "perspective" or bool((along > CLEAR).all())
+
+
+def _fits(mask: Tensor, cameras: Cameras) -> bool:
+    """Whether something in the fusion's box, and not too small for it, explains the masks."""
+    points, cell = _carved(mask, cameras, torch.full((3,), -BOX), torch.full((3,), BOX))
+    if len(points) == 0:
+        return False
+    half, explained = _cover(points, cell, mask, cameras, torch.zeros(3))
+    return explained > _EXPLAINED and half > _SMALLEST / 2
+
+
+def _find(mask: Tensor, cameras: Cameras, names: list[int]) -> tuple[Tensor, float]:
+    """The object's centre [3] and longest side; names: the views' numbers in messages."""
+    origins, directions, spread = _centre_rays(mask, cameras)
+    centre = _nearest_point(origins, directions)
+    depth = ((centre - origins) * directions).sum(dim=-1)
+    if cameras.model == "perspective" and bool((depth <= 0).any()):
+        behind = [names[i] for i in torch.nonzero(depth <= 0)[:, 0].tolist()]
+        raise InputError(
+            f"the cameras of views {_some(behind)} look away from the object that the masks show: check the poses' "
+            "axes (OpenGL: +X right, +Y up, looking along -Z; OpenCV's have Y and Z the other way round)"
+        )
+    reach = spread * (depth if cameras.model == "perspective" else 1)
+    # No view shows more of the object than this; the masks' centres are not its centre, hence the room.
+    half = 1.5 * float(reach.max())
+    for _ in range(3):  # each time in a smaller box, whose cells are finer
+        points, cell = _carved(mask, cameras, centre - half, centre + half)
+        if len(points) == 0:
+            raise InputError(
+                "the views' masks have no common object: the cameras do not belong to these pictures (order, axes, up "
+                "axis, elevation), or the masks are wrong"
+            )
+        half, _ = _cover(points, cell, mask, cameras, centre)
+        part = points[(points - centre).abs().amax(dim=-1) <= half]
+        low, high = part.min(dim=0).values, part.max(dim=0).values
+        centre, side = (low + high) / 2, float((high - low).max()) + cell  # a point stands for the cell around it
+        half = 0.6 * side  # a tenth of room on either side
+    return centre, side
+
+
+def _cover(points: Tensor, cell: float, mask: Tensor, cameras: Cameras, centre: Tensor) -> tuple[float, float]:
+    """Half the side of the smallest cube around `centre` whose carved points [n,3] cover what all points cover of the
+    masks, and the share of the masks' pixels that all points cover. cell: the points' spacing."""
+    distance = (points - centre).abs().amax(dim=-1)
+    needed = []
+    for view in range(len(cameras)):
+        pixels, before, per_unit = _project(cameras[view], points)
+        # Blocks of pixels no finer than the points, or some would miss every point.
+        block = max(1, round(2 * cell * per_unit))
+        shown = F.avg_pool2d(mask[view, None], block, ceil_mode=True)[0] > _MASK_LEVEL
+        rows, columns = shown.shape
+        x, y = (pixels / block).floor().long().unbind(-1)
+        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & before
+        nearest = torch.full((rows * columns,), torch.inf)
+        nearest.scatter_reduce_(0, (y * columns + x)[inside], distance[inside], "amin")
+        # The points nearest to the centre are at a block's inner edge, the object may end at its outer one.
+        needed.append(nearest[shown.flatten()] + block / per_unit)
+    every = torch.cat(needed)
+    if len(every) == 0:  # an object of few pixels that fills no block
+        return float(distance.max()), 1.0
+    covered = every[torch.isfinite(every)]
+    if len(covered) == 0:
+        return float(distance.max()), 0.0
+    return float(covered.max()), len(covered) / len(every)
+
+
+def _centre_rays(mask: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+    """Rays through the middle of each mask's bounding box, origins and unit directions [v,3], and [v] the farthest
+    mask pixel from there, in world units (orthographic) or per unit of depth."""
+    origins, directions, spread = [], [], []
+    for view in range(len(cameras)):  # one at a time: the rays of many large photographs do not fit in memory
+        rows, columns = torch.nonzero(mask[view] > _MASK_LEVEL, as_tuple=True)
+        row, column = int((rows.min() + rows.max()) / 2), int((columns.min() + columns.max()) / 2)
+        rays_from, rays_to = cameras[view].rays()
+        origins.append(rays_from[0, row, column].clone())
+        directions.append(rays_to[0, row, column].clone())
+        offset = torch.stack([columns - column, rows - row], dim=-1).abs() + 1
+        spread.append((offset / cameras.intrinsics[view, :2]).norm(dim=-1).max())
+    return torch.stack(origins), torch.stack(directions), torch.stack(spread)
+
+
+def _nearest_point(origins: Tensor, directions: Tensor) -> Tensor:
+    """The point [3] with the least sum of squared distances to lines [v,3], [v,3]."""
+    across = torch.eye(3, dtype=torch.float64) - torch.einsum("vi,vj->vij", directions.double(), directions.double())
+    normal = across.sum(dim=0)
+    if float(torch.linalg.eigvalsh(normal)[0]) < 1e-4 * len(origins):
+        raise InputError("all views look along one line: where the object is cannot be told; give views from its sides")
+    return torch.linalg.solve(normal, torch.einsum("vij,vj->i", across, origins.double())).float()
+
+
+def _carved(mask: Tensor, cameras: Cameras, low: Tensor, high: Tensor) -> tuple[Tensor, float]:
+    """The nodes [n,3] of a grid from `low` to `high` that (nearly) no view sees background at, and their spacing."""
+    axes = [torch.linspace(float(a), float(b), _GRID) for a, b in zip(low, high, strict=True)]
+    points = torch.cartesian_prod(*axes)
+    cell = float((high - low).max()) / (_GRID - 1)
+    misses = torch.zeros(len(points))
+    cut_off = _cut_off(mask)
+    for view in range(len(cameras)):  # one view at a time: memory does not grow with the number of views
+        pixels, before, per_unit = _project(cameras[view], points)
+        size = pixels.new_tensor([cameras.width, cameras.height])
+        inside = ((pixels >= 0) & (pixels < size)).all(dim=-1) & before
+        # A thin part between two nodes must not be lost: nodes see the object within half a cell of them.
+        reach = min(round(0.5 * cell * per_unit), max(mask.shape[1:]))
+        wide = _widened(mask[view], reach)
+        value = F.grid_sample(wide[None, None], (pixels / size * 2 - 1)[None, None], align_corners=False)[0, 0, 0]
+        # Where a picture ends, an object that does not reach its border is not; one that does may go on.
+        misses += torch.where(inside, value < _MASK_LEVEL, ~before | (not cut_off[view]))
+    return points[misses <= _TOLERANCE * len(cameras)], cell
+
+
+def _project(camera: Cameras, points: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Pixels [n,2] of points [n,3] in one view, whether it can see there [n], and its pixels per world unit at the
+    points' middle depth. An orthographic camera sees all of space: its place along its axis means nothing."""
+    pixels, depth = camera.project(points)
+    scale = float(camera.intrinsics[0, 0])
+    if camera.model == "orthographic":
+        return pixels[0], torch.ones(len(points), dtype=torch.bool), scale
+    return pixels[0], depth[0] > 0, scale / max(float(depth[0].median()), 1e-6)
+
+
+def _cut_off(mask: Tensor) -> list[bool]:
+    """For each mask [v,h,w] whether the object reaches the picture's border."""
+    inner = mask.clone()
+    inner[:, 1:-1, 1:-1] = 0
+    return (inner > _MASK_LEVEL).flatten(1).any(dim=1).tolist()
+
+
+def _widened(mask: Tensor, pixels: int) -> Tensor:
+    """The mask [h,w] grown by `pixels` on all sides."""
+    for axis in (0, 1):
+        columns = mask.movedim(axis, -1)[:, None]
+        mask = F.max_pool1d(columns, 2 * pixels + 1, 1, pixels)[:, 0].movedim(-1, axis)
+    return mask
+
+
+def _some(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")

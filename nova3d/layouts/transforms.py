@@ -1,0 +1,236 @@
+"""transforms.json of nerfstudio, instant-ngp, the synthetic NeRF set and everyone who writes the same.
+
+Facts: docs.nerf.studio/quickstart/data_conventions (Apache-2.0) and the keys of instant-ngp's documentation. Camera
+axes are OpenGL's, poses camera to world, the world's up is +Z, pixel centres at +0.5. `applied_transform` and
+`applied_scale` are already in the poses and are left alone: the source's frame is the frame of the file's poses.
+"""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nova3d import normals
+from nova3d.cameras import CameraModel, Cameras, transforms_frames, transforms_model, transforms_poses
+from nova3d.errors import InputError
+from nova3d.layouts import pictures
+from nova3d.layouts.base import Assume
+from nova3d.layouts.placement import Placement
+from nova3d.views import ViewSet, read_picture, read_transforms, yaw_rotation
+
+log = logging.getLogger(__name__)
+
+FILES = ("transforms.json", "transforms_train.json")  # the second is the synthetic NeRF set's training split
+_UPS = ("auto", "z", "y", "cameras")
+
+
+def find(folder: Path) -> Path | None:
+    """The transforms file of a folder, or the file itself; None where there is none."""
+    if folder.is_file():
+        return folder if folder.suffix.lower() == ".json" else None
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
+
+
+def read(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
+    """The views of a transforms.json in our frame, and the placement from the file's frame.
+
+    Raises InputError, naming the file and frame, for everything that cannot be read faithfully: distortion, fisheye,
+    poses that are not rigid, missing intrinsics or pictures, pictures without any way to tell the object.
+    """
+    path = find(folder)
+    if path is None:
+        raise InputError(f"'{folder}' has no {FILES[0]}")
+    source = str(path)
+    transforms = read_transforms(path)
+    _refuse_other_conventions(transforms, source)
+    model = transforms_model(transforms, source)
+    frames = transforms_frames(transforms, source)
+    c2w = transforms_poses(frames, source)
+    files = [_picture_path(path.parent, frame, i, source) for i, frame in enumerate(frames)]
+    pictures.require(files, path.parent)
+    masks = _mask_paths(path.parent, frames)
+    rgba, lenses, keyed = [], [], 0
+    for i, (frame, file) in enumerate(zip(frames, files, strict=True)):
+        picture = read_picture(file)
+        lens = _intrinsics(transforms, frame, i, picture, model, source)
+        if masks:
+            cut = _with_mask(picture, file, masks[i])
+        else:
+            cut, was_keyed = pictures.cut_one(picture, str(file))
+            keyed += was_keyed
+        cut = pictures.fitted(cut, size)  # at once: a capture of photographs does not fit in memory
+        h, w = picture.shape[:2]
+        lenses.append(lens * torch.tensor([cut.shape[1] / w, cut.shape[0] / h] * 2))
+        rgba.append(cut)
+    intrinsics = torch.stack(lenses)
+    pictures.log_keyed(keyed, len(rgba), "transforms")
+    _log_assumed_lens(transforms, frames, source)
+    rgba, intrinsics = _one_size(rgba, intrinsics, files)
+    cameras = Cameras(c2w, intrinsics, rgba[0].shape[1], rgba[0].shape[0], model)
+    views = pictures.assemble(rgba, None, cameras, None, [str(file) for file in files])
+    return _to_our_frame(views, model, assume)
+
+
+def _refuse_other_conventions(transforms: dict[str, Any], source: str) -> None:
+    if transforms.get("is_fisheye"):
+        raise InputError(f"{source}: 'is_fisheye' is set: only pinhole cameras are read; undistort first")
+    if transforms.get("from_na"):
+        raise InputError(f"{source}: 'from_na' (NeuS2) means OpenCV camera axes: write OpenGL poses without that key")
+
+
+def _picture_path(folder: Path, frame: dict[str, Any], index: int, source: str) -> Path:
+    name = frame.get("file_path")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{source}: frame {index}: key 'file_path' is missing")
+    path = folder / name
+    if path.suffix.lower() in pictures.PICTURES:
+        return path
+    candidates = [path.with_name(path.name + suffix) for suffix in pictures.PICTURES]
+    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+
+
+def _mask_paths(folder: Path, frames: list[dict[str, Any]]) -> list[Path]:
+    """The masks of `mask_path`, one per frame; empty where no frame names one."""
+    named = [frame.get("mask_path") for frame in frames]
+    if not any(named):
+        return []
+    if not all(isinstance(name, str) and name for name in named):
+        without = [i for i, name in enumerate(named) if not name]
+        raise InputError(f"'{folder}': frames {without[:6]} have no mask_path and others have: give all or none")
+    log.info("transforms: masks of mask_path, white is object")
+    paths = [folder / str(name) for name in named]
+    pictures.require(paths, folder)
+    return paths
+
+
+def _with_mask(picture: Tensor, file: Path, mask_path: Path) -> Tensor:
+    mask = read_picture(mask_path)
+    if mask.shape[:2] != picture.shape[:2]:
+        raise InputError(
+            f"mask '{mask_path}' is {mask.shape[1]}x{mask.shape[0]}, its picture '{file.name}' is "
+            f"{picture.shape[1]}x{picture.shape[0]}"
+        )
+    return torch.cat([picture[..., :3], mask[..., :1]], dim=-1)
+
+
+def _intrinsics(
+    transforms: dict[str, Any], frame: dict[str, Any], index: int, picture: Tensor, model: CameraModel, source: str
+) -> Tensor:
+    """[4] fl_x, fl_y, cx, cy of one frame, in pixels of its picture as it is on disk.
+
+    Precedence: the frame's keys, then the file's. Without fl_x the field of view camera_angle_x gives it; fl_y
+    follows fl_x; the principal point is in the middle.
+    """
+    where = f"{source}: frame {index}"
+    given = {**transforms, **frame}
+    h, w = picture.shape[:2]
+
+    def number(key: str) -> float | None:
+        if given.get(key) is None:
+            return None
+        try:
+            value = float(given[key])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: {key} is not a number: {given[key]!r}") from error
+        if not math.isfinite(value):
+            raise InputError(f"{where}: {key} is not a finite number: {value}")
+        return value
+
+    file_w, file_h = number("w") or w, number("h") or h
+    if file_w < 1 or file_h < 1:
+        raise InputError(f"{where}: w and h must be positive")
+    if abs(file_w / file_h * h - w) > 1:  # more than the rounding of a smaller copy
+        raise InputError(f"{where}: the picture is {w}x{h}, w and h say {file_w:g}x{file_h:g}")
+    focal = number("fl_x")
+    if focal is None and model == "perspective" and (angle := number("camera_angle_x")) is not None:
+        if not 0 < angle < math.pi:
+            raise InputError(f"{where}: camera_angle_x must be between 0 and pi radians, not {angle:g}")
+        focal = file_w / (2 * math.tan(angle / 2))
+    if focal is None:
+        raise InputError(f"{where}: no intrinsics: give fl_x (pixels) or camera_angle_x (radians), per file or frame")
+    focal_y = number("fl_y")
+    if focal_y is None and model == "perspective" and (angle := number("camera_angle_y")) is not None:
+        focal_y = file_h / (2 * math.tan(angle / 2))
+    focal_y = focal if focal_y is None else focal_y
+    if focal <= 0 or focal_y <= 0:
+        raise InputError(f"{where}: fl_x and fl_y must be positive")
+    cx, cy = number("cx"), number("cy")
+    cx, cy = file_w / 2 if cx is None else cx, file_h / 2 if cy is None else cy
+    # A smaller copy of the pictures (nerfstudio's images_2, ...) keeps the file's numbers: same field of view.
+    return torch.tensor([focal * w / file_w, focal_y * h / file_h, cx * w / file_w, cy * h / file_h])
+
+
+def _log_assumed_lens(transforms: dict[str, Any], frames: list[dict[str, Any]], source: str) -> None:
+    given = {**transforms, **frames[0]}
+    if given.get("cx") is None or given.get("cy") is None:
+        log.info("transforms: %s names no principal point: the middle of the picture is taken", source)
+
+
+def _one_size(rgba: list[Tensor], intrinsics: Tensor, files: list[Path]) -> tuple[list[Tensor], Tensor]:
+    """All pictures at the size of the smallest, where they differ in size but not in shape."""
+    heights, widths = [p.shape[0] for p in rgba], [p.shape[1] for p in rgba]
+    smallest = min(range(len(rgba)), key=widths.__getitem__)
+    w, h = widths[smallest], heights[smallest]
+    if len(set(zip(widths, heights, strict=True))) == 1:
+        return rgba, intrinsics
+    for file, width, height in zip(files, widths, heights, strict=True):
+        if abs(height * w / width - h) > 1:
+            raise InputError(
+                f"'{file}' is {width}x{height} and '{files[smallest]}' is {w}x{h}: pictures of different shapes are "
+                "not read; pad or crop them to one shape (and move cx, cy along)"
+            )
+    log.info("transforms: pictures of several sizes, all resized to the smallest, %dx%d", w, h)
+    share = torch.tensor([[w / width, h / height] * 2 for width, height in zip(widths, heights, strict=True)])
+    return [pictures.scaled(p[None], w, h)[0] for p in rgba], intrinsics * share
+
+
+def _to_our_frame(views: ViewSet, model: CameraModel, assume: Assume) -> tuple[ViewSet, Placement]:
+    """Turn the world so that its up is +Y, and the view `front` to azimuth 0."""
+    if assume.up not in _UPS:
+        raise InputError(f"up '{assume.up}' is not one of {', '.join(_UPS)}")
+    # No other tool writes orthographic cameras into this file: it is ours, without normals.
+    up = assume.up if assume.up != "auto" else ("y" if model == "orthographic" else "z")
+    turn = _to_up(views.cameras, up)
+    log.info(
+        "transforms: the world's up axis is taken to be %s%s",
+        {"z": "+Z", "y": "+Y", "cameras": "the mean of the cameras' up axes"}[up],
+        " (as given)" if assume.up != "auto" else "",
+    )
+    views = turned(views, turn.float())
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] = turn
+    if assume.front is not None:
+        if not 0 <= assume.front < len(views):
+            raise InputError(f"front view {assume.front} is not one of the {len(views)} views (0 to {len(views) - 1})")
+        yaw = yaw_rotation(-views.cameras.azimuth_elevation()[assume.front, 0]).double()
+        views = views.rotated_to(assume.front)
+        matrix[:3, :3] = yaw @ matrix[:3, :3]
+    return views, Placement(matrix)
+
+
+def turned(views: ViewSet, turn: Tensor) -> ViewSet:
+    """The same views in a world turned by `turn` [3,3]."""
+    c2w = views.cameras.c2w.clone()
+    c2w[:, :3] = turn @ c2w[:, :3]
+    cameras = Cameras(c2w, views.cameras.intrinsics, views.cameras.width, views.cameras.height, views.cameras.model)
+    return ViewSet(views.rgb, normals.rotate(views.normals, turn), views.mask, cameras)
+
+
+def _to_up(cameras: Cameras, up: str) -> Tensor:
+    """[3,3] float64 rotation that brings the source's up axis to +Y."""
+    if up == "y":
+        return torch.eye(3, dtype=torch.float64)
+    if up == "z":  # Blender to glTF: x, y, z -> x, z, -y; what faced -Y faces +Z
+        return torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
+    mean = cameras.c2w[:, :3, 1].double().mean(dim=0)
+    if float(mean.norm()) < 0.1:
+        raise InputError("the cameras' up axes cancel out: give the world's up axis, z or y")
+    axis = mean / mean.norm()
+    # Gram-Schmidt against the axis that is farthest from up; any yaw is as good as another.
+    helper = torch.eye(3, dtype=torch.float64)[int(axis.abs().argmin())]
+    right = torch.linalg.cross(axis, helper)
+    right = right / right.norm()
+    return torch.stack([right, axis, torch.linalg.cross(right, axis)])
