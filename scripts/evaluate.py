@@ -1,32 +1,82 @@
-"""Score predictions against references and print the table."""
+"""Score predictions of any method against references and print the table."""
 
 from dataclasses import asdict
 from pathlib import Path
 
 from nova3d import cli, config, provenance
 
+PROTOCOLS = Path(__file__).resolve().parent.parent / "configs/eval"
+
 
 def main() -> None:
     arguments = cli.parser(
-        "Score DIR/<object>/ (a view folder, a mesh.glb or both) against references laid out alike.",
-        "python scripts/evaluate.py --predictions outputs/gso --references data/gso --out outputs/scores",
+        "Score DIR/<object>/ (views, a mesh.glb or both) or DIR/<object>.glb against references laid out alike.",
+        "python scripts/evaluate.py --protocol nova3d-el0 --predictions outputs/gso --references data/gso "
+        "--out outputs/scores",
     )
-    arguments.add_argument("--predictions", type=Path, required=True, help="folder of predicted objects")
+    arguments.add_argument(
+        "--protocol", default="nova3d-el0", help="a name in configs/eval or a YAML file (default: %(default)s)"
+    )
+    arguments.add_argument(
+        "--predictions", type=Path, nargs="+", required=True, help="folder of predicted objects; several are seeds"
+    )
     arguments.add_argument("--references", type=Path, required=True, help="folder of reference objects")
-    arguments.add_argument("--out", type=Path, required=True, help="folder for scores.md, scores.csv and scores.json")
-    cli.add_config(arguments, "configs/eval/nova3d-el0.yaml")
+    arguments.add_argument("--out", type=Path, required=True, help="folder for scores.md, .tex, .csv and .json")
+    arguments.add_argument("--layout", default="auto", help="layout of the predicted views (default: from the files)")
+    arguments.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="METRIC=FILE",
+        help="weights of lpips_vgg, lpips_alex, clip_vit_l_14",
+    )
+    arguments.add_argument("--baseline", type=Path, help="scores of another method, to compare with object by object")
+    arguments.add_argument("--published", action="store_true", help="quote published numbers below the table")
+    cli.add_device(arguments)
+    arguments.add_argument("overrides", nargs="*", metavar="key=value", help="override any key of the protocol")
     given = arguments.parse_args()
 
-    from nova3d.evaluation import Protocol, score  # after parsing: --help need not wait for torch
+    from nova3d.errors import InputError
+    from nova3d.evaluation import Protocol, Table, score  # after parsing: --help need not wait for torch
+    from nova3d.evaluation.comparison import compare
+    from nova3d.evaluation.published import Published
     from nova3d.evaluation.tables import hardware
+    from nova3d.folders import writable_folder
 
-    protocol = config.load(Protocol, given.config, given.overrides)
-    table = score(given.predictions, given.references, protocol)
+    if wrong := [text for text in given.weights if "=" not in text]:
+        raise InputError(f"--weights '{wrong[0]}' is not of the form METRIC=FILE")
+    protocol = config.load(Protocol, _protocol(given.protocol), given.overrides)
+    baseline = Table.load(given.baseline) if given.baseline else None
+    quoted = Published.load(PROTOCOLS / "published.yaml").of(*protocol.kinds) if given.published else None
+    writable_folder(given.out)
+    with cli.progress_bar("scoring") as progress:
+        table = score(
+            given.predictions,
+            given.references,
+            protocol,
+            layout=given.layout,
+            weights=dict(text.split("=", 1) for text in given.weights),
+            device=cli.pick_device(given.device),
+            progress=progress,
+        )
     facts = {"commit": provenance.commit(), "hardware": hardware()}
-    sources = {"predictions": str(given.predictions), "references": str(given.references)}
-    table.save(given.out, provenance.record("evaluate", asdict(protocol), **sources), facts)
+    sources = {"predictions": [str(path) for path in given.predictions], "references": str(given.references)}
+    record = provenance.record("evaluate", asdict(protocol), **sources)
+    table.save(given.out, record, facts, quoted)
     print(table.markdown(facts))
-    print(f"written: {given.out.resolve()}/scores.md, scores.csv, scores.json")
+    if quoted:
+        print(quoted.markdown())
+    if baseline:
+        compared = compare({"baseline": baseline, "predictions": table}, "baseline")
+        compared.save(given.out / "comparison", record)
+        print(compared.markdown())
+    print(f"written: {given.out.resolve()}/scores.md, scores.tex, scores.csv, scores.json")
+
+
+def _protocol(name: str) -> Path:
+    """The YAML of a protocol's name; a path is taken as it is."""
+    shipped = PROTOCOLS / f"{name}.yaml"
+    return shipped if shipped.is_file() else Path(name)
 
 
 if __name__ == "__main__":

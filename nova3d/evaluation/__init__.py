@@ -1,22 +1,44 @@
-"""Evaluation: metrics on views and meshes, protocols, floors and tables. It knows nothing of how anything was made."""
+"""Evaluation: metrics on views and meshes, protocols, floors and tables. It knows nothing of how anything was made.
 
+docs/evaluation.md describes the protocols one by one.
+"""
+
+from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.meshes import chamfer, f_score, load_mesh, normal_consistency, volume_iou
+from nova3d.evaluation.perceptual import ClipSimilarity, Lpips, WeightsUnavailable
 from nova3d.evaluation.protocols import Protocol
+from nova3d.evaluation.published import Published
 from nova3d.evaluation.scoring import score
 from nova3d.evaluation.tables import Table
-from nova3d.evaluation.views import foreground_psnr, mask_iou, normal_angle, psnr, ssim
+from nova3d.evaluation.views import (
+    foreground_psnr,
+    foreground_ssim,
+    mask_iou,
+    normal_angle,
+    psnr,
+    registered_psnr,
+    ssim,
+)
 
 __all__ = [
+    "ClipSimilarity",
+    "Comparison",
+    "Lpips",
     "Protocol",
+    "Published",
     "Table",
+    "WeightsUnavailable",
     "chamfer",
+    "compare",
     "f_score",
     "foreground_psnr",
+    "foreground_ssim",
     "load_mesh",
     "mask_iou",
     "normal_angle",
     "normal_consistency",
     "psnr",
+    "registered_psnr",
     "score",
     "ssim",
     "volume_iou",

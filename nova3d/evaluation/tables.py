@@ -1,4 +1,4 @@
-"""A table of scores: one row per object, their mean, the floors' means; as Markdown, CSV and JSON."""
+"""A table of scores under one protocol: rows per object and seed, means, floors; as Markdown, LaTeX, CSV and JSON."""
 
 import csv
 import io
@@ -7,109 +7,255 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nova3d.errors import InputError
+from nova3d.evaluation import statistics
+from nova3d.evaluation.formats import Grid, Line, decimals_for, header, number, plain, stated, style
+from nova3d.evaluation.published import Published
 
 Rows = dict[str, dict[str, float]]  # object -> metric -> value
 
-_LOWER_IS_BETTER = ("chamfer", "normal_mean_deg", "normal_median_deg")
-_DECIMALS = {"psnr": 2, "psnr_foreground": 2, "normal_mean_deg": 2, "normal_median_deg": 2, "chamfer": 4}
+FILE = "scores.json"
+_LEFT_OUT = "failed objects without a score are in no mean: compare methods on the objects that both have"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Scores under one protocol.
+    """Scores of one method under one protocol.
 
-    rows: object -> metric -> value; every object has the same metrics, in the order they print.
-    floors: floor -> such rows; a floor may have fewer metrics. A value that does not exist for an object is nan.
+    rows: object -> metric -> value; every object has the same metrics, in the order they print. With several seeds
+        these are means over them, and `per_seed` has the rows of each: see `from_seeds`.
+    floors: floor or oracle -> such rows; one may have fewer metrics. A value that does not exist is nan.
+    failures: object -> why its prediction failed. It has no row, or one where the protocol scores failures; it is
+        printed as failed either way.
+    not_computed: metric -> why the table lacks it.
+    facts: what the numbers hang on, such as commit, weights (their hash), seeds, hardware; printed above them.
     """
 
     protocol: str
     protocol_hash: str
     rows: Rows
     floors: Mapping[str, Rows]
+    per_seed: Mapping[int, Rows] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    not_computed: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_seeds(
+        cls,
+        protocol: str,
+        protocol_hash: str,
+        per_seed: Mapping[int, Rows],
+        floors: Mapping[str, Rows],
+        failures: Mapping[str, str] | None = None,
+        not_computed: Mapping[str, str] | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> "Table":
+        """A table whose rows are means over the seeds; an object that one seed has no row for has failed."""
+        failures = dict(failures or {})
+        rows: Rows = {}
+        for name in dict.fromkeys(name for seed_rows in per_seed.values() for name in seed_rows):
+            absent = [seed for seed, seed_rows in per_seed.items() if name not in seed_rows]
+            if absent:
+                failures.setdefault(name, f"no score with seed {', '.join(map(str, absent))}")
+                continue
+            seeds = [seed_rows[name] for seed_rows in per_seed.values()]
+            rows[name] = {metric: math.fsum(row[metric] for row in seeds) / len(seeds) for metric in seeds[0]}
+        return cls(protocol, protocol_hash, rows, floors, per_seed, failures, not_computed or {}, facts or {})
 
     @property
     def metrics(self) -> list[str]:
         return list(next(iter(self.rows.values()), {}))
 
+    @property
+    def objects(self) -> list[str]:
+        """Every object, scored or failed."""
+        return [*self.rows, *(name for name in self.failures if name not in self.rows)]
+
     def mean(self) -> dict[str, float]:
-        """Metric -> mean over objects; nan where any object's value is nan, for a skipped object would flatter."""
+        """Metric -> mean over the rows; nan where any of them is nan, for a skipped object would flatter."""
         return _mean(self.rows)
 
     def floor_means(self) -> dict[str, dict[str, float]]:
         """Floor -> metric -> mean over objects."""
         return {name: _mean(rows) for name, rows in self.floors.items()}
 
-    def markdown(self, facts: Mapping[str, str] | None = None) -> str:
-        """The protocol and `facts` on a line each, then the table; arrows say which way is better, a dash is nan."""
-        lines = [f"protocol: {self.protocol} ({self.protocol_hash})", *(f"{k}: {v}" for k, v in (facts or {}).items())]
-        arrows = [f"{name} {'↓' if name in _LOWER_IS_BETTER else '↑'}" for name in self.metrics]
-        return "\n".join(
-            [
-                *(f"{line}  " for line in lines),  # two spaces: a line break in Markdown
-                "",
-                f"| object | {' | '.join(arrows)} |",
-                f"|:--|{'--:|' * len(self.metrics)}",
-                *(self._line(name, values) for name, values in self.rows.items()),
-                self._line(f"**mean of {len(self.rows)}**", self.mean(), "**"),
-                *(self._line(f"*floor: {name}*", values) for name, values in self.floor_means().items()),
-                "",
-            ]
-        )
+    def intervals(self) -> dict[str, statistics.Interval]:
+        """Metric -> 95 % interval of the mean over objects; metrics that are nan for one are left out."""
+        columns = {metric: [row[metric] for row in self.rows.values()] for metric in self.metrics}
+        return {m: statistics.mean_interval(values) for m, values in columns.items() if all(map(math.isfinite, values))}
 
-    def csv(self) -> str:
-        """kind, name, then a column per metric at full precision; kind is object, mean or floor, nan an empty cell."""
+    def over_seeds(self) -> dict[str, statistics.OverSeeds]:
+        """Metric -> mean, spread between seeds and best of k, over the objects with a row; empty without seeds."""
+        seeds = [{name: rows[name] for name in self.rows} for rows in self.per_seed.values()]
+        return {
+            metric: statistics.over_seeds(
+                [{name: row[metric] for name, row in rows.items()} for rows in seeds], style(metric).lower_is_better
+            )
+            for metric in self.metrics
+            if seeds
+        }
+
+    def markdown(self, facts: Mapping[str, str] | None = None) -> str:
+        """Protocol and facts on a line each, then the table; arrows say which way is better, a dash is nan."""
+        return self._grid(facts).markdown()
+
+    def latex(self, facts: Mapping[str, str] | None = None) -> str:
+        """The same for LaTeX's `booktabs`."""
+        return self._grid(facts).latex()
+
+    def csv(self, facts: Mapping[str, str] | None = None) -> str:
+        """kind, name, seed, a column per metric at full precision, note; nan is an empty cell.
+
+        kind: fact (its value is the note), object (the note is a failure's reason), seed (one object's row of one
+        seed), mean, low and high (of the 95 % interval), between (deviation between seeds), best (of the seeds), floor.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["kind", "name", *self.metrics])
-        lines = [("object", name, values) for name, values in self.rows.items()]
-        lines += [("mean", f"mean of {len(self.rows)}", self.mean())]
-        lines += [("floor", name, values) for name, values in self.floor_means().items()]
-        for kind, name, values in lines:
+        writer.writerow(["kind", "name", "seed", *self.metrics, "note"])
+
+        def write(kind: str, name: str, values: Mapping[str, float], seed: int | str = "", note: str = "") -> None:
             cells = [values.get(metric, math.nan) for metric in self.metrics]
-            writer.writerow([kind, name, *("" if math.isnan(value) else value for value in cells)])
+            writer.writerow([kind, name, seed, *("" if math.isnan(value) else value for value in cells), note])
+
+        for fact, value in self._facts(facts).items():
+            write("fact", fact, {}, note=value)
+        for name in self.objects:
+            reason = self.failures.get(name)
+            write("object", name, self.rows.get(name, {}), note=f"failed: {reason}" if reason else "")
+        for seed, rows in self.per_seed.items():
+            for name, row in rows.items():
+                write("seed", name, row, seed)
+        write("mean", f"mean of {len(self.rows)}", self.mean())
+        intervals, k, seeds = self.intervals(), len(self.per_seed), self.over_seeds()
+        write("low", "95 % interval of the mean", {metric: found.low for metric, found in intervals.items()})
+        write("high", "95 % interval of the mean", {metric: found.high for metric, found in intervals.items()})
+        if seeds:
+            write("between", f"SD between {k} seeds", {metric: found.between for metric, found in seeds.items()})
+            write(
+                "best", f"best of {k} seeds by the reference", {metric: found.best for metric, found in seeds.items()}
+            )
+        for name, values in self.floor_means().items():
+            write("floor", name, values)
         return text.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the floors per object too; nan becomes None."""
-        return {
-            "protocol": self.protocol,
-            "protocol_hash": self.protocol_hash,
-            "objects": _plain(self.rows),
-            "mean": _plain(self.mean()),
-            "floors": {
-                name: {"objects": _plain(rows), "mean": _plain(_mean(rows))} for name, rows in self.floors.items()
-            },
-        }
+        """JSON-ready, with the floors per object too; nan becomes None. `load` reads it back."""
+        return plain(
+            {
+                "protocol": self.protocol,
+                "protocol_hash": self.protocol_hash,
+                "facts": self.facts,
+                "objects": self.rows,
+                "failures": self.failures,
+                "not_computed": self.not_computed,
+                "mean": self.mean(),
+                "interval": {metric: vars(found) for metric, found in self.intervals().items()},
+                "seeds": self.per_seed,
+                "over_seeds": {metric: vars(found) for metric, found in self.over_seeds().items()},
+                "floors": {name: {"objects": rows, "mean": _mean(rows)} for name, rows in self.floors.items()},
+            }
+        )
 
-    def save(self, folder: str | Path, record: Mapping[str, Any], facts: Mapping[str, str] | None = None) -> Path:
-        """Write scores.md, scores.csv and scores.json (with the run's `record`) into `folder`, made where absent.
+    def save(
+        self,
+        folder: str | Path,
+        record: Mapping[str, Any],
+        facts: Mapping[str, str] | None = None,
+        published: Published | None = None,
+    ) -> Path:
+        """Write scores.md, .tex, .csv and .json (with the run's `record`) into `folder`, made where absent.
 
+        facts: added to the table's own. published: quoted below the table, in a block of its own.
         Raises InputError where the folder cannot be written.
         """
         folder = Path(folder)
-        entry = self.to_dict() | {"facts": dict(facts or {}), "record": dict(record)}
+        quoted = published.to_dict() if published else {}
+        entry = self.to_dict() | {"facts": {**self.facts, **(facts or {})}, "published": quoted, "record": dict(record)}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "scores.md").write_text(self.markdown(facts), encoding="utf-8")
-            (folder / "scores.csv").write_text(self.csv(), encoding="utf-8")
-            (folder / "scores.json").write_text(json.dumps(entry, indent=1, allow_nan=False), encoding="utf-8")
+            below = f"\n{published.markdown()}" if published else ""
+            (folder / "scores.md").write_text(self.markdown(facts) + below, encoding="utf-8")
+            below = f"\n{published.latex()}" if published else ""
+            (folder / "scores.tex").write_text(self.latex(facts) + below, encoding="utf-8")
+            (folder / "scores.csv").write_text(self.csv(facts), encoding="utf-8")
+            (folder / FILE).write_text(json.dumps(entry, indent=1, allow_nan=False), encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write scores to '{folder}': {error.strerror or error}") from error
         return folder
 
-    def _line(self, name: str, values: Mapping[str, float], mark: str = "") -> str:
-        cells = []
-        for metric in self.metrics:
-            value = values.get(metric, math.nan)
-            cells.append("-" if math.isnan(value) else f"{mark}{value:.{_DECIMALS.get(metric, 3)}f}{mark}")
-        return f"| {name} | {' | '.join(cells)} |"
+    @staticmethod
+    def load(path: str | Path) -> "Table":
+        """Read a scores.json, or the folder that holds it; raises InputError where it is missing or not one."""
+        path = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        if not path.is_file():
+            raise InputError(f"scores '{path}' do not exist")
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            floors = {name: _rows(floor["objects"]) for name, floor in entry["floors"].items()}
+            return Table(
+                str(entry["protocol"]),
+                str(entry["protocol_hash"]),
+                _rows(entry["objects"]),
+                floors,
+                {int(seed): _rows(rows) for seed, rows in entry.get("seeds", {}).items()},
+                {str(name): str(reason) for name, reason in entry.get("failures", {}).items()},
+                {str(name): str(reason) for name, reason in entry.get("not_computed", {}).items()},
+                {str(name): str(value) for name, value in entry.get("facts", {}).items()},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"'{path}' is not a {FILE} of this project ({error!r}): score again") from error
+
+    def stated_facts(self) -> dict[str, str]:
+        """The facts, led by those that every table carries; seeds are those of `per_seed` unless stated otherwise."""
+        seeds = {"seeds": ", ".join(map(str, self.per_seed))} if self.per_seed else {}
+        return stated({**seeds, **self.facts})
+
+    def _facts(self, facts: Mapping[str, str] | None) -> dict[str, str]:
+        return {"protocol": f"{self.protocol} ({self.protocol_hash})", **self.stated_facts(), **(facts or {})}
+
+    def _grid(self, facts: Mapping[str, str] | None) -> Grid:
+        objects = [
+            Line(f"{name} (failed)" if name in self.failures else name, self._cells(self.rows.get(name, {})))
+            for name in self.objects
+        ]
+        unscored = len(self.objects) - len(self.rows)
+        label = f"mean of {len(self.rows)}"
+        if self.failures:
+            label += f" ({len(self.failures)} of {len(self.objects)} failed, {unscored} without a score)"
+        means = [Line(label, self._cells(self.mean()), "bold"), Line("95 % interval of the mean", self._ends())]
+        if self.per_seed:
+            k, found = len(self.per_seed), self.over_seeds()
+            means.append(Line(f"SD between {k} seeds", self._cells({m: f.between for m, f in found.items()}, more=1)))
+            best = {metric: f.best for metric, f in found.items()}
+            means.append(Line(f"best of {k} seeds by the reference: a bound", self._cells(best), "italic"))
+        floors = [Line(f"floor: {name}", self._cells(values), "italic") for name, values in self.floor_means().items()]
+        notes = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
+        notes += [f"not computed: {metric}: {reason}" for metric, reason in self.not_computed.items()]
+        notes += [_LEFT_OUT] if unscored else []
+        blocks = tuple(tuple(block) for block in (objects, means, floors) if block)
+        return Grid(self._facts(facts), ("object", *map(header, self.metrics)), blocks, tuple(notes))
+
+    def _cells(self, values: Mapping[str, float], more: int = 0) -> tuple[str, ...]:
+        return tuple(number(values.get(m, math.nan), style(m).decimals + more) for m in self.metrics)
+
+    def _ends(self) -> tuple[str, ...]:
+        found = self.intervals()
+        return tuple(interval_text(found[m], style(m).decimals) if m in found else "-" for m in self.metrics)
+
+
+def interval_text(found: statistics.Interval, least_decimals: int) -> str:
+    """ "low to high" with two digits of the half width; a dash where there is no interval."""
+    if math.isnan(found.low):
+        return "-"
+    decimals = decimals_for((found.high - found.low) / 2, least_decimals)
+    return f"{number(found.low, decimals)} to {number(found.high, decimals)}"
 
 
 def hardware() -> str:
@@ -123,8 +269,8 @@ def _mean(rows: Rows) -> dict[str, float]:
     return {metric: math.fsum(row[metric] for row in rows.values()) / len(rows) for metric in metrics}
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _rows(entry: Mapping[str, Mapping[str, float | None]]) -> Rows:
     return {
-        key: _plain(value) if isinstance(value, Mapping) else None if math.isnan(value) else value
-        for key, value in values.items()
+        str(name): {str(metric): math.nan if value is None else float(value) for metric, value in row.items()}
+        for name, row in entry.items()
     }

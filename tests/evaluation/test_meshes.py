@@ -4,7 +4,9 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.evaluation import chamfer, f_score, load_mesh, normal_consistency, volume_iou
-from nova3d.evaluation.meshes import _lattice, is_closed, match_surfaces
+from nova3d.evaluation.mesh_scores import Reference, score_meshes
+from nova3d.evaluation.meshes import _lattice, is_closed, match_surfaces, moved, nearest, sample_surface
+from nova3d.evaluation.protocols import MeshRules
 
 SAMPLES = 4000
 
@@ -158,3 +160,32 @@ def _unwelded(mesh: trimesh.Trimesh, gap: float) -> tuple[np.ndarray, np.ndarray
     triangles = mesh.triangles
     triangles = triangles + gap * (triangles.mean(axis=1, keepdims=True) - triangles)
     return triangles.reshape(-1, 3), np.arange(len(triangles) * 3).reshape(-1, 3)
+
+
+def test_moved_samples_are_samples_of_the_moved_mesh():
+    transform = trimesh.transformations.rotation_matrix(0.4, [1, 2, 3]) @ np.diag([-3.0, 3, 3, 1])
+    transform[:3, 3] = [1, 2, 3]
+    surface = sample_surface(hook(), 50, 0).moved(transform)
+    placed = moved(hook(), transform)
+    assert placed.volume == pytest.approx(27 * hook().volume)  # a mirror leaves the faces turned outwards
+    _, distance, face = trimesh.proximity.closest_point_naive(placed, surface.points)
+    assert distance.max() < 1e-9
+    assert np.linalg.norm(surface.normals, axis=1) == pytest.approx(1.0)
+    assert (surface.normals * placed.face_normals[face]).sum(axis=1) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_nearest_is_the_brute_force_one():
+    generator = np.random.default_rng(0)
+    points, queries = generator.random((300, 3)), generator.random((50, 3)) + np.array([2, 0, 0])
+    every = np.linalg.norm(queries[:, None] - points[None], axis=-1)
+    distance, index = nearest(queries, points)
+    assert distance == pytest.approx(every.min(axis=1)) and (index == every.argmin(axis=1)).all()
+
+
+def test_mirror_margin_is_the_distance_of_the_mirrored_mesh_minus_its_own():
+    rules = MeshRules(surface_samples=SAMPLES, ious=("iou16_flood",))
+    ref = Reference.of(hook(), rules, 0)
+    mirrored = hook().apply_transform(np.diag([-1.0, 1, 1, 1])).apply_translation([1, 0, 0])
+    right, wrong = score_meshes(hook(), ref, rules)[0], score_meshes(mirrored, ref, rules)[0]
+    assert right["mirror_margin"] > 0.03 > -0.03 > wrong["mirror_margin"]
+    assert right["mirror_margin"] == pytest.approx(wrong["cd_l2_area4k"] - right["cd_l2_area4k"], abs=1e-3)

@@ -1,11 +1,12 @@
-import csv
 import json
 import math
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import trimesh
@@ -13,13 +14,16 @@ import trimesh
 from nova3d import config
 from nova3d.cameras import orbit
 from nova3d.errors import InputError
-from nova3d.evaluation import Protocol, Table, score
+from nova3d.evaluation import Protocol, score
 from nova3d.evaluation.floors import all_white, input_copy, silhouette_oracle
-from nova3d.evaluation.scoring import score_views
+from nova3d.evaluation.protocols import MeshRules, ViewRules
+from nova3d.evaluation.view_scores import score_views
 from nova3d.views import ViewSet
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = Protocol(name="quick", cameras="any", surface_samples=500, iou_resolution=16)
+METRICS = ("psnr", "psnr_foreground", "ssim", "mask_iou", "normals")
+ANY = ViewRules(cameras="any", count=0, size=0, metrics=METRICS)
+QUICK = Protocol(name="quick", hull_cells=0, views=ANY, meshes=MeshRules(surface_samples=500, ious=("iou16_flood",)))
 BALL_RADIUS = 0.4
 
 
@@ -55,11 +59,10 @@ def test_score_has_a_row_per_object_and_the_mean(folders):
     assert row["mask_iou"] == 1.0
     assert row["normal_mean_deg"] < 1
     assert row["psnr_foreground"] == pytest.approx(20.0, abs=0.2)
-    assert row["chamfer"] == pytest.approx(0.1, rel=0.1)
+    assert row["cd_l2_area500"] == pytest.approx(0.1, rel=0.1)
     assert row["watertight"] == 1.0
     mean = table.mean()
     assert mean["psnr"] == pytest.approx((row["psnr"] + table.rows["hat"]["psnr"]) / 2)
-    assert table.metrics == list(mean)
 
 
 def test_input_view_is_left_out_unless_asked_for():
@@ -67,13 +70,13 @@ def test_input_view_is_left_out_unless_asked_for():
     spoilt = ref.rgb.clone()
     spoilt[0] = 0
     pred = replace(ref, rgb=spoilt)
-    assert score_views(pred, ref, QUICK)["psnr"] == 100.0
-    assert score_views(pred, ref, replace(QUICK, include_input_view=True))["psnr"] < 100.0
+    assert score_views(pred, ref, ANY)["psnr"] == 100.0
+    assert score_views(pred, ref, replace(ANY, include_input_view=True))["psnr"] < 100.0
 
 
 def test_floors_rank_as_they_must():
     ref = ball(64)
-    white, copy, oracle = (score_views(floor(ref), ref, QUICK) for floor in (all_white, input_copy, silhouette_oracle))
+    white, copy, oracle = (score_views(floor(ref), ref, ANY) for floor in (all_white, input_copy, silhouette_oracle))
     assert white["mask_iou"] == 0 and math.isnan(white["normal_mean_deg"])
     assert copy["mask_iou"] == 1.0 and oracle["mask_iou"] == 1.0
     assert white["psnr"] < min(copy["psnr"], oracle["psnr"])
@@ -83,24 +86,22 @@ def test_floors_rank_as_they_must():
     assert oracle["normal_mean_deg"] == pytest.approx(45.0, abs=1.0)
 
 
-def test_silhouette_oracle_has_one_colour_taken_from_the_input_view():
-    ref = ball()
-    inside = ref.mask > 0.5
-    colours = silhouette_oracle(ref).rgb[inside]
-    expected = ref.rgb[0][inside[0]].mean(dim=0)
-    assert torch.allclose(colours, expected.expand_as(colours), atol=1e-5)
-
-
 def test_floors_are_in_the_table_and_do_not_see_the_prediction(folders):
     predictions, references = folders
-    floors = score(predictions, references, QUICK).floor_means()
-    unmoved = score(references, references, QUICK).floor_means()
+    protocol = replace(QUICK, hull_cells=8)
+    floors = score(predictions, references, protocol).floor_means()
+    unmoved = score(references, references, protocol).floor_means()
     assert all(floors[name] == pytest.approx(values, nan_ok=True) for name, values in unmoved.items())
     assert set(floors) == {
         "all-white image",
-        "copy of the input view",
+        "copy of the input view (scored on the others)",
         "silhouette oracle",
+        "hull of input view, mean colour",
+        "hull of all views, mean colour",
+        "true views, 1 px off",
         "bounding box",
+        "hull of input silhouette",
+        "hull of 16 silhouettes",
         "reference itself (sampling limit)",
     }
     assert floors["reference itself (sampling limit)"]["iou16_flood"] == 1.0
@@ -110,24 +111,26 @@ def test_only_what_both_sides_hold_is_scored(folders):
     predictions, references = folders
     for name in ("cup", "hat"):
         (predictions / name / "mesh.glb").unlink()
-    assert "chamfer" not in score(predictions, references, QUICK).metrics
-    assert "psnr" not in score(predictions, references, QUICK).floors.get("bounding box", {})
+    table = score(predictions, references, QUICK)
+    assert "psnr" in table.metrics and "cd_l2_area500" not in table.metrics
+    assert "bounding box" not in table.floors
+    assert f"meshes are not scored: '{predictions}' holds none" in table.facts["not scored"]
 
 
 def test_missing_objects_are_named(folders):
     predictions, references = folders
     (predictions / "hat").rename(predictions / "het")
-    with pytest.raises(InputError, match="lacks hat: each needs"):
+    with pytest.raises(InputError, match="pred' lacks views of hat"):
         score(predictions, references, QUICK)
     assert list(score(predictions, references, replace(QUICK, objects=("cup",))).rows) == ["cup"]
-    with pytest.raises(InputError, match=r"ref' lacks shoe"):
+    with pytest.raises(InputError, match=r"nothing in common"):
         score(predictions, references, replace(QUICK, objects=("shoe",)))
 
 
 def test_a_mesh_for_some_objects_only_is_refused(folders):
     predictions, references = folders
     (predictions / "hat" / "mesh.glb").unlink()
-    with pytest.raises(InputError, match=r"has a mesh.glb for some objects but not for hat"):
+    with pytest.raises(InputError, match=r"pred' lacks meshes of hat"):
         score(predictions, references, QUICK)
 
 
@@ -148,77 +151,28 @@ def test_other_cameras_are_refused(folders, views, message):
 
 def test_references_must_be_of_the_protocols_rig(tmp_path):
     ball(num_views=16).save(tmp_path / "cup")
-    assert list(score(tmp_path, tmp_path, replace(QUICK, cameras="ortho16")).rows) == ["cup"]
-    with pytest.raises(InputError, match=r"cup, protocol quick.*px off"):
-        score(tmp_path, tmp_path, replace(QUICK, cameras="syncdreamer16"))
+
+    def under(**rules):
+        return score(tmp_path, tmp_path, replace(QUICK, views=replace(ANY, **rules)))
+
+    assert list(under(cameras="ortho16", count=16, size=32).rows) == ["cup"]
+    with pytest.raises(InputError, match=r"'cup' against the protocol's 'syncdreamer16'.*px off"):
+        under(cameras="syncdreamer16")
+    with pytest.raises(InputError, match="'cup' is 32x32, the protocol scores 64x64"):
+        under(size=64)
+    with pytest.raises(InputError, match="'cup' has 16 views, the protocol scores 25"):
+        under(count=25)
+    with pytest.raises(InputError, match="'cup' has 16 views: views up to 16 are scored"):
+        under(scored=(10, 16))
     with pytest.raises(InputError, match="preset 'sync' is not one of"):
-        score(tmp_path, tmp_path, replace(QUICK, cameras="sync"))
+        under(cameras="sync")
 
 
 def test_absent_and_empty_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"predictions folder '.*' does not exist"):
         score(tmp_path / "none", tmp_path)
-    with pytest.raises(InputError, match="has no object folders"):
+    with pytest.raises(InputError, match="has no objects to score views or meshes of"):
         score(tmp_path, tmp_path)
-
-
-def test_hash_changes_with_every_field_and_with_nothing_else():
-    changed = [
-        replace(QUICK, name="other"),
-        replace(QUICK, cameras="ortho16"),
-        replace(QUICK, include_input_view=True),
-        replace(QUICK, objects=("cup",)),
-        replace(QUICK, surface_samples=501),
-        replace(QUICK, f_score_thresholds=(0.02,)),
-        replace(QUICK, iou_resolution=17),
-        replace(QUICK, seed=1),
-    ]
-    assert len({protocol.hash for protocol in [QUICK, *changed]}) == len(changed) + 1
-    assert replace(QUICK).hash == QUICK.hash
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs/eval").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_protocols_load_and_bear_their_file_name(path):
-    assert config.load(Protocol, path).name == path.stem
-
-
-def test_default_protocol_is_the_shipped_default():
-    assert config.load(Protocol, ROOT / "configs/eval/nova3d-el0.yaml") == Protocol()
-
-
-def test_bad_protocol_values_are_refused():
-    with pytest.raises(InputError, match="surface_samples"):
-        Protocol(surface_samples=0)
-    with pytest.raises(InputError, match="surface_samples"):
-        config.load(Protocol, None, ["surface_samples=0"])
-    with pytest.raises(InputError, match="positive"):
-        Protocol(f_score_thresholds=(0.0,))
-
-
-def test_a_nan_object_is_not_skipped_in_the_mean():
-    table = Table("p", "0", {"a": {"psnr": 10.0}, "b": {"psnr": math.nan}}, {})
-    assert math.isnan(table.mean()["psnr"])
-    assert table.to_dict()["mean"] == {"psnr": None}
-    assert "| **mean of 2** | - |" in table.markdown()
-
-
-def test_table_formats_agree(tmp_path):
-    rows = {"a": {"psnr": 10.0, "chamfer": 0.01}, "b": {"psnr": 20.0, "chamfer": 0.03}}
-    table = Table("p", "abc", rows, {"all-white image": {"a": {"psnr": 5.0}, "b": {"psnr": 6.0}}})
-    table.save(tmp_path, {"stage": "evaluate"}, {"commit": "c0ffee"})
-    markdown = (tmp_path / "scores.md").read_text()
-    assert "protocol: p (abc)" in markdown and "commit: c0ffee" in markdown
-    assert "| object | psnr ↑ | chamfer ↓ |" in markdown
-    assert "| **mean of 2** | **15.00** | **0.0200** |" in markdown
-    assert "| *floor: all-white image* | 5.50 | - |" in markdown
-    with (tmp_path / "scores.csv").open() as file:
-        lines = list(csv.reader(file))
-    assert lines[0] == ["kind", "name", "psnr", "chamfer"]
-    assert lines[3] == ["mean", "mean of 2", "15.0", "0.02"]
-    assert lines[4] == ["floor", "all-white image", "5.5", ""]
-    entry = json.loads((tmp_path / "scores.json").read_text())
-    assert entry["mean"] == {"psnr": 15.0, "chamfer": 0.02}
-    assert entry["record"] == {"stage": "evaluate"}
 
 
 def run_script(monkeypatch, *arguments):
@@ -226,17 +180,120 @@ def run_script(monkeypatch, *arguments):
     runpy.run_path(str(ROOT / "scripts/evaluate.py"), run_name="__main__")
 
 
+SMALL = ["hull_cells=0", "meshes.surface_samples=200", "meshes.ious=[iou16_flood]"]
+
+
 def test_script_prints_the_table_and_writes_the_files(folders, tmp_path, monkeypatch, capsys):
     predictions, references = folders
     arguments = ["--predictions", predictions, "--references", references, "--out", tmp_path / "out"]
-    arguments += ["--config", ROOT / "configs/eval/mini.yaml", "surface_samples=200", "iou_resolution=16"]
+    arguments += ["--protocol", "mini", "--device", "cpu", *SMALL]
     run_script(monkeypatch, *arguments)
     printed = capsys.readouterr().out
-    protocol = config.load(Protocol, ROOT / "configs/eval/mini.yaml", ["surface_samples=200", "iou_resolution=16"])
+    protocol = config.load(Protocol, ROOT / "configs/eval/mini.yaml", SMALL)
     assert f"protocol: mini ({protocol.hash})" in printed
     assert "commit: " in printed and "hardware: " in printed
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.csv", "scores.json", "scores.md"]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"scores.csv", "scores.json", "scores.md", "scores.tex"}
+    record = json.loads((tmp_path / "out/scores.json").read_text())["record"]
+    assert record["predictions"] == [str(predictions)]
     with pytest.raises(SystemExit) as stopped:
         run_script(monkeypatch, *arguments, "seeed=1")
     assert stopped.value.code == 2
     assert "did you mean 'seed'?" in capsys.readouterr().err
+
+
+def test_script_compares_with_a_baseline_of_the_same_protocol_only(folders, tmp_path, monkeypatch, capsys):
+    predictions, references = folders
+    common = ["--references", references, "--protocol", "mini", "--device", "cpu"]
+    run_script(monkeypatch, "--predictions", references, *common, "--out", tmp_path / "true", *SMALL)
+    again = ["--predictions", predictions, *common, "--baseline", tmp_path / "true", "--out", tmp_path / "out"]
+    run_script(monkeypatch, *again, "--published", *SMALL)
+    assert (tmp_path / "out/comparison").is_dir()
+    assert "NOVA3D, Table I" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        run_script(monkeypatch, *again, *SMALL, "seed=1")
+    assert stopped.value.code == 2
+    assert "not comparable" in capsys.readouterr().err
+
+
+def test_several_folders_are_seeds_of_one_method(folders):
+    predictions, references = folders
+    table = score([predictions, references], references, QUICK)
+    assert set(table.per_seed) == {0, 1}
+    assert table.per_seed[1]["cup"]["psnr"] == 100.0 > table.per_seed[0]["cup"]["psnr"]
+    assert table.rows["cup"]["psnr"] == pytest.approx((100.0 + table.per_seed[0]["cup"]["psnr"]) / 2)
+    assert table.over_seeds()["psnr"].best == 100.0
+    with pytest.raises(InputError, match="several different ones"):
+        score([predictions, predictions], references, QUICK)
+
+
+def test_seeds_must_hold_the_same(folders, tmp_path):
+    predictions, references = folders
+    for name in ("cup", "hat"):
+        ball().save(tmp_path / "views" / name)
+    with pytest.raises(InputError, match="not seeds of one method"):
+        score([predictions, tmp_path / "views"], references, QUICK)
+
+
+def test_a_failed_object_scores_as_if_nothing_had_been_returned_and_is_named(folders):
+    predictions, references = folders
+    shutil.rmtree(predictions / "hat" / "rgb")
+    (predictions / "hat" / "mesh.glb").unlink()
+    trimesh.Trimesh(np.zeros((3, 3)), [[0, 1, 2]], process=False).export(predictions / "hat" / "mesh.ply")
+    table = score(predictions, references, replace(QUICK, failures="score"))
+    white = table.floors["all-white image"]["hat"]
+    assert table.rows["hat"]["psnr"] == white["psnr"]
+    assert math.isnan(table.mean()["normal_mean_deg"])  # of nothing there is no angle, and the mean does not hide it
+    assert table.rows["hat"]["f_score_0.02"] < 0.01 and table.rows["hat"]["iou16_flood"] < 0.01
+    assert table.rows["hat"]["cd_l2_area500"] > table.rows["cup"]["cd_l2_area500"]
+    assert list(table.failures) == ["hat"]
+    assert "000.png" in table.failures["hat"] and "no surface" in table.failures["hat"]
+    with pytest.raises(InputError, match=r"000.png"):
+        score(predictions, references, QUICK)
+
+
+def test_a_missing_object_fails_by_name(folders):
+    predictions, references = folders
+    shutil.rmtree(predictions / "hat")
+    table = score(predictions, references, replace(QUICK, failures="score"))
+    assert "lacks views of hat" in table.failures["hat"] and list(table.rows) == ["cup", "hat"]
+
+
+def test_a_bad_reference_is_never_scored(folders):
+    predictions, references = folders
+    (references / "hat" / "mesh.glb").unlink()
+    with pytest.raises(InputError, match=r"ref' has a mesh.*but lacks hat"):
+        score(predictions, references, replace(QUICK, failures="score"))
+
+
+def test_plain_mesh_files_are_objects(tmp_path):
+    for side, radius in (("ref", 0.5), ("pred", 0.4)):
+        (tmp_path / side).mkdir()
+        trimesh.creation.icosphere(2, radius).export(tmp_path / side / f"cup.{'glb' if side == 'ref' else 'obj'}")
+    table = score(tmp_path / "pred", tmp_path / "ref", QUICK)
+    assert table.rows["cup"]["cd_l2_area500"] == pytest.approx(0.1, rel=0.1)
+
+
+def test_views_without_normals_leave_out_the_angles_and_say_so(tmp_path):
+    bare = replace(ball(), normals=torch.zeros(4, 32, 32, 3))
+    ball().save(tmp_path / "ref" / "cup")
+    bare.save(tmp_path / "pred" / "cup")
+    table = score(tmp_path / "pred", tmp_path / "ref", QUICK)
+    assert "psnr" in table.metrics and not [name for name in table.metrics if name.startswith("normal_")]
+    assert "without normal maps" in table.not_computed["normal_mean_deg"]
+
+
+def test_a_metric_whose_weights_are_missing_is_left_out_with_the_reason(tmp_path):
+    ball().save(tmp_path / "cup")
+    protocol = replace(QUICK, views=replace(ANY, metrics=("psnr", "lpips_vgg")))
+    table = score(tmp_path, tmp_path, protocol, weights={"lpips_vgg": tmp_path / "none.pth"})
+    assert table.metrics == ["psnr"]
+    assert "none.pth" in table.not_computed["lpips_vgg"]
+    with pytest.raises(InputError, match="weights for 'lpips': the metrics with weights are lpips_vgg"):
+        score(tmp_path, tmp_path, protocol, weights={"lpips": tmp_path / "none.pth"})
+
+
+def test_progress_counts_objects(folders):
+    seen = []
+    score(*folders, QUICK, progress=lambda done, total, message: seen.append((done, total)))
+    assert seen == [(0, 2), (1, 2), (2, 2)]

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
+from nova3d.compat import ensure_torchvision
 from nova3d.errors import InputError
 from nova3d.evaluation import foreground_psnr, mask_iou, normal_angle, psnr, ssim
-from nova3d.evaluation.views import MAX_PSNR
+from nova3d.evaluation.views import MAX_PSNR, foreground_ssim, registered_psnr
 
 
 def test_psnr_of_a_constant_offset_is_minus_twenty_log_of_it():
@@ -34,12 +35,112 @@ def test_foreground_psnr_without_foreground_is_nan():
     assert math.isnan(foreground_psnr(image, image, torch.zeros(1, 4, 4)).item())
 
 
+def blob(size: int = 24, at: tuple[int, int] = (8, 9), seed: int = 0) -> torch.Tensor:
+    """[1,size,size,3] a random 7x6 patch on white, its first pixel at row, column `at`."""
+    image = torch.ones(1, size, size, 3)
+    patch = torch.rand(7, 6, 3, generator=torch.Generator().manual_seed(seed))
+    image[0, at[0] : at[0] + 7, at[1] : at[1] + 6] = patch
+    return image
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (4, 0), (0, -4), (-3, 2)])
+def test_registered_psnr_finds_the_shift(shift):
+    moved = blob(at=(8 + shift[0], 9 + shift[1]))
+    assert registered_psnr(moved, blob()).item() == MAX_PSNR
+    assert shift == (0, 0) or psnr(moved, blob()).item() < 30
+
+
+def test_registered_psnr_looks_no_further_than_it_says():
+    moved = blob(at=(8, 14))
+    assert registered_psnr(moved, blob()).item() < 30
+    assert registered_psnr(moved, blob(), max_shift=5).item() == MAX_PSNR
+
+
+def test_registered_psnr_is_the_best_of_a_plain_search_for_each_view_alone():
+    generator = torch.Generator().manual_seed(1)
+    pred, ref = (torch.rand(3, 9, 8, 3, generator=generator) for _ in range(2))
+    best = torch.zeros(3)
+    for dy in range(-2, 3):
+        for dx in range(-2, 3):
+            moved = torch.ones_like(pred)
+            for y in range(9):
+                for x in range(8):
+                    if 0 <= y - dy < 9 and 0 <= x - dx < 8:
+                        moved[:, y, x] = pred[:, y - dy, x - dx]
+            best = best.maximum(psnr(moved, ref))
+    torch.testing.assert_close(registered_psnr(pred, ref, max_shift=2), best)
+
+
+def test_registered_psnr_without_a_shift_is_psnr_and_never_below_it():
+    pred, ref = blob(seed=1), blob(seed=2)
+    assert torch.equal(registered_psnr(pred, ref, max_shift=0), psnr(pred, ref))
+    assert (registered_psnr(pred, ref) >= psnr(pred, ref)).all()
+
+
+def test_registered_psnr_loses_what_leaves_the_frame():
+    cut = blob(at=(8, 0)).roll(-3, dims=2)  # three of six columns come back at the other border
+    cut[0, :, -3:] = 1.0
+    assert registered_psnr(cut, blob(at=(8, 0))).item() < MAX_PSNR
+
+
+def test_registered_psnr_on_another_background():
+    grey, moved = blob() - 0.5, blob(at=(8, 9 - 4)) - 0.5
+    assert registered_psnr(moved, grey, background=0.5).item() == MAX_PSNR
+    assert registered_psnr(moved, grey).item() < MAX_PSNR
+
+
+@pytest.mark.parametrize("max_shift", [-1, 24])
+def test_registered_psnr_refuses_shifts_past_the_image(max_shift):
+    with pytest.raises(ValueError, match="max_shift"):
+        registered_psnr(blob(), blob(), max_shift)
+
+
+def test_foreground_ssim_does_not_see_what_lies_beyond_its_windows():
+    ref = blob(48)
+    mask = torch.zeros(1, 48, 48)
+    mask[0, 8:15, 9:15] = 1
+    pred = ref.clone()
+    pred[0, 21:, 21:] = 0.0  # six pixels and more from every foreground pixel
+    assert ssim(pred, ref).item() < 0.9
+    assert foreground_ssim(pred, ref, mask).item() == pytest.approx(1.0, abs=1e-6)
+    pred[0, 8:15, 16] = 0.0  # but a wrong outline is within reach
+    assert foreground_ssim(pred, ref, mask).item() < 0.99
+
+
+def test_foreground_ssim_over_everything_is_ssim_and_over_nothing_nan():
+    pred, ref = blob(seed=1), blob(seed=2)
+    whole = torch.ones(1, 24, 24)
+    torch.testing.assert_close(foreground_ssim(pred, ref, whole), ssim(pred, ref))
+    assert math.isnan(foreground_ssim(pred, ref, torch.zeros_like(whole)).item())
+
+
+def test_foreground_ssim_of_flat_images_follows_the_formula():
+    a, b, c1 = 0.4, 0.6, 0.01**2
+    pred, ref = torch.full((1, 32, 32, 3), a), torch.full((1, 32, 32, 3), b)
+    mask = torch.zeros(1, 32, 32)
+    mask[0, 12:20, 12:20] = 1
+    expected = (2 * a * b + c1) / (a * a + b * b + c1)
+    assert foreground_ssim(pred, ref, mask).item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_ssim_is_one_for_equal_images_and_follows_the_formula_for_flat_ones():
     flat = torch.full((1, 32, 32, 3), 0.4)
     a, b, c1 = 0.4, 0.6, 0.01**2
     expected = (2 * a * b + c1) / (a * a + b * b + c1)  # no variance: only the luminance term is left
     assert ssim(flat, flat).item() == pytest.approx(1.0, abs=1e-6)
     assert ssim(torch.full_like(flat, 0.6), flat).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_ssim_is_torchmetrics():
+    ensure_torchvision()
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    generator = torch.Generator().manual_seed(0)
+    ref = torch.rand(2, 24, 17, 3, generator=generator)
+    pred = (ref + 0.2 * torch.randn(ref.shape, generator=generator)).clamp(0, 1)
+    images = [image.double().permute(0, 3, 1, 2) for image in (pred, ref)]
+    expected = structural_similarity_index_measure(*images, sigma=1.5, kernel_size=11, data_range=1.0, reduction="none")
+    torch.testing.assert_close(ssim(pred.double(), ref.double()), expected, atol=1e-10, rtol=0)
 
 
 def test_ssim_does_not_take_its_range_from_the_data():

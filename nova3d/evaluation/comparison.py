@@ -1,0 +1,252 @@
+"""Several methods against one baseline, object by object: differences with intervals, corrected for their number."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nova3d.errors import InputError
+from nova3d.evaluation import statistics
+from nova3d.evaluation.formats import Grid, Line, decimals_for, header, number, plain, style
+from nova3d.evaluation.statistics import Paired, Verdict
+from nova3d.evaluation.tables import Table, interval_text
+
+_COLUMNS = (
+    "metric, method",
+    "objects",
+    "missing",
+    "mean",
+    "baseline",
+    "difference",
+    "95 % interval",
+    "p (Holm)",
+    "d_z",
+    "rank r",
+    "detectable",
+    "verdict",
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One method against the baseline in one metric.
+
+    p_holm: the signed-rank p, corrected over all comparisons of the table; nan where there is nothing to test.
+    verdict: "better" or "worse" only where the interval excludes zero AND p_holm is at most 1 - confidence.
+    """
+
+    method: str
+    metric: str
+    result: Paired
+    p_holm: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` returns. rows: by metric, then method. facts: method -> the facts of its table."""
+
+    protocol: str
+    protocol_hash: str
+    baseline: str
+    rows: tuple[Compared, ...]
+    confidence: float
+    facts: Mapping[str, Mapping[str, str]]
+    failures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def markdown(self) -> str:
+        return self._grid().markdown()
+
+    def latex(self) -> str:
+        return self._grid().latex()
+
+    def csv(self) -> str:
+        """A line per comparison at full precision, nan an empty cell; the last columns say what was compared."""
+        rows = [self._flat(row) for row in self.rows]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*rows[0], "protocol", "protocol_hash"], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            written = {key: "" if value is None else value for key, value in plain(row).items()}
+            writer.writerow(written | {"protocol": self.protocol, "protocol_hash": self.protocol_hash})
+        return text.getvalue()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; nan becomes None."""
+        return {
+            "protocol": self.protocol,
+            "protocol_hash": self.protocol_hash,
+            "baseline": self.baseline,
+            "confidence": self.confidence,
+            "family": len(self.rows),
+            "facts": plain(self.facts),
+            "failures": plain(self.failures),
+            "comparisons": [plain(self._flat(row)) for row in self.rows],
+        }
+
+    def save(self, folder: str | Path, record: Mapping[str, Any]) -> Path:
+        """Write comparison.md, .tex, .csv and .json (with the run's `record`) into `folder`, made where absent.
+
+        Raises InputError where the folder cannot be written.
+        """
+        folder = Path(folder)
+        texts = {"md": self.markdown(), "tex": self.latex(), "csv": self.csv()}
+        texts["json"] = json.dumps(self.to_dict() | {"record": dict(record)}, indent=1, allow_nan=False)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for suffix, text in texts.items():
+                (folder / f"comparison.{suffix}").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write the comparison to '{folder}': {error.strerror or error}") from error
+        return folder
+
+    def _flat(self, row: Compared) -> dict[str, Any]:
+        found = row.result
+        return {
+            "metric": row.metric,
+            "method": row.method,
+            "baseline": self.baseline,
+            "objects": found.n,
+            "missing": found.missing,
+            "mean": found.mean,
+            "baseline_mean": found.baseline_mean,
+            "difference": found.interval.mean,
+            "low": found.interval.low,
+            "high": found.interval.high,
+            "p": found.p,
+            "p_holm": row.p_holm,
+            "d_z": found.d_z,
+            "rank_biserial": found.rank_biserial,
+            "detectable": found.detectable,
+            "verdict": row.verdict,
+        }
+
+    def _grid(self) -> Grid:
+        metrics = dict.fromkeys(row.metric for row in self.rows)
+        blocks = tuple(tuple(_line(row) for row in self.rows if row.metric == metric) for metric in metrics)
+        facts = {"protocol": f"{self.protocol} ({self.protocol_hash})", "baseline": self.baseline}
+        for method, said in self.facts.items():
+            facts[f"method {method}"] = ", ".join(f"{name} {value}" for name, value in said.items())
+        columns = tuple(name.replace("95", f"{100 * self.confidence:g}") for name in _COLUMNS)
+        return Grid(facts, columns, blocks, tuple(self._notes()))
+
+    def _notes(self) -> list[str]:
+        family, alpha = len(self.rows), 1 - self.confidence
+        notes = [
+            "differences are method minus baseline, on the objects that both have; intervals are paired bootstraps "
+            "over objects (bias-corrected, accelerated), one comparison each",
+            f"a verdict needs an interval without zero and a signed-rank p, corrected by Holm for all {family} "
+            f'comparisons of this table, of at most {alpha:.2g}; "no difference shown" is not "equal"',
+            "detectable: the smallest true difference that this many objects would show with probability 0.8 at the "
+            "strictest step of the correction",
+        ]
+        needed = statistics.fewest_objects(self.confidence, family)
+        if any(row.result.n < needed for row in self.rows):
+            notes.append(
+                f"with {family} comparisons, fewer than {needed} objects cannot show all: compare fewer metrics"
+            )
+        for method, failures in self.failures.items():
+            notes += [f"failed: {method}: {name}: {reason}" for name, reason in failures.items()]
+        return notes
+
+
+def compare(
+    tables: Mapping[str, Table],
+    baseline: str,
+    metrics: Sequence[str] = (),
+    confidence: float = 0.95,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare every table with the one named `baseline`; all must be of one protocol.
+
+    metrics: which ones, decided before looking; empty means those that all tables have with a value somewhere. Every
+    metric and method adds to the family that Holm's correction pays for, so name the few that the claim is about.
+    Rows that are means over seeds are compared as such. Raises InputError where the baseline, a second table or a
+    metric is missing, or where the protocols differ.
+    """
+    if baseline not in tables:
+        raise InputError(f"baseline '{baseline}' is not one of the tables: {', '.join(tables)}")
+    methods = [name for name in tables if name != baseline]
+    if not methods:
+        raise InputError(f"nothing to compare with the baseline '{baseline}': name at least two tables")
+    base = tables[baseline]
+    for name in methods:
+        if tables[name].protocol_hash != base.protocol_hash:
+            raise InputError(
+                f"'{name}' was scored under {tables[name].protocol} ({tables[name].protocol_hash}), '{baseline}' under "
+                f"{base.protocol} ({base.protocol_hash}): not comparable; score both under one protocol"
+            )
+    chosen = _metrics(tables, metrics)
+    family = len(chosen) * len(methods)
+    pairs = [(metric, method) for metric in chosen for method in methods]
+    found = [_paired(tables[method], base, metric, confidence, resamples, seed, family) for metric, method in pairs]
+    corrected = statistics.holm([result.p for result in found])
+    rows = [
+        Compared(method, metric, result, p, _verdict(result, p, style(metric).lower_is_better))
+        for (metric, method), result, p in zip(pairs, found, corrected, strict=True)
+    ]
+    return Comparison(
+        base.protocol,
+        base.protocol_hash,
+        baseline,
+        tuple(rows),
+        confidence,
+        {name: table.stated_facts() for name, table in tables.items()},
+        {name: table.failures for name, table in tables.items() if table.failures},
+    )
+
+
+def _metrics(tables: Mapping[str, Table], wanted: Sequence[str]) -> list[str]:
+    def has_values(table: Table, metric: str) -> bool:
+        return any(math.isfinite(row.get(metric, math.nan)) for row in table.rows.values())
+
+    for metric in wanted:
+        lacking = [name for name, table in tables.items() if not has_values(table, metric)]
+        if lacking:
+            raise InputError(f"'{lacking[0]}' has no values of the metric '{metric}'")
+    first = next(iter(tables.values()))
+    shared = [metric for metric in first.metrics if all(has_values(table, metric) for table in tables.values())]
+    if not wanted and not shared:
+        raise InputError(f"the tables {', '.join(tables)} have no metric in common")
+    return list(dict.fromkeys(wanted)) or shared
+
+
+def _paired(
+    table: Table, base: Table, metric: str, confidence: float, resamples: int, seed: int, family: int
+) -> Paired:
+    objects = sorted({*table.objects, *base.objects})
+    values, baseline = ([t.rows.get(name, {}).get(metric, math.nan) for name in objects] for t in (table, base))
+    return statistics.paired(values, baseline, confidence, resamples=resamples, seed=seed, family=family)
+
+
+def _verdict(result: Paired, p_holm: float, lower_is_better: bool) -> Verdict:
+    if not p_holm <= 1 - result.interval.confidence:
+        return "no difference shown"
+    return statistics.verdict(result.interval, lower_is_better)
+
+
+def _line(row: Compared) -> Line:
+    found, least = row.result, style(row.metric).decimals
+    decimals = decimals_for((found.interval.high - found.interval.low) / 2, least)
+    return Line(
+        f"{header(row.metric)}, {row.method}",
+        (
+            str(found.n),
+            str(found.missing),
+            number(found.mean, least),
+            number(found.baseline_mean, least),
+            number(found.interval.mean, decimals, sign=True),
+            interval_text(found.interval, least),
+            "<0.001" if row.p_holm < 0.001 else number(row.p_holm, 3),
+            number(found.d_z, 2, sign=True),
+            number(found.rank_biserial, 2, sign=True),
+            number(found.detectable, decimals),
+            row.verdict,
+        ),
+        "" if row.verdict == "no difference shown" else "bold",
+    )

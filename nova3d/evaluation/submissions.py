@@ -1,0 +1,110 @@
+"""What lies in a folder of objects, whoever wrote it: DIR/<object>/ with views, a mesh or both, or DIR/<object>.glb."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nova3d import layouts
+from nova3d.errors import InputError
+from nova3d.evaluation.protocols import ViewRules
+from nova3d.views import ViewSet
+
+MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+_NEEDS = {"views": "views", "meshes": "a mesh (mesh.glb, or <object>.glb beside the folders)", "textures": "a mesh"}
+_PICTURES = (".png", ".webp", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One method's folder, or the references'.
+
+    layout: of the views (`nova3d.layouts`); "auto" tells it from the files, and takes numbered pictures without any
+    cameras to be of the protocol's rig. assume: what that layout does not say.
+    """
+
+    root: Path
+    layout: str = "auto"
+    assume: layouts.Assume = field(default_factory=layouts.Assume)
+
+    @staticmethod
+    def at(path: str | Path, role: str, layout: str = "auto", assume: layouts.Assume | None = None) -> "Submission":
+        """Raises InputError where there is no such folder."""
+        if not Path(path).is_dir():
+            raise InputError(f"{role} folder '{path}' does not exist")
+        return Submission(Path(path), layout, assume or layouts.Assume())
+
+    def objects(self, kinds: tuple[str, ...], rules: ViewRules) -> list[str]:
+        """The names, sorted, of all objects with something of `kinds`."""
+        names = {path.name if path.is_dir() else path.stem for path in self.root.iterdir() if _is_object(path)}
+        return sorted(name for name in names if any(self.holds(name, kind, rules) for kind in kinds))
+
+    def holds(self, name: str, kind: str, rules: ViewRules) -> bool:
+        """Whether there is something of `kind` (protocols.KINDS) for the object; it may still be unreadable."""
+        return bool(self._layout_of(name, rules)) if kind == "views" else self._mesh(name) is not None
+
+    def views(self, name: str, rules: ViewRules) -> ViewSet:
+        """Raises InputError where the object has no views or they cannot be read."""
+        layout = self._layout_of(name, rules)
+        if not layout:
+            raise InputError(f"'{self.root}' lacks {_NEEDS['views']} of {name}")
+        assume = self.assume
+        if layout == "frames" and assume == layouts.Assume():
+            assume = layouts.Assume(cameras=rules.cameras)
+        return layouts.read(self.root / name, layout, assume=assume)
+
+    def mesh(self, name: str) -> Path:
+        """The object's mesh file; raises InputError where there is none."""
+        path = self._mesh(name)
+        if path is None:
+            raise InputError(f"'{self.root}' lacks {_NEEDS['meshes']} of {name}")
+        return path
+
+    def _layout_of(self, name: str, rules: ViewRules) -> str:
+        folder = self.root / name
+        if not folder.is_dir():
+            return ""
+        if self.layout != "auto" or (folder / "transforms.json").is_file():
+            return self.layout
+        try:
+            return layouts.detect(folder)
+        except InputError:
+            numbered = any(path.stem.isdigit() and path.suffix in _PICTURES for path in folder.iterdir())
+            return "frames" if numbered and rules.cameras != "any" else ""
+
+    def _mesh(self, name: str) -> Path | None:
+        found = [self.root / name / f"mesh{suffix}" for suffix in MESH_SUFFIXES]
+        found += [self.root / f"{name}{suffix}" for suffix in MESH_SUFFIXES]
+        return next((path for path in found if path.is_file()), None)
+
+
+def common_kinds(
+    predictions: Submission, references: Submission, objects: list[str], kinds: tuple[str, ...], rules: ViewRules
+) -> tuple[list[str], list[str]]:
+    """Which of `kinds` are scored, and a line on each that is not.
+
+    A kind is scored where either side holds it for an object and the other for some object too; references must then
+    hold it for all. Raises InputError naming what the references lack, and where the two have nothing in common.
+    """
+    lines: list[str] = []
+    scored: list[str] = []
+    for kind in kinds:
+        lacking = [name for name in objects if not references.holds(name, kind, rules)]
+        predicted = any(predictions.holds(name, kind, rules) for name in objects)
+        if predicted and len(lacking) < len(objects):
+            if lacking:
+                raise InputError(
+                    f"'{references.root}' has {_NEEDS[kind]} for some objects, but lacks {', '.join(lacking)}"
+                )
+            scored.append(kind)
+        elif len(kinds) > 1:
+            lines.append(f"{kind} are not scored: '{(references if predicted else predictions).root}' holds none")
+    if not scored:
+        wanted = " or ".join(_NEEDS[kind] for kind in kinds)
+        raise InputError(
+            f"'{predictions.root}' and '{references.root}' have nothing in common that the protocol scores: it needs "
+            f"{wanted} of {', '.join(objects[:5])} on both sides"
+        )
+    return scored, lines
+
+
+def _is_object(path: Path) -> bool:
+    return not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in MESH_SUFFIXES)

@@ -1,0 +1,361 @@
+"""Tables, comparisons and quoted numbers: what they say, how it is rounded, and that files give back what was saved."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from nova3d.errors import InputError
+from nova3d.evaluation import Table, statistics
+from nova3d.evaluation.comparison import compare
+from nova3d.evaluation.formats import CARRIED, Grid, Line, decimals_for, header, number, style
+from nova3d.evaluation.published import Published
+
+ROOT = Path(__file__).resolve().parents[2]
+NAN = math.nan
+FACTS = {"commit": "c0ffee", "hardware": "two cores"}
+
+
+def table(**changes) -> Table:
+    rows = {"a": {"psnr": 10.0, "chamfer": 0.01}, "b": {"psnr": 20.0, "chamfer": 0.03}}
+    floors = {"all-white image": {"a": {"psnr": 5.0}, "b": {"psnr": 6.0}}}
+    return Table(**{"protocol": "p", "protocol_hash": "abc", "rows": rows, "floors": floors} | changes)
+
+
+def seeded(**changes) -> Table:
+    per_seed = {
+        3: {"a": {"psnr": 10.0, "lpips_vgg": 0.3}, "b": {"psnr": 20.0, "lpips_vgg": 0.1}},
+        7: {"a": {"psnr": 14.0, "lpips_vgg": 0.1}, "b": {"psnr": 18.0, "lpips_vgg": 0.3}},
+    }
+    return Table.from_seeds("p", "abc", per_seed, {}, **changes)
+
+
+def csv_rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def method(offsets: list[float], metric: str = "psnr", **changes) -> Table:
+    """A table of one metric over objects o0, o1, ... that differ much more among each other than by `offsets`."""
+    rows = {f"o{i}": {metric: 20.0 + 3 * i + offset} for i, offset in enumerate(offsets)}
+    return table(rows=rows, floors={}, **changes)
+
+
+CLEAR = [0.5, 0.62, 0.41, 0.7, 0.55, 0.48, 0.66, 0.59]
+NOISE = [0.5, -0.62, 0.41, -0.7, 0.55, -0.48, 0.66, -0.59]
+
+
+def test_markdown_has_facts_objects_mean_interval_and_floors():
+    text = table().markdown(FACTS)
+    assert text.startswith("protocol: p (abc)  \ncommit: c0ffee  \n")
+    for line in (
+        "| object | psnr [dB] ↑ | chamfer [side] ↓ |",
+        "| a | 10.00 | 0.0100 |",
+        "| **mean of 2** | **15.00** | **0.0200** |",
+        "| *floor: all-white image* | 5.50 | - |",
+    ):
+        assert line in text.splitlines()
+
+
+def test_what_is_not_stated_is_said_to_be_so():
+    text = table().markdown()
+    assert all(f"{name}: not stated  " in text.splitlines() for name in CARRIED)
+    assert "seeds: 3, 7  " in seeded().markdown().splitlines()
+    assert "weights: 1234  " in table(facts={"weights": "1234"}).markdown().splitlines()
+
+
+def test_the_interval_is_that_of_the_mean_over_objects():
+    eight = method(CLEAR)
+    found = eight.intervals()["psnr"]
+    assert found == statistics.mean_interval([row["psnr"] for row in eight.rows.values()])
+    assert f"| 95 % interval of the mean | {found.low:.2f} to {found.high:.2f} |" in eight.markdown()
+    rows = {row["kind"]: row for row in csv_rows(eight.csv())}
+    assert (float(rows["low"]["psnr"]), float(rows["high"]["psnr"])) == (found.low, found.high)
+    assert "| 95 % interval of the mean | - | - |" in table().markdown()  # two objects bear none
+
+
+def test_a_value_that_does_not_exist_is_not_skipped_in_the_mean():
+    one = table(rows={"a": {"psnr": 10.0}, "b": {"psnr": NAN}})
+    assert math.isnan(one.mean()["psnr"]) and one.intervals() == {}
+    assert one.to_dict()["mean"] == {"psnr": None}
+    assert "| **mean of 2** | - |" in one.markdown()
+
+
+def test_a_failed_object_is_shown_and_counted_with_its_reason():
+    text = table(failures={"hat": "no mesh", "b": "empty mesh"}).markdown()
+    assert "| hat (failed) | - | - |" in text  # no score
+    assert "| b (failed) | 20.00 | 0.0300 |" in text  # the protocol gave it one
+    assert "| **mean of 2 (2 of 3 failed, 1 without a score)** | **15.00** |" in text
+    assert "- failed: hat: no mesh" in text and "- failed: b: empty mesh" in text
+
+
+def test_a_table_of_failures_only_has_no_mean():
+    text = table(rows={}, floors={}, failures={"a": "no views"}).markdown()
+    assert "| a (failed) |" in text and "- failed: a: no views" in text
+
+
+def test_metrics_that_could_not_be_computed_are_named_with_the_reason():
+    assert "- not computed: lpips_vgg: no weights" in table(not_computed={"lpips_vgg": "no weights"}).markdown()
+
+
+def test_seeds_give_rows_of_means_and_keep_spread_and_best_apart():
+    found = seeded()
+    assert found.rows == {"a": {"psnr": 12.0, "lpips_vgg": 0.2}, "b": {"psnr": 19.0, "lpips_vgg": 0.2}}
+    psnr, lpips = found.over_seeds()["psnr"], found.over_seeds()["lpips_vgg"]
+    assert (psnr.mean, psnr.best, lpips.best) == pytest.approx((15.5, 17.0, 0.1))
+    assert psnr.between == pytest.approx(math.sqrt(0.5))  # of the means 15 and 16
+    lines = found.markdown().splitlines()
+    assert "| SD between 2 seeds | 0.707 | 0.0000 |" in lines
+    assert "| *best of 2 seeds by the reference: a bound* | 17.00 | 0.100 |" in lines
+
+
+def test_an_object_that_one_seed_failed_on_has_failed():
+    per_seed = {0: {"a": {"psnr": 1.0}, "b": {"psnr": 2.0}}, 1: {"b": {"psnr": 4.0}}}
+    found = Table.from_seeds("p", "abc", per_seed, {})
+    assert found.rows == {"b": {"psnr": 3.0}} and found.failures == {"a": "no score with seed 1"}
+    assert found.over_seeds()["psnr"].mean == 3.0
+    named = Table.from_seeds("p", "abc", per_seed, {}, failures={"a": "out of memory"})
+    assert named.failures == {"a": "out of memory"}
+
+
+def test_csv_has_every_row_at_full_precision():
+    rows = csv_rows(seeded(failures={"hat": "no views"}, facts=FACTS).csv())
+    assert list(rows[0]) == ["kind", "name", "seed", "psnr", "lpips_vgg", "note"]
+    assert {"kind": "seed", "name": "b", "seed": "7", "psnr": "18.0", "lpips_vgg": "0.3", "note": ""} in rows
+    assert {
+        "kind": "object",
+        "name": "hat",
+        "seed": "",
+        "psnr": "",
+        "lpips_vgg": "",
+        "note": "failed: no views",
+    } in rows
+    by_kind = {row["kind"]: row for row in rows}
+    assert float(by_kind["mean"]["psnr"]) == 15.5 and float(by_kind["best"]["psnr"]) == 17.0
+    assert by_kind["low"]["psnr"] == ""
+    facts = {row["name"]: row["note"] for row in rows if row["kind"] == "fact"}
+    assert facts["protocol"] == "p (abc)" and facts["commit"] == "c0ffee" and facts["weights"] == "not stated"
+    assert csv_rows(table().csv())[-1]["psnr"] == "5.5"
+
+
+@pytest.mark.parametrize("made", [table, seeded])
+def test_a_saved_table_loads_as_it_was(made, tmp_path):
+    before = made(facts=FACTS, failures={"hat": "no mesh"}, not_computed={"clip": "no weights"})
+    before.save(tmp_path, {"stage": "evaluate"}, {"weights": "1234"})
+    after = Table.load(tmp_path)
+    assert after == Table.load(tmp_path / "scores.json")
+    assert after.facts == {**FACTS, "weights": "1234"}
+    assert after.csv() == before.csv({"weights": "1234"}) and after.markdown() == before.markdown({"weights": "1234"})
+    assert after.rows == before.rows and after.per_seed == before.per_seed and after.floors == before.floors
+    assert json.loads((tmp_path / "scores.json").read_text())["record"] == {"stage": "evaluate"}
+
+
+def test_nan_comes_back_as_nan(tmp_path):
+    table(rows={"a": {"psnr": NAN, "chamfer": 0.1 + 0.2}}).save(tmp_path, {})
+    row = Table.load(tmp_path).rows["a"]
+    assert math.isnan(row["psnr"]) and row["chamfer"] == 0.1 + 0.2
+
+
+def test_files_are_the_same_again(tmp_path):
+    for folder in ("one", "two"):
+        seeded(facts=FACTS).save(tmp_path / folder, {})
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["scores.csv", "scores.json", "scores.md", "scores.tex"]
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+
+
+def test_what_is_no_table_is_refused(tmp_path):
+    with pytest.raises(InputError, match="do not exist"):
+        Table.load(tmp_path)
+    for text in (
+        "{",
+        "[]",
+        '{"protocol": "p"}',
+        '{"protocol": "p", "protocol_hash": "h", "floors": {}, "objects": [1]}',
+    ):
+        (tmp_path / "scores.json").write_text(text)
+        with pytest.raises(InputError, match="is not a scores"):
+            Table.load(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write scores"):
+        table().save(tmp_path / "file" / "out", {})
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("psnr_registered4", "psnr_registered4 [dB] ↑"),
+        ("lpips_alex", "lpips_alex ↓"),
+        ("clip_vit_l_14", "clip_vit_l_14 ↑"),
+        ("normal_mean_deg", "normal_mean_deg ↓"),
+        ("normal_within_30", "normal_within_30 ↑"),
+        ("chamfer_bbox_yaw", "chamfer_bbox_yaw [side] ↓"),
+        ("cd_l2_visible16_v001", "cd_l2_visible16_v001 [side] ↓"),
+        ("iou64_flood", "iou64_flood ↑"),
+        ("fid_clip", "fid_clip ↓"),
+    ],
+)
+def test_headers_have_units_and_directions(metric, expected):
+    assert header(metric) == expected
+    assert style(metric).lower_is_better == expected.endswith("↓")
+
+
+def test_rounding():
+    assert number(23.869, 2) == "23.87" and number(0.125, 2) == "0.12"  # a tie goes to the even digit
+    assert number(-0.001, 2) == "0.00" and number(-0.001, 2, sign=True) == "0.00"
+    assert number(0.61, 2, sign=True) == "+0.61" and number(NAN, 2) == "-"
+    assert [decimals_for(width, 2) for width in (3.0, 0.41, 0.00031, 0.0, NAN)] == [2, 2, 5, 2, 2]
+
+
+def test_latex_escapes_aligns_and_carries_the_facts():
+    text = seeded(facts=FACTS).latex()
+    assert "object & psnr [dB] $\\uparrow$ & lpips\\_vgg $\\downarrow$ \\\\" in text
+    assert "\\textbf{mean of 2} & \\textbf{15.50} & \\textbf{0.200} \\\\" in text
+    assert "95 \\% interval" in text and "commit: c0ffee" in text and "protocol: p (abc)" in text
+    body = text.split("\\toprule")[1].split("\\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line.endswith("\\\\")]
+    assert len(rows) == 7 and {row.replace("\\&", "").count("&") for row in rows} == {2}
+    assert text.count("\\begin") == text.count("\\end") == 2 and text.count("{") == text.count("}")
+
+
+def test_odd_names_break_neither_format():
+    grid = Grid({"by": "a_b"}, ("object", "x"), ((Line("50% {a}|b_c\\~", ("-0.5",)), Line("d", ("-",))),))
+    assert "| 50% {a}\\|b_c\\~ | -0.5 |" in grid.markdown()
+    assert "50\\% \\{a\\}|b\\_c\\textbackslash{}\\textasciitilde{} & $-$0.5 \\\\" in grid.latex()
+    assert "d & -- \\\\" in grid.latex()
+
+
+def test_compare_finds_what_pairing_shows():
+    found = compare({"base": method([0.0] * 8), "ours": method(CLEAR), "same": method(NOISE)}, "base")
+    ours, same = found.rows
+    assert (ours.method, ours.metric, ours.verdict) == ("ours", "psnr", "better")
+    assert ours.result.interval.mean == pytest.approx(sum(CLEAR) / 8)
+    assert (ours.result.p, ours.p_holm) == pytest.approx((2 / 2**8, 4 / 2**8))
+    assert same.verdict == "no difference shown"
+    assert ours.result.detectable == pytest.approx(statistics.detectable_difference(CLEAR, alpha=0.05 / 2), rel=1e-6)
+
+
+def test_compare_knows_which_way_is_better():
+    tables = {"base": method([0.0] * 8, "lpips_vgg"), "ours": method(CLEAR, "lpips_vgg")}
+    assert compare(tables, "base").rows[0].verdict == "worse"
+    assert compare(tables, "ours").rows[0].verdict == "better"
+
+
+def test_compare_pays_for_every_comparison():
+    tables = {"base": method([0.0] * 8)} | {f"m{i}": method(CLEAR) for i in range(7)}
+    found = compare(tables, "base")
+    assert all(row.result.interval.low > 0 and row.p_holm == pytest.approx(7 * 2 / 2**8) for row in found.rows)
+    assert {row.verdict for row in found.rows} == {"no difference shown"}  # 0.055 after the correction
+    assert "with 7 comparisons, fewer than 9 objects cannot show all" in found.markdown()
+    assert "cannot show all" not in compare({"base": method([0.0] * 8), "ours": method(CLEAR)}, "base").markdown()
+
+
+def test_compare_takes_only_objects_that_both_have_and_counts_the_others():
+    ours = method([*CLEAR, 5.0, NAN], failures={"o11": "no views"})
+    base = method([0.0] * 8 + [NAN, 0.0, 0.0])
+    found = compare({"base": base, "ours": ours}, "base")
+    (row,) = found.rows
+    assert (row.result.n, row.result.missing) == (8, 4)
+    assert row.result.mean - row.result.baseline_mean == pytest.approx(sum(CLEAR) / 8)
+    assert "| **psnr [dB] ↑, ours** | **8** | **4** |" in found.markdown()
+    assert "- failed: ours: o11: no views" in found.markdown()
+
+
+def test_compare_uses_the_means_over_seeds():
+    base = method([0.0] * 8)
+    per_seed = {seed: method([o + s for o in CLEAR]).rows for seed, s in ((0, -0.1), (1, 0.1))}
+    found = compare({"base": base, "ours": Table.from_seeds("p", "abc", per_seed, {})}, "base")
+    assert found.rows[0].result.interval.mean == pytest.approx(sum(CLEAR) / 8)
+    assert found.facts["ours"]["seeds"] == "0, 1"
+
+
+def test_compare_refuses_what_cannot_be_compared():
+    base, ours = method([0.0] * 8), method(CLEAR)
+    with pytest.raises(InputError, match="baseline 'none' is not one of the tables: base, ours"):
+        compare({"base": base, "ours": ours}, "none")
+    with pytest.raises(InputError, match="at least two"):
+        compare({"base": base}, "base")
+    with pytest.raises(InputError, match=r"'ours' was scored under p \(xyz\), 'base' under p \(abc\): not comparable"):
+        compare({"base": base, "ours": method(CLEAR, protocol_hash="xyz")}, "base")
+    with pytest.raises(InputError, match="'base' has no values of the metric 'ssim'"):
+        compare({"base": base, "ours": ours}, "base", ["ssim"])
+    with pytest.raises(InputError, match="no metric in common"):
+        compare({"base": base, "ours": method(CLEAR, "ssim")}, "base")
+
+
+def test_metrics_without_any_value_are_not_compared_unless_named():
+    base, ours = (table(rows={n: {"psnr": r["psnr"], "lpips_vgg": NAN} for n, r in t.rows.items()}) for t in
+                  (method([0.0] * 8), method(CLEAR)))  # fmt: skip
+    assert [row.metric for row in compare({"base": base, "ours": ours}, "base").rows] == ["psnr"]
+    with pytest.raises(InputError, match="no values of the metric 'lpips_vgg'"):
+        compare({"base": base, "ours": ours}, "base", ["lpips_vgg"])
+
+
+def test_a_comparison_is_printed_and_saved_whole(tmp_path):
+    base, ours = method([0.0] * 8, facts=FACTS), method(CLEAR, facts={"weights": "1234"})
+    found = compare({"base": base, "ours": ours}, "base")
+    found.save(tmp_path, {"stage": "compare"})
+    text = (tmp_path / "comparison.md").read_text()
+    low, high = found.rows[0].result.interval.low, found.rows[0].result.interval.high
+    assert f"**+0.564** | **{low:.3f} to {high:.3f}** | **0.008**" in text
+    assert "method ours: commit not stated, weights 1234, seeds not stated" in text
+    assert "protocol: p (abc)" in text and "| **better** |" in text
+    (row,) = csv_rows((tmp_path / "comparison.csv").read_text())
+    assert float(row["low"]) == low and row["verdict"] == "better" and row["protocol_hash"] == "abc"
+    entry = json.loads((tmp_path / "comparison.json").read_text())
+    assert entry["comparisons"][0]["p"] == 2 / 2**8 and entry["family"] == 1
+    assert entry["record"] == {"stage": "compare"}
+    body = (tmp_path / "comparison.tex").read_text().split("\\toprule")[1].split("\\bottomrule")[0]
+    assert {line.count("&") for line in body.splitlines() if line.endswith("\\\\")} == {11}
+
+
+def test_tables_from_files_compare_like_those_in_memory(tmp_path):
+    tables = {"base": method([0.0] * 8), "ours": method(CLEAR)}
+    for name, one in tables.items():
+        one.save(tmp_path / name, {})
+    loaded = {name: Table.load(tmp_path / name) for name in tables}
+    assert compare(loaded, "base") == compare(tables, "base")
+
+
+@pytest.fixture(scope="module")
+def published() -> Published:
+    return Published.load(ROOT / "configs/eval/published.yaml")
+
+
+def test_published_numbers_stand_apart_with_their_source(published):
+    text = published.markdown()
+    assert text.startswith("## Published numbers (another protocol: not comparable)")
+    assert text.count("comparable: no: another protocol: not comparable") == len(published.tables)
+    assert "source: Yang et al., ICME 2025, arXiv 2506.07698 (from the text of the paper)" in text
+    assert "| SyncDreamer | 20.05 | 0.798 | 0.146 |" in text
+    assert "| Envision3D | 20.55 | 0.852 | 0.130 |" in text  # as many digits as printed, no more
+    assert "| InstantMesh | 20.90 | - | - | - |" in text
+    assert "| published | chamfer ↓ | volume_iou ↑ |" in text  # whose unit is the source's own
+    assert "read in the file itself" in text and "not checked in the paper" in text
+
+
+def test_published_numbers_are_never_in_a_tables_own_rows(published, tmp_path):
+    table().save(tmp_path, {}, published=published.of("meshes"))
+    ours, quoted = (tmp_path / "scores.md").read_text().split("## Published numbers")
+    assert "Wonder3D" not in ours and "| Wonder3D | 0.0199 | 0.6244 |" in quoted
+    assert "novel views" not in quoted
+    entry = json.loads((tmp_path / "scores.json").read_text())
+    assert entry["published"]["comparable"] is False
+    assert Table.load(tmp_path).rows == table().rows
+    assert (tmp_path / "scores.tex").read_text().count("\\begin{table}") == 1 + len(published.of("meshes").tables)
+
+
+def test_published_tables_that_are_not_whole_are_refused(tmp_path):
+    start = "tables:\n  T:\n    kind: views\n    source: S\n    metrics: [psnr, ssim]\n"
+    path = tmp_path / "p.yaml"
+    for text, message in (
+        (start + "    basis: text\n    rows: {X: [1.0]}\n", "'X' does not have one value for each metric"),
+        (start + "    basis: heard\n    rows: {X: [1.0, null]}\n", "basis 'heard' is not one of text, quoted, file"),
+        (start + "    rows: {X: [1.0, 2.0]}\n", "basis"),
+        (start + "    basis: text\n    rows: {X: [1.0, two]}\n", "two"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            Published.load(path)
