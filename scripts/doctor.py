@@ -10,9 +10,9 @@ from typing import Any
 from nova3d import cli, compat
 from nova3d.errors import InputError
 
-REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "omegaconf", "trimesh", "xatlas")
+REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "omegaconf", "trimesh", "xatlas", "numba")
 OPTIONAL = {
-    "torchmetrics": "evaluation",
+    "torchmetrics": "LPIPS in the evaluation",
     "tensorboard": "training curves",
     "objaverse": "downloading training objects",
     "gradio": "the web app",

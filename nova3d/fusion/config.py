@@ -7,12 +7,22 @@ instant-nsr-pl (bennyguo), BARF (2104.06405). Values marked "measured" were chos
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
+
+from nova3d.errors import InputError
+from nova3d.fusion.schedules import check
+
+# A weight that may change over the run: a number, or [start, value, value, stop] (see nova3d.fusion.schedules).
+Weight = Any
+
+CONFLICT_MODES = ("mlp", "closed_form", "trimmed", "none")
 
 
 @dataclass
 class EncodingConfig:
     """The multi-resolution hash grid (Instant-NGP, 2201.05989)."""
 
+    backend: str = "auto"  # torch | numba (CPU) | tcnn (CUDA); auto: the fastest one that is installed
     levels: int = 10
     features: int = 2  # per level; Instant-NGP
     log2_table: int = 15  # entries per level; Instant-NGP and Wonder3D 19, which 256 px images do not need (measured)
@@ -30,6 +40,7 @@ class FieldConfig:
     beta: float = 100.0  # of the softplus; NeuS
     colour_hidden: int = 64  # two hidden layers; Wonder3D
     inv_s: float = 60.0  # sharpness at the start; NeuS and Wonder3D exp(3) = 20 on a sphere; a hull is a better guess
+    normals: str = "analytic"  # or "tetrahedral": finite differences over a cell of the finest open level; Neuralangelo
     radius: float = 0.6  # half the side of the box the field fills; the object's own half side is 0.5
     init: str = "hull"  # "hull": fit the visual hull first; "sphere": the geometric initialisation of IDR and NeuS
 
@@ -45,9 +56,11 @@ class HullConfig:
 
 @dataclass
 class SamplingConfig:
+    backend: str = "auto"  # of the march through empty space: torch | nerfacc (CUDA); auto: the latter where it works
     rays: int = 256  # per step (measured: more steps beat more rays)
     samples: int = 16  # per ray
-    probes: int = 96  # cached SDF values read along a ray to place the samples
+    probes: int = 128  # steps of the march across the box, where the cached SDF is read to place the samples
+    min_weight: float = 1e-3  # samples with less weight are not asked for colour, normal and conflict
     random_points: int = 256  # per step, for the regularisers; Wonder3D 2048 beside 262144 samples
     foreground: float = 0.7  # share of rays drawn on the object, the others on the ring around it
     ring_px: float = 6.0  # width of that ring at 256 px
@@ -55,16 +68,20 @@ class SamplingConfig:
 
 @dataclass
 class LossConfig:
-    colour: float = 1.0  # the paper's sum has no weights
-    normal: float = 1.0  # Wonder3D
-    mask: float = 1.0  # Wonder3D
-    eikonal: float = 0.1  # NeuS; Wonder3D 0.2, "too large causes holes in thin objects"
-    sparse: float = 0.1  # Wonder3D 0.5, SparseNeuS 0.02
-    smooth: float = 0.1  # Wonder3D 1.0
+    colour: Weight = 1.0  # the paper's sum has no weights
+    normal: Weight = 1.0  # Wonder3D
+    mask: Weight = 1.0  # Wonder3D
+    eikonal: Weight = 0.1  # NeuS; Wonder3D 0.2, "too large causes holes in thin objects"
+    sparse: Weight = 0.1  # Wonder3D 0.5, SparseNeuS 0.02
+    smooth: Weight = 0.1  # Wonder3D 1.0
     sparse_tau: float = 200.0  # SparseNeuS: 100 where the box's half side is 1
     smooth_delta: float = 0.005  # Wonder3D: 0.01 where the box's half side is 1
-    normal_keep: float = 0.9  # share of rays with the lowest normal error that count; Wonder3D 0.8
+    normal_keep: float = 1.0  # share of rays with the lowest normal error that count; Wonder3D 0.8, blunter (measured)
     input_view: float = 2.0  # weight of view 0, the one picture that is not generated
+
+    def __post_init__(self) -> None:
+        for name in ("colour", "normal", "mask", "eikonal", "sparse", "smooth"):
+            check(f"loss.{name}", getattr(self, name))
 
 
 @dataclass
@@ -73,10 +90,14 @@ class PoseConfig:
 
     enabled: bool = True
     start: float = 0.05  # share of the run before which, and after `stop` of which, poses stand still
-    stop: float = 0.7
-    lr: float = 2e-4  # BARF: 1e-3 decaying to 1e-5; less, since at 5e-4 right poses drifted by 0.3 degrees (measured)
-    prior_rotation: float = 1e-3  # nerfstudio
-    prior_translation: float = 1e-2  # nerfstudio
+    stop: float = 0.8
+    lr: float = 1e-3  # BARF
+    final_lr: float = 0.01  # of the first; BARF
+    average: float = 0.98  # of the running mean that is taken when the poses are frozen: of about the last 50 steps
+    prior_rotation: float = 0.01  # per radian
+    prior_translation: float = 0.01  # per world unit
+    recarve: float = 0.2  # share of the run after which the hull is carved anew by the poses so far
+    slack: float = 0.06  # how much further outside the hull the surface may lie while poses may still be wrong
     max_rotation_deg: float = 8.0
     max_translation: float = 0.1
     normals_follow: bool = False  # whether a view's normals turn with its pose; they share one frame, so no
@@ -86,15 +107,23 @@ class PoseConfig:
 class ConflictConfig:
     """The conflict field f_psi and its penalty lambda_0 (paper III)."""
 
-    enabled: bool = True
-    start: float = 0.3  # share of the run before which H is 0, so that "ignore everything" is never the cheapest answer
-    hidden: int = 32
-    view_embedding: int = 8
+    mode: str = "mlp"  # the paper's f_psi; ablation arms: closed_form (no network), trimmed (Wonder3D), none
+    start: float = 0.2  # share of the run before which H is 0, so that "ignore everything" is never the cheapest answer
+    hidden: int = 64
+    layers: int = 2
+    bands: int = 5  # of the positional encoding of x (measured)
+    view_embedding: int = 16
     bias: float = -4.0  # h starts at sigmoid(bias) = 0.02
     lambda_start: float = 1.0  # annealed to lambda_end; H* = r / (2 lambda_0): at 0.25 a residual of 0.5 is ignored
     lambda_end: float = 0.25
+    floor: float = 10.5  # lambda_0 stays above this times the mean residual: mean H then stays below 1 / (2 floor)
+    trim: float = 0.2  # share of rays that "trimmed" leaves out; Wonder3D
     detach: bool = True  # whether f_psi's inputs and rendering weights carry no gradient to geometry and colour
     warn_mean: float = 0.5  # mean H on the foreground above which the log warns
+
+    def __post_init__(self) -> None:
+        if self.mode not in CONFLICT_MODES:
+            raise InputError(f"conflict.mode '{self.mode}' is none of {', '.join(CONFLICT_MODES)}")
 
 
 @dataclass
@@ -103,16 +132,18 @@ class OptimConfig:
     lr_grid: float = 1e-2  # Wonder3D 1e-3 for 3000 steps, instant-nsr-pl 1e-2
     lr_mlp: float = 1e-3  # Wonder3D 1e-3 geometry; measured
     lr_inv_s: float = 1e-3  # Wonder3D
+    lr_conflict: float = 1e-2  # f_psi starts late and has little time (measured)
     warm_up: float = 0.03
     final_lr: float = 0.05  # of the first; NeuS
     seed: int = 0
+    time_budget: float | None = None  # seconds for the whole reconstruction; the schedule is hurried to meet it
 
 
 @dataclass
 class ExtractConfig:
     resolution: int = 192  # marching cubes cells across the box; Wonder3D
     coarse: int = 64  # only cells of this grid that are near the surface are evaluated finely
-    min_component: float = 0.1  # parts with less than this share of the largest one's area are dropped
+    min_component: float = 0.01  # parts with less than this share of the largest one's area are dropped
     faces: int = 20000  # budget after decimation; the UV atlas of more takes long
 
 

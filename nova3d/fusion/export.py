@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -80,12 +80,17 @@ def write(
     return path
 
 
+def maps_folder(mesh_path: str | Path) -> Path:
+    """The folder beside a mesh for what is not the mesh: NAME_fusion."""
+    mesh_path = Path(mesh_path).absolute()
+    return mesh_path.with_name(f"{mesh_path.stem}_fusion")
+
+
 def write_maps(mesh_path: str | Path, cameras: Cameras, conflict: Tensor) -> Path:
     """Beside a mesh: a folder `NAME_fusion` with conflict/000.png ... (grey, white = 1) and the refined
     transforms.json; returns it. conflict [v,h,w] in [0,1]. Raises InputError where it cannot be written.
     """
-    mesh_path = Path(mesh_path).absolute()
-    folder = mesh_path.with_name(f"{mesh_path.stem}_fusion")
+    folder = maps_folder(mesh_path)
     transforms = cameras.to_transforms()
     try:
         (folder / "conflict").mkdir(parents=True, exist_ok=True)
@@ -113,6 +118,18 @@ def _glb(mesh: trimesh.Trimesh, record: Mapping[str, Any] | None) -> bytes:
 
 
 def _write_obj(path: Path, mesh: trimesh.Trimesh) -> None:
+    if isinstance(mesh.visual, trimesh.visual.TextureVisuals):
+        # MTL multiplies the map by Kd, of which trimesh makes 0.4: white shows the texture as it is. No highlights.
+        white, black = [255] * 4, [0, 0, 0, 255]
+        material = trimesh.visual.material.SimpleMaterial(
+            image=cast(Any, mesh.visual.material).baseColorTexture,
+            ambient=white,
+            diffuse=white,
+            specular=black,
+            glossiness=0.0,
+        )
+        normals, visual = mesh.vertex_normals, trimesh.visual.TextureVisuals(uv=mesh.visual.uv, material=material)
+        mesh = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=normals, visual=visual, process=False)
     text, files = trimesh.exchange.obj.export_obj(
         mesh, include_normals=True, return_texture=True, mtl_name=f"{path.stem}.mtl"
     )

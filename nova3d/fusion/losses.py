@@ -5,13 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def colour_loss(rendered: Tensor, target: Tensor, conflict: Tensor, lambda_0: Tensor | float, weight: Tensor) -> Tensor:
+def residual(rendered: Tensor, target: Tensor) -> Tensor:
+    """||C - C^||_2 [r] of colours [r,3]; 1e-6 under the root gives the norm a gradient at zero."""
+    return ((rendered - target).square().sum(dim=-1) + 1e-6).sqrt()
+
+
+def colour_loss(residual: Tensor, conflict: Tensor, lambda_0: Tensor | float, weight: Tensor) -> Tensor:
     """(1 - H) ||C - C^||_2 + lambda_0 H^2, weighted mean over rays (paper eq. 5).
 
-    rendered, target [r,3]; conflict H, weight [r]. The norm is not squared; 1e-6 under the root gives it a gradient
-    at zero. Minimising over H gives H* = min(1, r / (2 lambda_0)).
+    residual, conflict H, weight [r]. The norm is not squared. Minimising over H gives H* = min(1, r / (2 lambda_0)).
     """
-    residual = ((rendered - target).square().sum(dim=-1) + 1e-6).sqrt()
     return _mean((1 - conflict) * residual + lambda_0 * conflict.square(), weight)
 
 

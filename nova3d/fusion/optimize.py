@@ -4,78 +4,175 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nova3d.fusion import losses
+from nova3d.errors import InputError
+from nova3d.fusion import objective
+from nova3d.fusion.checkpoint import Snapshot
 from nova3d.fusion.config import FusionConfig
-from nova3d.fusion.conflict import ConflictField, penalty
-from nova3d.fusion.fields import ColourField, FieldSample, SDFField, Sharpness
+from nova3d.fusion.conflict import NONE, ConflictField, penalty
+from nova3d.fusion.encoding import pick_backend
+from nova3d.fusion.fields import ColourField, SDFField, Sharpness
+from nova3d.fusion.march import pick_marcher
 from nova3d.fusion.poses import PoseRefiner
-from nova3d.fusion.rendering import Rendered, composite, sample_weights
-from nova3d.fusion.sampling import RayPool, grid_points, sample_rays, visual_hull
-from nova3d.fusion.state import Fit, unit
+from nova3d.fusion.sampling import RayPool, grid_points, visual_hull
+from nova3d.fusion.state import Fit
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 
+_LOG_EVERY = 10  # steps between two readings of the losses (each waits for the device)
+_SNAPSHOT_EVERY = 50  # steps between two good states kept in memory
+_SAVE_EVERY = 20.0  # seconds between two checkpoints on disk
+_RETRIES = 2  # how often a diverged run goes on from its last good state, with half the rates
 
-class DivergedError(RuntimeError):
-    """The loss is no longer finite."""
+
+class DivergedError(InputError):
+    """The loss is not finite, and halving the rates did not help."""
 
 
-def fit(views: ViewSet, config: FusionConfig, progress: Progress | None = None) -> tuple[Fit, list[dict[str, float]]]:
+def fit(
+    views: ViewSet,
+    config: FusionConfig,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    seconds: float | None = None,
+) -> tuple[Fit, list[dict[str, float]]]:
     """Optimise fields and poses on `views`, on the views' device. Same seed, same result on a CPU.
 
-    Raises InputError where the views show no object, DivergedError where the loss is not finite.
+    checkpoint: a file to continue from where it is this run's, and to save to on the way; the caller removes it.
+    seconds: hurry the schedule so that the fit ends about then (what is done depends on the machine, then).
+    A run that diverges goes on from its last good state with half the rates, twice at most. Raises InputError where
+    the views show no object, DivergedError where the fit fails.
     """
-    generator = torch.Generator().manual_seed(config.optim.seed)
-    state = _initial(views, config, generator)
-    _fit_hull(state, generator)
-    pool = RayPool(views, config.sampling)
-    box = state.hull.extent(config.hull.dilate)
-    optimizer, rates = _optimizer(state)
-    history: list[dict[str, float]] = []
-    cache = torch.empty(0)
-    residual_level = 0.0
     started = time.perf_counter()
-    steps = config.optim.steps
-    for step in range(steps):
-        at = step / steps
-        state.sdf.open_levels = open_levels(at, config)
-        _set_rates(optimizer, rates, step, config)
-        if step % config.hull.refresh == 0:
-            cache = state.read_cache()
-        use_conflict = config.conflict.enabled and at >= config.conflict.start
-        move = config.pose.enabled and config.pose.start <= at < config.pose.stop
-        ids = pool.draw(config.sampling.rays, generator)
-        lambda_0 = max(penalty(at, config.conflict), 2 * residual_level)
-        terms, residual = _terms(state, pool, ids, cache, box, use_conflict, move, lambda_0, generator)
-        total = torch.stack(list(terms.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        optimizer.step()
-        if move:
-            state.poses.project()
-        state.step = step + 1
-        if step % 10 == 0 or step == steps - 1:
-            value = float(total.detach())
-            if not math.isfinite(value):
-                raise DivergedError(f"the fit diverged at step {step}: lower optim.lr_grid or encoding.finest")
-            # H may not become the cheapest answer to an ordinary residual: 2 lambda_0 stays well above it.
-            residual_level = float(residual) if step == 0 else 0.8 * residual_level + 0.2 * float(residual)
-            entry = {name: float(term.detach()) for name, term in terms.items()}
-            entry |= {"step": float(step), "loss": value, "inv_s": state.sharpness.number(), "lambda_0": lambda_0}
-            entry |= {"residual": residual_level, "seconds": time.perf_counter() - started}
-            history.append(entry)
-            if progress is not None:
-                left = entry["seconds"] / (step + 1) * (steps - step - 1)
-                progress((step + 1) / steps, f"fit {step + 1}/{steps}, loss {value:.4f}, {left:.0f} s left")
-    return state, history
+    state = _initial(views, config)
+    optimizer, rates = _optimizer(state)
+    run = Snapshot.load(checkpoint, state, optimizer, views) if checkpoint else None
+    if run is None:
+        _fit_hull(state, torch.Generator().manual_seed(config.optim.seed))
+        run = Snapshot()
+    marcher = pick_marcher(config.sampling.backend, views.mask.device)
+    none = torch.empty(0)
+    scene = objective.Scene(RayPool(views, config.sampling), marcher, none, none, none)
+    steps, saved, good = config.optim.steps, started, run.copy(state, optimizer)
+    before = run.seconds
+    while run.step < steps and (at := _progress(run, steps, seconds)) < 1:
+        if run.step % config.hull.refresh == 0 or len(scene.cache) == 0:
+            _look_again(state, scene, views, at)
+        _set_rates(optimizer, rates, at, run.step, config, run.rate)
+        entry = _step(state, scene, optimizer, run, at)
+        run.step += 1
+        run.seconds = before + time.perf_counter() - started
+        if entry is None:
+            continue
+        if not math.isfinite(entry["loss"]):
+            run = _recover(run, good, state, optimizer, checkpoint)
+            continue
+        run.history.append(entry | {"seconds": run.seconds})
+        if run.step - good.step >= _SNAPSHOT_EVERY:
+            good = run.copy(state, optimizer)
+        if checkpoint and time.perf_counter() - saved > _SAVE_EVERY:
+            run.copy(state, optimizer).save(checkpoint, config, views)
+            saved = time.perf_counter()
+        if progress is not None:
+            share = max(at, run.step / steps)
+            left = run.seconds / max(share, 1e-6) * (1 - share)
+            progress(share, f"fit {run.step}/{steps}, loss {entry['loss']:.4f}, {left:.0f} s left")
+    state.step, state.lambda_0 = run.step, _lambda(1.0, run, config)
+    if run.step < steps:
+        log.warning("the time budget ended the fit after %d of %d steps, with its schedule hurried", run.step, steps)
+    return state, run.history
+
+
+def _look_again(state: Fit, scene: objective.Scene, views: ViewSet, at: float) -> None:
+    """Carve the hull by the poses found so far, and read the SDF into the cache.
+
+    While poses may be wrong the hull is too small here and too large there, so the surface may lie outside it; once
+    they stand still it is carved for the last time and its margin closes.
+    """
+    config = state.config
+    moving = config.pose.enabled and at < config.pose.stop
+    margin = config.hull.dilate + (config.pose.slack if moving else 0.0)
+    if config.pose.enabled and 0 < margin < state.margin:
+        state.poses.settle()
+    carve = moving and at - scene.carved_at >= config.pose.recarve
+    if margin != state.margin or len(scene.box) == 0 or carve:
+        scene.carved_at = at
+        if config.pose.enabled and state.step > 0:
+            state.hull = visual_hull(replace(views, cameras=state.cameras), config.hull, config.field.radius)
+        state.margin = margin
+        scene.occupancy, scene.box = state.hull.occupancy(margin), state.hull.extent(margin)
+    scene.cache = state.read_cache()
+
+
+def _step(
+    state: Fit, scene: objective.Scene, optimizer: torch.optim.Optimizer, run: Snapshot, at: float
+) -> dict[str, float] | None:
+    """One step at the share `at` of the run; the losses every few steps, else nothing."""
+    config = state.config
+    # Of (seed, step) alone, so that a resumed run draws what the whole one would have.
+    generator = torch.Generator().manual_seed(config.optim.seed * 1_000_003 + run.step)
+    state.sdf.open_levels = open_levels(at, config)
+    moment = objective.Moment(
+        progress=at,
+        conflict=config.conflict.mode != NONE and at >= config.conflict.start,
+        move=config.pose.enabled and config.pose.start <= at < config.pose.stop,
+        lambda_0=_lambda(at, run, config),
+        generator=generator,
+    )
+    ids = scene.pool.draw(config.sampling.rays, generator)
+    terms, residual = objective.terms(state, scene, ids, moment)
+    total = torch.stack(list(terms.values())).sum()
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    optimizer.step()
+    if moment.move:
+        state.poses.project()
+    state.step = run.step + 1
+    if run.step % _LOG_EVERY:
+        return None
+    loss = float(total.detach())
+    if math.isfinite(loss):
+        run.residual = float(residual) if run.step == 0 else 0.8 * run.residual + 0.2 * float(residual)
+    entry = {name: float(term.detach()) for name, term in terms.items()}
+    entry |= {"step": float(run.step), "loss": loss, "inv_s": state.sharpness.number(), "lambda_0": moment.lambda_0}
+    return entry | {"residual": run.residual}
+
+
+def _recover(
+    run: Snapshot, good: Snapshot, state: Fit, optimizer: torch.optim.Optimizer, checkpoint: Path | None
+) -> Snapshot:
+    """Back to the last good state with half the rates; raises DivergedError after too many such falls."""
+    good.restore(state, optimizer)
+    step, falls = run.step, run.falls + 1
+    if falls > _RETRIES:
+        kept = ""
+        if checkpoint:
+            good.save(checkpoint, state.config, None)
+            kept = f" (the state of step {good.step} is kept in '{checkpoint}')"
+        raise DivergedError(f"the fit diverged at step {step}: lower optim.lr_grid or encoding.finest{kept}")
+    log.warning("the fit diverged at step %d: going on from step %d with half the rates", step, good.step)
+    good.falls, good.rate, good.seconds = falls, 0.5**falls, run.seconds
+    return good.detached()
+
+
+def _lambda(at: float, run: Snapshot, config: FusionConfig) -> float:
+    """H may not become the cheapest answer to an ordinary residual: lambda_0 stays well above it."""
+    return max(penalty(at, config.conflict), config.conflict.floor * run.residual)
+
+
+def _progress(run: Snapshot, steps: int, seconds: float | None) -> float:
+    """The share of the run done: of its steps, or of its time where that is shorter."""
+    share = run.step / steps
+    return share if seconds is None else max(share, min(1.0, run.seconds / max(seconds, 1e-3)))
 
 
 def open_levels(at: float, config: FusionConfig) -> float:
@@ -85,12 +182,16 @@ def open_levels(at: float, config: FusionConfig) -> float:
     return min(float(c.levels), c.start_levels + share * (c.levels - c.start_levels))
 
 
-def _initial(views: ViewSet, config: FusionConfig, generator: torch.Generator) -> Fit:
+def _initial(views: ViewSet, config: FusionConfig) -> Fit:
+    generator = torch.Generator().manual_seed(config.optim.seed)
     device = views.mask.device
-    sdf = SDFField(config.encoding, config.field, config.encoding.finest or views.cameras.height, generator)
+    backend = pick_backend(config.encoding.backend, device)
+    sdf = SDFField(config.encoding, config.field, config.encoding.finest or views.cameras.height, generator, backend)
     features = 1 + config.field.geometry_features
     colour = ColourField(features, config.field.colour_hidden, generator)
-    conflict = ConflictField(config.field.colour_hidden, features, len(views), config.conflict, generator)
+    conflict = ConflictField(
+        config.field.colour_hidden, features, len(views), config.conflict, generator, config.field.radius
+    )
     return Fit(
         config,
         sdf.to(device),
@@ -132,109 +233,29 @@ def _fit_hull(state: Fit, generator: torch.Generator) -> None:
         optimizer.step()
 
 
-def _terms(
-    state: Fit,
-    pool: RayPool,
-    ids: Tensor,
-    cache: Tensor,
-    box: Tensor,
-    use_conflict: bool,
-    move: bool,
-    lambda_0: float,
-    generator: torch.Generator,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The weighted terms of one batch of rays, and the median colour residual on the object."""
-    config, c = state.config, state.config.loss
-    view, origins, directions = pool.view_of(ids), pool.origins[ids], pool.directions[ids]
-    target_normal = pool.normals[ids]
-    moved = config.pose.enabled
-    if moved:
-        with torch.set_grad_enabled(move):
-            origins, directions = state.poses(origins, directions, view)
-            if config.pose.normals_follow:
-                target_normal = state.poses.turn(target_normal, view)
-    with torch.no_grad():
-        t = sample_rays(
-            origins, directions, cache, box, config.field.radius, config.sampling, state.sharpness.number(), generator
-        )
-    r, k = t.shape
-    x = (origins[:, None] + t[..., None] * directions[:, None]).reshape(-1, 3)
-    random, neighbour = _random_points(state, box, generator)
-    # One query for everything keeps the cost per step in few large operations.
-    sample = state.sdf(torch.cat([x, random, neighbour]))
-    on_rays = FieldSample(*(part[: r * k] for part in sample))
-    m = len(random)
-    random_sdf, random_gradient = sample.sdf[r * k : r * k + m], sample.gradient[r * k : r * k + m]
-    rendered = _render(state, on_rays, x, directions, view, (r, k), use_conflict)
-
-    mask, target = pool.mask[ids], pool.rgb[ids]
-    weight = torch.where(view == 0, c.input_view, 1.0)
-    directions = directions.detach()
-    terms = {
-        "colour": c.colour * losses.colour_loss(rendered.colour, target, rendered.conflict, lambda_0, weight),
-        "normal": c.normal
-        * losses.normal_loss(rendered.normal, target_normal, directions, mask > 0.5, weight, c.normal_keep),
-        "mask": c.mask * losses.mask_loss(rendered.opacity, mask, weight),
-        "eikonal": c.eikonal * losses.eikonal_loss(sample.gradient[: r * k + m]),
-        "sparse": c.sparse * losses.sparse_loss(random_sdf, c.sparse_tau),
-        "smooth": c.smooth * losses.smooth_loss(random_gradient, sample.gradient[r * k + m :]),
-    }
-    if move:
-        terms["pose"] = state.poses.prior()
-    residual = (rendered.colour.detach() - target).norm(dim=-1)[mask > 0.5]
-    return terms, residual.median() if len(residual) else residual.sum()
-
-
-def _render(
-    state: Fit,
-    sample: FieldSample,
-    x: Tensor,
-    directions: Tensor,
-    view: Tensor,
-    shape: tuple[int, int],
-    use_conflict: bool,
-) -> Rendered:
-    r, k = shape
-    weights = sample_weights(sample.sdf.view(r, k), state.sharpness())
-    # The colour may not bend the surface through its normal input, only through the weights.
-    normal = unit(sample.gradient)
-    colour, f_c = state.colour(x.detach() if not x.requires_grad else x, normal.detach(), sample.features)
-    conflict = None
-    if use_conflict:
-        d = directions[:, None].expand(r, k, 3).reshape(-1, 3)
-        ids = view[:, None].expand(r, k).reshape(-1)
-        conflict = state.conflict(f_c, sample.features, d, ids, x).view(r, k)
-    return composite(weights, colour.view(r, k, 3), normal.view(r, k, 3), conflict, detach=state.config.conflict.detach)
-
-
-def _random_points(state: Fit, box: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Points [m,3] in the hull's box and their neighbours for the smoothness term."""
-    m = state.config.sampling.random_points
-    uniform = torch.rand(m, 3, generator=generator).to(box.device)
-    points = box[0] + uniform * (box[1] - box[0])
-    shift = torch.randn(m, 3, generator=generator).to(box.device) * state.config.loss.smooth_delta
-    return points, points + shift
-
-
 def _optimizer(state: Fit) -> tuple[torch.optim.Optimizer, list[float]]:
     c = state.config.optim
     mlps: list[nn.Parameter] = [p for n, p in state.sdf.named_parameters() if n != "grid.table"]
-    mlps += [*state.colour.parameters(), *state.conflict.parameters()]
+    mlps += [*state.colour.parameters()]
     groups: list[dict[str, Any]] = [
         {"params": [state.sdf.grid.table], "lr": c.lr_grid},
         {"params": mlps, "lr": c.lr_mlp},
         {"params": list(state.sharpness.parameters()), "lr": c.lr_inv_s},
         {"params": list(state.poses.parameters()), "lr": state.config.pose.lr},
+        {"params": list(state.conflict.parameters()), "lr": c.lr_conflict},
     ]
     # Plain Adam: weight decay would pull the tables to zero.
     return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True), [g["lr"] for g in groups]
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, rates: list[float], step: int, config: FusionConfig) -> None:
+def _set_rates(
+    optimizer: torch.optim.Optimizer, rates: list[float], at: float, step: int, config: FusionConfig, scale: float
+) -> None:
     """Linear warm-up, then cosine to `final_lr`; the poses' cosine ends where they are frozen."""
     c = config.optim
-    warm = min(1.0, (step + 1) / max(1.0, c.warm_up * c.steps))
+    warm = min(1.0, (step + 1) / max(1.0, c.warm_up * c.steps)) * scale
     for index, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
-        share = step / c.steps / (config.pose.stop if index == 3 else 1.0)
+        share = at / (config.pose.stop if index == 3 else 1.0)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-        group["lr"] = rate * warm * (c.final_lr + (1 - c.final_lr) * cosine)
+        final = config.pose.final_lr if index == 3 else c.final_lr
+        group["lr"] = rate * warm * (final + (1 - final) * cosine)

@@ -32,6 +32,7 @@ class PoseRefiner(nn.Module):
     """
 
     back: Tensor
+    mean: Tensor
 
     def __init__(self, cameras: Cameras, config: PoseConfig) -> None:
         super().__init__()
@@ -40,6 +41,7 @@ class PoseRefiner(nn.Module):
         self.omega = nn.Parameter(torch.zeros(len(cameras), 3))
         self.tau = nn.Parameter(torch.zeros(len(cameras), 3))
         self.register_buffer("back", cameras.c2w[:, :3, 2].clone(), persistent=False)
+        self.register_buffer("mean", torch.zeros(2, len(cameras), 3))
 
     def forward(self, origins: Tensor, directions: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
         """Rays [r,3] of views [r], moved."""
@@ -52,9 +54,13 @@ class PoseRefiner(nn.Module):
         return torch.einsum("rij,rj->ri", rotation_matrix(self.omega)[view], vectors)
 
     def prior(self) -> Tensor:
-        """Quadratic pull towards the queried poses, a scalar."""
+        """Pull towards the queried poses, a scalar: the sum of the motions' lengths.
+
+        A length pulls alike however far a view has moved, so what little a batch's noise or a surface not yet found
+        asks for stays undone, and what all pixels ask for is done in full.
+        """
         c = self.config
-        return c.prior_rotation * self.omega.square().sum() + c.prior_translation * self.tau.square().sum()
+        return c.prior_rotation * _length(self.omega).sum() + c.prior_translation * _length(self.tau).sum()
 
     @torch.no_grad()
     def project(self) -> None:
@@ -72,6 +78,13 @@ class PoseRefiner(nn.Module):
         tau[0] = 0
         omega.mul_(_cap(omega, math.radians(self.config.max_rotation_deg)))
         tau.mul_(_cap(tau, self.config.max_translation))
+        self.mean.lerp_(torch.stack([omega, tau]), 1 - self.config.average)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Take the running mean of the last steps, in which the noise of single batches has cancelled."""
+        self.omega.copy_(self.mean[0])
+        self.tau.copy_(self.mean[1])
 
     @torch.no_grad()
     def cameras(self, queried: Cameras) -> Cameras:
@@ -94,3 +107,7 @@ class PoseRefiner(nn.Module):
 
 def _cap(vectors: Tensor, largest: float) -> Tensor:
     return (largest / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return (vectors.square().sum(dim=-1) + 1e-12).sqrt()

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,23 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.fusion import export, meshing, texture
 from nova3d.fusion.config import FusionConfig
+from nova3d.fusion.conflict import CLOSED_FORM, MLP, TRIMMED, closed_form
 from nova3d.fusion.optimize import fit
 from nova3d.fusion.state import Fit
+from nova3d.layouts import check_for_fusion
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
 _FIT_SHARE = 0.85  # of the progress bar
+_FIT_TIME = 0.65  # of a time budget; surface, atlas and texture take the rest
 
 
 @dataclass
 class FusionResult:
     """mesh: textured (vertices doubled on UV seams), world frame. cameras: refined. conflict: [v,h,w] H in [0,1].
 
+    residual: [v,h,w] ||C - C^||_2 between each picture and the field's colours on the surface, 0 where there is none.
     history: the fit's losses every ten steps. timings: seconds per stage. report: health of the mesh (components,
     watertight, unseen share of the texture, mean H, pose changes). solid: the same surface with welded vertices and
     vertex colours, the mesh to measure.
@@ -37,6 +41,7 @@ class FusionResult:
     mesh: trimesh.Trimesh
     cameras: Cameras
     conflict: Tensor
+    residual: Tensor
     history: list[dict[str, float]]
     timings: dict[str, float]
     report: dict[str, Any]
@@ -56,29 +61,40 @@ def reconstruct(
     config: FusionConfig | None = None,
     device: torch.device | str | None = None,
     progress: Callable[[float, str], None] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> FusionResult:
     """Fuse views of one object into a textured mesh (paper III).
 
     views: any number, of orthographic or perspective cameras, the object within the box of half side `field.radius`
     around the origin. device: where to fit (default: the views' own). progress: called with the share done and a
-    line of text; what it raises ends the run. Raises InputError where the views show no object or no surface is
-    found, DivergedError where the fit fails.
+    line of text; what it raises ends the run. checkpoint: a file the fit saves itself to now and then, continues from
+    where it holds this very run, and removes at the end. Raises InputError where the views show no object or no
+    surface is found, DivergedError where the fit fails.
     """
     config = config or FusionConfig()
     tell = progress or (lambda share, message: None)
     timings: dict[str, float] = {}
+    check_for_fusion(views)
+    checkpoint = Path(checkpoint) if checkpoint else None
+    budget = config.optim.time_budget
     on_device = views.to(device) if device is not None else views
     with _timed(timings, "fit"):
-        state, history = fit(on_device, config, lambda share, text: tell(_FIT_SHARE * share, text))
+        state, history = fit(
+            on_device,
+            config,
+            lambda share, text: tell(_FIT_SHARE * share, text),
+            checkpoint,
+            budget and budget * _FIT_TIME,
+        )
     tell(_FIT_SHARE, "extracting the surface")
     with _timed(timings, "mesh"):
-        box = state.hull.extent(config.hull.dilate)
+        box = state.hull.extent(state.margin)
         solid = meshing.extract(state.bounded_sdf, box, config.extract, config.field.radius)
     cameras = state.cameras.to("cpu")
     views = views.to("cpu")
     tell(0.90, "rendering the conflict maps")
     with _timed(timings, "conflict"):
-        conflict = conflict_maps(state, solid, cameras)
+        conflict, residual = conflict_maps(state, solid, replace(views, cameras=cameras))
     tell(0.93, "painting the texture")
     with _timed(timings, "texture"):
         seen_by = texture.projector(views, cameras, solid, conflict, config.texture)
@@ -87,33 +103,49 @@ def reconstruct(
     report = meshing.health(solid) | {
         "unseen_share": unseen,
         "conflict_mean": float(conflict[foreground].mean()),
+        "residual_mean": float(residual[foreground].mean()),
         "inv_s": state.sharpness.number(),
         "seconds": sum(timings.values()),
         **state.poses.deltas(),
     }
     if report["conflict_mean"] > config.conflict.warn_mean:
         log.warning("mean conflict on the object is %.2f: the views contradict each other", report["conflict_mean"])
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
     tell(1.0, "done")
-    return FusionResult(mesh, cameras, conflict, history, timings, report, solid)
+    return FusionResult(mesh, cameras, conflict, residual, history, timings, report, solid)
 
 
-def conflict_maps(state: Fit, mesh: trimesh.Trimesh, cameras: Cameras) -> Tensor:
-    """[v,h,w] H where each view's rays meet the mesh, 0 elsewhere: the volume-rendered H of a sharp surface."""
-    depth = texture.depth_maps(mesh, cameras)
-    maps = torch.zeros_like(depth)
-    if not state.config.conflict.enabled:
-        return maps
-    origins, directions = cameras.rays()
+def conflict_maps(state: Fit, mesh: trimesh.Trimesh, views: ViewSet) -> tuple[Tensor, Tensor]:
+    """H and the colour residual [v,h,w] where each view's rays (by its refined cameras) meet the mesh, 0 elsewhere.
+
+    It is the volume-rendered H of a sharp surface. Of the ablation arms, "closed_form" has H* of the residual,
+    "trimmed" 1 for the share with the largest residuals, "none" 0.
+    """
+    depth = texture.depth_maps(mesh, views.cameras)
+    conflict, residual = torch.zeros_like(depth), torch.zeros_like(depth)
+    origins, directions = views.cameras.rays()
     device = state.sdf.weight_in.device
-    for view in range(len(cameras)):
-        hit = depth[view] > 0
-        d = directions[view][hit]
+    mode = state.config.conflict.mode
+    for view in range(len(views)):
+        hit = (depth[view] > 0) & (views.mask[view] > 0.5)
+        d, c2w = directions[view][hit], views.cameras.c2w[view]
         # Depth is along the camera's axis, a perspective ray is slanted against it.
-        along = -(d @ cameras.c2w[view, :3, 2])
-        offset = (origins[view][hit] - cameras.c2w[view, :3, 3]) @ -cameras.c2w[view, :3, 2]
-        x = origins[view][hit] + ((depth[view][hit] - offset) / along)[:, None] * d
-        maps[view][hit] = state.conflicts(x.to(device), d.to(device), view).cpu()
-    return maps
+        along = -(d @ c2w[:3, 2])
+        offset = (origins[view][hit] - c2w[:3, 3]) @ -c2w[:3, 2]
+        x = (origins[view][hit] + ((depth[view][hit] - offset) / along)[:, None] * d).to(device)
+        mask = views.mask[view][hit][:, None]
+        shown = state.colours(x).cpu() * mask + 1 - mask
+        residual[view][hit] = (shown - views.rgb[view][hit]).norm(dim=-1)
+        if mode == MLP:
+            conflict[view][hit] = state.conflicts(x, d.to(device), view).cpu()
+    if mode == CLOSED_FORM:
+        conflict = closed_form(residual, state.lambda_0)
+    elif mode == TRIMMED and bool((residual > 0).any()):
+        # numpy: torch.quantile refuses this many numbers
+        limit = float(np.quantile(residual[residual > 0].numpy(), 1 - state.config.conflict.trim))
+        conflict = (residual > limit).float()
+    return conflict, residual
 
 
 def _paint(

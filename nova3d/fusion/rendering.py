@@ -1,18 +1,7 @@
 """Volume rendering of a signed distance field (NeuS, arXiv 2106.10689), as functions of padded [rays, samples]."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
-
-class Rendered(NamedTuple):
-    """Per ray: colour [r,3] on white, normal [r,3] not normalised, opacity [r], conflict H [r]."""
-
-    colour: Tensor
-    normal: Tensor
-    opacity: Tensor
-    conflict: Tensor
 
 
 def section_alpha(sdf: Tensor, inv_s: Tensor | float) -> Tensor:
@@ -45,18 +34,20 @@ def sample_weights(sdf: Tensor, inv_s: Tensor | float) -> Tensor:
     return torch.cat([weights * to_first, zero], dim=-1) + torch.cat([zero, weights * (1 - to_first)], dim=-1)
 
 
-def composite(
-    weights: Tensor, colour: Tensor, normal: Tensor, conflict: Tensor | None, detach: bool = True
-) -> Rendered:
-    """Sum samples [r,k(,3)] along rays with weights [r,k]; what is left shows a white background.
+def composite(weights: Tensor, kept: Tensor, colour: Tensor, normal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour [r,3] on white, normal [r,3] not normalised and opacity [r] of rays with weights [r,k].
 
-    conflict [r,k] in [0,1], or None for H = 0. `detach` keeps H from moving the geometry through its weights.
+    Only the samples `kept` [m] (flat indices into r*k) have a colour [m,3] and a normal [m,3]; the others weigh next
+    to nothing, and what they weigh counts as kept ones do.
     """
     opacity = weights.sum(dim=-1)
-    rgb = torch.einsum("rk,rkc->rc", weights, colour) + (1 - opacity)[:, None]
-    n = torch.einsum("rk,rkc->rc", weights, normal)
-    if conflict is None:
-        h = torch.zeros_like(opacity)
-    else:
-        h = ((weights.detach() if detach else weights) * conflict).sum(dim=-1)
-    return Rendered(rgb, n, opacity, h)
+    w, ray = weights.reshape(-1).index_select(0, kept), kept // weights.shape[1]
+    total = gather_rays(w, ray, len(weights))
+    scale = (opacity / total.clamp_min(1e-6)).detach()[:, None]
+    rgb = gather_rays(w[:, None] * colour, ray, len(weights)) * scale + (1 - opacity)[:, None]
+    return rgb, gather_rays(w[:, None] * normal, ray, len(weights)), opacity
+
+
+def gather_rays(values: Tensor, ray: Tensor, count: int) -> Tensor:
+    """Sums [count,...] of samples' values [m,...] over the rays [m] they are on."""
+    return values.new_zeros(count, *values.shape[1:]).index_add(0, ray, values)

@@ -12,6 +12,7 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.fusion.config import HullConfig, SamplingConfig
+from nova3d.fusion.march import March
 from nova3d.fusion.rendering import section_alpha, section_weights
 from nova3d.views import ViewSet
 
@@ -44,6 +45,11 @@ class Hull:
 
     def signed(self, x: Tensor) -> Tensor:
         return lookup(self.distance, x, self.radius)
+
+    def occupancy(self, margin: float) -> Tensor:
+        """bool cells [z,y,x], one fewer than nodes along each axis: whether a corner lies within `margin`."""
+        near = (self.distance < margin).float()[None, None]
+        return F.max_pool3d(near, 2, 1)[0, 0] > 0
 
     def extent(self, margin: float) -> Tensor:
         """[2,3] corners of the axis-aligned box around what lies within `margin` of the hull."""
@@ -134,34 +140,23 @@ def _choose(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return pool[torch.randint(len(pool), (count,), generator=generator).to(pool.device)]
 
 
-def box_interval(origins: Tensor, directions: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
-    """Entry and exit [r] of rays [r,3] through the axis-aligned box [2,3]; exit = entry where they miss."""
-    inverse = 1 / torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
-    ends = (box[:, None] - origins) * inverse
-    near = ends.amin(dim=0).amax(dim=-1).clamp_min(0)
-    far = ends.amax(dim=0).amin(dim=-1)
-    return near, torch.maximum(far, near)
-
-
 def sample_rays(
     origins: Tensor,
     directions: Tensor,
+    march: March,
     cache: Tensor,
-    box: Tensor,
     radius: float,
-    config: SamplingConfig,
+    samples: int,
     inv_s: float,
     generator: torch.Generator | None,
 ) -> Tensor:
     """Sorted distances [r,k] along rays [r,3], dense where the cached SDF [z,y,x] says a surface may be.
 
-    The cache is probed at even steps through `box`; the samples follow the NeuS weights of those values, blurred by
-    a cell since the cache is a little old and coarse, plus a small even share so that nothing is ever unseen.
-    With `generator` the samples are stratified at random, without it they are at the strata's middles.
+    The cache is read at the march's edges; the samples follow the NeuS weights of those values within the occupied
+    steps, blurred by a step since the cache is a little old and coarse, plus a small even share so that nothing is
+    ever unseen. With `generator` the samples are stratified at random, without it they are at the strata's middles.
     """
-    near, far = box_interval(origins, directions, box)
-    probes = torch.linspace(0, 1, config.probes, device=origins.device)
-    t = near[:, None] + (far - near)[:, None] * probes
+    t = march.edges
     sdf = lookup(cache, origins[:, None] + t[..., None] * directions[:, None], radius)
     cell = 2 * radius / (cache.shape[0] - 1)
     weights = section_weights(section_alpha(sdf, min(inv_s, 2 / cell)))
@@ -169,16 +164,17 @@ def sample_rays(
     # Where nothing is opaque yet, stay near what is closest to being a surface.
     closeness = torch.exp(-sdf.abs() / cell)
     closeness = 0.5 * (closeness[:, 1:] + closeness[:, :-1])
-    density = weights + 0.05 * closeness + 2e-3
+    # A ray with no occupied step still gets its samples, somewhere: they find air.
+    density = (weights + 0.05 * closeness + 2e-3) * march.occupied + 1e-6
     cdf = F.pad((density / density.sum(dim=-1, keepdim=True)).cumsum(dim=-1), (1, 0))
-    k = config.samples
+    k = samples
     strata = torch.arange(k, device=origins.device).expand(len(origins), k)
     if generator is None:
         jitter = torch.full((len(origins), k), 0.5, device=origins.device)
     else:
         jitter = torch.rand(len(origins), k, generator=generator).to(origins.device)
     u = ((strata + jitter) / k).contiguous()
-    right = torch.searchsorted(cdf, u, right=True).clamp(1, config.probes - 1)
+    right = torch.searchsorted(cdf, u, right=True).clamp(1, t.shape[1] - 1)
     c0, c1 = cdf.gather(1, right - 1), cdf.gather(1, right)
     t0, t1 = t.gather(1, right - 1), t.gather(1, right)
     return t0 + (t1 - t0) * ((u - c0) / (c1 - c0).clamp_min(1e-9)).clamp(0, 1)

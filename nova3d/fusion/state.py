@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nova3d.cameras import Cameras
 from nova3d.fusion.config import FusionConfig
@@ -19,7 +19,8 @@ _CHUNK = 1 << 16
 
 @dataclass
 class Fit:
-    """What the fit leaves behind; `step` is the number of steps done."""
+    """What the fit leaves behind; step: the number of steps done, lambda_0: eq. 5's at the end,
+    margin: how far outside the hull the surface may lie."""
 
     config: FusionConfig
     sdf: SDFField
@@ -30,6 +31,18 @@ class Fit:
     hull: Hull
     queried: Cameras
     step: int = 0
+    lambda_0: float = 1.0
+    margin: float = 0.0
+
+    def modules(self) -> dict[str, nn.Module]:
+        """All that is trained, by name."""
+        return {
+            "sdf": self.sdf,
+            "colour": self.colour,
+            "conflict": self.conflict,
+            "sharpness": self.sharpness,
+            "poses": self.poses,
+        }
 
     @property
     def cameras(self) -> Cameras:
@@ -38,7 +51,7 @@ class Fit:
     @torch.no_grad()
     def bounded_sdf(self, x: Tensor) -> Tensor:
         """[n] the SDF, kept positive where the surface may not be (beyond the hull's margin)."""
-        return torch.maximum(self.sdf.sdf(x), self.hull.signed(x) - self.config.hull.dilate)
+        return torch.maximum(self.sdf.sdf(x), self.hull.signed(x) - self.margin)
 
     @torch.no_grad()
     def colours(self, x: Tensor) -> Tensor:
@@ -51,9 +64,7 @@ class Fit:
 
     @torch.no_grad()
     def conflicts(self, x: Tensor, directions: Tensor, view: int) -> Tensor:
-        """[n] h at surface points x [n,3] seen along `directions` [n,3] by one view; zero when it is switched off."""
-        if not self.config.conflict.enabled:
-            return x.new_zeros(len(x))
+        """[n] h = f_psi at surface points x [n,3] seen along `directions` [n,3] by one view."""
         parts = []
         for p, d in zip(x.split(_CHUNK), directions.split(_CHUNK), strict=True):
             sample = self.sdf(p)
@@ -67,7 +78,7 @@ class Fit:
         """The SDF on the hull's nodes [z,y,x], evaluated only where a surface may be."""
         distance = self.hull.distance
         cache = distance.flatten().clamp_min(_OUTSIDE)
-        allowed = torch.nonzero(distance.flatten() < self.config.hull.dilate)[:, 0]
+        allowed = torch.nonzero(distance.flatten() < self.margin)[:, 0]
         points = grid_points(distance.shape[0], self.hull.radius, cache.device)[allowed]
         cache[allowed] = torch.cat([self.sdf.sdf(part) for part in points.split(_CHUNK)])
         return cache.reshape(distance.shape)

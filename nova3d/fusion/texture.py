@@ -1,6 +1,5 @@
 """Texture from the views: a UV atlas, texels coloured by every view that sees them, the rest by the colour field."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,29 +7,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import trimesh
-import xatlas
 from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nova3d.cameras import Cameras
-from nova3d.data.meshes import from_trimesh
-from nova3d.data.render.raster import barycentric, nearest_faces, rasterize
+from nova3d.data.render.raster import barycentric, nearest_faces
+from nova3d.fusion.atlas import Atlas, unwrap
 from nova3d.fusion.config import TextureConfig
 from nova3d.views import ViewSet
 
-log = logging.getLogger(__name__)
+__all__ = ["Atlas", "Projector", "bake", "complete", "depth_maps", "paint", "projector", "texels", "unwrap"]
 
 _CHUNK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Atlas:
-    """uv [n,2] in [0,1], origin lower left; faces [f,3]; source [n] the vertex of the mesh each of them came from."""
-
-    uv: np.ndarray
-    faces: np.ndarray
-    source: np.ndarray
+_REACH = 0.3  # world units over which the shift of the field's colours fades
 
 
 @dataclass(frozen=True)
@@ -45,17 +35,34 @@ class Projector:
     config: TextureConfig
 
 
-def unwrap(mesh: trimesh.Trimesh) -> Atlas:
-    """A UV atlas by xatlas; vertices on seams are doubled. Takes seconds for 20,000 faces, far longer for more."""
-    source, faces, uv = xatlas.parametrize(
-        np.asarray(mesh.vertices, dtype=np.float32), np.asarray(mesh.faces, dtype=np.uint32)
-    )
-    return Atlas(uv.astype(np.float64), faces.astype(np.int64), source.astype(np.int64))
-
-
 def depth_maps(mesh: trimesh.Trimesh, cameras: Cameras) -> Tensor:
-    """[v,h,w] depth of the nearest surface along each camera's axis, 0 where there is none."""
-    return rasterize(from_trimesh([mesh]), cameras.to("cpu"), supersample=1, light="flat").depth
+    """[v,h,w] depth along each camera's axis of the nearest surface that faces it, 0 where there is none."""
+    vertices = torch.from_numpy(np.array(mesh.vertices)).float()
+    faces, normals = torch.from_numpy(np.array(mesh.faces)), torch.from_numpy(np.array(mesh.face_normals)).float()
+    middles = vertices[faces].mean(dim=1)
+    return torch.stack([_depth(vertices, faces, middles, normals, cameras.to("cpu")[v]) for v in range(len(cameras))])
+
+
+def _depth(vertices: Tensor, faces: Tensor, middles: Tensor, normals: Tensor, camera: Cameras) -> Tensor:
+    # Of a closed surface only the front is ever nearest; an open one lets views look at its inside, which has no paint.
+    faces = faces[(_towards(middles, camera)[0] * normals).sum(dim=-1) > 0]
+    pixels, depth = camera.project(vertices)
+    corners, z = pixels[0].double()[faces], depth[0].double()[faces]
+    perspective = camera.model == "perspective"
+    face = nearest_faces(corners, z, camera.width, camera.height, perspective).flatten()
+    hit = torch.nonzero(face >= 0)[:, 0]
+    face, centre = face[hit], camera.pixel_centres().reshape(-1, 2)[hit].double()
+    weights, z = barycentric(corners[face], centre), z[face]
+    picture = torch.zeros(camera.height * camera.width)
+    picture[hit] = (1 / (weights / z).sum(dim=-1) if perspective else (weights * z).sum(dim=-1)).float()
+    return picture.reshape(camera.height, camera.width)
+
+
+def _towards(points: Tensor, cameras: Cameras) -> Tensor:
+    """[v,n,3] unit vectors from points [n,3] to the cameras."""
+    if cameras.model == "orthographic":
+        return cameras.c2w[:, None, :3, 2].expand(-1, len(points), -1)
+    return F.normalize(cameras.c2w[:, None, :3, 3] - points[None], dim=-1)
 
 
 def projector(
@@ -75,7 +82,7 @@ def projector(
     pixel = float((1 / cameras.intrinsics[:, 0]).max())
     if cameras.model == "perspective":
         pixel *= float(cameras.c2w[:, :3, 3].norm(dim=-1).max())
-    return Projector(straight.clamp(0, 1), trust, depth, 2 * pixel, cameras, config)
+    return Projector(straight.clamp(0, 1), trust, depth, pixel, cameras, config)
 
 
 def paint(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Tensor]:
@@ -104,11 +111,7 @@ def _project(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor,
     rgb = F.grid_sample(views.colours, grid, padding_mode="border", align_corners=False)[:, :, 0].permute(0, 2, 1)
     trust = F.grid_sample(views.trust, grid, padding_mode="zeros", align_corners=False)[:, 0, 0]
     surface = F.grid_sample(views.depth, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0, 0]
-    if cameras.model == "orthographic":
-        back = cameras.c2w[:, None, :3, 2].expand(-1, len(points), -1)
-    else:
-        back = F.normalize(cameras.c2w[:, None, :3, 3] - points[None], dim=-1)
-    cosine = (back * normals[None]).sum(dim=-1)
+    cosine = (_towards(points, cameras) * normals[None]).sum(dim=-1)
     # Depth changes by tan(angle) pixels per pixel: grazing surfaces need more room.
     slack = views.tolerance / cosine.clamp_min(0.2)
     visible = (cosine > config.min_cos) & (depth < surface + slack) & (surface > 0) & (depth > 0)
@@ -169,8 +172,8 @@ def _offset(points: Tensor, colours: Tensor, unseen: Tensor, fill: Callable[[Ten
     seen = torch.nonzero(~unseen)[:, 0]
     seen = seen[:: max(1, len(seen) // 20000)]
     difference = colours[seen] - fill(points[seen])
-    distance, index = cKDTree(points[seen].numpy()).query(points[unseen].numpy(), k=8)
+    distance, index = cKDTree(points[seen].numpy()).query(points[unseen].numpy(), k=range(1, 1 + min(8, len(seen))))
     weight = torch.from_numpy(1 / (distance + 1e-4)).float()[..., None]
     mean = (difference[torch.from_numpy(index)] * weight).sum(dim=1) / weight.sum(dim=1)
     # Far from anything seen the field alone is as good a guess.
-    return mean * torch.exp(-torch.from_numpy(distance[:, :1]).float() / 0.1)
+    return mean * torch.exp(-torch.from_numpy(distance[:, :1]).float() / _REACH)

@@ -1,0 +1,243 @@
+"""The fusion suite: arms against planted faults on real objects, with paired intervals (scripts/ablate.py)."""
+
+import concurrent.futures
+import copy
+import json
+import logging
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import trimesh
+
+from nova3d.errors import InputError
+from nova3d.evaluation.statistics import paired
+from nova3d.experiments import yardsticks
+from nova3d.experiments.perturb import perturb_poses, plant_conflicts, pose_errors
+from nova3d.experiments.truth import Truth, auroc, geometry, load_truth, texture
+from nova3d.fusion import FusionConfig, reconstruct
+from nova3d.fusion.export import write
+from nova3d.views import ViewSet
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+DEGREES, SHIFT = 3.0, 0.03  # of planted pose errors
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done to the true views, and what reconstructs them."""
+
+    fault: str  # "none" | "poses" | "conflicts"
+    arm: str  # "full", another name in ARMS, "carving" or "poisson"
+
+
+ARMS: dict[str, Callable[[FusionConfig], None]] = {
+    "full": lambda config: None,
+    "no pose refinement": lambda config: setattr(config.pose, "enabled", False),
+    "no conflict": lambda config: setattr(config.conflict, "mode", "none"),
+    "trimmed": lambda config: setattr(config.conflict, "mode", "trimmed"),
+    "closed form": lambda config: setattr(config.conflict, "mode", "closed_form"),
+}
+YARDSTICKS = {"carving": yardsticks.carve, "poisson": yardsticks.poisson}
+
+# What each fault asks, and the arm every other one is compared with.
+SUITE = (
+    Case("none", "full"),
+    Case("none", "no conflict"),
+    Case("poses", "full"),
+    Case("poses", "no pose refinement"),
+    Case("conflicts", "full"),
+    Case("conflicts", "no conflict"),
+    Case("conflicts", "trimmed"),
+    Case("conflicts", "closed form"),
+)
+BENCHMARK = (Case("none", "full"), Case("none", "carving"), Case("none", "poisson"))
+
+
+def run(
+    objects: Sequence[Path],
+    cases: Sequence[Case],
+    out: Path,
+    config: FusionConfig,
+    device: str = "cpu",
+    workers: int = 1,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Row]:
+    """Every case of every object; rows are kept in out/rows.jsonl as they come, and not computed twice.
+
+    workers: processes with one thread each (1: this process, with torch's own threads). A case that fails is kept as
+    a row with its `error`, and tried again next time. Raises InputError where there is nothing to do.
+    """
+    if not objects or not cases:
+        raise InputError("nothing to measure: give at least one mesh and one case")
+    out.mkdir(parents=True, exist_ok=True)
+    done = [row for row in read_rows(out) if "error" not in row]
+    finished = {(row["object"], row["fault"], row["arm"]) for row in done}
+    todo = [(p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished]
+    rows, started = list(done), time.perf_counter()
+    with (out / "rows.jsonl").open("a") as file:
+        for row in _rows(todo, out, config, device, workers):
+            rows.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            if progress:
+                count = len(rows) - len(done)
+                left = (time.perf_counter() - started) / count * (len(todo) - count)
+                progress(count, len(todo), f"{row['object']}, {row['fault']}, {row['arm']}; {left / 60:.0f} min left")
+    return rows
+
+
+def read_rows(out: Path) -> list[Row]:
+    """The rows kept so far; a line cut short by an interruption is left out."""
+    path, rows = out / "rows.jsonl", []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("'%s': one unfinished line left out", path)
+    return rows
+
+
+def _rows(todo: list[tuple[Path, Case]], out: Path, config: FusionConfig, device: str, workers: int) -> Any:
+    jobs = [(path, case, out, config, device) for path, case in todo]
+    if workers <= 1:
+        yield from (_row(*job) for job in jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        for future in concurrent.futures.as_completed([pool.submit(_row, *job) for job in jobs]):
+            yield future.result()
+
+
+def _row(path: Path, case: Case, out: Path, config: FusionConfig, device: str) -> Row:
+    row: Row = {"object": path.stem, "fault": case.fault, "arm": case.arm, "threads": torch.get_num_threads()}
+    try:
+        return row | measure(load_truth(path, out / "truth"), case, out, config, device)
+    except InputError as error:
+        log.warning("%s, %s, %s: %s", path.stem, case.fault, case.arm, error)
+        return row | {"error": str(error)}
+
+
+def measure(truth: Truth, case: Case, out: Path, config: FusionConfig, device: str) -> Row:
+    """All figures of one case of one object; its mesh is written to out/FAULT-ARM/OBJECT.glb."""
+    seed = sum(truth.name.encode())  # of the fault: each object its own, the same for every arm
+    views, changed, patches = truth.views, None, None
+    if case.fault == "poses":
+        views = perturb_poses(views, DEGREES, SHIFT, seed)
+    elif case.fault == "conflicts":
+        views, changed, patches = plant_conflicts(views, seed)
+    started = time.perf_counter(), time.process_time()
+    found: Row = {}
+    if case.arm in YARDSTICKS:
+        mesh, solid = YARDSTICKS[case.arm](views, config)
+    else:
+        mesh, solid, found = _fused(truth, views, case, config, device, changed, patches)
+    seconds, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+    folder = out / f"{case.fault}-{case.arm.replace(' ', '_')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = write(folder / f"{truth.name}.glb", mesh, solid)
+    closed = {"watertight": float(solid.is_watertight)}
+    return {"seconds": seconds, "cpu": cpu} | found | closed | geometry(truth, solid) | texture(truth, written)
+
+
+def _fused(
+    truth: Truth,
+    views: ViewSet,
+    case: Case,
+    config: FusionConfig,
+    device: str,
+    changed: torch.Tensor | None,
+    patches: torch.Tensor | None,
+) -> tuple[trimesh.Trimesh, trimesh.Trimesh, Row]:
+    config = copy.deepcopy(config)
+    ARMS[case.arm](config)
+    result = reconstruct(views, config, device)
+    object_pixels = truth.views.mask > 0.9
+    errors = pose_errors(result.cameras.c2w, truth.views.cameras.c2w)[1:]
+    found: Row = {
+        "unseen": result.report["unseen_share"],
+        "components": result.report["components"],
+        "conflict": float(result.conflict[object_pixels].mean()),
+        "pose_deg": float(errors.mean()),
+        "pose_deg_max": float(errors.max()),
+        **{f"seconds_{stage}": seconds for stage, seconds in result.timings.items()},
+    }
+    if changed is not None and patches is not None:
+        clean = object_pixels & ~patches
+        found["auroc_conflict"] = auroc(result.conflict, changed, clean)
+        found["auroc_residual"] = auroc(result.residual, changed, clean)
+    return result.mesh, result.solid, found
+
+
+COLUMNS = {
+    "seconds": 1,
+    "cpu": 1,
+    "chamfer": 4,
+    "chamfer_seen": 4,
+    "normals": 3,
+    "normals_seen": 3,
+    "psnr": 2,
+    "psnr_between": 2,
+    "unseen": 3,
+    "watertight": 2,
+    "pose_deg": 2,
+    "conflict": 3,
+    "auroc_conflict": 3,
+    "auroc_residual": 3,
+}
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Markdown: mean and median of every figure per case, then each arm against "full" with paired 95 % intervals."""
+    cases = list(dict.fromkeys((row["fault"], row["arm"]) for row in rows))
+    names = [name for name in COLUMNS if any(name in row for row in rows)]
+    lines = ["| planted | arm | n | failed | " + " | ".join(names) + " |", "|:--|:--|--:|--:|" + "--:|" * len(names)]
+    for fault, arm in cases:
+        kept = [row for row in rows if (row["fault"], row["arm"]) == (fault, arm)]
+        good = [row for row in kept if "error" not in row]
+        cells = [_cell([row[n] for row in good if _finite(row.get(n))], COLUMNS[n]) for n in names]
+        lines.append(f"| {fault} | {arm} | {len(good)} | {len(kept) - len(good)} | {' | '.join(cells)} |")
+    lines += ["", "Cells are mean (median).", "", *_differences(rows, cases)]
+    return "\n".join(lines) + "\n"
+
+
+def _differences(rows: Sequence[Row], cases: Sequence[tuple[str, str]]) -> list[str]:
+    compared = [n for n in ("chamfer", "chamfer_seen", "psnr", "psnr_between", "pose_deg") if any(n in r for r in rows)]
+    lines = ["| planted | full minus | " + " | ".join(compared) + " |", "|:--|:--|" + "--:|" * len(compared)]
+    for fault, arm in cases:
+        if arm == "full" or (fault, "full") not in cases:
+            continue
+        full = {r["object"]: r for r in rows if (r["fault"], r["arm"]) == (fault, "full") and "error" not in r}
+        other = {r["object"]: r for r in rows if (r["fault"], r["arm"]) == (fault, arm) and "error" not in r}
+        names = sorted(full.keys() & other.keys())
+        cells = []
+        for n in compared:
+            cells.append(_difference([full[o] for o in names], [other[o] for o in names], n))
+        lines.append(f"| {fault} | {arm} | {' | '.join(cells)} |")
+    return [*lines, "", "Brackets: 95 % bootstrap intervals of the mean difference over the objects both have."]
+
+
+def _difference(ours: Sequence[Row], theirs: Sequence[Row], name: str) -> str:
+    found = paired([row.get(name, math.nan) for row in ours], [row.get(name, math.nan) for row in theirs])
+    low, high, digits = found.interval.low, found.interval.high, COLUMNS[name]
+    mean = f"{found.mean - found.baseline_mean:+.{digits}f}"
+    return f"{mean} [{low:+.{digits}f}, {high:+.{digits}f}]" if _finite(low) else "-"
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _cell(values: list[float], digits: int) -> str:
+    if not values:
+        return "-"
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return f"{float(tensor.mean()):.{digits}f} ({float(tensor.quantile(0.5)):.{digits}f})"
