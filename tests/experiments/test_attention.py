@@ -1,0 +1,206 @@
+"""The attention suite on tiny networks: what arms share, budgets, resume, report."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.nn import functional as F
+
+from nova3d import cameras
+from nova3d import config as configs
+from nova3d.data.shards import ShardWriter, encode_views
+from nova3d.errors import InputError
+from nova3d.experiments import attention as module
+from nova3d.experiments.attention import AttentionArm, AttentionConfig, attention_suite
+from nova3d.experiments.initial import arm_of, write_start
+from nova3d.models.autoencoder import VideoAutoencoder
+from nova3d.models.blocks import SpatialBlock, TemporalBlock
+from nova3d.training.config import TrainConfig
+from nova3d.training.module import build
+from nova3d.views import ViewSet
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 32
+
+
+def shards(folder: Path, names: list[str]) -> Path:
+    """Four views of discs of different sizes."""
+    rig = cameras.orbit(4, size=SIZE)
+    writer = ShardWriter(folder, rig)
+    centres = rig.pixel_centres() - SIZE / 2
+    for index, name in enumerate(names):
+        mask = (centres.norm(dim=-1) < 6 + index).float().expand(4, SIZE, SIZE)
+        normals = F.normalize(rig.c2w[:, None, None, :3, 2].expand(4, SIZE, SIZE, 3), dim=-1) * mask[..., None]
+        rgb = torch.where(mask[..., None] > 0, 0.1 * index, 1.0).expand(4, SIZE, SIZE, 3)
+        writer.add(name, encode_views(name, ViewSet(rgb, normals, mask, rig), {}))
+    writer.close({})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.yaml (four steps of one object), its shards, and held-out shards."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    VideoAutoencoder(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        block_out_channels=(32, 32, 32),
+        layers_per_block=1,
+        sample_size=SIZE,
+        norm_groups=8,
+        scaling_factor=1.0,
+    ).save_pretrained(folder / "vae")
+    train = {
+        "vae": str(folder / "vae"),
+        "data": {"shards": str(shards(folder / "shards", ["a", "b"]))},
+        "model": {
+            "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
+            "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
+            "block_out_channels": [32, 64],
+            "num_attention_heads": [2, 4],
+            "layers_per_block": 1,
+            "cross_attention_dim": 16,
+            "addition_time_embed_dim": 32,
+            "norm_groups": 8,
+        },
+        "encoder": {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        "pipeline": {"camera_preset": "ortho4", "steps": 1, "guidance_high": 1.0},
+        "optim": {"learning_rate": 1e-3, "warmup": 1, "ema_decay": 0.5},
+        "health": {"spike": 0},
+        "steps": 3,
+        "log_every": 1,
+        "checkpoint_every": 2,
+    }
+    OmegaConf.save(OmegaConf.create(train), folder / "train.yaml")
+    shards(folder / "held", ["c", "d"])
+    return folder
+
+
+@pytest.fixture
+def config(base: Path, tmp_path: Path) -> AttentionConfig:
+    arms = {
+        "none": AttentionArm("none"),
+        "cross_domain": AttentionArm("cross_domain", "wonder3d"),
+        "gta": AttentionArm("gta"),
+    }
+    return AttentionConfig(
+        out=str(tmp_path / "out"),
+        train=str(base / "train.yaml"),
+        held_out=str(base / "held"),
+        arms=arms,
+        seeds=[0],
+        protocol=str(ROOT / "configs/eval/mini.yaml"),
+        protocol_changes=["kinds=[views]", "hull_cells=0", "views.metrics=[psnr,mask_iou]"],
+    )
+
+
+def test_arms_start_alike_and_see_the_same_data_and_noise(config: AttentionConfig, monkeypatch) -> None:
+    config.arms = {"none": config.arms["none"], "gta": config.arms["gta"]}
+    report, path = attention_suite(config)
+    out = Path(config.out)
+    lines = {arm: (out / f"runs/{arm}/seed0/stats.jsonl").read_text().splitlines() for arm in config.arms}
+    losses = {arm: [json.loads(line)["loss"] for line in found] for arm, found in lines.items()}
+    # Step 0 of every copied arm computes the same function, so equal losses mean equal weights, objects and draws.
+    assert losses["none"][0] == pytest.approx(losses["gta"][0], rel=1e-5)
+    assert losses["none"][2] != losses["gta"][2]
+    assert set(report.tables) == {"none", "gta"} and report.comparison.baseline == "gta"
+    assert {cost.steps for cost in report.costs.values()} == {3}
+    text = path.read_text()
+    assert "equal steps" in text and "Against `gta`" in text and json.loads((out / "report.json").read_text())["costs"]
+    assert not list((out / "start").rglob("*.safetensors"))  # only needed until a run is finished
+
+    def never(*_):
+        raise AssertionError("a finished run was trained again")
+
+    monkeypatch.setattr(module, "train", never)
+    again, _ = attention_suite(config)
+    assert again.tables["gta"].rows == report.tables["gta"].rows
+
+
+def test_every_shared_weight_is_the_same_in_all_arms(config: AttentionConfig, tmp_path: Path) -> None:
+    base = configs.load(TrainConfig, config.train)
+    built = {}
+    for name, arm in config.arms.items():
+        started = write_start(replace(base, seed=5, model=module._model(base, arm)), tmp_path / name)
+        torch.manual_seed(5)
+        built[name] = build(started, SIZE // 8)[0]
+        assert built[name].unet.config.alignment == arm.alignment
+    none = built["none"].state_dict()
+    for name in ("cross_domain", "gta"):
+        state = built[name].state_dict()
+        assert none.keys() <= state.keys() and all(".alignment." in key for key in state.keys() - none.keys())
+        assert all(torch.equal(none[key], state[key]) for key in none), name
+        outputs = [value for key, value in state.items() if ".alignment.attn.to_out.0.weight" in key]
+        assert outputs and all(not value.any() for value in outputs)
+    other = write_start(replace(base, seed=6), tmp_path / "other")
+    torch.manual_seed(6)
+    assert not torch.equal(build(other, SIZE // 8)[0].unet.conv_in.weight, none["unet.conv_in.weight"])
+
+
+def test_units_of_a_pretrained_unet_are_left_behind(config: AttentionConfig) -> None:
+    base = configs.load(TrainConfig, config.train)
+    torch.manual_seed(0)
+    trained = build(replace(base, model=replace(base.model, alignment="gta")), SIZE // 8)[0].unet
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(1.0)
+    fresh = arm_of(trained, "gta", "copied", seed=0)
+    blocks = [block for block in fresh.modules() if isinstance(block, SpatialBlock | TemporalBlock)]
+    units = [block for block in blocks if block.alignment is not None]
+    assert units
+    for block in units:
+        assert not block.alignment.attn.to_out[0].weight.any()
+        assert torch.equal(block.alignment.attn.to_q.weight, block.attn1.to_q.weight)
+    assert torch.equal(fresh.conv_in.weight, trained.conv_in.weight)
+
+
+def test_equal_compute_gives_cheaper_arms_more_steps(config: AttentionConfig) -> None:
+    base = configs.load(TrainConfig, config.train, ["steps=1000", "accumulation=2"])
+    config.budget = "flops"
+    costs = module.budgets(config, base, views=4, size=SIZE)
+    assert costs["gta"].steps == 1000 < costs["cross_domain"].steps < costs["none"].steps
+    work = [cost.flops * cost.steps for cost in costs.values()]
+    assert max(work) / min(work) < 1.002
+    single = module.budgets(config, replace(base, accumulation=1), views=4, size=SIZE)
+    assert costs["gta"].flops == 2 * single["gta"].flops
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budget": "hours"}, "budget 'hours' is not one of"),
+        ({"baseline": "best"}, "needs the baseline 'best'"),
+        ({"seeds": [1, 1]}, "seeds must be given and differ"),
+        ({"names": ["x"]}, "has no object x"),
+        ({"arms": {"gta": AttentionArm("gta"), "odd": AttentionArm("odd")}}, "alignment 'odd' is not one of"),
+        ({"arms": {"gta": AttentionArm("gta", "zeros"), "none": AttentionArm("none")}}, "init 'zeros' is not one of"),
+    ],
+)
+def test_bad_suites_are_refused_before_any_training(config: AttentionConfig, change: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        attention_suite(replace(config, **change))
+
+
+def test_a_trained_object_is_not_held_out(config: AttentionConfig, tmp_path: Path) -> None:
+    config.held_out = str(shards(tmp_path / "both", ["b", "e"]))
+    with pytest.raises(InputError, match="held-out object b is in the training shards"):
+        attention_suite(config)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/ablation").glob("attention*.yaml")), ids=lambda p: p.stem)
+def test_shipped_suites_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = configs.load(AttentionConfig, path, ["held_out=assets/objects"])
+    assert settings.baseline in settings.arms and Path(settings.train).is_file()
+    configs.load(module.Protocol, settings.protocol, settings.protocol_changes)

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from nova3d.errors import InputError
+from nova3d.evaluation.meshes import Surface
+from nova3d.experiments import fusion, truth
+from nova3d.experiments.fusion import Case, read_rows, report, run
+from nova3d.fusion import FusionConfig
+
+
+@pytest.fixture
+def small(monkeypatch) -> FusionConfig:
+    monkeypatch.setattr(truth, "SIZE", 48)
+    monkeypatch.setattr(truth, "_SAMPLES", 4000)
+    config = FusionConfig()
+    config.encoding.levels, config.encoding.finest, config.encoding.log2_table = 4, 32, 12
+    config.field.hidden = config.field.colour_hidden = config.conflict.hidden = 16
+    config.hull.resolution, config.hull.fit_steps = 32, 30
+    config.sampling.rays, config.sampling.samples, config.sampling.random_points = 64, 8, 16
+    config.optim.steps, config.extract.resolution, config.extract.coarse = 15, 48, 24
+    config.extract.faces, config.texture.size = 800, 64
+    return config
+
+
+@pytest.fixture
+def ball(tmp_path):
+    mesh = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
+    mesh.visual.vertex_colors = [200, 90, 40, 255]
+    mesh.export(tmp_path / "ball.glb")
+    return tmp_path / "ball.glb"
+
+
+def test_rows_are_kept_resumed_and_reported(small, ball, tmp_path, monkeypatch):
+    out, cases = tmp_path / "out", [Case("none", "full"), Case("conflicts", "no conflict"), Case("none", "carving")]
+    rows = run([ball], cases[:1], out, small)
+    with (out / "rows.jsonl").open("a") as file:
+        file.write('{"object": "ba')  # cut short by a crash
+    with (out / "rows.jsonl").open("a") as file:
+        file.write("\n")
+    measured = []
+    honest = fusion.measure
+    monkeypatch.setattr(fusion, "measure", lambda t, c, *rest: measured.append(c) or honest(t, c, *rest))
+    rows = run([ball], cases, out, small)
+    assert measured == cases[1:]  # the first is not computed twice
+    assert [Case(r["fault"], r["arm"]) for r in rows] == cases
+    carved = rows[2]
+    assert carved["chamfer"] < 0.06
+    assert carved["psnr"] > 20
+    assert 0 <= rows[1]["auroc_residual"] <= 1
+    assert (out / "none-full" / "ball.glb").is_file()
+    text = report(rows)
+    assert "| none | carving | 1 | 0 |" in text
+    assert text.count("full minus") == 1
+
+
+def test_a_failed_case_is_counted_and_tried_again(small, ball, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise InputError("no such luck")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fusion, "measure", fail)
+        rows = run([ball], [Case("none", "carving")], tmp_path / "out", small)
+    assert rows[0]["error"] == "no such luck"
+    assert "| none | carving | 0 | 1 |" in report(rows)
+    assert "error" not in run([ball], [Case("none", "carving")], tmp_path / "out", small)[0]
+    assert len(read_rows(tmp_path / "out")) == 2
+
+
+def test_nothing_to_measure_is_refused(small, tmp_path):
+    with pytest.raises(InputError, match="nothing to measure"):
+        run([], [Case("none", "full")], tmp_path, small)
+    with pytest.raises(InputError, match="holds no"):
+        truth.meshes_in(tmp_path)
+
+
+def test_truth_is_the_same_from_its_cache(small, ball, tmp_path):
+    first, again = (truth.load_truth(ball, tmp_path / "cache") for _ in range(2))
+    torch.testing.assert_close(first.views.rgb, again.views.rgb, rtol=0, atol=0)
+    torch.testing.assert_close(first.between.cameras.c2w, again.between.cameras.c2w, rtol=0, atol=0)
+    np.testing.assert_array_equal(first.seen, again.seen)
+    assert 0.8 < first.seen.mean() < 1  # a ball but for its poles
+
+
+def test_what_cameras_at_elevation_zero_see_of_a_box(small):
+    mesh = trimesh.creation.box((0.6, 0.6, 0.6))
+    centres = Surface(mesh.triangles_center, np.asarray(mesh.face_normals))
+    sideways = np.abs(centres.normals[:, 1]) < 0.5
+    np.testing.assert_array_equal(truth.visible(centres, mesh), sideways)
+    buried = Surface(centres.points * 0.8, centres.normals)
+    assert not truth.visible(buried, mesh).any()
+
+
+def test_auroc_of_known_scores():
+    score = torch.tensor([0.1, 0.4, 0.35, 0.8, 0.4])
+    positive = torch.tensor([False, False, True, True, True])
+    # of the six pairs (positive, negative): .35>.1, .35<.4, .8>.1, .8>.4, .4>.1, .4=.4
+    assert truth.auroc(score, positive, ~positive) == pytest.approx(4.5 / 6)
+    assert np.isnan(truth.auroc(score, positive, torch.zeros(5, dtype=torch.bool)))
+
+
+def test_differences_need_six_objects():
+    both = ("full", "carving")
+    rows = [
+        {"object": f"o{i}", "fault": "none", "arm": a, "psnr": 20 + i + (a == "full")} for i in range(6) for a in both
+    ]
+    assert "| none | carving | +1.00 [+1.00, +1.00] |" in report(rows)
+    assert "| none | carving | - |" in report(rows[:8])

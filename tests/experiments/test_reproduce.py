@@ -1,0 +1,305 @@
+"""Tables made anew with a tiny random model: folders, resume, failures, arms, verdicts, processes."""
+
+import json
+import math
+import os
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import trimesh
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from nova3d import config as configs
+from nova3d.errors import InputError
+from nova3d.evaluation import Protocol
+from nova3d.evaluation.meshes import load_mesh
+from nova3d.evaluation.statistics import Interval
+from nova3d.experiments import reproduce as module
+from nova3d.experiments import stages
+from nova3d.experiments.reproduce import Arm, ReproduceConfig, reproduce
+from nova3d.experiments.tables import NOT_PRINTED, verdict
+from nova3d.experiments.workers import in_parts
+from nova3d.models import NovaUNet
+from nova3d.models.autoencoder import VideoAutoencoder
+from nova3d.pipeline import Nova3DPipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of tiny random networks, 16 views of 16 pixels."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    unet = NovaUNet(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        num_attention_heads=(2, 2),
+        addition_time_embed_dim=32,
+        norm_groups=8,
+    )
+    vae = VideoAutoencoder(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        sample_size=SIZE,
+        norm_groups=8,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8,
+        projection_dim=16,
+    )  # fmt: skip
+    parts = (unet.eval(), vae.eval(), CLIPVisionModelWithProjection(vision).eval())
+    folder = tmp_path_factory.mktemp("model")
+    Nova3DPipeline(*parts, size=SIZE, sigma_max=80.0, steps=1, guidance_high=1.0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> Path:
+    """Two meshes that are neither centred nor of unit size; one is a scene whose node moves it."""
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    trimesh.creation.box((2.0, 1.0, 0.5)).apply_translation((5, 0, 0)).export(folder / "box.glb")
+    scene = trimesh.Scene()
+    scene.add_geometry(
+        trimesh.creation.icosphere(1, 3.0), transform=trimesh.transformations.translation_matrix((0, 9, 0))
+    )
+    scene.export(folder / "ball.glb")
+    return folder
+
+
+@pytest.fixture
+def config(model: Path, objects: Path, tmp_path: Path) -> ReproduceConfig:
+    made = ReproduceConfig(objects=str(objects), out=str(tmp_path / "out"), seeds=[0, 1], arms={"NOVA3D": Arm()})
+    made.sample.model = str(model)
+    made.protocol = str(ROOT / "configs/eval/mini.yaml")
+    made.protocol_changes = ["kinds=[views]", "hull_cells=0", "views.metrics=[psnr,mask_iou]", "views.cameras=ortho16"]
+    made.published = str(ROOT / "configs/eval/published.yaml")
+    made.columns = {"psnr": ["psnr"]}
+    return made
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Writing the views of `failing.name` raises `failing.error`; `failing.made` lists what was asked for."""
+    state = SimpleNamespace(name="ball", error=RuntimeError("no views today"), made=[])
+    true = stages.write_views
+
+    def write(pipeline, reference, folder, sample, generator):
+        state.made.append((reference.name, generator.folder))
+        if reference.name == state.name:
+            raise state.error
+        true(pipeline, reference, folder, sample, generator)
+
+    monkeypatch.setattr(stages, "write_views", write)
+    return state
+
+
+def test_a_table_is_made_once_and_the_same_call_goes_on(
+    config: ReproduceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int, str]] = []
+    report, path = reproduce(config, progress=lambda *call: told.append(call))
+    out = Path(config.out)
+    for seed in (0, 1):
+        assert {p.name for p in (out / f"views/seed{seed}").iterdir()} == {"box", "ball"}
+    assert (6, 6, "making views and meshes") in told
+    for name in ("box", "ball"):  # the reference mesh is in the frame of its views
+        extents = load_mesh(out / "references" / name / "mesh.glb").bounds
+        assert abs(extents.sum(axis=0)).max() < 1e-5 and abs((extents[1] - extents[0]).max() - 1) < 1e-5
+    assert set(report.tables["NOVA3D"].per_seed) == {0, 1} and not report.tables["NOVA3D"].failures
+    entry = json.loads((path.parent / "report.json").read_text())
+    assert entry["beside_the_paper"][0]["paper"] == NOT_PRINTED and NOT_PRINTED in path.read_text()
+
+    (out / "views/seed1/box").rename(out / "views/seed1/.gone")
+    made = []
+    true = stages.write_views
+    monkeypatch.setattr(stages, "write_views", lambda *a: (made.append(a[1].name), true(*a))[1])
+    again, _ = reproduce(config)
+    assert made == ["box"] and again.tables["NOVA3D"].rows == report.tables["NOVA3D"].rows
+
+
+def test_a_failed_object_is_scored_as_nothing_with_its_reason(
+    config: ReproduceConfig, failing: SimpleNamespace
+) -> None:
+    table = reproduce(config)[0].tables["NOVA3D"]
+    assert set(table.failures) == {"ball"} and "RuntimeError: no views today" in table.failures["ball"]
+    assert table.rows["ball"]["mask_iou"] == 0 and table.rows["ball"]["psnr"] == pytest.approx(
+        table.floors["all-white image"]["ball"]["psnr"]
+    )
+    assert "(1 of 2 failed" in table.markdown()
+    failing.made.clear()
+    reproduce(config)
+    assert failing.made == []
+    failing.name = ""
+    mended = reproduce(config, retry=True)[0].tables["NOVA3D"]
+    assert failing.made == [("ball", "seed0"), ("ball", "seed1")] and not mended.failures
+
+
+def test_nothing_to_score_and_what_the_machine_lacks_end_the_run(
+    config: ReproduceConfig, failing: SimpleNamespace
+) -> None:
+    config.names = ["ball"]
+    with pytest.raises(InputError, match=r"every object .* failed; the first one: ball: RuntimeError: no views today"):
+        reproduce(config)
+    failing.error = OSError(28, "No space left on device")
+    with pytest.raises(InputError, match="No space left"):
+        reproduce(config, retry=True)
+    assert not list(Path(config.out).rglob("failures/**/*.json"))
+
+
+def test_an_interrupted_object_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), stages.aside(tmp_path / "views/cup") as folder:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+    assert list((tmp_path / "views").iterdir()) == []
+
+
+def test_a_folder_of_another_study_is_refused(config: ReproduceConfig) -> None:
+    reproduce(config)
+    config.sample.steps = 2
+    with pytest.raises(InputError, match="views/seed0' was made with another sampling"):
+        reproduce(config)
+
+
+def test_cameras_of_another_rig_are_refused_and_the_size_is_the_models(config: ReproduceConfig) -> None:
+    study, _ = module.plan(config)
+    ours = module.fit_to_model(Protocol(), study)
+    assert ours.views.size == SIZE and ours.hash != Protocol().hash
+    config.protocol_changes[-1] = "views.cameras=syncdreamer16"
+    with pytest.raises(InputError, match=r"cameras are ortho16, the protocol 'mini' scores syncdreamer16"):
+        reproduce(config)
+
+
+def test_arms_of_the_fusion_share_the_views_and_are_compared(
+    config: ReproduceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def fused(views, settings, device):
+        seen.append((settings.conflict.mode, settings.pose.enabled))
+        radius = 0.5 if settings.conflict.mode == "mlp" else 0.3
+        solid = trimesh.creation.icosphere(1, radius)
+        return SimpleNamespace(timings={}, report={}, save=lambda path, entry: solid.export(path))
+
+    monkeypatch.setattr(stages, "reconstruct", fused)
+    config.seeds, config.fusion = [0], str(ROOT / "configs/fusion/cpu.yaml")
+    config.arms, config.baseline = {"full": Arm(), "no_conflict": Arm(fusion=["conflict.mode=none"])}, "full"
+    config.protocol_changes = [
+        "kinds=[meshes]",
+        "hull_cells=0",
+        "meshes.surface_samples=500",
+        "meshes.ious=[iou16_flood]",
+    ]
+    config.columns = {"chamfer": ["cd_l2_area100k", "chamfer"]}
+    report, _ = reproduce(config)
+    assert sorted(seen) == [("mlp", True)] * 2 + [("none", True)] * 2
+    out = Path(config.out)
+    assert (out / "views/seed0/box").is_dir() and (out / "meshes/no_conflict/seed0/box/mesh.glb").is_file()
+    ious = {name: table.mean()["iou16_flood"] for name, table in report.tables.items()}
+    assert ious["full"] > ious["no_conflict"]
+    assert report.comparison is not None and {row.method for row in report.comparison.rows} == {"no_conflict"}
+
+
+def test_a_failed_sampling_is_a_failed_mesh(
+    config: ReproduceConfig, failing: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solid = trimesh.creation.icosphere(1, 0.5)
+    result = SimpleNamespace(timings={}, report={}, save=lambda path, entry: solid.export(path))
+    monkeypatch.setattr(stages, "reconstruct", lambda *a: result)
+    config.seeds, config.fusion = [0], str(ROOT / "configs/fusion/cpu.yaml")
+    config.protocol_changes = [
+        "kinds=[meshes]",
+        "hull_cells=0",
+        "meshes.surface_samples=500",
+        "meshes.ious=[iou16_flood]",
+    ]
+    table = reproduce(config)[0].tables["NOVA3D"]
+    assert "there are no views" in table.failures["ball"] and table.rows["ball"]["iou16_flood"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "lower", "said"),
+    [
+        (20.0, 24.0, False, "the interval contains the paper's mean"),
+        (23.9, 25.0, False, "above the paper's mean (better)"),
+        (17.0, 18.0, False, "below the paper's mean (worse)"),
+        (23.9, 25.0, True, "above the paper's mean (worse)"),
+        (17.0, 18.0, True, "below the paper's mean (better)"),
+        (math.nan, math.nan, False, "too few objects (8) for an interval"),
+    ],
+)
+def test_verdicts(low: float, high: float, lower: bool, said: str) -> None:
+    middle = 21.0 if math.isnan(low) else (low + high) / 2
+    assert verdict(Interval(middle, low, high, 8), 23.87, lower) == said
+
+
+def test_a_number_that_is_not_printed_gets_no_verdict() -> None:
+    assert verdict(Interval(21.0, 20.0, 22.0, 8), math.nan, False) == "-"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/reproduce").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_table_is_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = configs.load(ReproduceConfig, path, ["objects=assets/objects"])
+    assert settings.table == path.stem and settings.arms and settings.columns
+    source = module._paper(settings)
+    assert (source is None) == (path.stem in ("mesh", "texture", "fusion-ablation"))
+    protocol = configs.load(Protocol, settings.protocol, settings.protocol_changes)
+    assert len(protocol.kinds) == 1
+    if path.stem != "attention-ablation":  # its model folder is made by a training
+        study, places = module.plan(settings)
+        assert bool(study.fusions) == (protocol.kinds != ("views",)) and set(places) == set(settings.arms)
+
+
+WORK = """
+import os, pathlib, sys
+from nova3d.errors import InputError
+
+def work(folder, mode, part, parts, device, tell):
+    if mode == "refuse" and part == 1:
+        raise InputError("bad reference cup")
+    if mode == "die" and part == 1:
+        os._exit(9)
+    pathlib.Path(folder, f"{part}-{parts}-{device}-{os.environ.get('OMP_NUM_THREADS')}").touch()
+"""
+
+
+def test_parts_run_in_processes_and_their_errors_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from functools import partial
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    (tmp_path / "work_of_a_test.py").write_text(WORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    import work_of_a_test  # type: ignore[import-not-found]
+
+    told = []
+    (tmp_path / "done").mkdir()
+    in_parts(partial(work_of_a_test.work, tmp_path / "done", ""), 2, "cpu", lambda: told.append(1))
+    assert {p.name for p in (tmp_path / "done").iterdir()} == {"0-2-cpu-1", "1-2-cpu-1"} and told
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    with pytest.raises(InputError, match="bad reference cup"):
+        in_parts(partial(work_of_a_test.work, tmp_path / "done", "refuse"), 2, "cpu", lambda: None)
+    with pytest.raises(InputError, match="worker 1 of 2 ended with exit code 9"):
+        in_parts(partial(work_of_a_test.work, tmp_path / "done", "die"), 2, "cpu", lambda: None)
+
+
+def test_the_script_refuses_bad_input_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = ["reproduce.py", "table1", "--objects", str(tmp_path / "none"), "seeds=[3]", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts/reproduce.py"), run_name="__main__")
+    assert ended.value.code == 2 and "none' does not exist" in capsys.readouterr().err
