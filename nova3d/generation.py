@@ -73,7 +73,7 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
     """
     folder = writable_folder(config.out)
     picture = images.read_rgba(config.image)
-    pipeline = _load(config, device)
+    pipeline = load_pipeline(config, device)
     started = time.perf_counter()
     low = config.guidance_low if config.guidance_low >= 0 else pipeline.config.guidance_low
     high = config.guidance_high if config.guidance_high >= 0 else pipeline.config.guidance_high
@@ -102,7 +102,8 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
     return views.save(folder, entry), views, picture
 
 
-def _load(config: SampleConfig, device: str) -> "Nova3DPipeline":
+def load_pipeline(config: SampleConfig, device: str) -> "Nova3DPipeline":
+    """The config's model on `device`, with its memory modes, ready for many pictures."""
     from nova3d.pipeline import Nova3DPipeline
     from nova3d.pipeline_memory import LOW_MEMORY
 

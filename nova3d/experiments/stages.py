@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,8 @@ from nova3d.data.meshes import load_mesh
 from nova3d.data.shards import INDEX, ShardReader
 from nova3d.errors import InputError
 from nova3d.fusion import FusionConfig, reconstruct
-from nova3d.generation import SampleConfig, model_hashes
+from nova3d.generation import SampleConfig, load_pipeline, model_hashes
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline_memory import LOW_MEMORY
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -162,7 +161,7 @@ def make(study: Study, part: int, parts: int, device: str, tell: Callable[[], No
     for generator in study.generators:
         place, pipeline = f"views/{generator.folder}", None
         for name in [name for name in names if not study.settled(f"views/{generator.folder}", name)]:
-            pipeline = pipeline or load_pipeline(generator.model, study.sample, device)
+            pipeline = pipeline or load_pipeline(replace(study.sample, model=generator.model), device)
             with _failing(study, place, name), aside(study.out / place / name) as folder:
                 write_views(pipeline, study.references / name, folder, study.sample, generator)
             tell()
@@ -192,19 +191,6 @@ def write_reference(source: Path, name: str, rig: Cameras, folder: Path) -> None
     scene = trimesh.load_scene(path, process=False)
     scene.apply_transform(transform)
     scene.export(folder / "mesh.glb")
-
-
-def load_pipeline(model: str, sample: SampleConfig, device: str) -> Nova3DPipeline:
-    """The model, ready for many pictures."""
-    offload = sample.low_memory and device != "cpu"
-    pipeline = Nova3DPipeline.load(model, "cpu" if offload else device, sample.dtype)
-    if sample.low_memory:
-        pipeline.set_memory(**asdict(LOW_MEMORY))
-    if offload:
-        pipeline.enable_model_cpu_offload(device=device)
-    if sample.compile:
-        pipeline.compile_unet()
-    return pipeline
 
 
 def write_views(

@@ -1,5 +1,6 @@
 """What a fit needs to go on from a step: in memory after a fall, on disk after an interruption."""
 
+import contextlib
 import copy
 import hashlib
 import logging
@@ -66,7 +67,8 @@ class Snapshot:
         except OSError as error:
             raise InputError(f"cannot save the fit to '{path}': {error.strerror or error}") from error
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a folder that is none, which is already being said
+                aside.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: Path, state: Fit, optimizer: torch.optim.Optimizer, views: ViewSet) -> "Snapshot | None":
@@ -78,7 +80,8 @@ class Snapshot:
             found = content.pop("config"), content.pop("views")
             snapshot = Snapshot(**content)
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-            log.warning("'%s' cannot be read (%s): starting anew", path, str(error).splitlines()[0])
+            reason = (str(error) or type(error).__name__).splitlines()[0]  # an EOFError says nothing
+            log.warning("'%s' cannot be read (%s): starting anew", path, reason)
             return None
         other = "config" if found[0] != _key(state.config) else ""
         other = other or ("set of views" if found[1] not in (None, _fingerprint(views)) else "")

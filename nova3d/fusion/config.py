@@ -144,13 +144,15 @@ class ExtractConfig:
     resolution: int = 192  # marching cubes cells across the box; Wonder3D
     coarse: int = 64  # only cells of this grid that are near the surface are evaluated finely
     min_component: float = 0.01  # parts with less than this share of the largest one's area are dropped
-    faces: int = 20000  # budget after decimation; the UV atlas of more takes long
+    faces: int = 20000  # budget after decimation
 
 
 @dataclass
 class TextureConfig:
     mode: str = "uv"  # "uv": an atlas with a texture; "vertex": vertex colours only
     size: int = 1024
+    atlas: str = "projected"  # flat projections, in a second; "xatlas": fewer, less stretched charts in 5 to 15 s
+    atlas_seconds: float = 60.0  # after which xatlas is ended and the projections take over
     power: float = 2.0  # views are blended by cos^power * (1 - H)^2
     top_views: int = 3  # best views per texel that are blended; 0: all (measured: equal on true views, else sharper)
     input_view: float = 3.0  # weight of view 0, the one picture that is not generated

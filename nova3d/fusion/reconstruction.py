@@ -98,10 +98,10 @@ def reconstruct(
     tell(0.93, "painting the texture")
     with _timed(timings, "texture"):
         seen_by = texture.projector(views, cameras, solid, conflict, config.texture)
-        mesh, solid, unseen = _paint(state, solid, seen_by)
+        mesh, solid, painted = _paint(state, solid, seen_by)
     foreground = views.mask > 0.5
-    report = meshing.health(solid) | {
-        "unseen_share": unseen,
+    report: dict[str, Any] = meshing.health(solid) | {
+        **painted,
         "conflict_mean": float(conflict[foreground].mean()),
         "residual_mean": float(residual[foreground].mean()),
         "inv_s": state.sharpness.number(),
@@ -150,8 +150,9 @@ def conflict_maps(state: Fit, mesh: trimesh.Trimesh, views: ViewSet) -> tuple[Te
 
 def _paint(
     state: Fit, solid: trimesh.Trimesh, views: texture.Projector
-) -> tuple[trimesh.Trimesh, trimesh.Trimesh, float]:
-    """The textured mesh, the welded mesh with vertex colours, and the share of the texture that no view sees."""
+) -> tuple[trimesh.Trimesh, trimesh.Trimesh, dict[str, Any]]:
+    """The textured mesh, the welded mesh with vertex colours, and for the report the share of the texture that no
+    view sees and which atlas it has."""
     device = state.sdf.weight_in.device
 
     def fill(points: Tensor) -> Tensor:
@@ -162,13 +163,14 @@ def _paint(
     colours, weight = texture.complete(vertices, torch.from_numpy(normals).float(), views, fill)
     welded = export.coloured(solid, colours.numpy())
     if views.config.mode == "vertex":
-        return welded, welded, float((weight <= 0).float().mean())
-    atlas = texture.unwrap(solid)
+        return welded, welded, {"unseen_share": float((weight <= 0).float().mean()), "atlas": "none"}
+    config = views.config
+    atlas = texture.unwrap(solid, config.size, config.atlas, config.atlas_seconds)
     picture, unseen = texture.bake(solid, atlas, views, fill)
     mesh = export.textured(
         np.asarray(solid.vertices)[atlas.source], atlas.faces, atlas.uv, picture, normals[atlas.source]
     )
-    return mesh, welded, unseen
+    return mesh, welded, {"unseen_share": unseen, "atlas": atlas.kind}
 
 
 @contextmanager

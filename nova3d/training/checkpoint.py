@@ -180,8 +180,8 @@ def check_space(folder: Path, bytes_each: int, keep: int) -> None:
 
 
 def _check_identity(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for key, value in _flat(json.loads(json.dumps(here))).items():
-        other = _flat(there).get(key)
+    for key, value in flat(json.loads(json.dumps(here))).items():
+        other = flat(there).get(key)
         if other != value:
             raise InputError(
                 f"checkpoint '{path}' was made with another '{key}' ({other}, this run has {value}); choose another "
@@ -189,11 +189,12 @@ def _check_identity(path: Path, there: Mapping[str, Any], here: Mapping[str, Any
             )
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, their keys joined by dots."""
+    entries: dict[str, Any] = {}
     for key, entry in value.items():
-        flat |= _flat(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
-    return flat
+        entries |= flat(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
+    return entries
 
 
 def _sync(path: Path) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from nova3d import config as configs
 from nova3d import provenance
@@ -31,6 +30,8 @@ from nova3d.training.ema import EMA, exponential
 from nova3d.training.health import Health
 from nova3d.training.module import Denoising, build
 from nova3d.training.profiles import power
+from nova3d.training.sharding import check_sharding, fsdp_plugin
+from nova3d.training.trackers import make_trackers, start_trackers
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,6 @@ def prepare(config: TrainConfig, device: str) -> Run:
         model.unet.compile(dynamic=False)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(wrapped)
-    _check_sharding(config, accelerator, model)
 
     optim = config.optim
     averages = {"ema": EMA(model, exponential(optim.ema_decay, optim.ema_warmup), optim.ema_device)}
@@ -137,7 +137,15 @@ def prepare(config: TrainConfig, device: str) -> Run:
             report.save(out / "svd-load-report.json")
     unet = {key: value for key, value in dict(model.unet.config).items() if not key.startswith("_")}
     data = {"shards": shard_hash(dataset.reader.samples), "input_views": sorted(dataset.input_views)}
-    identity = {"model": unet, "data": data, "effective_batch": places.total, "seed": config.seed}
+    kind = accelerator.distributed_type
+    sharding = str(kind.value) if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else "none"
+    identity = {
+        "model": unet,
+        "data": data,
+        "effective_batch": places.total,
+        "seed": config.seed,
+        "sharding": sharding,  # their checkpoints have other files
+    }
     return Run(
         config=config,
         out=out,
@@ -163,20 +171,19 @@ def prepare(config: TrainConfig, device: str) -> Run:
 
 
 def make_accelerator(config: TrainConfig, device: str, out: Path) -> Accelerator:
-    """accelerate's object, with trackers; raises InputError where a tracker is not installed."""
-    for name in config.trackers:
-        if not has(name):
-            raise InputError(f"trackers: {name} is not installed; `pip install {name}`, or take it off the list")
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # one copy of the gradients instead of two
+    """accelerate's object, with its trackers; raises InputError for trackers and sharding that cannot be had."""
+    ddp, fsdp = DistributedDataParallelKwargs(gradient_as_bucket_view=True), fsdp_plugin()
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=config.mixed_precision,
-        log_with=list(config.trackers) or None,
+        log_with=make_trackers(config, out) or None,
         project_dir=str(out),
-        kwargs_handlers=[ddp],
+        fsdp_plugin=fsdp,
+        kwargs_handlers=[ddp],  # one copy of the gradients instead of two
     )
+    check_sharding(config, accelerator, fsdp is not None)
     if config.trackers:
-        accelerator.init_trackers("logs", config={k: str(v) for k, v in configs.to_dict(config).items()})
+        start_trackers(accelerator, config)
     return accelerator
 
 
@@ -186,7 +193,7 @@ def make_optimizer(model: Denoising, config: OptimConfig, device: torch.device) 
     if not config.eight_bit:
         return torch.optim.AdamW(groups, betas=betas, fused=device.type == "cuda")
     if not has("bitsandbytes"):
-        raise InputError("optim.eight_bit needs bitsandbytes and a CUDA GPU: `pip install 'nova3d[adam8bit]'`")
+        raise InputError("optim.eight_bit needs bitsandbytes: `pip install 'nova3d[adam8bit]'`")
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(groups, betas=betas)
@@ -238,16 +245,6 @@ def checkpoint_bytes(model: nn.Module, config: TrainConfig) -> int:
     return trained * (4 + (2 if config.optim.eight_bit else 8) + 4 * (1 + len(config.optim.ema_profiles)))
 
 
-def whole_state(model: nn.Module, average: EMA) -> dict[str, Tensor]:
-    """The averaged weights, and the others as they are, whole and on the CPU; every process must ask."""
-    averaged = average.state_dict()["weights"]
-    state = {}
-    for name, value in model.state_dict().items():
-        chosen = averaged.get(name, value)
-        state[name] = (chosen.full_tensor() if isinstance(chosen, DTensor) else chosen).detach().cpu()
-    return state
-
-
 def data_facts(dataset: MultiViewDataset) -> dict[str, Any]:
     """What a record says of the data."""
     return {"shards": shard_hash(dataset.reader.samples), "objects": len(dataset)}
@@ -266,19 +263,3 @@ def _source(config: TrainConfig, dataset: MultiViewDataset, model: Denoising) ->
         return ShardSource(dataset)
     frozen = None if model.trained_encoder is not None else model.image_encoder
     return LatentCache(config.data.cache, dataset, cache_identity(dataset, model.vae, frozen))
-
-
-def _check_sharding(config: TrainConfig, accelerator: Accelerator, model: nn.Module) -> None:
-    """What sharded weights cannot do, in one line before the first step."""
-    kind = accelerator.distributed_type
-    if kind == DistributedType.FSDP:
-        if not all(isinstance(p, DTensor) for p in model.parameters()):
-            raise InputError("the EMA needs FSDP of version 2: set fsdp_version: 2 in the accelerate config")
-        if config.optim.ema_device:
-            raise InputError("optim.ema_device=cpu is not for sharded weights: their averages are sharded already")
-        if config.validate_every:
-            raise InputError("validate_every is not for sharded weights: set it to 0 and sample from the saved models")
-    if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
-        raise InputError("the EMA needs whole weights: use DeepSpeed's ZeRO stage 2, or FSDP of version 2")
-    if kind == DistributedType.DEEPSPEED:
-        log.warning("DeepSpeed takes a step before it can be judged: bad steps are reported, but not undone")

@@ -82,7 +82,7 @@ def train(
     if done < config.steps:
         log.info("asked to stop: saved '%s'; the same command goes on from there", last)
         return Outcome(False, done, last)
-    save_model(run, out / "model")
+    save_model(run, out / "model", done)
     return Outcome(True, done, out / "model")
 
 
@@ -104,7 +104,8 @@ def take_step(
         batch = make_batch(items, draws, run.encoder)
         uids += batch.uids
         with accelerator.accumulate(run.wrapped):
-            loss = run.wrapped(batch)
+            with accelerator.autocast():  # what accelerate does by itself but for FSDP
+                loss = run.wrapped(batch)
             accelerator.backward(loss.mean())
         losses.append(loss.detach())
         table.add(loss.detach(), batch.sigma)

@@ -4,10 +4,12 @@ import json
 import logging
 import math
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from nova3d import images, provenance
@@ -17,7 +19,9 @@ from nova3d.evaluation.views import foreground_psnr, mask_iou, normal_angle, psn
 from nova3d.models.image_encoder import empty_image_encoder
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.training.setup import Run, run_record, whole_state
+from nova3d.training.ema import EMA
+from nova3d.training.setup import Run, run_record
+from nova3d.training.sharding import whole_state
 from nova3d.training.stats import cut_back
 from nova3d.views import ViewSet
 
@@ -40,33 +44,30 @@ class Validation:
         count = min(run.config.validation_objects, len(self.reader))
         self.rows = torch.linspace(0, len(self.reader) - 1, count).round().int().tolist()
         past = cut_back(run.out / FILE, start) if run.accelerator.is_main_process else []
-        self.best = max((line["psnr"] for line in past if line["weights"] == "ema"), default=-math.inf)
+        best = max((line["psnr"] for line in past if line["weights"] == "ema"), default=-math.inf)
+        (self.best,) = broadcast_object_list([best])  # one process reads, all must agree on what is better
 
     def __call__(self, step: int) -> None:
-        accelerator, main = self.run.accelerator, self.run.accelerator.is_main_process
+        accelerator, config = self.run.accelerator, self.run.config
         means = {}
-        for weights in ("raw", "ema"):
-            with self.run.ema.applied(self.run.model) if weights == "ema" else nullcontext():
-                means[weights] = self._score(step, weights)
+        for weights, average in (("raw", None), ("ema", self.run.ema)):
+            with sampling(self.run, average) as pipeline:
+                means[weights] = self._score(pipeline, step, weights)
             log.info("validation at step %d, %s weights: %s", step, weights, _rounded(means[weights]))
-        if not main:
-            accelerator.wait_for_everyone()
-            return
-        with (self.run.out / FILE).open("a") as file:
-            for weights, values in means.items():
-                file.write(json.dumps({"step": step, "weights": weights, **values}) + "\n")
-        flat = {f"validation/{k}_{weights}": v for weights, values in means.items() for k, v in values.items()}
-        if self.run.config.trackers:
+        if accelerator.is_main_process:
+            with (self.run.out / FILE).open("a") as file:
+                for weights, values in means.items():
+                    file.write(json.dumps({"step": step, "weights": weights, **values}) + "\n")
+        if config.trackers:
+            flat = {f"validation/{k}_{weights}": v for weights, values in means.items() for k, v in values.items()}
             accelerator.log(flat, step=step)
-        accelerator.wait_for_everyone()
         if means["ema"]["psnr"] > self.best:
             self.best = means["ema"]["psnr"]
-            write_model(self.run, self.run.out / "model-best", whole_state(self.run.model, self.run.ema), step)
+            save_model(self.run, self.run.out / "model-best", step)
 
-    def _score(self, step: int, weights: str) -> dict[str, float]:
+    def _score(self, pipeline: Nova3DPipeline, step: int, weights: str) -> dict[str, float]:
         run, folder = self.run, self.run.out / "validation" / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
-        pipeline = make_pipeline(run)
         rank, processes = run.accelerator.process_index, run.accelerator.num_processes
         sums = torch.zeros(len(METRICS), 2, dtype=torch.float64)  # sums and counts
         for row in self.rows[rank::processes]:
@@ -94,32 +95,43 @@ def compare(result: ViewSet, truth: ViewSet) -> dict[str, float]:
     }
 
 
-def make_pipeline(run: Run) -> Nova3DPipeline:
-    """The model as a pipeline that shares its weights."""
+@contextmanager
+def sampling(run: Run, average: EMA | None) -> Iterator[Nova3DPipeline]:
+    """The model, or its `average`, as a pipeline: its own weights, which the average replaces inside the block. Sharded
+    weights cannot be sampled from by one process alone, so there it is a whole copy of the networks on the device."""
+    if run.sharded:
+        yield pipeline_of(run, whole_state(run.model, average, run.accelerator.device))
+        return
+    with average.applied(run.model) if average else nullcontext():
+        yield pipeline_of(run)
+
+
+def pipeline_of(run: Run, state: dict[str, Tensor] | None = None) -> Nova3DPipeline:
+    """The networks of a run as a pipeline; with `state`, a Denoising's whole weights, new ones that hold it."""
+    unet, encoder = run.model.unet, run.model.image_encoder
+    if state is not None:
+        with torch.device("meta"):
+            unet = NovaUNet.from_config(unet.config)
+        unet.load_state_dict(_under(state, "unet."), assign=True)
+        if run.model.trained_encoder is not None:
+            encoder = empty_image_encoder(**encoder.config.to_dict())
+            encoder.load_state_dict(_under(state, "trained_encoder."), assign=True)
+            encoder.to(next(iter(state.values())).device)  # its buffers, which are in no state
     size = run.dataset.reader.cameras.width
-    model = run.model
-    return Nova3DPipeline(model.unet, model.vae, model.image_encoder, size=size, **vars(run.config.pipeline))
+    return Nova3DPipeline(unet, run.model.vae, encoder, size=size, **vars(run.config.pipeline))
 
 
-def save_model(run: Run, folder: Path) -> None:
+def save_model(run: Run, folder: Path, step: int) -> None:
     """Write the averaged weights as a diffusers folder, all or nothing; every process must call it."""
     state = whole_state(run.model, run.ema)
     if run.accelerator.is_main_process:
-        write_model(run, folder, state, run.config.steps)
+        write_model(run, folder, state, step)
     run.accelerator.wait_for_everyone()
 
 
 def write_model(run: Run, folder: Path, state: dict[str, Tensor], step: int) -> None:
     """A diffusers folder of a Denoising's whole weights and the frozen networks, with its record."""
-    with torch.device("meta"):
-        unet = NovaUNet.from_config(run.model.unet.config)
-    unet.load_state_dict(_under(state, "unet."), assign=True)
-    encoder = run.model.image_encoder
-    if run.model.trained_encoder is not None:
-        encoder = empty_image_encoder(**encoder.config.to_dict())
-        encoder.load_state_dict(_under(state, "trained_encoder."), assign=True)
-    size = run.dataset.reader.cameras.width
-    pipeline = Nova3DPipeline(unet, run.model.vae, encoder, size=size, **vars(run.config.pipeline))
+    pipeline = pipeline_of(run, state)
     aside = folder.with_suffix(".part")
     try:
         shutil.rmtree(aside, ignore_errors=True)

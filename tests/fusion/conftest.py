@@ -1,6 +1,8 @@
 """Tiny objects with known surfaces, drawn by the project's own renderer."""
 
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +81,19 @@ def f_result(f_views):
     return reconstruct(f_views, tiny_config())
 
 
+def short_config(**sections: dict[str, Any]) -> FusionConfig:
+    """A dozen steps and a coarse mesh, for tests of anything but quality; sections={"key": value} change it."""
+    config = tiny_config()
+    config.optim.steps, config.hull.fit_steps = 12, 20
+    config.extract.resolution, config.extract.faces, config.texture.size = 32, 300, 32
+    for section, values in sections.items():
+        setattr(config, section, replace(getattr(config, section), **values))
+    return config
+
+
 @pytest.fixture(scope="session")
 def shapes() -> SimpleNamespace:
     """The makers above, for tests that need their own."""
-    return SimpleNamespace(draw=draw, letter_f=letter_f, sphere=sphere, tiny_config=tiny_config)
+    return SimpleNamespace(
+        draw=draw, orbit=orbit, letter_f=letter_f, sphere=sphere, tiny_config=tiny_config, short_config=short_config
+    )

@@ -1,80 +1,250 @@
+import importlib
+import logging
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
-from nova3d.fusion.encoding import HashGrid, level_weights
+from nova3d.errors import InputError
+from nova3d.fusion.encoding import GridLayout, HashGrid, level_weights, pick_backend
+
+LAYOUT = GridLayout.plan(levels=4, features=2, log2_table=9, base=4, finest=24)  # two dense levels, two hashed ones
 
 
-def grid(**changes) -> HashGrid:
-    settings = {"levels": 4, "features": 2, "log2_table": 9, "base": 4, "finest": 24, "init": 1.0} | changes
-    return HashGrid(**settings, generator=torch.Generator().manual_seed(0)).double()
+@pytest.fixture(params=["torch", "numba"])
+def backend(request) -> str:
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    return request.param
 
 
-def reference(encoding: HashGrid, point: list[float], level: int) -> torch.Tensor:
-    """One point, one level, corner by corner with Python integers: the layout as written in the docstring."""
-    scale = float(encoding.scales[level])
-    resolution, size = encoding.resolutions[level], int(encoding.sizes[level, 0])
+def grid(backend: str = "torch", layout: GridLayout = LAYOUT) -> HashGrid:
+    """In double, with entries in +-1."""
+    return HashGrid(layout, 1.0, backend, torch.Generator().manual_seed(0)).double()
+
+
+def uniform(*shape: int, seed: int = 1) -> Tensor:
+    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(encoding: HashGrid, point: list[float], level: int) -> Tensor:
+    """One point, one level, corner by corner with Python integers: the layout as written in the module's docstring."""
+    layout = encoding.layout
+    scale, resolution, size = layout.scales[level], layout.resolutions[level], layout.sizes[level]
     position = [c * scale + 0.5 for c in point]
     cell = [int(p) for p in position]
-    total = torch.zeros(encoding.features, dtype=torch.float64)
+    table = encoding.table.detach().view(-1, layout.features)
+    total = torch.zeros(layout.features, dtype=torch.float64)
     for corner in range(8):
         bits = [(corner >> axis) & 1 for axis in range(3)]
         x, y, z = (c + b for c, b in zip(cell, bits, strict=True))
         weight = 1.0
         for p, c, b in zip(position, cell, bits, strict=True):
             weight *= (p - c) if b else 1 - (p - c)
-        if resolution**3 <= 512:
+        if resolution**3 <= 1 << layout.log2_table:
             index = x + y * resolution + z * resolution**2
         else:
             index = x ^ (y * 2654435761 & 0xFFFFFFFF) ^ (z * 805459861 & 0xFFFFFFFF)
-        total += weight * encoding.table[:, int(encoding.offsets[level, 0]) + index % size].detach()
+        total += weight * table[sum(layout.sizes[:level]) + index % size]
     return total
 
 
-def test_features_match_a_scalar_reference_on_dense_and_hashed_levels():
-    encoding = grid()
-    assert 0 < encoding.dense_levels < encoding.levels
-    points = torch.rand(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    features = encoding.interpolate(encoding.gather(points))
+def test_features_match_a_scalar_reference_on_dense_and_hashed_levels(backend):
+    encoding = grid(backend)
+    corners = torch.tensor([[0.0, 0, 0], [1, 1, 1], [1, 0, 1], [0.5, 1, 0]], dtype=torch.float64)
+    points = torch.cat([uniform(20, 3), corners])
+    features = encoding.query(points).features
     for row, point in enumerate(points.tolist()):
         expected = torch.cat([reference(encoding, point, level) for level in range(4)])
-        torch.testing.assert_close(features[row], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(features[row], expected, rtol=0, atol=1e-12)
 
 
-def test_pull_back_is_the_gradient_from_autograd():
-    encoding = grid()
-    points = torch.rand(50, 3, dtype=torch.float64, requires_grad=True)
-    cotangent = torch.randn(50, encoding.width, dtype=torch.float64)
-    corners = encoding.gather(points)
-    (expected,) = torch.autograd.grad((encoding.interpolate(corners) * cotangent).sum(), points, retain_graph=True)
-    torch.testing.assert_close(encoding.pull_back(corners, cotangent), expected)
+def test_any_number_of_features_per_level(backend):
+    encoding = grid(backend, GridLayout.plan(levels=2, features=3, log2_table=9, base=4, finest=12))
+    (point,) = uniform(1, 3).tolist()
+    expected = torch.cat([reference(encoding, point, level) for level in range(2)])
+    features = encoding.query(torch.tensor([point], dtype=torch.float64)).features
+    torch.testing.assert_close(features[0], expected, rtol=0, atol=1e-12)
 
 
-def test_pull_back_trains_table_cotangent_and_position():
-    encoding = grid(levels=2, base=3, finest=5, log2_table=6)
-    points = torch.rand(3, 3, dtype=torch.float64) * 0.01 + 0.31  # within one cell of every level
-    cotangent = torch.randn(3, encoding.width, dtype=torch.float64)
-
-    def gradient(table, p, c):
-        encoding.table.data = table
-        corners = encoding.gather(p)
-        values = table.index_select(
-            1, encoding._index((p.T[:, None] * encoding.scales[:, None] + 0.5).long(), 2).flatten()
-        )
-        corners = type(corners)(values.view_as(corners.values), corners.position)
-        return encoding.pull_back(corners, c)
-
-    inputs = (encoding.table.detach().clone(), points, cotangent)
-    assert torch.autograd.gradcheck(gradient, tuple(t.requires_grad_() for t in inputs), atol=1e-6)
+def test_pull_back_is_the_gradient_from_autograd(backend):
+    encoding = grid(backend)
+    points, cotangent = uniform(50, 3).requires_grad_(), uniform(50, encoding.width, seed=2) - 0.5
+    query = encoding.query(points)
+    (expected,) = torch.autograd.grad((query.features * cotangent).sum(), points, retain_graph=True)
+    torch.testing.assert_close(query.pull_back(cotangent), expected, rtol=0, atol=1e-10)
+    rows = torch.tensor([7, 3, 3, 49])
+    torch.testing.assert_close(query.pull_back(cotangent[rows], rows), expected[rows], rtol=0, atol=1e-10)
 
 
-def test_fewer_levels_are_the_first_ones():
-    encoding = grid()
-    points = torch.rand(5, 3, dtype=torch.float64)
-    torch.testing.assert_close(
-        encoding.interpolate(encoding.gather(points, 2)), encoding.interpolate(encoding.gather(points))[:, :4]
-    )
+def test_pull_back_trains_table_cotangent_and_position(backend):
+    encoding = grid(backend, GridLayout.plan(levels=2, features=2, log2_table=6, base=3, finest=5))
+    points = uniform(3, 3) * 0.01 + 0.31  # within one cell of every level
+    cotangent = uniform(3, encoding.width, seed=2)
+
+    def gradient(table: Tensor, p: Tensor, c: Tensor) -> Tensor:
+        return encoding.kernel.query(p, table, 2).pull_back(c)
+
+    inputs = tuple(t.requires_grad_() for t in (encoding.table.detach().clone(), points, cotangent))
+    assert torch.autograd.gradcheck(gradient, inputs, atol=1e-6)
+
+
+def everything(backend: str, points: Tensor, rows: Tensor | None) -> list[Tensor]:
+    """Features, pulled back cotangents, and the gradients of both in the table, the cotangents and the points."""
+    encoding = grid(backend)
+    x = points.clone().requires_grad_()
+    count = len(points) if rows is None else len(rows)
+    cotangent = (uniform(count, encoding.width, seed=3) - 0.5).requires_grad_()
+    query = encoding.query(x)
+    pulled = query.pull_back(cotangent, rows)
+    total = (query.features * uniform(len(points), encoding.width, seed=4)).sum() + (
+        pulled * uniform(count, 3, seed=5)
+    ).sum()
+    return [query.features.detach(), pulled.detach(), *torch.autograd.grad(total, [encoding.table, cotangent, x])]
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([5, 0, 5, 63])])
+def test_numba_equals_torch_with_all_its_gradients(rows):
+    pytest.importorskip("numba")
+    points = uniform(64, 3)
+    for ours, theirs in zip(everything("numba", points, rows), everything("torch", points, rows), strict=True):
+        assert float(theirs.abs().max()) > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(backend):
+    points = uniform(2100, 3)  # enough for several threads to be given a part
+    torch.set_num_threads(1)
+    alone = everything(backend, points, None)
+    torch.set_num_threads(3)
+    for one, several in zip(alone, everything(backend, points, None), strict=True):
+        torch.testing.assert_close(one, several, rtol=0, atol=0)
+
+
+def test_no_points_at_all(backend):
+    encoding = grid(backend)
+    query = encoding.query(torch.zeros(0, 3, dtype=torch.float64))
+    assert query.features.shape == (0, 8)
+    assert query.pull_back(torch.zeros(0, 8, dtype=torch.float64)).shape == (0, 3)
+
+
+def test_fewer_levels_are_the_first_ones(backend):
+    encoding, points = grid(backend), uniform(5, 3)
+    torch.testing.assert_close(encoding.query(points, 2).features, encoding.query(points).features[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("levels", "base", "finest"), [(10, 16, 256), (16, 16, 512), (8, 16, 128), (5, 16, 48), (2, 3, 5)]
+)
+def test_layout_grows_from_base_to_exactly_the_finest(levels, base, finest):
+    layout = GridLayout.plan(levels, 2, 15, base, finest)
+    assert layout.levels == levels
+    assert (layout.resolutions[0], layout.resolutions[-1]) == (base, finest)
+    ratios = [(b + 1) / (a + 1) for a, b in zip(layout.scales, layout.scales[1:], strict=False)]
+    assert all(math.isclose(ratio, layout.growth, rel_tol=1e-4) for ratio in ratios)
+    # no scale is so near to a whole number that float32's rounding could change its resolution
+    assert all(abs(scale - round(scale)) > 1e-4 for scale in layout.scales[1:])
+
+
+def test_layout_sizes_offsets_and_what_is_dense():
+    layout = GridLayout.plan(levels=4, features=2, log2_table=9, base=5, finest=24)
+    assert layout.resolutions[:2] == (5, 9)
+    assert layout.sizes == (128, 512, 512, 512)  # 125 rounded up to a multiple of 8, then the table's limit
+    assert layout.offsets == (0, 128, 640, 1152)
+    assert layout.entries == 1664
+    assert layout.dense == (True, False, False, False)
+    assert LAYOUT.dense == (True, True, False, False)  # 8^3 = 2^9 just fits
+    assert HashGrid(layout).table.shape == (1664 * 2,)
+
+
+def test_table_starts_uniform_and_seeded():
+    layout = GridLayout.plan(levels=4, features=2, log2_table=12, base=4, finest=24)
+    first, again, other = (HashGrid(layout, 0.5, "torch", torch.Generator().manual_seed(s)).table for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert 0.49 < float(first.detach().abs().max()) <= 0.5
+    assert abs(float(first.detach().std()) - 0.5 / math.sqrt(3)) < 0.01
 
 
 @pytest.mark.parametrize(("open_levels", "expected"), [(2.0, [1, 1, 0, 0]), (2.25, [1, 1, 0.25, 0]), (9, [1, 1, 1, 1])])
 def test_level_weights(open_levels, expected):
     assert level_weights(4, open_levels).tolist() == expected
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """Call with {library: what importing it raises, or None}; other libraries are imported as they are."""
+
+    def set_up(faults: dict[str, Exception | None]) -> None:
+        real = importlib.import_module
+
+        def imported(name: str, *rest: str | None) -> object:
+            if name not in faults:
+                return real(name, *rest)
+            if fault := faults[name]:
+                raise fault
+            return object()
+
+        monkeypatch.setattr(importlib, "import_module", imported)
+
+    return set_up
+
+
+@pytest.mark.parametrize(
+    ("device", "fault", "expected", "reason"),
+    [
+        ("cpu", None, "numba", ""),
+        ("cpu", ModuleNotFoundError("No module named 'numba'"), "torch", "numba is not installed"),
+        ("cpu", ImportError("needs NumPy 2.1"), "torch", "numba: needs NumPy 2.1"),
+        ("cuda", None, "tcnn", ""),
+        ("cuda:1", ModuleNotFoundError("No module named 'tinycudann'"), "torch", "tinycudann is not installed"),
+        ("cuda", OSError("unknown compute capability"), "torch", "tinycudann: unknown compute capability"),
+        ("mps", None, "torch", ""),
+    ],
+)
+def test_auto_takes_the_fastest_that_works_and_says_why(libraries, caplog, device, fault, expected, reason):
+    libraries({"numba": fault, "tinycudann": fault})
+    caplog.set_level(logging.INFO, "nova3d.fusion.encoding")
+    assert pick_backend("auto", torch.device(device)) == expected
+    assert caplog.messages == [f"grid backend: {expected}" + (f" ({reason})" if reason else "")]
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "message"),
+    [
+        ("cuda", "cpu", "'cuda' is none of auto, torch, numba, tcnn"),
+        ("tcnn", "cpu", "'tcnn' does not run on cpu: use auto or torch"),
+        ("numba", "cuda", "'numba' does not run on cuda: use auto or torch"),
+        ("numba", "cpu", "'numba': numba is not installed; use auto or torch"),
+        ("tcnn", "cuda", "'tcnn': tinycudann: no GPU; use auto or torch"),
+    ],
+)
+def test_a_named_backend_that_cannot_work_is_refused(libraries, name, device, message):
+    libraries({"numba": ModuleNotFoundError("numba"), "tinycudann": OSError("no GPU")})
+    with pytest.raises(InputError) as refused:
+        pick_backend(name, device)
+    assert str(refused.value) == f"encoding.backend {message}"
+
+
+def test_a_named_backend_that_works_is_taken(libraries):
+    libraries({"numba": None, "tinycudann": None})
+    assert pick_backend("torch", "cuda") == pick_backend("torch", "cpu") == "torch"
+    assert pick_backend("numba", "cpu") == "numba"
+    assert pick_backend("tcnn", "cuda:0") == "tcnn"
+
+
+@pytest.mark.gpu
+def test_tcnn_equals_torch():
+    pytest.importorskip("tinycudann")
+    points = uniform(4096, 3).float().cuda().requires_grad_()
+    cotangent, rows = uniform(100, LAYOUT.levels * 2, seed=2).float().cuda(), torch.arange(0, 4000, 40).cuda()
+    found = []
+    for backend in ("tcnn", "torch"):
+        encoding = HashGrid(LAYOUT, 1.0, backend, torch.Generator().manual_seed(0)).cuda()
+        query = encoding.query(points)
+        pulled = query.pull_back(cotangent, rows)
+        gradients = torch.autograd.grad(query.features.sum() + pulled.square().sum(), encoding.table)
+        found.append([query.features.detach(), pulled.detach(), *gradients])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))

@@ -73,55 +73,39 @@ def test_unwritable_output(tmp_path):
         export.check_output(tmp_path / "file" / "mesh.glb")
 
 
-def paint_views(shapes, mesh: trimesh.Trimesh, **config) -> texture.Projector:
-    views = shapes.draw(mesh, orbit(8, size=96))
-    return texture.projector(views, views.cameras, mesh, torch.zeros_like(views.mask), TextureConfig(**config))
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
+def test_a_letter_comes_back_as_it_was_seen(shapes, tmp_path, suffix):
+    letter = shapes.letter_f()
+    letter.merge_vertices(merge_tex=True, merge_norm=True)
+    letter = trimesh.Trimesh(letter.vertices, letter.faces, process=False).subdivide().subdivide().subdivide()
+    views = shapes.draw(shapes.letter_f(), orbit(8, size=64))
+    seen_by = texture.projector(views, views.cameras, letter, torch.zeros_like(views.mask), TextureConfig(size=256))
+    grey = lambda p: torch.full((len(p), 3), 0.5)  # noqa: E731
+    normals = np.repeat(letter.face_normals, 3, axis=0)  # a box's edges stay sharp
+    flat = trimesh.Trimesh(letter.vertices[letter.faces].reshape(-1, 3), np.arange(len(normals)).reshape(-1, 3),
+                           vertex_normals=normals, process=False)  # fmt: skip
+    points = torch.from_numpy(flat.vertices).float(), torch.from_numpy(normals.copy()).float()
+    solid = export.coloured(flat, texture.complete(*points, seen_by, grey)[0].numpy())
+    atlas = texture.unwrap(letter, 256)
+    picture, _ = texture.bake(letter, atlas, seen_by, grey)
+    mesh = export.textured(
+        letter.vertices[atlas.source], atlas.faces, atlas.uv, picture, letter.vertex_normals[atlas.source]
+    )
+    path = export.write(tmp_path / f"f{suffix}", mesh, solid)
+    again = render_object(path, views.cameras, light="flat", normalise=False, supersample=2)
+    assert (again.mask - views.mask).abs().max() < 0.02
+    both = (views.mask > 0.99) & (again.mask > 0.99)
+    assert (again.rgb - views.rgb)[both].abs().mean() < 0.03
+    mirrored = views.mask.flip(-1)
+    assert (again.mask - mirrored).abs().mean() > 0.05
+    loaded = trimesh.load(path, force="mesh", process=False)
+    np.testing.assert_allclose(loaded.bounds, letter.bounds, atol=1e-6)
+    assert loaded.volume == pytest.approx(letter.volume, rel=1e-4)  # positive: no axis was mirrored
 
 
-def test_painting_finds_the_right_faces_and_respects_occlusion(shapes):
-    mesh = shapes.letter_f()
-    views = paint_views(shapes, mesh)
-    centres = torch.tensor([[-0.2, 0.0, 0.15], [-0.2, 0.0, -0.15], [-0.2, 0.45, 0.0]]).float()
-    normals = torch.tensor([[0.0, 0, 1], [0, 0, -1], [0, 1, 0]])
-    colours, weight = texture.paint(centres, normals, views)
-    torch.testing.assert_close(colours[0] * 255, torch.tensor([220.0, 30, 30]), atol=3, rtol=0)
-    torch.testing.assert_close(colours[1] * 255, torch.tensor([30.0, 30, 220]), atol=3, rtol=0)
-    assert weight[2] == 0  # the top: no camera at elevation 0 sees it
-    inside, hidden = texture.paint(torch.zeros(1, 3) + torch.tensor([-0.2, 0, 0.05]), normals[:1], views)
-    assert hidden[0] == 0  # behind the front face by more than the tolerance
-    assert torch.isfinite(inside).all()
-
-
-def test_conflict_and_top_views_choose_who_paints(shapes):
-    mesh = shapes.sphere()
-    views = shapes.draw(mesh, orbit(4, size=64))
-    wrong = views.rgb.clone()
-    wrong[0] = torch.where(views.mask[0][..., None] > 0.5, torch.tensor([1.0, 0, 0]), wrong[0])
-    broken = type(views)(wrong, views.normals, views.mask, views.cameras)
-    conflict = torch.zeros_like(views.mask)
-    conflict[0] = 1.0
-    point = torch.nn.functional.normalize(torch.tensor([[0.5, 0.0, 1.0]]), dim=-1)
-    true = torch.tensor([90, 160, 60]) / 255
-    for h, k, expected in ((0, 1, torch.tensor([1.0, 0, 0])), (1, 0, true)):
-        projector = texture.projector(broken, views.cameras, mesh, conflict * h, TextureConfig(top_views=k))
-        colours, _ = texture.paint(point * 0.35, point, projector)
-        torch.testing.assert_close(colours[0], expected, atol=0.03, rtol=0)
-
-
-def test_atlas_bake_is_sharp_where_seen_and_filled_where_not(shapes):
-    mesh = shapes.letter_f()
-    mesh.merge_vertices(merge_tex=True, merge_norm=True)
-    welded = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-    views = paint_views(shapes, shapes.letter_f(), size=128)
-    atlas = texture.unwrap(welded)
-    assert atlas.uv.min() >= 0
-    assert atlas.uv.max() <= 1
-    ids, face, weights = texture.texels(atlas, 128)
-    assert len(ids) == len(set(ids.tolist()))
-    corners = atlas.uv[atlas.faces[face]] * [128, -128] + [0, 128]
-    position = np.einsum("mk,mkc->mc", weights, corners)
-    np.testing.assert_allclose(position, np.stack([ids % 128 + 0.5, ids // 128 + 0.5], axis=-1), atol=1e-6)
-    picture, unseen = texture.bake(welded, atlas, views, lambda p: torch.full((len(p), 3), 0.5))
-    assert picture.shape == (128, 128, 3)
-    assert 0.02 < unseen < 0.5  # tops and bottoms
-    assert (picture.astype(int).sum(axis=-1) > 0).all()  # no black gap anywhere
+def test_obj_shows_its_texture_unchanged_in_any_viewer(quad, tmp_path):
+    export.write(tmp_path / "quad.obj", quad, quad)
+    rows = dict(line.split(" ", 1) for line in (tmp_path / "quad.mtl").read_text().splitlines() if " " in line)
+    assert [float(v) for v in rows["Kd"].split()] == [1, 1, 1]  # viewers multiply it onto the map
+    assert [float(v) for v in rows["Ks"].split()] == [0, 0, 0]
+    assert rows["map_Kd"].strip() == "quad.png"

@@ -5,21 +5,24 @@ from nova3d.fusion import losses
 
 def test_colour_loss_is_the_papers():
     rendered, target = torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[0.5, 0.1, 0.2]])
-    value = losses.colour_loss(rendered, target, torch.tensor([0.25]), 0.3, torch.ones(1))
+    residual = losses.residual(rendered, target)
+    value = losses.colour_loss(residual, torch.tensor([0.25]), 0.3, torch.ones(1))
     torch.testing.assert_close(value, torch.tensor(0.75 * 0.5 + 0.3 * 0.0625), rtol=1e-4, atol=1e-5)
 
 
-def test_optimising_h_alone_reaches_its_closed_form():
-    residual, lambda_0 = 0.2, 0.25
-    h = torch.tensor([0.01], requires_grad=True)
-    target = torch.zeros(1, 3)
-    rendered = torch.tensor([[residual, 0, 0]])
-    optimizer = torch.optim.Adam([h], lr=0.02)
-    for _ in range(400):
-        optimizer.zero_grad()
-        losses.colour_loss(rendered, target, h, lambda_0, torch.ones(1)).backward()
-        optimizer.step()
-    assert abs(h.item() - residual / (2 * lambda_0)) < 0.01
+def test_residual_is_a_norm_with_a_gradient_at_zero():
+    torch.testing.assert_close(losses.residual(torch.tensor([[0.3, 0.4, 0.0]]), torch.zeros(1, 3)), torch.tensor([0.5]))
+    same = torch.zeros(1, 3, requires_grad=True)
+    value = losses.residual(same, torch.zeros(1, 3))
+    value.backward()
+    assert value.item() < 2e-3
+    assert torch.equal(same.grad, torch.zeros(1, 3))
+
+
+def test_colour_loss_is_a_weighted_mean():
+    residual, conflict = torch.tensor([0.1, 0.5]), torch.tensor([0.0, 0.5])
+    value = losses.colour_loss(residual, conflict, 0.4, torch.tensor([2.0, 1.0]))
+    torch.testing.assert_close(value, torch.tensor((2 * 0.1 + 0.5 * 0.5 + 0.4 * 0.25) / 3))
 
 
 def test_conflict_scales_the_colour_gradient_and_lambda_never_reaches_it():
@@ -27,7 +30,7 @@ def test_conflict_scales_the_colour_gradient_and_lambda_never_reaches_it():
     gradients = []
     for h, lambda_0 in ((0.0, 0.3), (0.75, 0.3), (0.75, 3.0)):
         rendered = torch.tensor([[0.3, 0.4, 0.0]], requires_grad=True)
-        losses.colour_loss(rendered, target, torch.tensor([h]), lambda_0, torch.ones(1)).backward()
+        losses.colour_loss(losses.residual(rendered, target), torch.tensor([h]), lambda_0, torch.ones(1)).backward()
         gradients.append(rendered.grad)
     torch.testing.assert_close(gradients[1], 0.25 * gradients[0])
     torch.testing.assert_close(gradients[2], gradients[1])
@@ -73,7 +76,7 @@ def test_regularisers_on_known_values():
 def test_nothing_to_look_at_gives_finite_zeros():
     none, flags = torch.zeros(0, 3, requires_grad=True), torch.zeros(0, dtype=torch.bool)
     values = [
-        losses.colour_loss(none, none, none[:, 0], 1.0, none[:, 0]),
+        losses.colour_loss(losses.residual(none, none), none[:, 0], 1.0, none[:, 0]),
         losses.normal_loss(none, none, none, flags, none[:, 0], 0.9),
         losses.mask_loss(none[:, 0], none[:, 0], none[:, 0]),
         losses.eikonal_loss(none),
@@ -95,6 +98,7 @@ def test_gradients_against_finite_differences():
     b, d = torch.nn.functional.normalize(b, dim=-1), torch.nn.functional.normalize(d, dim=-1)
     fg = torch.ones(6, dtype=torch.bool)
     check = torch.autograd.gradcheck
-    assert check(lambda a, h: losses.colour_loss(a, b, h, 0.3, w), (a.requires_grad_(), h.requires_grad_()))
+    inputs = (a.requires_grad_(), h.requires_grad_())
+    assert check(lambda a, h: losses.colour_loss(losses.residual(a, b), h, 0.3, w), inputs)
     assert check(lambda a: losses.normal_loss(a, b, -b + 0.1 * d, fg, w), (a,))
     assert check(losses.eikonal_loss, (a,))

@@ -1,9 +1,13 @@
 import math
+from dataclasses import replace
 
+import pytest
 import torch
 
 from nova3d.cameras import orbit
+from nova3d.experiments.perturb import perturb_poses, pose_errors
 from nova3d.fusion.config import PoseConfig
+from nova3d.fusion.optimize import fit
 from nova3d.fusion.poses import PoseRefiner, rotation_matrix
 
 
@@ -74,3 +78,66 @@ def test_starts_at_the_queried_poses():
     torch.testing.assert_close(poses.cameras(cameras).c2w, cameras.c2w, rtol=0, atol=0)
     vectors = torch.randn(3, 3)
     torch.testing.assert_close(poses.turn(vectors, torch.arange(3)), vectors)
+
+
+def test_view_0_is_exactly_where_it_was():
+    cameras = orbit(6, size=16)
+    poses = refiner()
+    poses.project()
+    moved = poses.cameras(cameras).c2w
+    assert torch.equal(moved[0], cameras.c2w[0])
+    assert not torch.equal(moved[1], cameras.c2w[1])
+    origins, directions = (rays[0].reshape(-1, 3) for rays in cameras.rays())
+    for ours, theirs in zip(poses(origins, directions, torch.zeros(256, dtype=torch.long)), (origins, directions),
+                            strict=True):  # fmt: skip
+        assert torch.equal(ours, theirs)
+
+
+def test_prior_is_the_weighted_sum_of_the_motions_lengths():
+    poses = refiner(prior_rotation=2.0, prior_translation=5.0)
+    expected = 2 * poses.omega.norm(dim=-1).sum() + 5 * poses.tau.norm(dim=-1).sum()
+    torch.testing.assert_close(poses.prior(), expected)
+    # a length pulls alike however far a view has moved
+    (pull,) = torch.autograd.grad(poses.prior(), poses.omega)
+    torch.testing.assert_close(pull.norm(dim=-1), torch.full((6,), 2.0))
+
+
+def test_prior_has_a_gradient_at_rest():
+    poses = PoseRefiner(orbit(3, size=8), PoseConfig())
+    poses.prior().backward()
+    assert torch.equal(poses.omega.grad, torch.zeros(3, 3))
+    assert torch.equal(poses.tau.grad, torch.zeros(3, 3))
+
+
+def test_settling_takes_the_running_mean_of_the_steps():
+    poses = PoseRefiner(orbit(4, size=8), PoseConfig(average=0.75))
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.zeros(2, 4, 3)
+    for _ in range(5):
+        with torch.no_grad():
+            poses.omega.add_(torch.randn(4, 3, generator=generator) * 0.01)
+            poses.tau.add_(torch.randn(4, 3, generator=generator) * 0.01)
+        poses.project()
+        expected = 0.75 * expected + 0.25 * torch.stack([poses.omega.detach(), poses.tau.detach()])
+    last = poses.omega.detach().clone()
+    poses.settle()
+    torch.testing.assert_close(torch.stack([poses.omega, poses.tau]).detach(), expected)
+    assert not torch.allclose(poses.omega, last)
+    assert float(poses.omega[0].detach().abs().max()) == 0
+
+
+@pytest.mark.parametrize(("degrees", "mean", "largest"), [(0.0, 0.45, 0.9), (4.0, 2.0, 3.5)])
+def test_wrong_poses_are_found_again_and_right_ones_stay(shapes, degrees, mean, largest):
+    cameras = orbit(8, size=64)
+    views = shapes.draw(shapes.letter_f(), cameras)
+    config = shapes.tiny_config()
+    config.optim.steps, config.conflict.mode = 200, "none"
+    if degrees:
+        config.encoding.levels, config.encoding.finest, config.encoding.start_levels = 3, 24, 3.0
+        config.pose = replace(config.pose, lr=3e-3, start=0.02)
+    state, _ = fit(perturb_poses(views, degrees, 0.0, seed=0), config)
+    errors = pose_errors(state.cameras.c2w, cameras.c2w)
+    assert float(state.poses.omega.detach().abs().max()) > 0
+    assert float(errors[1:].mean()) < mean
+    assert float(errors.max()) < largest
+    assert torch.equal(state.cameras.c2w[0], cameras.c2w[0])

@@ -50,3 +50,12 @@ def coloured(vectors: Tensor) -> Tensor:
     """(n + 1) / 2 as these systems save normals; background white."""
     known = vectors.norm(dim=-1, keepdim=True) > 0.5
     return torch.where(known, (vectors + 1) / 2, torch.ones_like(vectors))
+
+
+def same_cameras(got: ViewSet, truth: ViewSet) -> None:
+    """The same pictures of the same points; orthographic cameras may stand anywhere along their axes."""
+    corners = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5])] * 3)
+    torch.testing.assert_close(
+        got.cameras.project(corners)[0], truth.cameras.project(corners)[0], atol=2e-3, rtol=0, check_stride=False
+    )
+    torch.testing.assert_close(got.cameras.c2w[:, :3, :3], truth.cameras.c2w[:, :3, :3], atol=1e-5, rtol=0)

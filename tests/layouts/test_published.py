@@ -17,7 +17,7 @@ from nova3d import layouts
 from nova3d.errors import InputError
 from nova3d.views import ViewSet
 
-from .foreign import ASSETS, coloured, rgba, save, uint8
+from .foreign import ASSETS, coloured, rgba, same_cameras, save, uint8
 
 Truth = Callable[..., ViewSet]
 Compare = Callable[..., float]
@@ -42,15 +42,6 @@ def published_azimuth(w2c: list[list[float]]) -> float:
     """Where the published camera stands in our frame: its back axis, turned to +Y up."""
     back = TO_OURS @ np.array(w2c, dtype=float).T[:, 2]
     return math.degrees(math.atan2(back[0], back[2])) % 360
-
-
-def same_cameras(got: ViewSet, truth: ViewSet) -> None:
-    """The same pictures of the same points; orthographic cameras may stand anywhere along their axes."""
-    corners = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5])] * 3)
-    torch.testing.assert_close(
-        got.cameras.project(corners)[0], truth.cameras.project(corners)[0], atol=2e-3, rtol=0, check_stride=False
-    )
-    torch.testing.assert_close(got.cameras.c2w[:, :3, :3], truth.cameras.c2w[:, :3, :3], atol=1e-5, rtol=0)
 
 
 def inside(views: ViewSet) -> Tensor:
@@ -266,46 +257,3 @@ def test_v3d_frames(tmp_path: Path, truth: Truth, hull_iou: Compare) -> None:
     got = layouts.read(tmp_path)
     same_cameras(got, views)
     assert hull_iou(got, views, keyed=True) > 0.97
-
-
-def test_video(tmp_path: Path, truth: Truth) -> None:
-    av = pytest.importorskip("av")
-    views = truth([(20.0 * k, 0.0) for k in range(18)], 32, 2.0, 16 / math.tan(math.radians(30)))
-    with av.open(str(tmp_path / "000000.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=6)
-        stream.width = stream.height = 32
-        for k in range(18):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(uint8(views.rgb[k]), format="rgb24")))
-        container.mux(stream.encode())
-    assert layouts.detect(tmp_path) == "v3d"
-    got = layouts.read(tmp_path, "v3d")
-    assert (got.rgb - views.rgb).abs().mean() < 0.05
-    (tmp_path / "000000.mp4").write_bytes(b"no video")
-    with pytest.raises(InputError, match="cannot be read as a video"):
-        layouts.read(tmp_path, "v3d")
-
-
-def test_a_video_without_a_reader_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "av", None)
-    (tmp_path / "000000.mp4").write_bytes(b"")
-    (tmp_path / "000000.jpg").write_bytes(b"")
-    assert layouts.detect(tmp_path) == "sv3d"
-    with pytest.raises(InputError, match="pip install av"):
-        layouts.read(tmp_path)
-
-
-def test_frames_of_anyone_with_a_preset(tmp_path: Path, truth: Truth, hull_iou: Compare) -> None:
-    views = truth([(45.0 * k, 0.0) for k in range(8)], 32, 1.5, 32 / 1.5, "orthographic")
-    for k in range(8):
-        save(tmp_path / f"view{k + 5}.png", rgba(views, k))  # 5 ... 12: numbers, not letters, give the order
-    with pytest.raises(InputError, match="none of the known layouts"):
-        layouts.detect(tmp_path)
-    with pytest.raises(InputError, match="says nothing of cameras"):
-        layouts.read(tmp_path, "frames")
-    with pytest.raises(InputError, match=r"has 16 views, .* has 8"):
-        layouts.read(tmp_path, "frames", assume=layouts.Assume(cameras="ortho16"))
-    got = layouts.read(tmp_path, "frames", assume=layouts.Assume(cameras="ortho8"))
-    same_cameras(got, views)
-    assert hull_iou(got, views) > 0.98

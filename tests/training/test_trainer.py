@@ -171,19 +171,12 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_hand_over(make_confi
         ({"vae": ""}, "vae= must name"),
         ({"vae": "nowhere"}, "no config.json"),
         ({"unet": "nowhere"}, "no config.json"),
-        ({"optim": OptimConfig(eight_bit=True)}, "needs bitsandbytes"),
     ],
 )
 def test_what_cannot_run_ends_in_one_line(make_config: Make, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         train(make_config(**changes), "cpu")
     assert "\n" not in str(caught.value)
-
-
-def test_a_missing_tracker_is_one_line(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nova3d.training.setup.has", lambda name: name != "wandb")
-    with pytest.raises(InputError, match="wandb is not installed; `pip install wandb`"):
-        train(make_config(trackers=["wandb"]), "cpu")
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int], factor: float) -> None:

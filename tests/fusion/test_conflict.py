@@ -1,0 +1,135 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from nova3d.errors import InputError
+from nova3d.fusion import losses
+from nova3d.fusion.config import ConflictConfig
+from nova3d.fusion.conflict import ConflictField, closed_form, penalty
+from nova3d.fusion.optimize import fit
+from nova3d.fusion.reconstruction import conflict_maps
+
+
+def inputs() -> tuple[Tensor, ...]:
+    f_c, f_g, d, x = (torch.randn(30, n, requires_grad=True) for n in (16, 13, 3, 3))
+    return f_c, f_g, d, torch.arange(30) % 4, x
+
+
+def test_conflict_starts_low_and_detaches_its_inputs():
+    given = inputs()
+    for detach in (True, False):
+        config = ConflictConfig(detach=detach)
+        h = ConflictField(16, 13, 4, config, torch.Generator().manual_seed(0))(*given)
+        assert 0 < h.mean() < 0.05
+        if detach:
+            h.sum().backward()
+            assert all(given[i].grad is None for i in (0, 1, 2, 4))
+        else:
+            assert all(g.abs().sum() > 0 for g in torch.autograd.grad(h.sum(), [given[i] for i in (0, 1, 2, 4)]))
+
+
+def test_views_are_told_apart():
+    f_c, f_g, d, view, x = inputs()
+    conflict = ConflictField(16, 13, 4, ConflictConfig(), torch.Generator().manual_seed(0))
+    one, other = (conflict(f_c, f_g, d, torch.full_like(view, v), x) for v in (1, 2))
+    assert not torch.allclose(one, other)
+
+
+def test_penalty_is_annealed():
+    config = ConflictConfig(start=0.25, lambda_start=1.0, lambda_end=0.25)
+    assert penalty(0.0, config) == penalty(0.25, config) == 1.0
+    assert abs(penalty(1.0, config) - 0.25) < 1e-9
+    assert abs(penalty(0.625, config) - 0.5) < 1e-9
+
+
+def test_a_mode_of_another_name_is_refused():
+    with pytest.raises(InputError, match=r"conflict\.mode 'off' is none of mlp, closed_form, trimmed, none"):
+        ConflictConfig(mode="off")
+
+
+def test_optimising_h_alone_reaches_its_closed_form():
+    residual, lambda_0 = torch.tensor([0.0, 0.05, 0.2, 0.4, 0.9]), 0.25
+    h = torch.full((5,), 0.01, requires_grad=True)
+    optimizer = torch.optim.Adam([h], lr=0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        losses.colour_loss(residual, h, lambda_0, torch.ones(5)).backward()
+        optimizer.step()
+        h.data.clamp_(0, 1)
+    torch.testing.assert_close(h.detach(), closed_form(residual, lambda_0), atol=0.01, rtol=0)
+    assert closed_form(residual, lambda_0)[-1] == 1
+
+
+def test_the_term_of_closed_form_is_a_saturating_residual():
+    """r - r^2 / (4 lambda_0) below r = 2 lambda_0, lambda_0 beyond, with 1 - H as slope."""
+    residual, lambda_0 = torch.tensor([0.1, 0.3, 0.8]), 0.25
+    for r, expected in zip(residual, (0.1 - 0.01, 0.3 - 0.09, 0.25), strict=True):
+        r = r[None].requires_grad_()
+        h = closed_form(r.detach(), lambda_0)
+        term = losses.colour_loss(r, h, lambda_0, torch.ones(1))
+        assert float(term.detach()) == pytest.approx(expected, abs=1e-6)
+        term.backward()
+        torch.testing.assert_close(r.grad, 1 - h)
+
+
+@pytest.mark.parametrize("mode", ["mlp", "closed_form"])
+def test_planted_conflict_is_found(shapes, mode):
+    true = shapes.draw(shapes.sphere(), shapes.orbit(8, size=48))
+    rgb = true.rgb.clone()
+    rgb[2, 18:30, 18:30] = torch.tensor([1.0, 0.0, 1.0])
+    views = replace(true, rgb=rgb)
+    config = shapes.tiny_config()
+    config.optim.steps, config.optim.lr_mlp = 150, 3e-3
+    config.pose.enabled, config.conflict.mode = False, mode
+    state, _ = fit(views, config)
+    h, residual = conflict_maps(state, shapes.sphere(), views)
+    planted = torch.zeros_like(views.mask, dtype=torch.bool)
+    planted[2, 18:30, 18:30] = True
+    clean = (views.mask > 0.9) & ~planted
+    assert h[planted].mean() > 0.3
+    assert h[clean].mean() < 0.05
+    assert residual[planted].mean() > 1  # the patch was not painted
+    assert residual[clean].mean() < 0.05
+
+
+@pytest.fixture(scope="module")
+def without_network(shapes, f_views):
+    """A short fit whose colours are still far off."""
+    config = shapes.tiny_config()
+    config.optim.steps, config.pose.enabled, config.conflict.mode = 60, False, "closed_form"
+    return fit(f_views, config)[0]
+
+
+def test_the_floor_keeps_h_of_clean_views_low(shapes, f_views, without_network):
+    state, mesh = without_network, shapes.letter_f()
+    h, residual = conflict_maps(state, mesh, f_views)
+    foreground = f_views.mask > 0.5
+    assert residual[foreground].mean() > 0.05  # much: without the floor H would be half of it over lambda_end
+    floor, least = state.config.conflict.floor, state.config.conflict.lambda_end
+    assert state.lambda_0 > 2 * least
+    assert h[foreground].mean() < 1 / (2 * floor) + 0.01
+    assert closed_form(residual[foreground], least).mean() > 2 / (2 * floor)
+
+
+def in_mode(state, mode: str):
+    config = copy.deepcopy(state.config)
+    config.conflict.mode = mode
+    return replace(state, config=config)
+
+
+def test_maps_of_the_modes(shapes, f_views, without_network):
+    mesh = shapes.letter_f()
+    maps = {m: conflict_maps(in_mode(without_network, m), mesh, f_views) for m in ("closed_form", "trimmed", "none")}
+    residual = maps["none"][1]
+    assert all(torch.equal(other, residual) for _, other in maps.values())
+    assert float(maps["none"][0].abs().max()) == 0
+    torch.testing.assert_close(maps["closed_form"][0], (residual / (2 * without_network.lambda_0)).clamp(0, 1))
+    trimmed = maps["trimmed"][0]
+    assert set(trimmed.unique().tolist()) == {0.0, 1.0}
+    seen = residual > 0
+    assert float(trimmed[seen].mean()) == pytest.approx(0.2, abs=0.01)
+    assert residual[seen & (trimmed == 1)].min() >= residual[seen & (trimmed == 0)].max()
+    assert float(residual[f_views.mask < 0.5].max()) == 0

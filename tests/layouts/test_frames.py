@@ -1,0 +1,61 @@
+"""Pictures without a layout of their own: frames of a video, and anyone's with a camera preset."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from nova3d import layouts
+from nova3d.errors import InputError
+from nova3d.views import ViewSet
+
+from .foreign import rgba, same_cameras, save, uint8
+
+Truth = Callable[..., ViewSet]
+Compare = Callable[..., float]
+Angle = Callable[[Tensor, Tensor], Tensor]
+
+
+def test_video(tmp_path: Path, truth: Truth) -> None:
+    av = pytest.importorskip("av")
+    views = truth([(20.0 * k, 0.0) for k in range(18)], 32, 2.0, 16 / math.tan(math.radians(30)))
+    with av.open(str(tmp_path / "000000.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=6)
+        stream.width = stream.height = 32
+        for k in range(18):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(uint8(views.rgb[k]), format="rgb24")))
+        container.mux(stream.encode())
+    assert layouts.detect(tmp_path) == "v3d"
+    got = layouts.read(tmp_path, "v3d")
+    assert (got.rgb - views.rgb).abs().mean() < 0.05
+    (tmp_path / "000000.mp4").write_bytes(b"no video")
+    with pytest.raises(InputError, match="cannot be read as a video"):
+        layouts.read(tmp_path, "v3d")
+
+
+def test_a_video_without_a_reader_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "000000.mp4").write_bytes(b"")
+    (tmp_path / "000000.jpg").write_bytes(b"")
+    assert layouts.detect(tmp_path) == "sv3d"
+    with pytest.raises(InputError, match="pip install av"):
+        layouts.read(tmp_path)
+
+
+def test_frames_of_anyone_with_a_preset(tmp_path: Path, truth: Truth, hull_iou: Compare) -> None:
+    views = truth([(45.0 * k, 0.0) for k in range(8)], 32, 1.5, 32 / 1.5, "orthographic")
+    for k in range(8):
+        save(tmp_path / f"view{k + 5}.png", rgba(views, k))  # 5 ... 12: numbers, not letters, give the order
+    with pytest.raises(InputError, match="none of the known layouts"):
+        layouts.detect(tmp_path)
+    with pytest.raises(InputError, match="says nothing of cameras"):
+        layouts.read(tmp_path, "frames")
+    with pytest.raises(InputError, match=r"has 16 views, .* has 8"):
+        layouts.read(tmp_path, "frames", assume=layouts.Assume(cameras="ortho16"))
+    got = layouts.read(tmp_path, "frames", assume=layouts.Assume(cameras="ortho8"))
+    same_cameras(got, views)
+    assert hull_iou(got, views) > 0.98
