@@ -20,7 +20,7 @@ def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
     """FSDP as the launcher's environment asks for it, None where it does not; raises InputError for version 1.
 
     Weights are gathered and gradients summed in float32, and autocast computes in bfloat16: the arithmetic of a run
-    without sharding. accelerate's own choice rounds norms, gradients and the loss to bfloat16, and has no autocast.
+    without sharding. accelerate's own choice rounds the weights to bfloat16, and has no autocast to match the inputs.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None

@@ -65,10 +65,10 @@ def test_a_config_s_options_reach_the_pipeline(model: Path, monkeypatch: pytest.
     monkeypatch.setattr(Nova3DPipeline, "compile_unet", lambda self: compiled.append("yes"))
     monkeypatch.setattr(Nova3DPipeline, "enable_model_cpu_offload", lambda self, device: offloaded.append(device))
     settings = SampleConfig(model=str(model), dtype="bfloat16", low_memory=True, compile=True)
-    pipeline = generation._load(settings, "cuda:1")  # left on the CPU, for the hooks to move
+    pipeline = generation.load_pipeline(settings, "cuda:1")  # left on the CPU, for the hooks to move
     assert pipeline.memory == LOW_MEMORY and pipeline.unet.dtype == torch.bfloat16
     assert (compiled, offloaded, pipeline.device.type) == (["yes"], ["cuda:1"], "cpu")
-    plain = generation._load(SampleConfig(model=str(model)), "cpu")
+    plain = generation.load_pipeline(SampleConfig(model=str(model)), "cpu")
     assert plain.memory == Memory() and plain.unet.dtype == torch.float32 and len(compiled) == len(offloaded) == 1
 
 
