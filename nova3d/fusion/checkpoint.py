@@ -15,6 +15,7 @@ import torch
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.fusion.config import FusionConfig
+from nova3d.fusion.objective import Scene
 from nova3d.fusion.state import Fit
 from nova3d.provenance import hash_json
 from nova3d.views import ViewSet
@@ -37,18 +38,30 @@ class Snapshot:
     history: list[dict[str, float]] = field(default_factory=list)
     tensors: dict[str, Any] = field(default_factory=dict)
 
-    def copy(self, state: Fit, optimizer: torch.optim.Optimizer) -> "Snapshot":
+    def copy(self, state: Fit, scene: Scene, optimizer: torch.optim.Optimizer) -> "Snapshot":
         """This run's counters with a copy of everything that is trained."""
         tensors = {"optimizer": optimizer.state_dict()} | {n: m.state_dict() for n, m in state.modules().items()}
+        tensors["scene"] = {
+            "cache": scene.cache,
+            "hull": state.hull.distance,
+            "margin": state.margin,
+            "carved_at": scene.carved_at,
+            "open_levels": state.sdf.open_levels,
+        }
         return replace(self.detached(), tensors=copy.deepcopy(tensors))
 
     def detached(self) -> "Snapshot":
         """The counters alone, to run on from."""
         return replace(self, history=list(self.history), tensors={})
 
-    def restore(self, state: Fit, optimizer: torch.optim.Optimizer) -> None:
-        """Put the tensors back."""
+    def restore(self, state: Fit, scene: Scene, optimizer: torch.optim.Optimizer) -> None:
+        """Put the tensors back, and what was drawn from them: the hull by the poses then, and the cached SDF."""
         tensors = copy.deepcopy(self.tensors)
+        seen = tensors["scene"]
+        state.step, state.margin, state.hull.distance = self.step, seen["margin"], seen["hull"]
+        state.sdf.open_levels, scene.carved_at, scene.cache = seen["open_levels"], seen["carved_at"], seen["cache"]
+        if len(scene.cache):
+            scene.occupancy, scene.box = state.hull.occupancy(state.margin), state.hull.extent(state.margin)
         optimizer.load_state_dict(tensors["optimizer"])
         for name, module in state.modules().items():
             module.load_state_dict(tensors[name])
@@ -71,7 +84,9 @@ class Snapshot:
                 aside.unlink(missing_ok=True)
 
     @staticmethod
-    def load(path: Path, state: Fit, optimizer: torch.optim.Optimizer, views: ViewSet) -> "Snapshot | None":
+    def load(
+        path: Path, state: Fit, scene: Scene, optimizer: torch.optim.Optimizer, views: ViewSet
+    ) -> "Snapshot | None":
         """Restore from `path` where it holds this very run; otherwise say why not and return None."""
         if not path.is_file():
             return None
@@ -88,7 +103,7 @@ class Snapshot:
         if other:
             log.warning("'%s' is of another %s: starting anew", path, other)
             return None
-        snapshot.restore(state, optimizer)
+        snapshot.restore(state, scene, optimizer)
         log.info("going on from step %d of '%s'", snapshot.step, path)
         return snapshot.detached()
 

@@ -55,14 +55,14 @@ def fit(
     started = time.perf_counter()
     state = _initial(views, config)
     optimizer, rates = _optimizer(state)
-    run = Snapshot.load(checkpoint, state, optimizer, views) if checkpoint else None
-    if run is None:
-        _fit_hull(state, torch.Generator().manual_seed(config.optim.seed))
-        run = Snapshot()
     marcher = pick_marcher(config.sampling.backend, views.mask.device)
     none = torch.empty(0)
     scene = objective.Scene(RayPool(views, config.sampling), marcher, none, none, none)
-    steps, saved, good = config.optim.steps, started, run.copy(state, optimizer)
+    run = Snapshot.load(checkpoint, state, scene, optimizer, views) if checkpoint else None
+    if run is None:
+        _fit_hull(state, torch.Generator().manual_seed(config.optim.seed))
+        run = Snapshot()
+    steps, saved, good = config.optim.steps, started, run.copy(state, scene, optimizer)
     before = run.seconds
     while run.step < steps and (at := _progress(run, steps, seconds)) < 1:
         if run.step % config.hull.refresh == 0 or len(scene.cache) == 0:
@@ -74,13 +74,13 @@ def fit(
         if entry is None:
             continue
         if not math.isfinite(entry["loss"]):
-            run = _recover(run, good, state, optimizer, checkpoint)
+            run = _recover(run, good, state, scene, optimizer, checkpoint)
             continue
         run.history.append(entry | {"seconds": run.seconds})
         if run.step - good.step >= _SNAPSHOT_EVERY:
-            good = run.copy(state, optimizer)
+            good = run.copy(state, scene, optimizer)
         if checkpoint and time.perf_counter() - saved > _SAVE_EVERY:
-            run.copy(state, optimizer).save(checkpoint, config, views)
+            run.copy(state, scene, optimizer).save(checkpoint, config, views)
             saved = time.perf_counter()
         if progress is not None:
             share = max(at, run.step / steps)
@@ -148,10 +148,15 @@ def _step(
 
 
 def _recover(
-    run: Snapshot, good: Snapshot, state: Fit, optimizer: torch.optim.Optimizer, checkpoint: Path | None
+    run: Snapshot,
+    good: Snapshot,
+    state: Fit,
+    scene: objective.Scene,
+    optimizer: torch.optim.Optimizer,
+    checkpoint: Path | None,
 ) -> Snapshot:
     """Back to the last good state with half the rates; raises DivergedError after too many such falls."""
-    good.restore(state, optimizer)
+    good.restore(state, scene, optimizer)
     step, falls = run.step, run.falls + 1
     if falls > _RETRIES:
         kept = ""

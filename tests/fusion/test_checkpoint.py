@@ -66,7 +66,6 @@ def same(first: optimize.Fit, second: optimize.Fit) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.xfail(strict=True, reason="a checkpoint lacks the SDF cache, the carved hull and the open levels")
 def test_a_resumed_fit_equals_the_uninterrupted_one(shapes, f_views, interrupted):
     whole, history = fit(f_views, small(shapes))
     resumed, continued = fit(f_views, small(shapes), None, interrupted)
@@ -200,7 +199,6 @@ def test_a_diverged_fit_goes_on_from_its_last_good_state_with_half_the_rates(
     assert all(torch.isfinite(value).all() for value in weights(state).values())
 
 
-@pytest.mark.xfail(strict=True, reason="the SDF cache that was read from the diverged field is kept after the fall")
 def test_a_fall_is_survived_wherever_it_begins(shapes, f_views, nan_at, caplog):
     nan_at(lambda call: call == 74)  # the cache is read at step 75, the loss at step 80
     _, history = fit(f_views, small(shapes, 91))
