@@ -75,6 +75,23 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
     picture = images.read_rgba(config.image)
     pipeline = load_pipeline(config, device)
     started = time.perf_counter()
+    views = generate_views(pipeline, picture, config, progress)
+    entry = provenance.record(
+        "sample",
+        configs.to_dict(config),
+        image={"file": config.image, "sha256": provenance.hash_file(config.image)},
+        model=model_hashes(config.model),
+        seed=config.seed,
+        device=device,
+        seconds=round(time.perf_counter() - started, 2),
+    )
+    return views.save(folder, entry), views, picture
+
+
+def generate_views(
+    pipeline: "Nova3DPipeline", picture: Tensor, config: SampleConfig, progress: Progress | None = None
+) -> ViewSet:
+    """The views of one picture [h,w,4], sampled as `config` says; what it leaves open the model decides."""
     low = config.guidance_low if config.guidance_low >= 0 else pipeline.config.guidance_low
     high = config.guidance_high if config.guidance_high >= 0 else pipeline.config.guidance_high
     views = pipeline(
@@ -90,16 +107,7 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
         progress=progress,
     ).views
     assert isinstance(views, ViewSet)
-    entry = provenance.record(
-        "sample",
-        configs.to_dict(config),
-        image={"file": config.image, "sha256": provenance.hash_file(config.image)},
-        model=model_hashes(config.model),
-        seed=config.seed,
-        device=device,
-        seconds=round(time.perf_counter() - started, 2),
-    )
-    return views.save(folder, entry), views, picture
+    return views
 
 
 def load_pipeline(config: SampleConfig, device: str) -> "Nova3DPipeline":

@@ -43,16 +43,13 @@ def attention(options: Namespace) -> None:
 def fusion(options: Namespace) -> None:
     from pathlib import Path
 
-    from nova3d.errors import InputError
     from nova3d.experiments.fusion import SUITE, report, run
     from nova3d.experiments.truth import meshes_in
     from nova3d.folders import writable_folder
     from nova3d.fusion import FusionConfig
 
     settings = config.load(FusionConfig, options.config, options.overrides)
-    objects = [path for path in meshes_in(Path(options.objects)) if not options.names or path.stem in options.names]
-    if missing := set(options.names) - {path.stem for path in objects}:
-        raise InputError(f"'{options.objects}' has no object {', '.join(sorted(missing))}")
+    objects = meshes_in(Path(options.objects), options.names)
     out = writable_folder(options.out or "outputs/fusion-suite")
     with cli.progress_bar("fusion suite") as bar:
         rows = run(objects, SUITE, out, settings, cli.pick_device(options.device), options.workers, bar)

@@ -1,14 +1,13 @@
 """The fusion suite: arms against planted faults on real objects, with paired intervals (scripts/ablate.py)."""
 
-import concurrent.futures
 import copy
 import json
 import logging
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from nova3d.evaluation.statistics import paired
 from nova3d.experiments import yardsticks
 from nova3d.experiments.perturb import perturb_poses, plant_conflicts, pose_errors
 from nova3d.experiments.truth import Truth, auroc, geometry, load_truth, texture
+from nova3d.experiments.workers import in_parts
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write
 from nova3d.views import ViewSet
@@ -73,26 +73,50 @@ def run(
 ) -> list[Row]:
     """Every case of every object; rows are kept in out/rows.jsonl as they come, and not computed twice.
 
-    workers: processes with one thread each (1: this process, with torch's own threads). A case that fails is kept as
-    a row with its `error`, and tried again next time. Raises InputError where there is nothing to do.
+    workers: processes with one thread each, on "cuda" each with a GPU of its own (1: this process, with torch's own
+    threads). A case that fails is kept as a row with its `error`, and tried again next time. Raises InputError where
+    there is nothing to do.
     """
     if not objects or not cases:
         raise InputError("nothing to measure: give at least one mesh and one case")
     out.mkdir(parents=True, exist_ok=True)
-    done = [row for row in read_rows(out) if "error" not in row]
-    finished = {(row["object"], row["fault"], row["arm"]) for row in done}
-    todo = [(p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished]
-    rows, started = list(done), time.perf_counter()
-    with (out / "rows.jsonl").open("a") as file:
-        for row in _rows(todo, out, config, device, workers):
-            rows.append(row)
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            if progress:
-                count = len(rows) - len(done)
-                left = (time.perf_counter() - started) / count * (len(todo) - count)
-                progress(count, len(todo), f"{row['object']}, {row['fault']}, {row['arm']}; {left / 60:.0f} min left")
-    return rows
+    finished = {(row["object"], row["fault"], row["arm"]) for row in read_rows(out) if "error" not in row}
+    todo = tuple((p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished)
+    before, started = len(read_rows(out)), time.perf_counter()
+
+    def tell() -> None:
+        count = len(read_rows(out)) - before
+        if progress and count:
+            left = (time.perf_counter() - started) / count * (len(todo) - count)
+            progress(count, len(todo), f"{left / 60:.0f} min left")
+
+    if todo:
+        in_parts(partial(_measure_part, todo, out, config), workers, device, tell)
+    return _latest(read_rows(out), objects, cases)
+
+
+def _measure_part(
+    todo: Sequence[tuple[Path, Case]],
+    out: Path,
+    config: FusionConfig,
+    part: int,
+    parts: int,
+    device: str,
+    tell: Callable[[], None],
+) -> None:
+    """The cases part, part + parts, ...; each row is one write, so that processes do not cut into each other's."""
+    for path, case in todo[part::parts]:
+        line = json.dumps(_row(path, case, out, config, device)) + "\n"
+        with (out / "rows.jsonl").open("a") as file:
+            file.write(line)
+        tell()
+
+
+def _latest(rows: Sequence[Row], objects: Sequence[Path], cases: Sequence[Case]) -> list[Row]:
+    """The last row of every case of every object, in the order of the rows."""
+    wanted = {(p.stem, c.fault, c.arm) for p in objects for c in cases}
+    latest = {(row["object"], row["fault"], row["arm"]): row for row in rows}
+    return [row for key, row in latest.items() if key in wanted]
 
 
 def read_rows(out: Path) -> list[Row]:
@@ -104,17 +128,6 @@ def read_rows(out: Path) -> list[Row]:
         except json.JSONDecodeError:
             log.warning("'%s': one unfinished line left out", path)
     return rows
-
-
-def _rows(todo: list[tuple[Path, Case]], out: Path, config: FusionConfig, device: str, workers: int) -> Any:
-    jobs = [(path, case, out, config, device) for path, case in todo]
-    if workers <= 1:
-        yield from (_row(*job) for job in jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        for future in concurrent.futures.as_completed([pool.submit(_row, *job) for job in jobs]):
-            yield future.result()
 
 
 def _row(path: Path, case: Case, out: Path, config: FusionConfig, device: str) -> Row:

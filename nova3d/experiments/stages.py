@@ -28,14 +28,14 @@ from nova3d.data import render_object
 from nova3d.data.meshes import load_mesh
 from nova3d.data.shards import INDEX, ShardReader
 from nova3d.errors import InputError
+from nova3d.evaluation.submissions import MESH_SUFFIXES
 from nova3d.fusion import FusionConfig, reconstruct
-from nova3d.generation import SampleConfig, load_pipeline, model_hashes
+from nova3d.generation import SampleConfig, generate_views, load_pipeline, model_hashes
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
-MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 _IDENTITY = "study.json"
 
 
@@ -106,13 +106,13 @@ def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
     if (source / INDEX).is_file():
         there = sorted(sample["uid"] for sample in ShardReader(source).samples)
     elif source.is_dir():
-        there = sorted({path.stem for path in source.iterdir() if path.suffix.lower() in MESHES})
+        there = sorted({path.stem for path in source.iterdir() if path.suffix.lower() in MESH_SUFFIXES})
     else:
         raise InputError(f"objects folder '{source}' does not exist")
     if missing := sorted(set(wanted) - set(there)):
         raise InputError(f"'{source}' has no object {', '.join(missing)}")
     if not there:
-        raise InputError(f"'{source}' holds no mesh ({', '.join(MESHES)}) and is no shard folder")
+        raise InputError(f"'{source}' holds no mesh ({', '.join(MESH_SUFFIXES)}) and is no shard folder")
     return tuple(sorted(set(wanted))) if wanted else tuple(there)
 
 
@@ -183,7 +183,7 @@ def write_reference(source: Path, name: str, rig: Cameras, folder: Path) -> None
             raise InputError(f"the shards in '{source}' have {reader.cameras.width} pixels, the model {rig.width}")
         reader.views([sample["uid"] for sample in reader.samples].index(name)).save(folder)
         return
-    path = next(source / f"{name}{suffix}" for suffix in MESHES if (source / f"{name}{suffix}").is_file())
+    path = next(source / f"{name}{suffix}" for suffix in MESH_SUFFIXES if (source / f"{name}{suffix}").is_file())
     render_object(path, rig).save(folder)
     scale, centre = load_mesh(path).normalisation()
     transform = np.diag([scale, scale, scale, 1.0])
@@ -198,21 +198,9 @@ def write_views(
 ) -> None:
     """The model's views of the reference's view 0, which keeps its true colours."""
     truth = ViewSet.load(reference)
-    low = sample.guidance_low if sample.guidance_low >= 0 else pipeline.config.guidance_low
-    high = sample.guidance_high if sample.guidance_high >= 0 else pipeline.config.guidance_high
     started = time.perf_counter()
-    views = pipeline(
-        torch.cat([truth.rgb[0], truth.mask[0][..., None]], dim=-1),
-        steps=sample.steps or None,
-        solver=sample.solver or None,
-        guidance=(low, high),
-        guidance_kind=sample.guidance_kind,  # type: ignore[arg-type]  # refused by the pipeline otherwise
-        noise_aug=sample.noise_aug,
-        keep_input=True,
-        framed=True,
-        seed=generator.seed,
-    ).views
-    assert isinstance(views, ViewSet)
+    picture = torch.cat([truth.rgb[0], truth.mask[0][..., None]], dim=-1)
+    views = generate_views(pipeline, picture, replace(sample, keep_input=True, framed=True, seed=generator.seed))
     seconds = time.perf_counter() - started
     views.save(folder, provenance.record("sample", model=generator.model, seed=generator.seed, seconds=seconds))
 

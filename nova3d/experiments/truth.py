@@ -1,6 +1,7 @@
 """A real object with what is known of it, and how near a mesh comes to it."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nova3d.cameras import Cameras, orbit, preset
 from nova3d.data import render_object
 from nova3d.data.meshes import from_trimesh, load_mesh
 from nova3d.data.render.raster import rasterize
+from nova3d.data.sources.base import MESH_SUFFIXES
 from nova3d.errors import InputError
 from nova3d.evaluation.meshes import Surface, match_points, sample_surface
 from nova3d.views import ViewSet
@@ -41,12 +43,14 @@ class Truth:
     seen: NDArray[np.bool_]
 
 
-def meshes_in(folder: Path) -> list[Path]:
-    """The .glb, .obj and .ply files of a folder, by name; raises InputError where there is none."""
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".glb", ".obj", ".ply"))
+def meshes_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """The mesh files of a folder, by name, or those called `names`; raises InputError for what is not there."""
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in MESH_SUFFIXES)
     if not found:
-        raise InputError(f"'{folder}' holds no .glb, .obj or .ply file")
-    return found
+        raise InputError(f"'{folder}' holds no mesh ({', '.join(MESH_SUFFIXES)})")
+    if missing := sorted(set(names) - {path.stem for path in found}):
+        raise InputError(f"'{folder}' has no object {', '.join(missing)}")
+    return [path for path in found if not names or path.stem in names]
 
 
 def load_truth(path: Path, cache: Path) -> Truth:
