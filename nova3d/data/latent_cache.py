@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from nova3d import images, provenance
+from nova3d.data.augment import UNCHANGED, Augmentation
 from nova3d.data.latents import Item
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import replace_text, shard_hash
@@ -142,7 +143,9 @@ class LatentCache:
         self._handles: dict[Path, Any] = {}
         self._cameras: dict[int, Tensor] = {}
 
-    def load(self, row: int, input_view: int) -> Item:
+    def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
+        if change != UNCHANGED:
+            raise InputError(f"latent cache '{self.folder}' holds objects as they were rendered, not augmented ones")
         uid = self.dataset.reader.samples[row]["uid"]
         path = self._file[uid]
         try:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nova3d.data.augment import UNCHANGED, Augmentation, AugmentConfig, draw
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_moments
@@ -20,7 +21,7 @@ class Item:
 
     picture [3,H,W] in [-1,1]: the input view on white. cameras [v,2]: azimuth relative to the input view and elevation,
     radians. Either frames [t,v,3,H,W] in [-1,1], or moments [t,v,8,h,w] of the autoencoder's posterior. embeds [1,d]:
-    the picture's CLIP embedding, where a cache holds it.
+    the picture's CLIP embedding, where a cache holds it. augmented: the object is not as it was rendered.
     """
 
     uid: str
@@ -30,6 +31,7 @@ class Item:
     frames: Tensor | None = None
     moments: Tensor | None = None
     embeds: Tensor | None = None
+    augmented: bool = False
 
 
 class Source(Protocol):
@@ -37,8 +39,8 @@ class Source(Protocol):
 
     dataset: MultiViewDataset
 
-    def load(self, row: int, input_view: int) -> Item:
-        """Object `row` of the dataset; raises InputError where it cannot be read."""
+    def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
+        """Object `row` of the dataset, changed; raises InputError where it cannot be read or changed."""
         ...
 
 
@@ -48,22 +50,31 @@ class ShardSource:
     def __init__(self, dataset: MultiViewDataset):
         self.dataset = dataset
 
-    def load(self, row: int, input_view: int) -> Item:
-        views = self.dataset.views(row, input_view)
+    def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
+        views = self.dataset.views(row, input_view, change)
         frames = torch.stack([views.rgb * 2 - 1, views.normals]).permute(0, 1, 4, 2, 3)
         cameras = views.cameras.azimuth_elevation()
-        return Item(self.dataset.reader.samples[row]["uid"], input_view, frames[0, 0], cameras, frames=frames)
+        uid, augmented = self.dataset.reader.samples[row]["uid"], change != UNCHANGED
+        return Item(uid, input_view, frames[0, 0], cameras, frames=frames, augmented=augmented)
 
 
 class ItemReader:
-    """The samples of a run by position, with the policy for objects that cannot be read.
+    """The samples of a run by position, augmented as drawn for the position, with the policy for objects that cannot be
+    read.
 
     on_corrupt "fail": InputError. "skip": the next readable object takes the place, the same one on any machine; every
     lost object is named in the log once. `skipped` counts the replacements.
     """
 
-    def __init__(self, source: Source, on_corrupt: str = "fail", attempts: int = 16):
+    def __init__(
+        self,
+        source: Source,
+        on_corrupt: str = "fail",
+        attempts: int = 16,
+        augment: AugmentConfig | None = None,
+    ):
         self.source, self.on_corrupt, self.attempts = source, on_corrupt, attempts
+        self.augment = augment or AugmentConfig()
         self.skipped = 0
         self._named: set[int] = set()
 
@@ -71,10 +82,11 @@ class ItemReader:
         """The position-th sample of the run; see MultiViewDataset.address."""
         dataset = self.source.dataset
         row, view = dataset.address(position)
+        change = draw(self.augment, dataset.seed, position)
         for attempt in range(self.attempts):
             other = (row + attempt) % len(dataset)
             try:
-                return self.source.load(other, view)
+                return self.source.load(other, view, change)
             except InputError as error:
                 if self.on_corrupt == "fail":
                     raise
@@ -101,7 +113,7 @@ class LatentEncoder:
     """Moments of items, encoded where the item does not bring them.
 
     RGB moments do not depend on which view is the input view, up to order: with `keep` they stay in memory as float16
-    after their first use. Normal maps do depend on it and are encoded every time.
+    after their first use. Normal maps do depend on it and are encoded every time, and so is all of an augmented item.
     """
 
     def __init__(self, vae: VideoAutoencoder, device: torch.device | str, keep: bool = True):
@@ -113,13 +125,14 @@ class LatentEncoder:
         if item.moments is not None:
             return item.moments.to(self.device).float()
         assert item.frames is not None
-        rgb = self._kept.get(item.uid) if self._kept is not None else None
+        kept = None if item.augmented else self._kept
+        rgb = kept.get(item.uid) if kept is not None else None
         if rgb is None:
             rgb = self._encode(item.frames[0])
-            if self._kept is not None:
+            if kept is not None:
                 # As read back, so that an object's first use and its later ones, or those of a resumed run, are equal.
                 rgb = rgb.half()
-                self._kept[item.uid] = rgb.roll(item.input_view, dims=0).cpu()
+                kept[item.uid] = rgb.roll(item.input_view, dims=0).cpu()
         else:
             rgb = rgb.roll(-item.input_view, dims=0).to(self.device)
         return torch.stack([rgb.float(), self._encode(item.frames[1])])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nova3d.data.augment import UNCHANGED, Augmentation, apply
 from nova3d.data.shards import ShardReader
 from nova3d.errors import InputError
 from nova3d.views import ViewSet
@@ -36,6 +37,6 @@ class MultiViewDataset:
         view = np.random.default_rng([self.seed, 1, position]).choice(self.input_views)
         return int(row), int(view)
 
-    def views(self, row: int, input_view: int) -> ViewSet:
-        """Object `row` seen with `input_view` as view 0."""
-        return self.reader.views(row).rotated_to(input_view)
+    def views(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> ViewSet:
+        """Object `row`, changed by an augmentation, seen with `input_view` as view 0."""
+        return apply(self.reader.views(row), change).rotated_to(input_view)

@@ -50,9 +50,13 @@ class VideoAutoencoder(AutoencoderKLTemporalDecoder):
 
 
 @torch.no_grad()
-def encode_moments(vae: AutoencoderKLTemporalDecoder, frames: Tensor, chunk: int = 64) -> Tensor:
-    """Frames [n,3,h,w] in [-1,1] to the posterior's mean and log-variance, [n,8,h/8,w/8]."""
-    parts = [vae.encode(part).latent_dist.parameters for part in frames.split(chunk)]
+def encode_moments(vae: AutoencoderKLTemporalDecoder, frames: Tensor, chunk: int = 0) -> Tensor:
+    """Frames [n,3,h,w] in [-1,1] to the posterior's mean and log-variance, [n,8,h/8,w/8], `chunk` of them at a time.
+
+    chunk 0: 64, or 4 on a CPU, whose caches hold the activations of a few frames only.
+    """
+    size = chunk or (4 if frames.device.type == "cpu" else 64)
+    parts = [vae.encode(part).latent_dist.parameters for part in frames.split(size)]
     return torch.cat(parts)
 
 

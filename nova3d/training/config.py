@@ -8,6 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from nova3d.data import augment
+from nova3d.data.augment import AugmentConfig
 from nova3d.diffusion import NoiseSchedule
 from nova3d.errors import InputError
 
@@ -68,6 +70,7 @@ class DataConfig:
     input_views: list[int] = field(default_factory=list)  # which views may be the input view; empty: all
     cache: str = ""  # folder of scripts/cache_latents.py; "": encode the shards' views while training
     on_corrupt: str = "fail"  # a damaged object ends the run, or (skip) the next readable one takes its place
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # random changes of the objects; default none
     prefetch: int = 2  # micro-batches read ahead by a thread; 0 reads when asked
 
 
@@ -122,6 +125,7 @@ class HealthConfig:
 class TrainConfig:
     """One run. svd: folder or hub id of Stable Video Diffusion: UNet, autoencoder and image encoder start from it, the
     last two frozen. Without it, vae, image_encoder, unet: folders of pretrained parts; an autoencoder is always needed.
+    Of these the UNet is trained, the autoencoder never, the image encoder where train_image_encoder says so.
     """
 
     out: str = "outputs/train"
@@ -129,6 +133,7 @@ class TrainConfig:
     svd_variant: str = ""  # "" or fp16
     vae: str = ""
     image_encoder: str = ""  # "" trains a small one from scratch, together with the UNet
+    train_image_encoder: bool = False  # go on training the one of image_encoder=, together with the UNet
     unet: str = ""  # "" starts from random weights
     data: DataConfig = field(default_factory=DataConfig)
     model: UNetConfig = field(default_factory=UNetConfig)
@@ -162,12 +167,20 @@ def check(config: TrainConfig) -> None:
     demands: list[tuple[bool, str]] = [
         (config.mixed_precision in ("no", "bf16"), "mixed_precision must be no or bf16: SVD overflows in fp16"),
         (data.on_corrupt in ("fail", "skip"), "data.on_corrupt must be fail or skip"),
+        (
+            not (data.cache and data.augment.active),
+            "data.cache holds latents of the objects as rendered: set data.cache='', or leave data.augment out",
+        ),
         (optim.ema_warmup in ("none", "inverse"), "optim.ema_warmup must be none or inverse"),
         (optim.ema_device in ("", "cpu"), "optim.ema_device must be cpu or empty"),
         (all(0 < rel < 0.28 for rel in optim.ema_profiles), "optim.ema_profiles must lie between 0 and 0.28"),
         (
             not (config.svd and (config.unet or config.vae or config.image_encoder)),
             "svd= brings all three networks: leave unet=, vae= and image_encoder= empty",
+        ),
+        (
+            bool(config.image_encoder) or not config.train_image_encoder,
+            "train_image_encoder goes on training the one that image_encoder= names, and none is named",
         ),
         (min(counts) >= 1, "steps, batch_size, log_every, checkpoint_every and keep_checkpoints must be at least 1"),
         (
@@ -182,6 +195,7 @@ def check(config: TrainConfig) -> None:
     for met, message in demands:
         if not met:
             raise InputError(message)
+    augment.check(data.augment)
     try:
         noise_schedule(noise)
     except (ValueError, TypeError) as error:

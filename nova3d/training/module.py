@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Denoising(nn.Module):
-    """The UNet and, where it is trained from scratch, the image encoder.
+    """The UNet and, where it is trained, the image encoder.
 
     Frozen networks are held outside the module tree: no wrapper, optimizer, average or checkpoint touches them.
     """
@@ -83,8 +83,8 @@ def build(config: TrainConfig, latent_size: int) -> tuple[Denoising, LoadReport 
         unet = _pretrained(NovaUNet, config.unet) if config.unet else build_unet(config.model, latent_size)
         encoder = _image_encoder(config)
     vae.requires_grad_(False).eval()
-    if config.svd or config.image_encoder:
-        encoder.requires_grad_(False).eval()
+    encoder_trained = not config.svd and (config.train_image_encoder or not config.image_encoder)
+    encoder.requires_grad_(encoder_trained).train(encoder_trained)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return Denoising(unet.train(), encoder, vae), report
@@ -97,8 +97,10 @@ def frozen_networks(config: TrainConfig) -> tuple[VideoAutoencoder, CLIPVisionMo
         return vae, load_svd_image_encoder(config.svd, config.svd_variant)
     if not config.vae:
         raise InputError("vae= must name a trained autoencoder folder, or svd= Stable Video Diffusion")
-    encoder = _pretrained(CLIPVisionModelWithProjection, config.image_encoder) if config.image_encoder else None
-    return _pretrained(VideoAutoencoder, config.vae).eval(), encoder.eval() if encoder is not None else None
+    vae = _pretrained(VideoAutoencoder, config.vae).eval()
+    if not config.image_encoder or config.train_image_encoder:
+        return vae, None
+    return vae, _pretrained(CLIPVisionModelWithProjection, config.image_encoder).eval()
 
 
 def build_unet(config: UNetConfig, latent_size: int) -> NovaUNet:

@@ -15,6 +15,7 @@ from nova3d import config as configs
 from nova3d import provenance
 from nova3d.cameras import preset
 from nova3d.compat import has
+from nova3d.data import augment
 from nova3d.data.latent_cache import LatentCache
 from nova3d.data.latent_cache import identity as cache_identity
 from nova3d.data.latents import ItemReader, LatentEncoder, ShardSource, Source, check_shards
@@ -103,6 +104,7 @@ def prepare(config: TrainConfig, device: str) -> Run:
         }
     dataset = MultiViewDataset(config.data.shards, config.data.input_views, config.seed)
     check_rig(dataset, config.pipeline.camera_preset)
+    augment.check_rig(config.data.augment, dataset.reader.cameras)
     size = dataset.reader.cameras.width
 
     torch.manual_seed(config.seed)  # random weights are the same in every process
@@ -122,7 +124,7 @@ def prepare(config: TrainConfig, device: str) -> Run:
         averages[f"{rel:.3f}"] = EMA(model, power(rel), optim.ema_device)
     latent = (len(TASKS), len(dataset.reader.cameras), *latent_shape(model, size))
     loader = Loader(
-        ItemReader(source, config.data.on_corrupt),
+        ItemReader(source, config.data.on_corrupt, augment=config.data.augment),
         config.noise,
         noise_schedule(config.noise),
         config.seed,
@@ -136,7 +138,11 @@ def prepare(config: TrainConfig, device: str) -> Run:
         if report:
             report.save(out / "svd-load-report.json")
     unet = {key: value for key, value in dict(model.unet.config).items() if not key.startswith("_")}
-    data = {"shards": shard_hash(dataset.reader.samples), "input_views": sorted(dataset.input_views)}
+    data = {
+        "shards": shard_hash(dataset.reader.samples),
+        "input_views": sorted(dataset.input_views),
+        "augment": str(config.data.augment) if config.data.augment.active else None,
+    }
     kind = accelerator.distributed_type
     sharding = str(kind.value) if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else "none"
     identity = {

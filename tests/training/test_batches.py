@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from nova3d.data.augment import UNCHANGED, Augmentation
 from nova3d.data.latent_cache import LatentCache, build_cache, identity
 from nova3d.data.latents import Item, ItemReader, LatentEncoder, ShardSource
 from nova3d.data.multiview import MultiViewDataset
@@ -208,10 +209,10 @@ def test_a_lost_object_is_replaced_by_the_same_one_everywhere(dataset: MultiView
         def __init__(self) -> None:
             self.dataset = dataset
 
-        def load(self, row: int, input_view: int) -> Item:
+        def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
             if row == 1:
                 raise InputError("shard 'x' is damaged")
-            return ShardSource(dataset).load(row, input_view)
+            return ShardSource(dataset).load(row, input_view, change)
 
     readers = [ItemReader(Lossy(), "skip") for _ in range(2)]
     for position in range(6):

@@ -30,6 +30,10 @@ def test_every_shipped_training_config_loads(path: Path) -> None:
         check(configs.load(TrainConfig, path))
     if path.stem in ("48gb", "24gb"):
         check(configs.load(TrainConfig, ROOT / "configs/train/paper.yaml", changes(path)))
+    if path.stem == "mini-gpu":
+        changed = configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", changes(path))
+        check(changed)
+        assert changed.steps * changed.batch_size == 300_000 and changed.data.augment.active
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
