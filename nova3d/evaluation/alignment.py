@@ -11,7 +11,7 @@ import trimesh
 from numpy.typing import NDArray
 
 from nova3d.errors import InputError
-from nova3d.evaluation.meshes import moved, nearest, sample_surface, to_unit
+from nova3d.evaluation.meshes import Surface, box_to_unit, nearest, sample_surface, to_unit
 from nova3d.evaluation.protocols import ALIGNMENTS
 
 Floats = NDArray[np.float64]
@@ -36,8 +36,8 @@ def align(pred: trimesh.Trimesh, ref: trimesh.Trimesh, wanted: Sequence[str], se
     if any(name != "known" for name in wanted):
         found["bbox"] = to_unit(pred)
     if any(name.startswith("bbox_yaw") for name in wanted):
-        points = sample_surface(pred, _SAMPLES, seed).points
-        target = sample_surface(ref, _SAMPLES, seed + 1).points
+        points = sample_surface(pred, _SAMPLES, seed).in_z_order().points
+        target = sample_surface(ref, _SAMPLES, seed + 1).in_z_order()
         found["bbox_yaw"] = _best_yaw(pred, points, target)
         for name, scale in (("bbox_yaw_icp", False), ("bbox_yaw_icp_scale", True)):
             if name in wanted:
@@ -45,8 +45,8 @@ def align(pred: trimesh.Trimesh, ref: trimesh.Trimesh, wanted: Sequence[str], se
     return {name: found[name] for name in wanted}
 
 
-def icp(points: Floats, target: Floats, start: Floats, scale: bool) -> Floats:
-    """[4,4] similarity that brings `points` [n,3] to `target` [m,3], by iterative closest points from `start`.
+def icp(points: Floats, target: Surface, start: Floats, scale: bool) -> Floats:
+    """[4,4] similarity that brings `points` [n,3] to those of `target`, by iterative closest points from `start`.
 
     Pairs are formed both ways, so that neither a part of the target nor, with `scale`, a shrunken prediction can win;
     the least-squares motion of each step is trimesh's Procrustes, without reflection (Besl and McKay 1992).
@@ -54,26 +54,28 @@ def icp(points: Floats, target: Floats, start: Floats, scale: bool) -> Floats:
     transform, last = start, np.inf
     for _ in range(_ICP_STEPS):
         here = _apply(points, transform)
-        to_target, of_target = nearest(here, target)
-        to_points, of_points = nearest(target, here)
+        to_target, of_target = nearest(here, target.tree)
+        to_points, of_points = nearest(target.points, here)
         mean = (to_target.mean() + to_points.mean()) / 2
         if last - mean < _ICP_SETTLED:
             break
         last = mean
         sources = np.concatenate([here, here[of_points]])
-        goals = np.concatenate([target[of_target], target])
+        goals = np.concatenate([target.points[of_target], target.points])
         step = trimesh.registration.procrustes(sources, goals, reflection=False, scale=scale, return_cost=False)
         transform = np.asarray(step) @ transform
     return transform
 
 
-def _best_yaw(pred: trimesh.Trimesh, points: Floats, target: Floats) -> Floats:
+def _best_yaw(pred: trimesh.Trimesh, points: Floats, target: Surface) -> Floats:
     best, least = np.eye(4), np.inf
+    corners = pred.vertices[pred.referenced_vertices]
     for angle in np.radians(np.arange(0, 360, YAW_STEP_DEG)):
         turn = trimesh.transformations.rotation_matrix(angle, [0, 1, 0])
-        transform = to_unit(moved(pred, turn)) @ turn
+        turned = _apply(corners, turn)
+        transform = box_to_unit(turned.min(axis=0), turned.max(axis=0)) @ turn
         here = _apply(points, transform)
-        distance = nearest(here, target)[0].mean() + nearest(target, here)[0].mean()
+        distance = nearest(here, target.tree)[0].mean() + nearest(target.points, here)[0].mean()
         if distance < least:
             best, least = transform, distance
     return best

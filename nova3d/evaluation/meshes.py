@@ -7,9 +7,11 @@ What `alignment` finds is applied before, and said in the column's name.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 import trimesh
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -49,7 +51,11 @@ def to_unit(mesh: trimesh.Trimesh) -> Floats:
     Raises InputError where the mesh has no surface.
     """
     _check(mesh, "the mesh")
-    low, high = mesh.bounds
+    return box_to_unit(*mesh.bounds)
+
+
+def box_to_unit(low: Floats, high: Floats) -> Floats:
+    """[4,4] similarity that centres the box from corner `low` [3] to `high` [3] and makes its longest side 1."""
     transform = np.eye(4)
     transform[:3, :3] /= (high - low).max()
     transform[:3, 3] = -(low + high) / 2 / (high - low).max()
@@ -80,6 +86,17 @@ class Surface:
         """The same points under a similarity `transform` [4,4], which may mirror."""
         rotation = transform[:3, :3] / np.cbrt(abs(np.linalg.det(transform[:3, :3])))
         return Surface(self.points @ transform[:3, :3].T + transform[:3, 3], self.normals @ rotation.T)
+
+    def in_z_order(self) -> "Surface":
+        """The same points along a Z curve, so that neighbours in the list are neighbours in space: one search after
+        another then finds its part of the tree in the processor's cache, which halves the time."""
+        order = _z_order(self.points)
+        return Surface(self.points[order], self.normals[order])
+
+    @cached_property
+    def tree(self) -> KDTree:
+        """The points to be searched by `nearest`."""
+        return _tree(self.points)
 
 
 @dataclass(frozen=True)
@@ -122,8 +139,8 @@ def match_surfaces(pred: trimesh.Trimesh, ref: trimesh.Trimesh, samples: int = 1
 
 def match_points(pred: Surface, ref: Surface) -> SurfaceMatch:
     """Nearest neighbours of two sampled surfaces, both ways; distances are in the unit of their points."""
-    to_ref, nearest_ref = nearest(pred.points, ref.points)
-    to_pred, nearest_pred = nearest(ref.points, pred.points)
+    to_ref, nearest_ref = nearest(pred.points, ref.tree)
+    to_pred, nearest_pred = nearest(ref.points, pred.tree)
     return SurfaceMatch(
         to_ref,
         to_pred,
@@ -132,12 +149,28 @@ def match_points(pred: Surface, ref: Surface) -> SurfaceMatch:
     )
 
 
-def nearest(queries: Floats, points: Floats) -> tuple[Floats, NDArray[np.intp]]:
-    """Distance [n] and index [n] of the nearest of `points` [m,3] to each of `queries` [n,3], on all cores."""
-    # Cells split at their middle, not at the median: meshes far apart (a failed prediction) take a third of the time.
-    tree = KDTree(points, leafsize=_LEAF, compact_nodes=False, balanced_tree=False)
-    distance, index = tree.query(queries, workers=-1)
+def nearest(queries: Floats, points: Floats | KDTree) -> tuple[Floats, NDArray[np.intp]]:
+    """Distance [n] and index [n] of the nearest of `points` [m,3], or of a tree of them, to each of `queries` [n,3].
+
+    On as many threads as torch uses.
+    """
+    tree = points if isinstance(points, KDTree) else _tree(points)
+    distance, index = tree.query(queries, workers=torch.get_num_threads())
     return distance, index
+
+
+def _tree(points: Floats) -> KDTree:
+    # Cells split at their middle, not at the median: meshes far apart (a failed prediction) take a third of the time.
+    return KDTree(points, leafsize=_LEAF, compact_nodes=False, balanced_tree=False)
+
+
+def _z_order(points: Floats) -> NDArray[np.intp]:
+    """[n] the order of points [n,3] along a Z curve through 1024^3 cells of their box (Morton 1966)."""
+    low, side = points.min(axis=0), max(float(np.ptp(points, axis=0).max()), np.finfo(float).tiny)
+    cells = ((points - low) / side * 1023).astype(np.uint32)  # then two zeros behind each of their ten bits
+    for shift, bits in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
+        cells = (cells | (cells << shift)) & bits
+    return np.argsort(cells[:, 0] | (cells[:, 1] << 1) | (cells[:, 2] << 2), kind="stable")
 
 
 def sample_surface(mesh: trimesh.Trimesh, samples: int, seed: int) -> Surface:

@@ -8,9 +8,13 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from nova3d.errors import InputError
+
+Floats = NDArray[np.float64]
 
 MAX_PSNR = 100.0  # dB, what equal images score, so that means stay finite
 NORMAL_WITHIN_DEG = (11.25, 22.5, 30.0)  # the customary thresholds of surface-normal benchmarks
@@ -50,7 +54,14 @@ def registered_psnr(pred: Tensor, ref: Tensor, max_shift: int = 4, background: f
     if not 0 <= max_shift < min(h, w):
         raise ValueError(f"max_shift must be from 0 to the image's shorter side, got {max_shift} for {w}x{h}")
     padded = F.pad(pred, (0, 0, *(max_shift,) * 4), value=background)
-    shifts = range(2 * max_shift + 1)
+    # One view at a time: all its shifts are then read from the processor's cache.
+    return torch.cat([_best_shift(padded[i : i + 1], ref[i : i + 1]) for i in range(len(ref))])
+
+
+def _best_shift(padded: Tensor, ref: Tensor) -> Tensor:
+    """[1] the best PSNR of the windows of `padded` [1,h+2s,w+2s,3] against `ref` [1,h,w,3]."""
+    h, w = ref.shape[1:3]
+    shifts = range(padded.shape[1] - h + 1)
     errors = ((padded[:, y : y + h, x : x + w] - ref).square().flatten(1).mean(dim=1) for y in shifts for x in shifts)
     return _decibel(torch.stack(list(errors)).amin(dim=0))
 
@@ -106,30 +117,29 @@ def _local_ssim(pred: Tensor, ref: Tensor) -> Tensor:
     h, w = pred.shape[1:3]
     if min(h, w) < SSIM_WINDOW:
         raise InputError(f"SSIM needs images of at least {SSIM_WINDOW} pixels, got {w}x{h}; render larger views")
-    x, y = (image.double().permute(0, 3, 1, 2) for image in (pred, ref))
-    rows, columns = _window(h).to(x.device), _window(w).to(x.device)
+    # One view at a time: all its maps then stay in the processor's cache.
+    pairs = zip(pred.permute(0, 3, 1, 2), ref.permute(0, 3, 1, 2), strict=True)
+    return torch.stack([torch.from_numpy(_ssim_map(*(v.double().numpy(force=True) for v in pair))) for pair in pairs])
 
-    def local_mean(image: Tensor) -> Tensor:
-        return rows @ image @ columns.T
 
-    mean_x, mean_y = local_mean(x), local_mean(y)
-    variance_x = (local_mean(x * x) - mean_x**2).clamp_min(0)
-    variance_y = (local_mean(y * y) - mean_y**2).clamp_min(0)
-    covariance = local_mean(x * y) - mean_x * mean_y
+def _ssim_map(x: Floats, y: Floats) -> Floats:
+    """[3,h,w] of two pictures [3,h,w]."""
+    mean_x, mean_y = _local_mean(x), _local_mean(y)
+    variance_x = np.maximum(_local_mean(x * x) - mean_x**2, 0)
+    variance_y = np.maximum(_local_mean(y * y) - mean_y**2, 0)
+    covariance = _local_mean(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2  # (K1 L)^2 and (K2 L)^2 with the data range L = 1
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)
 
 
-def _window(length: int) -> Tensor:
-    """[length,length] the Gaussian window along one axis as a matrix, borders reflected.
-
-    The window is separable, and two products with matrices are many times faster than a convolution in double.
-    """
-    reach = SSIM_WINDOW // 2
-    weights = torch.exp(-(torch.arange(-reach, reach + 1, dtype=torch.double) ** 2) / (2 * SSIM_SIGMA**2))
-    sources = F.pad(torch.eye(length, dtype=torch.double), (reach, reach), mode="reflect")  # [pixel, place it fills]
-    return (sources.unfold(1, SSIM_WINDOW, 1) @ (weights / weights.sum())).T
+def _local_mean(image: Floats) -> Floats:
+    """Under the Gaussian window, which is separable; borders reflected without repeating the outermost pixel."""
+    reach = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    window = np.exp(-(reach**2) / (2 * SSIM_SIGMA**2))
+    for axis in (-2, -1):
+        image = ndimage.correlate1d(image, window / window.sum(), axis, mode="mirror")
+    return image
 
 
 def _decibel(mse: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import trimesh
 from nova3d.errors import InputError
 from nova3d.evaluation import chamfer
 from nova3d.evaluation.alignment import align, icp
-from nova3d.evaluation.meshes import moved, to_unit
+from nova3d.evaluation.meshes import Surface, moved, to_unit
 from nova3d.evaluation.protocols import ALIGNMENTS
 
 
@@ -14,6 +14,10 @@ def hook() -> trimesh.Trimesh:
     parts = [([0, 0, 0], [1, 0.2, 0.2]), ([0, 0, 0], [0.2, 0.6, 0.2]), ([0.8, 0, 0], [1, 0.2, 0.5])]
     mesh = trimesh.util.concatenate([trimesh.creation.box(bounds=bounds) for bounds in parts])
     return moved(mesh, to_unit(mesh))
+
+
+def bare(points: np.ndarray) -> Surface:
+    return Surface(points, np.zeros_like(points))
 
 
 def similarity(yaw_deg: float, scale: float, shift: list[float]) -> np.ndarray:
@@ -56,14 +60,15 @@ def test_icp_never_reflects_even_where_that_would_fit_best():
     generator = np.random.default_rng(0)
     flat = np.stack(np.meshgrid(np.arange(6.0), np.arange(6.0), [0.0]), axis=-1).reshape(-1, 3) / 6
     relief = flat + generator.uniform(-0.03, 0.03, (36, 1)) * [0, 0, 1]
-    transform = icp(relief, relief * [1, 1, -1], np.eye(4), scale=False)
+    transform = icp(relief, bare(relief * [1, 1, -1]), np.eye(4), scale=False)
     assert np.linalg.det(transform[:3, :3]) == pytest.approx(1.0)
 
 
 def test_icp_with_scale_does_not_leave_a_small_body_inside_a_large_one():
     axis = np.linspace(-0.5, 0.5, 9)
     solid = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, 3)
-    transform = icp(solid * 0.5, solid, np.eye(4), scale=True)  # every point of the small one has a near pair already
+    # every point of the small one has a near pair already
+    transform = icp(solid * 0.5, bare(solid), np.eye(4), scale=True)
     assert np.cbrt(np.linalg.det(transform[:3, :3])) > 1.5
 
 

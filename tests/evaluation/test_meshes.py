@@ -5,7 +5,15 @@ import trimesh
 from nova3d.errors import InputError
 from nova3d.evaluation import chamfer, f_score, load_mesh, normal_consistency, volume_iou
 from nova3d.evaluation.mesh_scores import Reference, score_meshes
-from nova3d.evaluation.meshes import _lattice, is_closed, match_surfaces, moved, nearest, sample_surface
+from nova3d.evaluation.meshes import (
+    _lattice,
+    is_closed,
+    match_points,
+    match_surfaces,
+    moved,
+    nearest,
+    sample_surface,
+)
 from nova3d.evaluation.protocols import MeshRules
 
 SAMPLES = 4000
@@ -174,6 +182,18 @@ def test_moved_samples_are_samples_of_the_moved_mesh():
     assert (surface.normals * placed.face_normals[face]).sum(axis=1) == pytest.approx(1.0, abs=1e-6)
 
 
+def test_z_order_moves_points_with_their_normals_and_brings_neighbours_together():
+    surface = sample_surface(trimesh.creation.icosphere(subdivisions=3), 2000, 0)
+    ordered = surface.in_z_order()
+    index = np.lexsort(surface.points.T), np.lexsort(ordered.points.T)
+    assert (surface.points[index[0]] == ordered.points[index[1]]).all()
+    assert (surface.normals[index[0]] == ordered.normals[index[1]]).all()
+    steps = [np.linalg.norm(np.diff(points, axis=0), axis=1).mean() for points in (surface.points, ordered.points)]
+    assert steps[1] < steps[0] / 8
+    target = sample_surface(trimesh.creation.box(), 2000, 1)
+    assert match_points(ordered, target).chamfer() == pytest.approx(match_points(surface, target).chamfer(), rel=1e-12)
+
+
 def test_nearest_is_the_brute_force_one():
     generator = np.random.default_rng(0)
     points, queries = generator.random((300, 3)), generator.random((50, 3)) + np.array([2, 0, 0])
@@ -189,3 +209,13 @@ def test_mirror_margin_is_the_distance_of_the_mirrored_mesh_minus_its_own():
     right, wrong = score_meshes(hook(), ref, rules)[0], score_meshes(mirrored, ref, rules)[0]
     assert right["mirror_margin"] > 0.03 > -0.03 > wrong["mirror_margin"]
     assert right["mirror_margin"] == pytest.approx(wrong["cd_l2_area4k"] - right["cd_l2_area4k"], abs=1e-3)
+
+
+def test_alignments_that_move_nothing_score_what_the_known_frame_does():
+    rules = MeshRules(alignments=("known", "bbox"), surface_samples=SAMPLES, ious=("iou16_flood",))
+    ref = Reference.of(hook(), rules, 0)
+    row = score_meshes(hook(), ref, rules)[0]
+    aligned = {name for name in row if name.endswith("_bbox")}
+    assert len(aligned) == 5 and all(row[name] == row[name.removesuffix("_bbox")] for name in aligned)
+    smaller = score_meshes(hook().apply_scale(0.9), ref, rules)[0]
+    assert smaller["cd_l2_area4k_bbox"] < smaller["cd_l2_area4k"] / 2
