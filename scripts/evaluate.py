@@ -1,4 +1,4 @@
-"""Score predictions of any method against references and print the table."""
+"""Score predictions of any method against references and print the table. The same command goes on where it ended."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +22,9 @@ def main() -> None:
     )
     arguments.add_argument("--references", type=Path, required=True, help="folder of reference objects")
     arguments.add_argument("--out", type=Path, required=True, help="folder for scores.md, .tex, .csv and .json")
+    arguments.add_argument(
+        "--workers", type=int, default=1, help="processes that share the objects; on cuda each has a GPU of its own"
+    )
     arguments.add_argument("--layout", default="auto", help="layout of the predicted views (default: from the files)")
     arguments.add_argument(
         "--weights",
@@ -37,10 +40,11 @@ def main() -> None:
     given = arguments.parse_args()
 
     from nova3d.errors import InputError
-    from nova3d.evaluation import Protocol, Table, score  # after parsing: --help need not wait for torch
+    from nova3d.evaluation import Protocol, Table  # after parsing: --help need not wait for torch
     from nova3d.evaluation.comparison import compare
     from nova3d.evaluation.published import Published
     from nova3d.evaluation.tables import hardware
+    from nova3d.experiments.scores import score_folders
     from nova3d.folders import writable_folder
 
     if wrong := [text for text in given.weights if "=" not in text]:
@@ -50,13 +54,15 @@ def main() -> None:
     quoted = Published.load(PROTOCOLS / "published.yaml").of(*protocol.kinds) if given.published else None
     writable_folder(given.out)
     with cli.progress_bar("scoring") as progress:
-        table = score(
+        table = score_folders(
             given.predictions,
             given.references,
             protocol,
+            given.out / "objects",
             layout=given.layout,
             weights=dict(text.split("=", 1) for text in given.weights),
             device=cli.pick_device(given.device),
+            workers=given.workers,
             progress=progress,
         )
     facts = {"commit": provenance.commit(), "hardware": hardware()}

@@ -105,13 +105,13 @@ class TextureJudge:
 
 def judges(
     kinds: tuple[str, ...], name: str, references: Submission, protocol: Protocol, networks: Networks, device: str
-) -> dict[str, Judge]:
-    """Kind -> judge of one object. Raises InputError naming what is wrong with the reference."""
-    made: dict[str, Judge] = {}
+) -> list[Judge]:
+    """The judges of one object, one per kind. Raises InputError naming what is wrong with the reference."""
+    made: list[Judge] = []
     if "views" in kinds:
-        made["views"] = ViewJudge(name, references, protocol, networks)
+        made.append(ViewJudge(name, references, protocol, networks))
     if "meshes" in kinds:
-        made["meshes"] = MeshJudge(name, references, protocol)
+        made.append(MeshJudge(name, references, protocol))
     if "textures" in kinds:
-        made["textures"] = TextureJudge(name, references, protocol, networks, device)
+        made.append(TextureJudge(name, references, protocol, networks, device))
     return made

@@ -1,4 +1,4 @@
-"""`score`: folders of objects and a protocol to a table."""
+"""`score`: folders of objects and a protocol to a table; and its parts, for those who share the objects out."""
 
 import logging
 import math
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 
+PREDICTION = "prediction"  # the one line of a prediction's `Scored`
 _NO_VALUE = "it has no value for any object (for normals: views without normal maps)"
 
 
@@ -45,74 +46,146 @@ def score(
     What the protocol names is scored where both sides hold it. Floors come from the references alone. Raises InputError
     naming the object for bad references, and for bad predictions where the protocol refuses them.
     """
-    protocol = protocol or Protocol()
-    refs = Submission.at(references, "references")
-    folders = [predictions] if isinstance(predictions, (str, Path)) else list(predictions)
-    seeds = [Submission.at(path, "predictions", layout, assume) for path in folders]
-    if len({seed.root.resolve() for seed in seeds}) != len(seeds) or not seeds:
-        raise InputError("give one predictions folder, or several different ones, one per seed")
-    objects = sorted(protocol.objects) or refs.objects(protocol.kinds, protocol.views)
-    kinds, notes = _kinds(seeds, refs, objects, protocol)
-    wanted = {"views": protocol.views.metrics, "textures": protocol.textures.metrics}
-    metrics = tuple(dict.fromkeys(metric for kind in kinds for metric in wanted.get(kind, ())))
-    scores = _Scores(protocol, {index: {} for index in range(len(seeds))})
-    networks = Networks.load(metrics, weights or {}, device)
+    contest = Contest.of(predictions, references, protocol or Protocol(), layout, assume)
+    networks = Networks.load(contest.metrics, weights or {}, device)
+    predicted: list[dict[str, Scored]] = [{} for _ in contest.seeds]
+    floors: dict[str, Scored] = {}
     started = time.monotonic()
-    for done, name in enumerate(objects):
+    for done, name in enumerate(contest.objects):
         if progress:
-            progress(done, len(objects), name + _left(started, done, len(objects)))
-        for judge in judges(kinds, name, refs, protocol, networks, str(device)).values():
-            scores.add(name, judge, seeds)
+            progress(done, len(contest.objects), name + _left(started, done, len(contest.objects)))
+        made = contest.judges(name, networks, device)
+        for scored, seed in zip(predicted, contest.seeds, strict=True):
+            scored[name] = score_prediction(made, seed, contest.protocol.failures)
+        floors[name] = score_floors(made)
     if progress:
-        progress(len(objects), len(objects), "done")
-    scores.not_computed |= networks.missing
-    return scores.table({**networks.facts(), **notes})
+        progress(len(contest.objects), len(contest.objects), "done")
+    return tabulate(contest, predicted, floors, networks)
 
 
-@dataclass
-class _Scores:
-    """The rows of every seed and of the floors, as they grow object by object."""
+@dataclass(frozen=True)
+class Scored:
+    """One object's lines: PREDICTION alone, or every floor's by its name; column -> value, nan where there is none.
+
+    failure: why a prediction was scored as nothing, "" where it was not. missing: column -> why it is not computed.
+    """
+
+    lines: Rows
+    failure: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Folders that were found to be scorable under a protocol: one per seed, and the references.
+
+    kinds: what is scored (protocols.KINDS). notes: facts on what is not, for the table.
+    """
 
     protocol: Protocol
-    rows: dict[int, Rows]
-    floors: dict[str, Rows] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    not_computed: dict[str, str] = field(default_factory=dict)
+    references: Submission
+    seeds: tuple[Submission, ...]
+    objects: tuple[str, ...]
+    kinds: tuple[str, ...]
+    notes: Mapping[str, str]
 
-    def add(self, name: str, judge: Judge, seeds: Sequence[Submission]) -> None:
-        for index, seed in enumerate(seeds):
-            try:
-                row = judge.score(seed)
-            except InputError as error:
-                if self.protocol.failures == "refuse":
-                    raise
-                logger.warning("%s failed in '%s': %s", name, seed.root, error)
-                reason = f"seed {index}: {error}" if len(seeds) > 1 else str(error)
-                self.failures[name] = "; ".join(filter(None, [self.failures.get(name), reason]))
-                row = judge.nothing()
-            self.rows[index].setdefault(name, {}).update(row)
+    @staticmethod
+    def of(
+        predictions: str | Path | Sequence[str | Path],
+        references: str | Path,
+        protocol: Protocol,
+        layout: str = "auto",
+        assume: layouts.Assume | None = None,
+    ) -> "Contest":
+        """As `score` takes them. Raises InputError naming what is missing or does not go together."""
+        refs = Submission.at(references, "references")
+        folders = [predictions] if isinstance(predictions, (str, Path)) else list(predictions)
+        seeds = [Submission.at(path, "predictions", layout, assume) for path in folders]
+        if len({seed.root.resolve() for seed in seeds}) != len(seeds) or not seeds:
+            raise InputError("give one predictions folder, or several different ones, one per seed")
+        objects = sorted(protocol.objects) or refs.objects(protocol.kinds, protocol.views)
+        kinds, notes = _kinds(seeds, refs, objects, protocol)
+        return Contest(protocol, refs, tuple(seeds), tuple(objects), kinds, notes)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The picture metrics (protocols.IMAGE_METRICS) of what is scored."""
+        wanted = {"views": self.protocol.views.metrics, "textures": self.protocol.textures.metrics}
+        return tuple(dict.fromkeys(metric for kind in self.kinds for metric in wanted.get(kind, ())))
+
+    def judges(self, name: str, networks: Networks, device: torch.device | str) -> list[Judge]:
+        """The judges of one object, one per kind; raises InputError naming what is wrong with the reference."""
+        return judges(self.kinds, name, self.references, self.protocol, networks, str(device))
+
+
+def score_prediction(made: Sequence[Judge], seed: Submission, failures: str) -> Scored:
+    """One object of one folder. A bad prediction raises InputError, or is scored as nothing, as `failures` says."""
+    row: dict[str, float] = {}
+    reasons: list[str] = []
+    missing: dict[str, str] = {}
+    for judge in made:
+        try:
+            row |= judge.score(seed)
+        except InputError as error:
+            if failures == "refuse":
+                raise
+            logger.warning("scored as nothing, in '%s': %s", seed.root, error)
+            reasons.append(str(error))
+            row |= judge.nothing()
+        missing |= judge.missing
+    return Scored({PREDICTION: row}, "; ".join(reasons), missing)
+
+
+def score_floors(made: Sequence[Judge]) -> Scored:
+    """Every floor of one object."""
+    lines: Rows = {}
+    missing: dict[str, str] = {}
+    for judge in made:
         for label, row in judge.floors():
-            self.floors.setdefault(label, {}).setdefault(name, {}).update(row)
-        self.not_computed |= judge.missing
+            lines.setdefault(label, {}).update(row)
+        missing |= judge.missing
+    return Scored(lines, "", missing)
 
-    def table(self, facts: Mapping[str, str]) -> Table:
-        """The table, without the columns that could not be computed or have no value at all."""
-        every = [row for rows in self.rows.values() for row in rows.values()]
-        for metric in every[0]:
-            if all(math.isnan(row[metric]) for row in every):
-                self.not_computed.setdefault(metric, _NO_VALUE)
-        rows = {seed: self._computed(scored) for seed, scored in self.rows.items()}
-        floors = {label: self._computed(scored) for label, scored in self.floors.items()}
-        name, code = self.protocol.name, self.protocol.hash
-        if len(rows) == 1:
-            return Table(name, code, rows[0], floors, {}, self.failures, self.not_computed, facts)
-        return Table.from_seeds(name, code, rows, floors, self.failures, self.not_computed, facts)
 
-    def _computed(self, rows: Rows) -> Rows:
-        return {
-            name: {metric: value for metric, value in row.items() if metric not in self.not_computed}
-            for name, row in rows.items()
-        }
+def tabulate(
+    contest: Contest, predicted: Sequence[Mapping[str, Scored]], floors: Mapping[str, Scored], networks: Networks
+) -> Table:
+    """The table of what was scored, per seed and object, without the columns that have no value at all."""
+    rows: dict[int, Rows] = {
+        index: {name: scored[name].lines[PREDICTION] for name in contest.objects}
+        for index, scored in enumerate(predicted)
+    }
+    below: dict[str, Rows] = {}
+    for name in contest.objects:
+        for label, row in floors[name].lines.items():
+            below.setdefault(label, {})[name] = row
+    not_computed = dict(networks.missing)
+    for scored in (*predicted, floors):
+        not_computed |= {column: why for entry in scored.values() for column, why in entry.missing.items()}
+    every = [row for seed_rows in rows.values() for row in seed_rows.values()]
+    for metric in every[0]:
+        if all(math.isnan(row[metric]) for row in every):
+            not_computed.setdefault(metric, _NO_VALUE)
+    failures = {name: text for name in contest.objects if (text := _failure([s[name] for s in predicted]))}
+    kept = {seed: _computed(found, not_computed) for seed, found in rows.items()}
+    kept_below = {label: _computed(found, not_computed) for label, found in below.items()}
+    name, code = contest.protocol.name, contest.protocol.hash
+    facts = {**networks.facts(), **contest.notes}
+    if len(kept) == 1:
+        return Table(name, code, kept[0], kept_below, {}, failures, not_computed, facts)
+    return Table.from_seeds(name, code, kept, kept_below, failures, not_computed, facts)
+
+
+def _failure(seeds: Sequence[Scored]) -> str:
+    said = [(f"seed {index}: " if len(seeds) > 1 else "", entry.failure) for index, entry in enumerate(seeds)]
+    return "; ".join(where + reason for where, reason in said if reason)
+
+
+def _computed(rows: Rows, not_computed: Mapping[str, str]) -> Rows:
+    return {
+        name: {metric: value for metric, value in row.items() if metric not in not_computed}
+        for name, row in rows.items()
+    }
 
 
 def _kinds(

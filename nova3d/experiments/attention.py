@@ -28,6 +28,7 @@ from nova3d.evaluation.tables import hardware
 from nova3d.experiments import stages, tables
 from nova3d.experiments.initial import write_start
 from nova3d.experiments.reproduce import fit_to_model
+from nova3d.experiments.scores import scored_tables
 from nova3d.experiments.workers import in_parts
 from nova3d.folders import writable_folder
 from nova3d.generation import SampleConfig
@@ -171,12 +172,8 @@ def attention_suite(
     stages.check_study(study, retry)
     total = len(list(study.folders()))
     in_parts(partial(stages.make, study), workers, device, lambda: tell(study.done(), total, "sampling"))
-    found = {
-        arm: tables.scored(
-            study, [f"views/{arm}/seed{seed}" for seed in config.seeds], protocol, device, config.weights, progress
-        )
-        for arm in config.arms
-    }
+    places = {arm: [f"views/{arm}/seed{seed}" for seed in config.seeds] for arm in config.arms}
+    found = scored_tables(study, places, protocol, device, workers, config.weights, progress)
     first = next(iter(found.values()))
     facts = {
         "protocol": f"{first.protocol} ({first.protocol_hash})",

@@ -16,6 +16,7 @@ from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.published import Published, Source
 from nova3d.evaluation.tables import hardware
 from nova3d.experiments import stages, tables
+from nova3d.experiments.scores import scored_tables
 from nova3d.experiments.tables import Beside
 from nova3d.experiments.workers import in_parts
 from nova3d.folders import writable_folder
@@ -97,9 +98,9 @@ def reproduce(
 ) -> tuple[Report, Path]:
     """Make what is missing of the table's views and meshes in `config.out`, score it, and write out/TABLE/report.md.
 
-    workers: processes, each with every workers-th object, on "cuda" each with a GPU of its own. retry: objects that
-    failed are tried again. progress: called with what is done, in all, and a word on what. Raises InputError where
-    config, model, objects or references are bad, and where every object fails.
+    workers: processes, each with every workers-th object, on "cuda" each with a GPU of its own; they share the scoring
+    likewise. retry: objects that failed are tried again. progress: called with what is done, in all, and a word on
+    what. Raises InputError where config, model, objects or references are bad, and where every object fails.
     """
     tell = progress or (lambda done, total, message: None)
     protocol, source = _rules(config), _paper(config)
@@ -109,9 +110,7 @@ def reproduce(
     total = len(list(study.folders()))
     work = partial(stages.make, study)
     in_parts(work, workers, device, lambda: tell(study.done(), total, "making views and meshes"))
-    found = {
-        arm: tables.scored(study, where, protocol, device, config.weights, progress) for arm, where in places.items()
-    }
+    found = scored_tables(study, places, protocol, device, workers, config.weights, progress)
     rows = [
         row
         for name, table in found.items()

@@ -1,26 +1,23 @@
-"""Scores of a study, and beside them what the paper prints."""
+"""A study's scores, and beside them what the paper prints."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nova3d.errors import InputError
-from nova3d.evaluation import Protocol, Table, score
+from nova3d.evaluation import Table
 from nova3d.evaluation.formats import Grid, Line, arrow, decimals_for, number, style
 from nova3d.evaluation.published import Source
 from nova3d.evaluation.statistics import Interval
 from nova3d.evaluation.tables import interval_text
-from nova3d.experiments.stages import Study
 
 NOT_PRINTED = "not printed in our copy of the paper"
 WARNING = (
     "a verdict says on which side of the interval (95 %, bootstrap over objects) the paper's printed mean lies; the "
     "paper's objects, lens, light and LPIPS network are not stated, so neither agreement nor difference is proven"
 )
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -33,37 +30,6 @@ class Beside:
     ours: Interval
     paper: float
     verdict: str
-
-
-def scored(
-    study: Study,
-    places: Sequence[str],
-    protocol: Protocol,
-    device: str = "cpu",
-    weights: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
-) -> Table:
-    """The table of one method, whose seeds are the folders `places` of the study.
-
-    A failed object is scored as if nothing had been returned, and carries the reason of the stage that failed. Raises
-    InputError where every object failed.
-    """
-    reasons = {place: study.reasons(place) for place in places}
-    if all(len(found) == len(study.names) for found in reasons.values()):
-        raise InputError(f"every object of {', '.join(places)} failed; the first one: {_first(reasons)}")
-    folders = [study.out / place for place in places]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-    # Without an explicit list the references' folder decides, which may hold the objects of an earlier, longer list.
-    everything = {path.name for path in study.references.iterdir() if not path.name.startswith(".")}
-    objects = () if everything == set(study.names) else study.names
-    protocol = replace(protocol, failures="score", objects=objects)
-    table = score(folders, study.references, protocol, weights=weights, device=device, progress=progress)
-    failures = dict(table.failures)
-    for name in failures:
-        said = [f"{place}: {found[name]}" for place, found in reasons.items() if name in found]
-        failures[name] = "; ".join(said) or failures[name]
-    return replace(table, failures=failures)
 
 
 def beside(
@@ -140,7 +106,3 @@ def _line(row: Beside) -> Line:
     paper = NOT_PRINTED if math.isnan(row.paper) else f"{row.paper:g}"
     cells = (number(row.ours.mean, decimals), interval_text(row.ours, least), str(row.ours.n), paper, row.verdict)
     return Line(f"{row.method}, {row.metric} {arrow(row.metric)}", cells)
-
-
-def _first(reasons: Mapping[str, Mapping[str, str]]) -> str:
-    return next(f"{name}: {reason}" for found in reasons.values() for name, reason in found.items())
