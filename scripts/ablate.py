@@ -16,6 +16,7 @@ def main() -> None:
     arguments.add_argument("--config", help="YAML config (default: the suite's)")
     arguments.add_argument("--objects", required=True, help="folder of meshes; attention: held out from the training")
     arguments.add_argument("--names", default="", metavar="A,B", help="only these objects")
+    arguments.add_argument("--faults", default="", metavar="A,B", help="fusion: only none, poses or conflicts")
     arguments.add_argument("--out", help="the output folder")
     arguments.add_argument("--workers", type=int, default=1, help="processes; on cuda each has a GPU of its own")
     arguments.add_argument("--retry", action="store_true", help="attention: try objects again that failed")
@@ -43,6 +44,7 @@ def attention(options: Namespace) -> None:
 def fusion(options: Namespace) -> None:
     from pathlib import Path
 
+    from nova3d.errors import InputError
     from nova3d.experiments.fusion import SUITE, report, run
     from nova3d.experiments.truth import meshes_in
     from nova3d.folders import writable_folder
@@ -50,9 +52,13 @@ def fusion(options: Namespace) -> None:
 
     settings = config.load(FusionConfig, options.config, options.overrides)
     objects = meshes_in(Path(options.objects), options.names)
+    faults = set(options.faults.split(",")) if options.faults else {case.fault for case in SUITE}
+    if unknown := sorted(faults - {case.fault for case in SUITE}):
+        raise InputError(f"--faults: '{unknown[0]}' is none of none, poses, conflicts")
+    cases = [case for case in SUITE if case.fault in faults]
     out = writable_folder(options.out or "outputs/fusion-suite")
     with cli.progress_bar("fusion suite") as bar:
-        rows = run(objects, SUITE, out, settings, cli.pick_device(options.device), options.workers, bar)
+        rows = run(objects, cases, out, settings, cli.pick_device(options.device), options.workers, bar)
     text = report(rows)
     (out / "report.md").write_text(text)
     print(text)

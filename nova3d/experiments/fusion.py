@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import trimesh
 
+from nova3d import config as configs
+from nova3d import provenance
 from nova3d.errors import InputError
 from nova3d.evaluation.statistics import paired
 from nova3d.experiments import yardsticks
@@ -45,6 +47,7 @@ ARMS: dict[str, Callable[[FusionConfig], None]] = {
     "no conflict": lambda config: setattr(config.conflict, "mode", "none"),
     "trimmed": lambda config: setattr(config.conflict, "mode", "trimmed"),
     "closed form": lambda config: setattr(config.conflict, "mode", "closed_form"),
+    "paper alone": lambda config: setattr(config.conflict, "consensus", False),
 }
 YARDSTICKS = {"carving": yardsticks.carve, "poisson": yardsticks.poisson}
 
@@ -58,6 +61,7 @@ SUITE = (
     Case("conflicts", "no conflict"),
     Case("conflicts", "trimmed"),
     Case("conflicts", "closed form"),
+    Case("conflicts", "paper alone"),
 )
 BENCHMARK = (Case("none", "full"), Case("none", "carving"), Case("none", "poisson"))
 
@@ -71,7 +75,7 @@ def run(
     workers: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Row]:
-    """Every case of every object; rows are kept in out/rows.jsonl as they come, and not computed twice.
+    """Every case of every object; rows are kept in out/rows.jsonl as they come, and not computed twice with one config.
 
     workers: processes with one thread each, on "cuda" each with a GPU of its own (1: this process, with torch's own
     threads). A case that fails is kept as a row with its `error`, and tried again next time. Raises InputError where
@@ -80,7 +84,9 @@ def run(
     if not objects or not cases:
         raise InputError("nothing to measure: give at least one mesh and one case")
     out.mkdir(parents=True, exist_ok=True)
-    finished = {(row["object"], row["fault"], row["arm"]) for row in read_rows(out) if "error" not in row}
+    made_with = provenance.hash_json(configs.to_dict(config))
+    kept = [row for row in read_rows(out) if row["config"] == made_with]
+    finished = {(row["object"], row["fault"], row["arm"]) for row in kept if "error" not in row}
     todo = tuple((p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished)
     before, started = len(read_rows(out)), time.perf_counter()
 
@@ -92,7 +98,7 @@ def run(
 
     if todo:
         in_parts(partial(_measure_part, todo, out, config), workers, device, tell)
-    return _latest(read_rows(out), objects, cases)
+    return _latest([row for row in read_rows(out) if row["config"] == made_with], objects, cases)
 
 
 def _measure_part(
@@ -132,6 +138,7 @@ def read_rows(out: Path) -> list[Row]:
 
 def _row(path: Path, case: Case, out: Path, config: FusionConfig, device: str) -> Row:
     row: Row = {"object": path.stem, "fault": case.fault, "arm": case.arm, "threads": torch.get_num_threads()}
+    row["config"] = provenance.hash_json(configs.to_dict(config))
     try:
         return row | measure(load_truth(path, out / "truth"), case, out, config, device)
     except InputError as error:

@@ -100,6 +100,9 @@ class PoseConfig:
     slack: float = 0.06  # how much further outside the hull the surface may lie while poses may still be wrong
     max_rotation_deg: float = 8.0
     max_translation: float = 0.1
+    square_from: float = 0.5  # share of the run from which the frame is squared with the normals: coarse ones stand off
+    square_least_deg: float = 0.4  # smaller rotations of the frame are left alone; right poses show 0.2 (measured)
+    frame_within_deg: float = 20.0  # normals further from their pictures' do not tell how the surface stands
     normals_follow: bool = False  # whether a view's normals turn with its pose; they share one frame, so no
 
 
@@ -114,9 +117,12 @@ class ConflictConfig:
     bands: int = 5  # of the positional encoding of x (measured)
     view_embedding: int = 16
     bias: float = -4.0  # h starts at sigmoid(bias) = 0.02
-    lambda_start: float = 1.0  # annealed to lambda_end; H* = r / (2 lambda_0): at 0.25 a residual of 0.5 is ignored
-    lambda_end: float = 0.25
+    lambda_start: float = 1.0  # annealed to lambda_end; H* = r / (2 lambda_0): at 0.15 a residual of 0.3 is ignored
+    lambda_end: float = 0.15
     floor: float = 10.5  # lambda_0 stays above this times the mean residual: mean H then stays below 1 / (2 floor)
+    consensus: bool = True  # after the fit, H rests on what the other views show there; false: the paper alone
+    polish_steps: int = 600  # in which f_psi learns that (measured)
+    polish_rays: int = 2048
     trim: float = 0.2  # share of rays that "trimmed" leaves out; Wonder3D
     detach: bool = True  # whether f_psi's inputs and rendering weights carry no gradient to geometry and colour
     warn_mean: float = 0.5  # mean H on the foreground above which the log warns

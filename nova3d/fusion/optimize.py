@@ -101,13 +101,16 @@ def _look_again(state: Fit, scene: objective.Scene, views: ViewSet, at: float) -
     config = state.config
     moving = config.pose.enabled and at < config.pose.stop
     margin = config.hull.dilate + (config.pose.slack if moving else 0.0)
+    carve = moving and at - scene.carved_at >= config.pose.recarve
     if config.pose.enabled and 0 < margin < state.margin:
         state.poses.settle()
-    carve = moving and at - scene.carved_at >= config.pose.recarve
+    if (carve and at >= config.pose.square_from) or 0 < margin < state.margin:
+        state.poses.square()
     if margin != state.margin or len(scene.box) == 0 or carve:
         scene.carved_at = at
         if config.pose.enabled and state.step > 0:
-            state.hull = visual_hull(replace(views, cameras=state.cameras), config.hull, config.field.radius)
+            forgive = config.pose.slack if moving else 0.0
+            state.hull = visual_hull(replace(views, cameras=state.cameras), config.hull, config.field.radius, forgive)
         state.margin = margin
         scene.occupancy, scene.box = state.hull.occupancy(margin), state.hull.extent(margin)
     scene.cache = state.read_cache()
@@ -204,7 +207,7 @@ def _initial(views: ViewSet, config: FusionConfig) -> Fit:
         conflict.to(device),
         Sharpness(config.field.inv_s).to(device),
         PoseRefiner(views.cameras, config.pose).to(device),
-        visual_hull(views, config.hull, config.field.radius),
+        visual_hull(views, config.hull, config.field.radius, config.pose.slack if config.pose.enabled else 0.0),
         views.cameras,
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.fusion import export, meshing, texture
 from nova3d.fusion.config import FusionConfig
-from nova3d.fusion.conflict import CLOSED_FORM, MLP, TRIMMED, closed_form
+from nova3d.fusion.maps import conflict_maps
 from nova3d.fusion.optimize import fit
 from nova3d.fusion.state import Fit
 from nova3d.layouts import check_for_fusion
@@ -90,7 +90,7 @@ def reconstruct(
     with _timed(timings, "mesh"):
         box = state.hull.extent(state.margin)
         solid = meshing.extract(state.bounded_sdf, box, config.extract, config.field.radius)
-    cameras = state.cameras.to("cpu")
+    cameras = state.cameras.to("cpu")  # in the fit's frame, as the surface is until it is painted
     views = views.to("cpu")
     tell(0.90, "rendering the conflict maps")
     with _timed(timings, "conflict"):
@@ -99,6 +99,8 @@ def reconstruct(
     with _timed(timings, "texture"):
         seen_by = texture.projector(views, cameras, solid, conflict, config.texture)
         mesh, solid, painted = _paint(state, solid, seen_by)
+    for surface in {id(m): m for m in (mesh, solid)}.values():  # vertex colours alone: one mesh is both
+        surface.apply_transform(state.poses.to_world().double().cpu().numpy())
     foreground = views.mask > 0.5
     report: dict[str, Any] = meshing.health(solid) | {
         **painted,
@@ -113,39 +115,8 @@ def reconstruct(
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     tell(1.0, "done")
-    return FusionResult(mesh, cameras, conflict, residual, history, timings, report, solid)
-
-
-def conflict_maps(state: Fit, mesh: trimesh.Trimesh, views: ViewSet) -> tuple[Tensor, Tensor]:
-    """H and the colour residual [v,h,w] where each view's rays (by its refined cameras) meet the mesh, 0 elsewhere.
-
-    It is the volume-rendered H of a sharp surface. Of the ablation arms, "closed_form" has H* of the residual,
-    "trimmed" 1 for the share with the largest residuals, "none" 0.
-    """
-    depth = texture.depth_maps(mesh, views.cameras)
-    conflict, residual = torch.zeros_like(depth), torch.zeros_like(depth)
-    origins, directions = views.cameras.rays()
-    device = state.sdf.weight_in.device
-    mode = state.config.conflict.mode
-    for view in range(len(views)):
-        hit = (depth[view] > 0) & (views.mask[view] > 0.5)
-        d, c2w = directions[view][hit], views.cameras.c2w[view]
-        # Depth is along the camera's axis, a perspective ray is slanted against it.
-        along = -(d @ c2w[:3, 2])
-        offset = (origins[view][hit] - c2w[:3, 3]) @ -c2w[:3, 2]
-        x = (origins[view][hit] + ((depth[view][hit] - offset) / along)[:, None] * d).to(device)
-        mask = views.mask[view][hit][:, None]
-        shown = state.colours(x).cpu() * mask + 1 - mask
-        residual[view][hit] = (shown - views.rgb[view][hit]).norm(dim=-1)
-        if mode == MLP:
-            conflict[view][hit] = state.conflicts(x, d.to(device), view).cpu()
-    if mode == CLOSED_FORM:
-        conflict = closed_form(residual, state.lambda_0)
-    elif mode == TRIMMED and bool((residual > 0).any()):
-        # numpy: torch.quantile refuses this many numbers
-        limit = float(np.quantile(residual[residual > 0].numpy(), 1 - state.config.conflict.trim))
-        conflict = (residual > limit).float()
-    return conflict, residual
+    refined = state.poses.anchored(state.queried).to("cpu")
+    return FusionResult(mesh, refined, conflict, residual, history, timings, report, solid)
 
 
 def _paint(

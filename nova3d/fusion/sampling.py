@@ -1,7 +1,7 @@
 """Where to look: the visual hull of the masks, a cached SDF grid, and ray samples placed where a surface may be."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,11 +63,12 @@ class Hull:
         )
 
 
-def visual_hull(views: ViewSet, config: HullConfig, radius: float) -> Hull:
+def visual_hull(views: ViewSet, config: HullConfig, radius: float, forgive: float = 0.0) -> Hull:
     """Carve the box by the masks: a node is outside where more than `tolerance` of the views see background there.
 
-    Views without any foreground carve nothing, nor does a view where the node is outside its picture. Raises
-    InputError where no view has foreground or nothing is left.
+    Views without any foreground carve nothing, nor does a view where the node is outside its picture. forgive: by how
+    many world units the outlines are widened where otherwise nothing were left (a thin object, cameras not yet right).
+    Raises InputError where no view has foreground or nothing is left.
     """
     mask = views.mask
     seen = (mask > _MASK_LEVEL).flatten(1).any(dim=1)
@@ -77,13 +78,19 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float) -> Hull:
         log.warning("views %s have an empty mask and are not used", torch.nonzero(~seen)[:, 0].tolist())
     points = grid_points(config.resolution, radius, mask.device)
     keep = torch.nonzero(seen)[:, 0].tolist()
-    misses = torch.cat([_misses(part, mask[keep], views.cameras[keep]) for part in points.split(_CHUNK)])
-    inside = misses <= config.tolerance * len(keep)
+    allowed, misses = config.tolerance * len(keep), torch.zeros(len(points), device=mask.device)
+    # Views far apart first: what they carve away need not be asked of the others.
+    for view in sorted(keep, key=lambda v: v % 4):
+        alive = torch.nonzero(misses <= allowed)[:, 0]
+        misses[alive] += _misses(points[alive], mask[view], views.cameras[view])
     n = config.resolution
-    solid = inside.reshape(n, n, n).cpu().numpy()
+    solid = (misses <= allowed).reshape(n, n, n).cpu().numpy()
     # The border is air, or the object would have no surface there.
     for axis in range(3):
         np.moveaxis(solid, axis, 0)[[0, -1]] = False
+    if not solid.any() and forgive > 0:
+        log.warning("the masks have no common object as the cameras stand: carved with outlines widened by %g", forgive)
+        return visual_hull(replace(views, mask=_widened(views, forgive)), config, radius)
     if not solid.any():
         raise InputError(
             "the views' masks have no common object: cameras and masks disagree, or the object is outside the box "
@@ -96,14 +103,28 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float) -> Hull:
     return Hull(torch.from_numpy(distance.astype(np.float32)).to(mask.device), radius)
 
 
-def _misses(points: Tensor, mask: Tensor, cameras: Cameras) -> Tensor:
-    """[n] number of views in which points [n,3] fall on background inside the picture."""
-    pixels, depth = cameras.project(points)
-    size = pixels.new_tensor([cameras.width, cameras.height])
+def _misses(points: Tensor, mask: Tensor, camera: Cameras) -> Tensor:
+    """bool [n] whether points [n,3] fall on background [h,w] inside the picture of one camera."""
+    pixels, depth = camera.project(points)
+    size = pixels.new_tensor([camera.width, camera.height])
     visible = ((pixels >= 0) & (pixels < size)).all(dim=-1) & (depth > 0)
     grid = (pixels / size * 2 - 1)[:, None]
-    value = F.grid_sample(mask[:, None], grid, padding_mode="border", align_corners=False)[:, 0, 0]
-    return ((value < _MASK_LEVEL) & visible).sum(dim=0)
+    value = F.grid_sample(mask[None, None], grid, padding_mode="border", align_corners=False)[:, 0, 0]
+    return ((value < _MASK_LEVEL) & visible)[0]
+
+
+def _widened(views: ViewSet, distance: float) -> Tensor:
+    """The masks [v,h,w] grown by `distance` (world units at the object)."""
+    reach = max(1, round(distance / pixel_size(views.cameras)))
+    return F.max_pool2d(views.mask[:, None], 2 * reach + 1, 1, reach)[:, 0]
+
+
+def pixel_size(cameras: Cameras) -> float:
+    """World units that the coarsest camera's pixel spans at the origin, where the object is."""
+    pixel = 1 / cameras.intrinsics[:, 0]
+    if cameras.model == "perspective":
+        pixel = pixel * cameras.c2w[:, :3, 3].norm(dim=-1)
+    return float(pixel.max())
 
 
 class RayPool:

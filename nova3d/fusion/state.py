@@ -63,14 +63,21 @@ class Fit:
         return torch.cat(parts) if parts else x.new_zeros(0, 3)
 
     @torch.no_grad()
-    def conflicts(self, x: Tensor, directions: Tensor, view: int) -> Tensor:
-        """[n] h = f_psi at surface points x [n,3] seen along `directions` [n,3] by one view."""
+    def conflict_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f_c [n,c] and f_g [n,g] of surface points x [n,3]: what f_psi is told of the surface there."""
+        f_c, f_g = [], []
+        for part in x.split(_CHUNK):
+            sample = self.sdf(part)
+            f_c.append(self.colour(part, unit(sample.gradient), sample.features)[1])
+            f_g.append(sample.features)
+        return torch.cat(f_c), torch.cat(f_g)
+
+    @torch.no_grad()
+    def conflicts(self, x: Tensor, directions: Tensor, view: Tensor) -> Tensor:
+        """[n] h = f_psi at surface points x [n,3] seen along `directions` [n,3] by views [n]."""
         parts = []
-        for p, d in zip(x.split(_CHUNK), directions.split(_CHUNK), strict=True):
-            sample = self.sdf(p)
-            f_c = self.colour(p, unit(sample.gradient), sample.features)[1]
-            ids = torch.full((len(p),), view, device=p.device)
-            parts.append(self.conflict(f_c, sample.features, d, ids, p))
+        for p, d, v in zip(x.split(_CHUNK), directions.split(_CHUNK), view.split(_CHUNK), strict=True):
+            parts.append(self.conflict(*self.conflict_inputs(p), d, v, p))
         return torch.cat(parts) if parts else x.new_zeros(0)
 
     @torch.no_grad()

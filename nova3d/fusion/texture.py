@@ -15,9 +15,10 @@ from nova3d.cameras import Cameras
 from nova3d.data.render.raster import barycentric, nearest_faces
 from nova3d.fusion.atlas import Atlas, unwrap
 from nova3d.fusion.config import TextureConfig
+from nova3d.fusion.sampling import pixel_size
 from nova3d.views import ViewSet
 
-__all__ = ["Atlas", "Projector", "bake", "complete", "depth_maps", "paint", "projector", "texels", "unwrap"]
+__all__ = ["Atlas", "Projector", "bake", "complete", "depth_maps", "paint", "project", "projector", "texels", "unwrap"]
 
 _CHUNK = 1 << 16
 _REACH = 0.3  # world units over which the shift of the field's colours fades
@@ -79,10 +80,7 @@ def projector(
     trust[0] *= config.input_view
     fine = cameras.resized(cameras.width * 2, cameras.height * 2)
     depth = depth_maps(mesh, fine)[:, None]
-    pixel = float((1 / cameras.intrinsics[:, 0]).max())
-    if cameras.model == "perspective":
-        pixel *= float(cameras.c2w[:, :3, 3].norm(dim=-1).max())
-    return Projector(straight.clamp(0, 1), trust, depth, pixel, cameras, config)
+    return Projector(straight.clamp(0, 1), trust, depth, pixel_size(cameras), cameras, config)
 
 
 def paint(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Tensor]:
@@ -92,7 +90,7 @@ def paint(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Te
     """
     colours, weights = [], []
     for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True):
-        rgb, weight = _project(p, n, views)
+        rgb, weight = project(p, n, views)
         k = views.config.top_views
         if 0 < k < len(weight):
             weight = torch.where(weight >= weight.topk(k, dim=0).values[-1], weight, 0.0)
@@ -102,8 +100,8 @@ def paint(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Te
     return torch.cat(colours), torch.cat(weights)
 
 
-def _project(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Tensor]:
-    """Colour [v,n,3] and weight [v,n] of each view at the points."""
+def project(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Tensor]:
+    """Colour [v,n,3] that each view shows at points [n,3] with unit normals [n,3], and its weight [v,n]."""
     cameras, config = views.cameras, views.config
     pixels, depth = cameras.project(points)
     size = pixels.new_tensor([cameras.width, cameras.height])
