@@ -5,10 +5,11 @@ what is drawn for one of them is a function of (seed, step, its place 0 ... G-1 
 and micro-steps only share the places out, so any split of G draws the same.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -161,18 +162,20 @@ class Loader:
 
 
 class Ahead(Generic[T]):
-    """`load(address)` for addresses in their order, up to `depth` of them ahead in a thread of its own.
+    """`load(address)` for addresses in their order, up to `depth` of them ahead in `threads` threads.
 
-    An error of the thread is raised by the call that would have had its result. Close it, or use it as a context.
+    Depth 0 loads when asked. A thread takes a whole address, so more than `depth` threads are of no use.
+
+    An error of a thread is raised by the call that would have had its result. Close it, or use it as a context.
     """
 
-    def __init__(self, load: Callable[[tuple[int, int]], T], addresses: Iterable[tuple[int, int]], depth: int):
+    def __init__(
+        self, load: Callable[[tuple[int, int]], T], addresses: Iterable[tuple[int, int]], depth: int, threads: int = 1
+    ):
         self._load, self._addresses, self._depth = load, iter(addresses), depth
-        self._ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(max(1, depth))
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._fill, daemon=True) if depth else None
-        if self._thread:
-            self._thread.start()
+        self._ready: deque[Future[T]] = deque()
+        self._pool = ThreadPoolExecutor(threads, "ahead") if depth else None
+        self._fill()
 
     def __enter__(self) -> "Ahead[T]":
         return self
@@ -184,31 +187,20 @@ class Ahead(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        if self._thread is None:
+        if self._pool is None:
             return self._load(next(self._addresses))
-        result, error = self._ready.get()
-        if error is not None:
-            raise error
-        assert result is not None
+        if not self._ready:
+            raise StopIteration
+        result = self._ready.popleft().result()
+        self._fill()
         return result
 
     def close(self) -> None:
-        """End the thread; what it had read ahead is dropped."""
-        self._stopped.set()
-        if self._thread:
-            while self._thread.is_alive():
-                try:
-                    self._ready.get_nowait()  # so that a full queue does not hold the thread
-                except queue.Empty:
-                    self._thread.join(0.01)
+        """End the threads; what they had read ahead is dropped."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
 
     def _fill(self) -> None:
-        for address in self._addresses:
-            if self._stopped.is_set():
-                return
-            try:
-                self._ready.put((self._load(address), None))
-            except BaseException as error:
-                self._ready.put((None, error))
-                return
-        self._ready.put((None, StopIteration()))
+        if self._pool:
+            wanted = islice(self._addresses, self._depth - len(self._ready))
+            self._ready.extend(self._pool.submit(self._load, address) for address in wanted)

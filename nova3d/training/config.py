@@ -71,7 +71,8 @@ class DataConfig:
     cache: str = ""  # folder of scripts/cache_latents.py; "": encode the shards' views while training
     on_corrupt: str = "fail"  # a damaged object ends the run, or (skip) the next readable one takes its place
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # random changes of the objects; default none
-    prefetch: int = 2  # micro-batches read ahead by a thread; 0 reads when asked
+    prefetch: int = 2  # micro-batches read ahead; 0 reads when asked
+    threads: int = 1  # that read ahead, a micro-batch each
 
 
 @dataclass
@@ -167,6 +168,8 @@ def check(config: TrainConfig) -> None:
     demands: list[tuple[bool, str]] = [
         (config.mixed_precision in ("no", "bf16"), "mixed_precision must be no or bf16: SVD overflows in fp16"),
         (data.on_corrupt in ("fail", "skip"), "data.on_corrupt must be fail or skip"),
+        (data.threads >= 1, "data.threads must be at least 1"),
+        (data.threads == 1 or not data.cache, "data.cache is read by one thread: leave data.threads at 1"),
         (
             not (data.cache and data.augment.active),
             "data.cache holds latents of the objects as rendered: set data.cache='', or leave data.augment out",
@@ -182,7 +185,10 @@ def check(config: TrainConfig) -> None:
             bool(config.image_encoder) or not config.train_image_encoder,
             "train_image_encoder goes on training the one that image_encoder= names, and none is named",
         ),
-        (min(counts) >= 1, "steps, batch_size, log_every, checkpoint_every and keep_checkpoints must be at least 1"),
+        (
+            min(counts) >= 1,
+            "steps, batch_size, log_every, checkpoint_every and keep_checkpoints must be at least 1",
+        ),
         (
             min(config.accumulation, config.effective_batch, data.prefetch) >= 0,
             "accumulation, effective_batch and data.prefetch must not be negative",

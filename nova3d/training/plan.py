@@ -124,7 +124,7 @@ def dry_run(config: TrainConfig, device: str, peak: float = 0.0) -> Iterator[str
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
     started = time.perf_counter()
-    with Ahead(run.loader, addresses, config.data.prefetch) as batches:
+    with Ahead(run.loader, addresses, config.data.prefetch, config.data.threads) as batches:
         values, _ = take_step(run, 0, batches, LossTable(where), lambda: False)
     if where.type == "cuda":
         torch.cuda.synchronize(where)

@@ -55,7 +55,7 @@ def train(
     micro_steps, done, stopping = run.loader.places.micro_steps, start, False
     addresses = [(step, micro) for step in range(start, config.steps) for micro in range(micro_steps)]
 
-    with Ahead(run.loader, addresses, config.data.prefetch) as batches:
+    with Ahead(run.loader, addresses, config.data.prefetch, config.data.threads) as batches:
         for step in range(start, config.steps):
             values, stopping = take_step(run, step, batches, table, stop)
             done = step + 1

@@ -1,6 +1,8 @@
 """What a step is made of: draws by place, sources, and the latent cache."""
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,10 +77,15 @@ def test_dropout_rates_are_the_configs_and_stages_switch_at_their_step() -> None
     assert drawn(5, range(2), config=late).sigma.max() < 1e-3 and drawn(6, range(2), config=late).sigma.min() > 15
 
 
-@pytest.mark.parametrize("depth", [0, 1, 3])
-def test_reading_ahead_keeps_the_order_hands_on_errors_and_ends(depth: int) -> None:
+@pytest.mark.parametrize(("depth", "threads"), [(0, 1), (1, 1), (3, 1), (3, 3), (8, 2)])
+def test_reading_ahead_keeps_the_order_hands_on_errors_and_ends(depth: int, threads: int) -> None:
     addresses = [(step, micro) for step in range(3) for micro in range(2)]
-    with Ahead(lambda address: address, addresses, depth) as ahead:
+
+    def later_ones_are_faster(address: tuple[int, int]) -> tuple[int, int]:
+        time.sleep(0.01 * (3 - address[0]))
+        return address
+
+    with Ahead(later_ones_are_faster, addresses, depth, threads) as ahead:
         assert list(ahead) == addresses
 
     def fail(address: tuple[int, int]) -> tuple[int, int]:
@@ -86,14 +93,28 @@ def test_reading_ahead_keeps_the_order_hands_on_errors_and_ends(depth: int) -> N
             raise InputError("shard 7 is missing")
         return address
 
-    with Ahead(fail, addresses, depth) as ahead:
+    with Ahead(fail, addresses, depth, threads) as ahead:
         assert next(ahead) == (0, 0) and next(ahead) == (0, 1)
         with pytest.raises(InputError, match="shard 7"):
             next(ahead)
-    endless = Ahead(lambda address: address, ((step, 0) for step in iter(int, 1)), depth)
+    loaded: list[tuple[int, int]] = []
+    endless = Ahead(loaded.append, ((step, 0) for step in iter(int, 1)), depth, threads)
     next(endless)
     endless.close()
-    assert endless._thread is None or not endless._thread.is_alive()
+    assert len(loaded) <= depth + 1
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_several_threads_read_at_the_same_time() -> None:
+    together = threading.Barrier(3, timeout=10)  # nobody passes alone
+
+    def meet(address: tuple[int, int]) -> tuple[int, int]:
+        together.wait()
+        return address
+
+    addresses = [(step, 0) for step in range(6)]
+    with Ahead(meet, addresses, 3, 3) as ahead:
+        assert list(ahead) == addresses
 
 
 @pytest.fixture
