@@ -75,7 +75,7 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
     picture = images.read_rgba(config.image)
     pipeline = load_pipeline(config, device)
     started = time.perf_counter()
-    views = generate_views(pipeline, picture, config, progress)
+    views, task_iou = generate_views(pipeline, picture, config, progress)
     entry = provenance.record(
         "sample",
         configs.to_dict(config),
@@ -83,6 +83,7 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
         model=model_hashes(config.model),
         seed=config.seed,
         device=device,
+        task_iou=task_iou,
         seconds=round(time.perf_counter() - started, 2),
     )
     return views.save(folder, entry), views, picture
@@ -90,11 +91,14 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
 
 def generate_views(
     pipeline: "Nova3DPipeline", picture: Tensor, config: SampleConfig, progress: Progress | None = None
-) -> ViewSet:
-    """The views of one picture [h,w,4], sampled as `config` says; what it leaves open the model decides."""
+) -> tuple[ViewSet, list[float]]:
+    """The views of one picture [h,w,4], sampled as `config` says; what it leaves open the model decides.
+
+    And of each view, how far its colours and normals show one outline (`nova3d.metrics.task_iou`).
+    """
     low = config.guidance_low if config.guidance_low >= 0 else pipeline.config.guidance_low
     high = config.guidance_high if config.guidance_high >= 0 else pipeline.config.guidance_high
-    views = pipeline(
+    output = pipeline(
         picture,
         steps=config.steps or None,
         solver=config.solver or None,
@@ -105,9 +109,9 @@ def generate_views(
         framed=config.framed,
         seed=config.seed,
         progress=progress,
-    ).views
-    assert isinstance(views, ViewSet)
-    return views
+    )
+    assert isinstance(output.views, ViewSet) and isinstance(output.task_iou, Tensor)
+    return output.views, [round(value, 4) for value in output.task_iou.tolist()]
 
 
 def load_pipeline(config: SampleConfig, device: str) -> "Nova3DPipeline":

@@ -31,6 +31,7 @@ from nova3d.pipeline_io import (  # noqa: E402
     check_output,
     dtype_named,
     frame_picture,
+    outlines,
     picture_seeds,
     to_views,
 )
@@ -166,6 +167,8 @@ class Nova3DPipeline(DiffusionPipeline):
             kept = pictures if keep_input else [None] * len(batch)
             views = [to_views(d, self.cameras, k) for d, k in zip(decoded, kept, strict=True)]
             result = as_output(views, output, single)
+            agreement = [outlines(d) for d in decoded]
+            result.task_iou = agreement[0] if single else agreement
         self.maybe_free_model_hooks()
         return result
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from nova3d import images, normals
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
+from nova3d.metrics import task_iou
 from nova3d.tasks import Task
 from nova3d.views import ViewSet
 
@@ -29,12 +30,15 @@ class Nova3DOutput(BaseOutput):
     rgb, normals ("pil", "np", "pt"): the same 16 views as pictures. "pil": a list of v RGB pictures; "np": float32
         [v,h,w,3] in [0,1]; "pt": float32 [v,3,h,w] in [0,1]. Colours are on white; normals are (n + 1) / 2 of unit
         vectors in the input view's frame, background mid-grey.
+    task_iou (all but "latent"): float32 [v], how far colours and normals show one outline (`nova3d.metrics.task_iou`),
+        measured before the colours are cut out by the normals.
     latents ("latent"): float32 [t,v,4,h,w], scaled as the UNet sees them, tasks in the order of nova3d.tasks.
     """
 
     views: ViewSet | list[ViewSet] | None = None
     rgb: Any = None
     normals: Any = None
+    task_iou: Tensor | list[Tensor] | None = None
     latents: Tensor | list[Tensor] | None = None
 
 
@@ -91,6 +95,12 @@ def to_views(decoded: Tensor, cameras: Cameras, kept: Tensor | None = None) -> V
         rgb[0], mask[0] = images.composite(kept), kept[..., 3]
     rgb = rgb * (mask > 0)[..., None] + (mask <= 0)[..., None].float()
     return ViewSet(rgb, normal * (mask > 0)[..., None], mask, cameras)
+
+
+def outlines(decoded: Tensor) -> Tensor:
+    """[v] `metrics.task_iou` of decoded pictures [t,v,3,h,w] in [-1,1]."""
+    rgb, vectors = (decoded[task].permute(0, 2, 3, 1) for task in (Task.RGB, Task.NORMAL))
+    return task_iou((rgb + 1) / 2, vectors)
 
 
 def as_output(views: list[ViewSet], output: str, single: bool) -> Nova3DOutput:

@@ -10,7 +10,7 @@ from nova3d.evaluation.protocols import Protocol
 from nova3d.evaluation.published import Published
 from nova3d.evaluation.scoring import score
 from nova3d.evaluation.tables import Table
-from nova3d.evaluation.views import (
+from nova3d.metrics import (
     foreground_psnr,
     foreground_ssim,
     mask_iou,
@@ -18,6 +18,7 @@ from nova3d.evaluation.views import (
     psnr,
     registered_psnr,
     ssim,
+    task_iou,
 )
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "registered_psnr",
     "score",
     "ssim",
+    "task_iou",
     "volume_iou",
 ]

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from nova3d.evaluation.views import psnr, ssim
+from nova3d.metrics import psnr, ssim
 
 
 def psnr_u8(pred: Tensor, ref: Tensor) -> Tensor:

@@ -8,24 +8,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nova3d import metrics as pictures
 from nova3d.cameras import Cameras, preset
 from nova3d.errors import InputError
-from nova3d.evaluation import perceptual, variants, views
+from nova3d.evaluation import perceptual, variants
 from nova3d.evaluation.protocols import ViewRules
 from nova3d.views import ViewSet
 
 MAX_CAMERA_GAP = 0.5  # pixels; a wider shift already costs more PSNR than published methods differ by
 
 _PER_VIEW: Mapping[str, Callable[[ViewSet, ViewSet], Tensor]] = {
-    "psnr": lambda pred, ref: views.psnr(pred.rgb, ref.rgb),
+    "psnr": lambda pred, ref: pictures.psnr(pred.rgb, ref.rgb),
     "psnr_u8": lambda pred, ref: variants.psnr_u8(pred.rgb, ref.rgb),
-    "psnr_foreground": lambda pred, ref: views.foreground_psnr(pred.rgb, ref.rgb, ref.mask),
-    "psnr_registered4": lambda pred, ref: views.registered_psnr(pred.rgb, ref.rgb, max_shift=4),
-    "ssim": lambda pred, ref: views.ssim(pred.rgb, ref.rgb),
-    "ssim_foreground": lambda pred, ref: views.foreground_ssim(pred.rgb, ref.rgb, ref.mask),
+    "psnr_foreground": lambda pred, ref: pictures.foreground_psnr(pred.rgb, ref.rgb, ref.mask),
+    "psnr_registered4": lambda pred, ref: pictures.registered_psnr(pred.rgb, ref.rgb, max_shift=4),
+    "ssim": lambda pred, ref: pictures.ssim(pred.rgb, ref.rgb),
+    "ssim_foreground": lambda pred, ref: pictures.foreground_ssim(pred.rgb, ref.rgb, ref.mask),
     "ssim_own_range": lambda pred, ref: variants.ssim_own_range(pred.rgb, ref.rgb),
     "ssim_uniform7_u8": lambda pred, ref: variants.ssim_uniform7_u8(pred.rgb, ref.rgb),
-    "mask_iou": lambda pred, ref: views.mask_iou(pred.mask, ref.mask),
+    "mask_iou": lambda pred, ref: pictures.mask_iou(pred.mask, ref.mask),
 }
 
 
@@ -80,7 +81,7 @@ def image_row(pred: ViewSet, ref: ViewSet, metrics: tuple[str, ...], networks: N
     row: dict[str, float] = {}
     for metric in metrics:
         if metric == "normals":
-            angles = views.normal_angle(pred.normals, ref.normals, ref.mask)
+            angles = pictures.normal_angle(pred.normals, ref.normals, ref.mask)
             row |= {
                 f"normal_{key}" + ("_deg" if key in ("mean", "median") else ""): angle for key, angle in angles.items()
             }

@@ -27,7 +27,7 @@ from nova3d.experiments.stages import Study
 from nova3d.experiments.workers import in_parts
 
 REFERENCES = "references"  # the floors' place
-_ROOMS = ("data", "evaluation", "layouts")  # besides the ground floor
+_SOURCES = ("*.py", "evaluation/*.py", "layouts/*.py", "data/mesh*.py", "data/render/raster.py")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _digest(root: Path, name: str) -> list[list[str]]:
 def sources_hash() -> str:
     """Of every source file that scoring can run through: finer than the commit, which stays while a file is changed."""
     root = Path(nova3d.__file__).parent
-    files = [*root.glob("*.py"), *(file for room in _ROOMS for file in (root / room).rglob("*.py"))]
+    files = [file for pattern in _SOURCES for file in root.glob(pattern)]
     hashes = sorted((str(file.relative_to(root)), provenance.hash_file(file)) for file in files)
     return provenance.hash_json([torch.__version__, hashes])
 

@@ -200,9 +200,11 @@ def write_views(
     truth = ViewSet.load(reference)
     started = time.perf_counter()
     picture = torch.cat([truth.rgb[0], truth.mask[0][..., None]], dim=-1)
-    views = generate_views(pipeline, picture, replace(sample, keep_input=True, framed=True, seed=generator.seed))
+    own = replace(sample, keep_input=True, framed=True, seed=generator.seed)
+    views, task_iou = generate_views(pipeline, picture, own)
     seconds = time.perf_counter() - started
-    views.save(folder, provenance.record("sample", model=generator.model, seed=generator.seed, seconds=seconds))
+    entry = provenance.record("sample", model=generator.model, seed=generator.seed, task_iou=task_iou, seconds=seconds)
+    views.save(folder, entry)
 
 
 def write_mesh(views: Path, folder: Path, config: FusionConfig, device: str) -> None:

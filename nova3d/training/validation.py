@@ -15,7 +15,7 @@ from torch import Tensor
 from nova3d import images, provenance
 from nova3d.data.shards import ShardReader
 from nova3d.errors import InputError
-from nova3d.evaluation.views import foreground_psnr, mask_iou, normal_angle, psnr
+from nova3d.metrics import foreground_psnr, mask_iou, normal_angle, psnr
 from nova3d.models.image_encoder import empty_image_encoder
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nova3d import metrics
 from nova3d.cameras import orbit
 from nova3d.errors import InputError
-from nova3d.evaluation import views
 from nova3d.evaluation.protocols import IMAGE_METRICS, ViewRules
 from nova3d.evaluation.view_scores import Networks, on_background, score_views
 from nova3d.views import ViewSet
@@ -56,9 +56,9 @@ def test_every_metric_has_its_column_and_the_library_function_behind_it():
     named = [name for name in row if not name.startswith("normal_")]
     assert named == [metric for metric in IMAGE_METRICS if metric != "normals"]
     assert row["lpips_vgg"] == 0.5 and row["lpips_alex"] != row["lpips_alex"]
-    assert row["psnr"] == pytest.approx(float(views.psnr(pred.rgb, ref.rgb).mean()))
-    assert row["psnr_registered4"] == pytest.approx(float(views.registered_psnr(pred.rgb, ref.rgb, 4).mean()))
-    assert row["ssim_foreground"] == pytest.approx(float(views.foreground_ssim(pred.rgb, ref.rgb, ref.mask).mean()))
+    assert row["psnr"] == pytest.approx(float(metrics.psnr(pred.rgb, ref.rgb).mean()))
+    assert row["psnr_registered4"] == pytest.approx(float(metrics.registered_psnr(pred.rgb, ref.rgb, 4).mean()))
+    assert row["ssim_foreground"] == pytest.approx(float(metrics.foreground_ssim(pred.rgb, ref.rgb, ref.mask).mean()))
 
 
 def test_shifting_both_sides_changes_nothing_and_mirroring_one_does():

@@ -15,6 +15,8 @@ from nova3d.diffusion import view_scales
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
+from nova3d.pipeline_io import outlines
+from nova3d.tasks import TASKS, Task
 from nova3d.views import ViewSet
 
 SIZE = 16
@@ -79,6 +81,20 @@ def test_the_pixel_noise_and_the_latent_noise_are_independent(
     pixels = given[0].flatten()
     latents = initial_noise((2, 16, 4, 8, 8), 1.0, 3, "cpu").flatten()[: len(pixels)]
     assert abs(float(torch.corrcoef(torch.stack([pixels, latents]))[0, 1])) < 0.2
+
+
+def test_the_outlines_of_both_tasks_are_compared_before_one_cuts_the_other(
+    pipeline: Nova3DPipeline, red: Tensor
+) -> None:
+    decoded = torch.ones(len(TASKS), 1, 3, 8, 8)  # white pictures; normals (1, 1, 1) everywhere
+    decoded[Task.RGB, 0, :, :, 4:] = 0.0  # an object on the right half
+    decoded[Task.NORMAL, 0, :, :, :4] = 0.0  # a surface on the right half
+    decoded[Task.NORMAL, 0, :, 4:] = 0.0  # of its upper part
+    assert outlines(decoded).tolist() == [0.5]
+    found = pipeline([red, red]).task_iou
+    assert len(found) == 2 and found[0].shape == (16,) and bool(((found[0] >= 0) & (found[0] <= 1)).all())
+    assert torch.equal(found[0], pipeline(red, keep_input=True).task_iou)  # of what was drawn, not of what is kept
+    assert pipeline(red, output="latent").task_iou is None
 
 
 def test_keep_input_and_framed(pipeline: Nova3DPipeline, same: Same, red: Tensor) -> None:

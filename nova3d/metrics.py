@@ -1,6 +1,7 @@
-"""Metrics on views. Images are float [0,1], [n,h,w,3]; masks are coverage in [0,1], [n,h,w], foreground above 1/2.
+"""Metrics on pictures: what training watches and evaluation tabulates.
 
-Every function is a pure function of tensors; which views are scored and what is averaged is the protocol's affair.
+Images are float [0,1], [n,h,w,3]; masks are coverage in [0,1], [n,h,w], foreground above 1/2. Every function is a pure
+function of tensors; which views are scored and what is averaged is the protocol's affair.
 """
 
 import math
@@ -13,6 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from nova3d.errors import InputError
+from nova3d.images import MATTE_DISTANCE
 
 Floats = NDArray[np.float64]
 
@@ -91,6 +93,24 @@ def mask_iou(pred: Tensor, ref: Tensor) -> Tensor:
     a, b = (pred > 0.5).flatten(1), (ref > 0.5).flatten(1)
     union = (a | b).sum(dim=1)
     return torch.where(union > 0, (a & b).sum(dim=1) / union.clamp_min(1), 1.0)
+
+
+def task_iou(rgb: Tensor, normals: Tensor) -> Tensor:
+    """[n] how far the two tasks of one prediction show one object: intersection over union of their outlines.
+
+    rgb [n,h,w,3] on white: its outline holds what differs from white by more than images.MATTE_DISTANCE in a channel;
+    normals [n,h,w,3], zero on background: what is longer than 1/2. Holes are filled on both sides, for within the
+    colours a hole and a white patch look alike. Give both as the network drew them, before one is cut out by the
+    other. True views score below 1 where an object is white at its outline: read it beside theirs.
+    """
+    _same_shape(rgb, normals)
+    return mask_iou(_outline((1 - rgb).amax(dim=-1) > MATTE_DISTANCE), _outline(normals.norm(dim=-1) > 0.5))
+
+
+def _outline(inside: Tensor) -> Tensor:
+    """The masks [n,h,w] with their holes filled, as float."""
+    filled = [ndimage.binary_fill_holes(mask) for mask in inside.numpy(force=True)]
+    return torch.from_numpy(np.stack(filled)).float()
 
 
 def normal_angle(pred: Tensor, ref: Tensor, mask: Tensor) -> dict[str, float]:

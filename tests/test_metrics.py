@@ -6,7 +6,7 @@ import torch
 from nova3d.compat import ensure_torchvision
 from nova3d.errors import InputError
 from nova3d.evaluation import foreground_psnr, mask_iou, normal_angle, psnr, ssim
-from nova3d.evaluation.views import MAX_PSNR, foreground_ssim, registered_psnr
+from nova3d.metrics import MAX_PSNR, foreground_ssim, registered_psnr, task_iou
 
 
 def test_psnr_of_a_constant_offset_is_minus_twenty_log_of_it():
@@ -187,6 +187,18 @@ def test_normal_angle_skips_pixels_without_a_predicted_normal_and_is_nan_without
     mask = torch.ones(1, 1, 2)
     assert normal_angle(pred, ref, mask)["mean"] == pytest.approx(90.0)
     assert all(math.isnan(value) for value in normal_angle(torch.zeros_like(ref), ref, mask).values())
+
+
+def test_task_iou_compares_the_outlines_of_colours_and_normals():
+    rgb, normals = torch.ones(3, 20, 20, 3), torch.zeros(3, 20, 20, 3)
+    rgb[:, 4:14, 4:14] = torch.tensor([0.9, 1.0, 1.0])  # far enough from white in one channel
+    rgb[:, 6:8, 6:8] = 1.0  # a white patch within the object is no hole of it
+    normals[0, 4:14, 4:14, 2] = 1.0
+    normals[1, 4:14, 9:19, 2] = 0.8  # five of ten columns in common
+    normals[2, 4:14, 4:14, 2] = 0.4  # too short to be a surface
+    rgb[2, 0, 0] = 0.97  # nearly white
+    assert task_iou(rgb, normals).tolist() == pytest.approx([1.0, 50 / 150, 0.0])
+    assert task_iou(torch.ones(1, 4, 4, 3), torch.zeros(1, 4, 4, 3)).tolist() == [1.0]
 
 
 def test_shapes_must_agree():
