@@ -121,6 +121,12 @@ def composite(rgba: Tensor, background: float = 1.0) -> Tensor:
     return rgba[..., :3] * alpha + background * (1 - alpha)
 
 
+def off_white(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """Straight alpha [...,4] that `composite` turns into rgb [...,3] on white; alpha [...,1] in [0,1]."""
+    straight = (rgb - (1 - alpha)) / alpha.clamp_min(1 / 255)
+    return torch.cat([torch.where(alpha > 0, straight, 0.0).clamp(0, 1), alpha], dim=-1)
+
+
 def srgb_to_linear(srgb: Tensor) -> Tensor:
     """sRGB [0,1] to linear light (IEC 61966-2-1), any shape."""
     return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp_min(0) + 0.055) / 1.055) ** 2.4)

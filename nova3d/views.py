@@ -87,8 +87,7 @@ class ViewSet:
         """View `index` as RGBA [h,w,4] in [0,1]: its colours without the white they were composited on."""
         alpha = self.mask[index][..., None].clamp(0, 1)
         quantised = (alpha * 255).round() / 255  # what the file will hold: divide by that, not by the float
-        rgb = (self.rgb[index] - (1 - quantised)) / quantised.clamp_min(1 / 255)
-        return torch.cat([torch.where(quantised > 0, rgb, 0.0).clamp(0, 1), quantised], dim=-1)
+        return images.off_white(self.rgb[index], quantised)
 
     @staticmethod
     def load(folder: str | Path) -> "ViewSet":

@@ -174,3 +174,10 @@ def test_animation_has_all_frames(tmp_path: Path) -> None:
     images.save_animation(tmp_path / "turn.gif", torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 8, 8, 3))
     with Image.open(tmp_path / "turn.gif") as opened:
         assert opened.n_frames == 4
+
+
+def test_off_white_is_what_composite_was_made_of():
+    alpha = torch.tensor([0.0, 0.2, 0.5, 1.0])[:, None]
+    rgb = torch.tensor([[0.3, 0.6, 0.9]]).expand(4, 3)
+    rgba = images.off_white(images.composite(torch.cat([rgb, alpha], dim=-1)), alpha)
+    assert torch.allclose(rgba[1:], torch.cat([rgb, alpha], dim=-1)[1:], atol=1e-6) and rgba[0].tolist() == [0, 0, 0, 0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nova3d import normals
+from nova3d import images, normals
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.layouts import pictures
@@ -187,12 +187,16 @@ def _present(folder: Path, pattern: str, layout: str) -> tuple[str, ...]:
 
 
 def _with_alpha_of(found: Sequence[Tensor], cutters: Sequence[Tensor], names: Sequence[Path]) -> list[Tensor]:
+    """The pictures cut out by the alphas of `cutters`; those without an alpha of their own are on white."""
     for picture, cutter, name in zip(found, cutters, names, strict=True):
         if cutter.shape[-1] != 4:
             raise InputError(f"the mask picture of '{name}' has no transparency")
         if cutter.shape[:2] != picture.shape[:2]:
             raise InputError(f"'{name}' and its normal map or mask differ in size")
-    return [torch.cat([p[..., :3], c[..., 3:]], dim=-1) for p, c in zip(found, cutters, strict=True)]
+    return [
+        images.off_white(p, c[..., 3:]) if p.shape[-1] == 3 else torch.cat([p[..., :3], c[..., 3:]], dim=-1)
+        for p, c in zip(found, cutters, strict=True)
+    ]
 
 
 def _decode(picture: Tensor) -> Tensor:
