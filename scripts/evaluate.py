@@ -28,16 +28,16 @@ def main() -> None:
     arguments.add_argument("--layout", default="auto", help="layout of the predicted views (default: from the files)")
     arguments.add_argument(
         "--weights",
-        nargs="+",
+        action="append",
         default=[],
         metavar="METRIC=FILE",
-        help="weights of lpips_vgg, lpips_alex, clip_vit_l_14",
+        help="weights of lpips_vgg, lpips_alex or clip_vit_l_14; may be repeated",
     )
     arguments.add_argument("--baseline", type=Path, help="scores of another method, to compare with object by object")
     arguments.add_argument("--published", action="store_true", help="quote published numbers below the table")
     cli.add_device(arguments)
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help="override any key of the protocol")
-    given = arguments.parse_args()
+    given = arguments.parse_intermixed_args()  # overrides may stand anywhere
 
     from nova3d.errors import InputError
     from nova3d.evaluation import Protocol, Table  # after parsing: --help need not wait for torch
@@ -51,6 +51,11 @@ def main() -> None:
         raise InputError(f"--weights '{wrong[0]}' is not of the form METRIC=FILE")
     protocol = config.load(Protocol, _protocol(given.protocol), given.overrides)
     baseline = Table.load(given.baseline) if given.baseline else None
+    if baseline and baseline.protocol_hash != protocol.hash:  # before the work, not after it
+        raise InputError(
+            f"the baseline '{given.baseline}' was scored under {baseline.protocol} ({baseline.protocol_hash}), this is "
+            f"{protocol.name} ({protocol.hash}): not comparable; score both under one protocol"
+        )
     quoted = Published.load(PROTOCOLS / "published.yaml").of(*protocol.kinds) if given.published else None
     writable_folder(given.out)
     with cli.progress_bar("scoring") as progress:
@@ -81,8 +86,12 @@ def main() -> None:
 
 def _protocol(name: str) -> Path:
     """The YAML of a protocol's name; a path is taken as it is."""
-    shipped = PROTOCOLS / f"{name}.yaml"
-    return shipped if shipped.is_file() else Path(name)
+    from nova3d.errors import InputError
+
+    shipped = {path.stem: path for path in sorted(PROTOCOLS.glob("*.yaml")) if path.stem != "published"}
+    if name not in shipped and not Path(name).is_file():
+        raise InputError(f"protocol '{name}' is neither a file nor one of {', '.join(shipped)}")
+    return shipped.get(name, Path(name))
 
 
 if __name__ == "__main__":

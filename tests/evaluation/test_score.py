@@ -216,6 +216,23 @@ def test_script_compares_with_a_baseline_of_the_same_protocol_only(folders, tmp_
     assert "not comparable" in capsys.readouterr().err
 
 
+def test_script_names_the_protocols_and_refuses_another_baseline_before_the_work(
+    folders, tmp_path, monkeypatch, capsys
+):
+    predictions, references = folders
+    arguments = ["--predictions", predictions, "--references", references, "--out", tmp_path / "out", *SMALL]
+    run_script(monkeypatch, *arguments, "--protocol", "mini")
+    monkeypatch.setattr("nova3d.experiments.scores.score_folders", None)  # calling it would fail otherwise
+    for given, said in (
+        (["--protocol", "mimi"], "'mimi' is neither a file nor one of eschernet-v1, mesh-aligned"),
+        (["--protocol", "mini", "--baseline", tmp_path / "out", "seed=1"], "not comparable; score both under one"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            run_script(monkeypatch, *arguments, *given)
+        assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_several_folders_are_seeds_of_one_method(folders):
     predictions, references = folders
     table = score([predictions, references], references, QUICK)
