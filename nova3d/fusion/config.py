@@ -29,7 +29,7 @@ class EncodingConfig:
     base: int = 16  # cells across the box at the coarsest level; Instant-NGP
     finest: int | None = None  # at the finest level; null: the images' height (measured: finer diverges)
     start_levels: float = 4.0  # open at the start, then one by one; Neuralangelo, Wonder3D: 4
-    open_until: float = 0.6  # share of the run after which all levels are open (measured)
+    open_until: float = 0.8  # share of the run after which all levels are open (measured)
     init: float = 1e-4  # tables start uniform in +-init; Instant-NGP
 
 
@@ -94,15 +94,12 @@ class PoseConfig:
     lr: float = 1e-3  # BARF
     final_lr: float = 0.01  # of the first; BARF
     average: float = 0.98  # of the running mean that is taken when the poses are frozen: of about the last 50 steps
-    prior_rotation: float = 0.01  # per radian
-    prior_translation: float = 0.01  # per world unit
+    prior_rotation: float = 0.004  # per radian (measured)
+    prior_translation: float = 0.004  # per world unit (measured)
     recarve: float = 0.2  # share of the run after which the hull is carved anew by the poses so far
     slack: float = 0.06  # how much further outside the hull the surface may lie while poses may still be wrong
     max_rotation_deg: float = 8.0
     max_translation: float = 0.1
-    square_from: float = 0.5  # share of the run from which the frame is squared with the normals: coarse ones stand off
-    square_least_deg: float = 0.4  # smaller rotations of the frame are left alone; right poses show 0.2 (measured)
-    frame_within_deg: float = 20.0  # normals further from their pictures' do not tell how the surface stands
     normals_follow: bool = False  # whether a view's normals turn with its pose; they share one frame, so no
 
 

@@ -24,7 +24,7 @@ _LEAST_OTHERS = 2  # of two views that differ, nobody can say which is wrong
 class SurfacePixels:
     """The n pixels of all views, one view after another, in which the mesh is seen on the object.
 
-    hit bool [v,h,w]; view [n]; points, directions, normals [n,3] in the fit's frame; rgb [n,3] and mask [n,1] of the
+    hit bool [v,h,w]; view [n]; points, directions, normals [n,3] in the world; rgb [n,3] and mask [n,1] of the
     pictures.
     """
 

@@ -48,7 +48,8 @@ def terms(state: Fit, scene: Scene, ids: Tensor, at: Moment) -> tuple[dict[str, 
     if config.pose.enabled:
         with torch.set_grad_enabled(at.move):
             origins, directions = state.poses(origins, directions, view)
-            target_normal = state.poses.turn(target_normal, view)
+            if config.pose.normals_follow:
+                target_normal = state.poses.turn(target_normal, view)
     x = _sample(state, scene, origins, directions, at.generator)  # r k 3
     rays, random = x.shape[0] * x.shape[1], _random_points(state, scene.box, at.generator)
     # One query for everything keeps the cost per step in few large operations.
@@ -91,7 +92,6 @@ def terms(state: Fit, scene: Scene, ids: Tensor, at: Moment) -> tuple[dict[str, 
     found = {name: value_at(getattr(c, name), at.progress) * term for name, term in found.items()}
     if at.move:
         found["pose"] = state.poses.prior()
-        state.poses.observe(normal.detach(), target_normal.detach(), mask > 0.5)
     on_object = residual.detach()[mask > 0.5]
     return found, on_object.mean() if len(on_object) else on_object.sum()
 

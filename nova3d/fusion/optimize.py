@@ -104,8 +104,6 @@ def _look_again(state: Fit, scene: objective.Scene, views: ViewSet, at: float) -
     carve = moving and at - scene.carved_at >= config.pose.recarve
     if config.pose.enabled and 0 < margin < state.margin:
         state.poses.settle()
-    if (carve and at >= config.pose.square_from) or 0 < margin < state.margin:
-        state.poses.square()
     if margin != state.margin or len(scene.box) == 0 or carve:
         scene.carved_at = at
         if config.pose.enabled and state.step > 0:

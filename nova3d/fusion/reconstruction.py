@@ -90,7 +90,7 @@ def reconstruct(
     with _timed(timings, "mesh"):
         box = state.hull.extent(state.margin)
         solid = meshing.extract(state.bounded_sdf, box, config.extract, config.field.radius)
-    cameras = state.cameras.to("cpu")  # in the fit's frame, as the surface is until it is painted
+    cameras = state.cameras.to("cpu")
     views = views.to("cpu")
     tell(0.90, "rendering the conflict maps")
     with _timed(timings, "conflict"):
@@ -99,8 +99,6 @@ def reconstruct(
     with _timed(timings, "texture"):
         seen_by = texture.projector(views, cameras, solid, conflict, config.texture)
         mesh, solid, painted = _paint(state, solid, seen_by)
-    for surface in {id(m): m for m in (mesh, solid)}.values():  # vertex colours alone: one mesh is both
-        surface.apply_transform(state.poses.to_world().double().cpu().numpy())
     foreground = views.mask > 0.5
     report: dict[str, Any] = meshing.health(solid) | {
         **painted,
@@ -115,8 +113,7 @@ def reconstruct(
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     tell(1.0, "done")
-    refined = state.poses.anchored(state.queried).to("cpu")
-    return FusionResult(mesh, refined, conflict, residual, history, timings, report, solid)
+    return FusionResult(mesh, cameras, conflict, residual, history, timings, report, solid)
 
 
 def _paint(
