@@ -55,6 +55,16 @@ def test_rows_are_kept_resumed_and_reported(small, ball, tmp_path, monkeypatch):
     assert text.count("full minus") == 1
 
 
+def test_rows_of_another_config_are_neither_taken_nor_mixed(small, ball, tmp_path):
+    case, out = [Case("none", "carving")], tmp_path / "out"
+    first = run([ball], case, out, small)
+    small.extract.faces = 200
+    second = run([ball], case, out, small)
+    assert len(read_rows(out)) == 2
+    assert len(second) == 1
+    assert second[0]["config"] != first[0]["config"]
+
+
 def test_a_failed_case_is_counted_and_tried_again(small, ball, tmp_path, monkeypatch):
     def fail(*arguments):
         raise InputError("no such luck")

@@ -9,8 +9,8 @@ from nova3d.errors import InputError
 from nova3d.fusion import losses
 from nova3d.fusion.config import ConflictConfig
 from nova3d.fusion.conflict import ConflictField, closed_form, penalty
+from nova3d.fusion.maps import conflict_maps
 from nova3d.fusion.optimize import fit
-from nova3d.fusion.reconstruction import conflict_maps
 
 
 def inputs() -> tuple[Tensor, ...]:
@@ -76,14 +76,15 @@ def test_the_term_of_closed_form_is_a_saturating_residual():
 
 
 @pytest.mark.parametrize("mode", ["mlp", "closed_form"])
-def test_planted_conflict_is_found(shapes, mode):
+@pytest.mark.parametrize("consensus", [False, True])
+def test_planted_conflict_is_found(shapes, mode, consensus):
     true = shapes.draw(shapes.sphere(), shapes.orbit(8, size=48))
     rgb = true.rgb.clone()
     rgb[2, 18:30, 18:30] = torch.tensor([1.0, 0.0, 1.0])
     views = replace(true, rgb=rgb)
     config = shapes.tiny_config()
     config.optim.steps, config.optim.lr_mlp = 150, 3e-3
-    config.pose.enabled, config.conflict.mode = False, mode
+    config.pose.enabled, config.conflict.mode, config.conflict.consensus = False, mode, consensus
     state, _ = fit(views, config)
     h, residual = conflict_maps(state, shapes.sphere(), views)
     planted = torch.zeros_like(views.mask, dtype=torch.bool)
@@ -104,7 +105,7 @@ def without_network(shapes, f_views):
 
 
 def test_the_floor_keeps_h_of_clean_views_low(shapes, f_views, without_network):
-    state, mesh = without_network, shapes.letter_f()
+    state, mesh = in_mode(without_network, "closed_form"), shapes.letter_f()
     h, residual = conflict_maps(state, mesh, f_views)
     foreground = f_views.mask > 0.5
     assert residual[foreground].mean() > 0.05  # much: without the floor H would be half of it over lambda_end
@@ -114,9 +115,9 @@ def test_the_floor_keeps_h_of_clean_views_low(shapes, f_views, without_network):
     assert closed_form(residual[foreground], least).mean() > 2 / (2 * floor)
 
 
-def in_mode(state, mode: str):
+def in_mode(state, mode: str, consensus: bool = False):
     config = copy.deepcopy(state.config)
-    config.conflict.mode = mode
+    config.conflict.mode, config.conflict.consensus = mode, consensus
     return replace(state, config=config)
 
 

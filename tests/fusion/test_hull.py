@@ -2,12 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import trimesh
 
 from nova3d.cameras import orbit
 from nova3d.errors import InputError
 from nova3d.fusion import reconstruct
 from nova3d.fusion.config import HullConfig
-from nova3d.fusion.sampling import visual_hull
+from nova3d.fusion.sampling import grid_points, visual_hull
 
 
 def test_empty_views_are_refused_and_one_empty_view_is_left_out(shapes, f_views, caplog):
@@ -34,3 +35,31 @@ def test_hull_of_a_sphere_has_its_distance(shapes):
     hull = visual_hull(views, HullConfig(resolution=49), 0.6)
     x = torch.tensor([[0.0, 0, 0.5], [0.45, 0, 0], [0.0, 0, 0]])
     torch.testing.assert_close(hull.signed(x), torch.tensor([0.15, 0.1, -0.35]), atol=0.03, rtol=0)
+
+
+def test_outlines_are_widened_only_where_nothing_were_left(shapes, caplog):
+    """A needle seen by cameras that are off by more than its width."""
+    needle = trimesh.creation.box((0.05, 0.9, 0.05))
+    views = shapes.draw(needle, orbit(8, size=96))
+    right = visual_hull(views, HullConfig(resolution=48), 0.6, forgive=0.06)
+    assert "widened" not in caplog.text
+    c2w = views.cameras.c2w.clone()
+    c2w[:, :3, 3] += torch.tensor([-0.05, 0.05] * 4)[:, None] * c2w[:, :3, 0]
+    wrong = replace(views, cameras=replace(views.cameras, c2w=c2w))
+    with pytest.raises(InputError, match="no common object"):
+        visual_hull(wrong, HullConfig(resolution=48), 0.6)
+    hull = visual_hull(wrong, HullConfig(resolution=48), 0.6, forgive=0.06)
+    assert "widened by 0.06" in caplog.text
+    assert float(hull.signed(torch.tensor([[0.0, 0.2, 0.0]]))) < 0.02
+    assert (hull.distance < 0).sum() < 40 * (right.distance < 0).sum()  # a needle still, not the whole box
+
+
+def test_carving_view_by_view_is_counting_all_misses(f_views):
+    """The hull of the definition, node by node."""
+    hull = visual_hull(f_views, HullConfig(resolution=24, tolerance=0.2), 0.6)
+    points = grid_points(24, 0.6)
+    pixels, _ = f_views.cameras.project(points)
+    grid = (pixels / 48 * 2 - 1)[:, None]
+    value = torch.nn.functional.grid_sample(f_views.mask[:, None], grid, padding_mode="border", align_corners=False)
+    misses = (value[:, 0, 0] < 0.5).sum(dim=0)  # the box fits into every picture
+    assert torch.equal((hull.distance < 0).flatten(), misses <= 0.2 * len(f_views))
