@@ -26,7 +26,7 @@ def main() -> None:
     options = arguments.parse_args()
 
     from nova3d import config as configs
-    from nova3d.experiments.fusion import BENCHMARK, report, run
+    from nova3d.experiments.fusion import BENCHMARK, per_object, report, run
     from nova3d.experiments.truth import meshes_in
     from nova3d.fusion import FusionConfig
 
@@ -35,7 +35,7 @@ def main() -> None:
     cases = [case for case in BENCHMARK if case.arm in options.arms]
     with cli.progress_bar("objects") as bar:
         rows = run(objects, cases, options.out, config, cli.pick_device(options.device), options.workers, bar)
-    text = report(rows)
+    text = "\n".join(part for part in (report(rows), per_object(rows)) if part)
     (options.out / "report.md").write_text(text)
     print(text)
     print(options.out / "report.md")

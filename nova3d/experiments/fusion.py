@@ -229,6 +229,19 @@ def report(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def per_object(rows: Sequence[Row]) -> str:
+    """Markdown: one line per object of the case ("none", "full"), its mean and its median last; empty without any."""
+    good = [r for r in rows if (r["fault"], r["arm"]) == ("none", "full") and "error" not in r]
+    names = [name for name in COLUMNS if any(name in row for row in good)]
+    lines = ["| object | " + " | ".join(names) + " |", "|:--|" + "--:|" * len(names)]
+    for row in sorted(good, key=lambda r: str(r["object"])):
+        lines.append(f"| {row['object']} | " + " | ".join(_summary([row[n]], COLUMNS[n]) for n in names) + " |")
+    for label, q in (("mean", None), ("median", 0.5)):
+        cells = [_summary([r[n] for r in good if _finite(r.get(n))], COLUMNS[n], q) for n in names]
+        lines.append(f"| **{label} of {len(good)}** | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n" if good else ""
+
+
 def _differences(rows: Sequence[Row], cases: Sequence[tuple[str, str]]) -> list[str]:
     compared = [n for n in ("chamfer", "chamfer_seen", "psnr", "psnr_between", "pose_deg") if any(n in r for r in rows)]
     lines = ["| planted | full minus | " + " | ".join(compared) + " |", "|:--|:--|" + "--:|" * len(compared)]
@@ -257,7 +270,9 @@ def _finite(value: Any) -> bool:
 
 
 def _cell(values: list[float], digits: int) -> str:
-    if not values:
-        return "-"
+    return f"{_summary(values, digits)} ({_summary(values, digits, 0.5)})" if values else "-"
+
+
+def _summary(values: list[float], digits: int, quantile: float | None = None) -> str:
     tensor = torch.tensor(values, dtype=torch.float64)
-    return f"{float(tensor.mean()):.{digits}f} ({float(tensor.quantile(0.5)):.{digits}f})"
+    return f"{float(tensor.mean() if quantile is None else tensor.quantile(quantile)):.{digits}f}"

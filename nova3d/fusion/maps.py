@@ -67,7 +67,7 @@ def conflict_maps(state: Fit, mesh: trimesh.Trimesh, views: ViewSet) -> tuple[Te
         lambda_0 = max(config.lambda_end, config.floor * float(evidence.mean()))
     conflict = torch.zeros_like(residual)
     if config.mode == MLP:
-        if config.consensus:
+        if config.consensus and len(evidence):
             _learn(state, pixels, evidence, lambda_0)
         conflict = state.conflicts(*(t.to(_device(state)) for t in (pixels.points, pixels.directions, pixels.view)))
     elif config.mode == CLOSED_FORM:

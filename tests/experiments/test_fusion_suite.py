@@ -6,7 +6,7 @@ import trimesh
 from nova3d.errors import InputError
 from nova3d.evaluation.meshes import Surface
 from nova3d.experiments import fusion, truth
-from nova3d.experiments.fusion import Case, read_rows, report, run
+from nova3d.experiments.fusion import Case, per_object, read_rows, report, run
 from nova3d.fusion import FusionConfig
 
 
@@ -108,6 +108,18 @@ def test_auroc_of_known_scores():
     # of the six pairs (positive, negative): .35>.1, .35<.4, .8>.1, .8>.4, .4>.1, .4=.4
     assert truth.auroc(score, positive, ~positive) == pytest.approx(4.5 / 6)
     assert np.isnan(truth.auroc(score, positive, torch.zeros(5, dtype=torch.bool)))
+
+
+def test_one_line_per_object_with_mean_and_median():
+    psnr = {"b": 30.0, "a": 20.0, "c": 31.0}
+    rows = [{"object": o, "fault": "none", "arm": "full", "psnr": v, "chamfer": 0.001} for o, v in psnr.items()]
+    rows += [{"object": "d", "fault": "none", "arm": "full", "error": "lost"}]
+    rows += [{"object": "a", "fault": "poses", "arm": "full", "psnr": 1.0}]
+    lines = per_object(rows).splitlines()
+    assert lines[0] == "| object | chamfer | psnr |"
+    assert lines[2:5] == ["| a | 0.0010 | 20.00 |", "| b | 0.0010 | 30.00 |", "| c | 0.0010 | 31.00 |"]
+    assert lines[5:] == ["| **mean of 3** | 0.0010 | 27.00 |", "| **median of 3** | 0.0010 | 30.00 |"]
+    assert per_object(rows[-1:]) == ""
 
 
 def test_differences_need_six_objects():
