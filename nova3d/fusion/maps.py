@@ -61,8 +61,9 @@ def conflict_maps(state: Fit, mesh: trimesh.Trimesh, views: ViewSet) -> tuple[Te
     residual = evidence = pixels.residual(state.colours(pixels.points.to(_device(state))).cpu())
     lambda_0 = state.lambda_0
     if config.consensus and config.mode in (MLP, CLOSED_FORM, TRIMMED) and len(residual):
-        seen_by = texture.projector(views, views.cameras, mesh, torch.zeros_like(views.mask), state.config.texture)
-        colours, others = consensus(pixels, replace(seen_by, trust=_alike(seen_by.trust, state)))
+        equal = replace(state.config.texture, input_view=1.0)  # in a vote every view counts alike
+        seen_by = texture.projector(views, views.cameras, mesh, torch.zeros_like(views.mask), equal)
+        colours, others = consensus(pixels, seen_by)
         evidence = torch.where(others >= _LEAST_OTHERS, pixels.residual(colours), residual)
         lambda_0 = max(config.lambda_end, config.floor * float(evidence.mean()))
     conflict = torch.zeros_like(residual)
@@ -134,13 +135,6 @@ def _learn(state: Fit, pixels: SurfacePixels, evidence: Tensor, lambda_0: float)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-
-
-def _alike(trust: Tensor, state: Fit) -> Tensor:
-    """Trust [v,1,h,w] without the input view's privilege: in a vote every view counts alike."""
-    privilege = torch.ones(len(trust), 1, 1, 1)
-    privilege[0] = state.config.texture.input_view
-    return trust / privilege
 
 
 def _device(state: Fit) -> torch.device:
