@@ -17,6 +17,7 @@ def main() -> None:
     arguments.add_argument("--objects", required=True, help="folder of meshes; attention: held out from the training")
     arguments.add_argument("--names", default="", metavar="A,B", help="only these objects")
     arguments.add_argument("--faults", default="", metavar="A,B", help="fusion: only none, poses or conflicts")
+    arguments.add_argument("--arms", default="", metavar="A,B", help="fusion: only these arms")
     arguments.add_argument("--out", help="the output folder")
     arguments.add_argument("--workers", type=int, default=1, help="processes; on cuda each has a GPU of its own")
     arguments.add_argument("--retry", action="store_true", help="attention: try objects again that failed")
@@ -52,10 +53,12 @@ def fusion(options: Namespace) -> None:
 
     settings = config.load(FusionConfig, options.config, options.overrides)
     objects = meshes_in(Path(options.objects), options.names)
-    faults = set(options.faults.split(",")) if options.faults else {case.fault for case in SUITE}
-    if unknown := sorted(faults - {case.fault for case in SUITE}):
-        raise InputError(f"--faults: '{unknown[0]}' is none of none, poses, conflicts")
-    cases = [case for case in SUITE if case.fault in faults]
+    cases = SUITE
+    for name, wanted in (("fault", options.faults), ("arm", options.arms)):
+        there = dict.fromkeys(getattr(case, name) for case in SUITE)
+        if unknown := sorted(set(filter(None, wanted.split(","))) - there.keys()):
+            raise InputError(f"--{name}s: '{unknown[0]}' is none of {', '.join(there)}")
+        cases = tuple(case for case in cases if not wanted or getattr(case, name) in wanted.split(","))
     out = writable_folder(options.out or "outputs/fusion-suite")
     with cli.progress_bar("fusion suite") as bar:
         rows = run(objects, cases, out, settings, cli.pick_device(options.device), options.workers, bar)
