@@ -122,7 +122,8 @@ def test_saving_and_loading_keeps_weights_in_the_dtype_asked_for(
     assert inputs[0].dtype == dtype and {x.dtype for x in inputs[1:5:2]} <= {torch.float32, dtype}
     assert inputs[1].dtype == torch.float32  # the noise level is not rounded
     assert latents.dtype == torch.float32
-    tolerance = {torch.float32: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.15}[dtype] * float(expected.abs().max())
+    # The same weights at other addresses: on some processors kernels then sum in another order.
+    tolerance = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.15}[dtype] * float(expected.abs().max())
     torch.testing.assert_close(latents, expected, atol=tolerance, rtol=0)
     assert bool(torch.isfinite(loaded(red, **QUICK).views.rgb).all())
     up = Nova3DPipeline.load(tmp_path, variant=variant or "")  # float32, whatever is stored
