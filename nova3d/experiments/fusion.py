@@ -84,11 +84,11 @@ def run(
     if not objects or not cases:
         raise InputError("nothing to measure: give at least one mesh and one case")
     out.mkdir(parents=True, exist_ok=True)
-    made_with = provenance.hash_json(configs.to_dict(config))
-    kept = [row for row in read_rows(out) if row["config"] == made_with]
-    finished = {(row["object"], row["fault"], row["arm"]) for row in kept if "error" not in row}
+    made_with, earlier = provenance.hash_json(configs.to_dict(config)), read_rows(out)
+    good = [row for row in earlier if row.get("config") == made_with and "error" not in row]
+    finished = {(row["object"], row["fault"], row["arm"]) for row in good}
     todo = tuple((p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished)
-    before, started = len(read_rows(out)), time.perf_counter()
+    before, started = len(earlier), time.perf_counter()
 
     def tell() -> None:
         count = len(read_rows(out)) - before
@@ -98,7 +98,7 @@ def run(
 
     if todo:
         in_parts(partial(_measure_part, todo, out, config), workers, device, tell)
-    return _latest([row for row in read_rows(out) if row["config"] == made_with], objects, cases)
+    return _latest([row for row in read_rows(out) if row.get("config") == made_with], objects, cases)
 
 
 def _measure_part(

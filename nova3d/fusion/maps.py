@@ -68,9 +68,11 @@ def conflict_maps(state: Fit, mesh: trimesh.Trimesh, views: ViewSet) -> tuple[Te
         lambda_0 = max(config.lambda_end, config.floor * float(evidence.mean()))
     conflict = torch.zeros_like(residual)
     if config.mode == MLP:
+        points, directions, view = (t.to(_device(state)) for t in (pixels.points, pixels.directions, pixels.view))
+        inputs = (*state.conflict_inputs(points), directions, view, points)
         if config.consensus and len(evidence):
-            _learn(state, pixels, evidence, lambda_0)
-        conflict = state.conflicts(*(t.to(_device(state)) for t in (pixels.points, pixels.directions, pixels.view)))
+            _learn(state, inputs, evidence.to(points.device), lambda_0)
+        conflict = state.conflicts(*inputs)
     elif config.mode == CLOSED_FORM:
         conflict = closed_form(evidence, lambda_0)
     elif config.mode == TRIMMED and bool((evidence > 0).any()):
@@ -118,19 +120,17 @@ def consensus(pixels: SurfacePixels, seen_by: texture.Projector) -> tuple[Tensor
     return torch.cat(colours), torch.cat(others)
 
 
-def _learn(state: Fit, pixels: SurfacePixels, evidence: Tensor, lambda_0: float) -> None:
-    """f_psi learns on by eq. 5 with everything else at rest: evidence [n] in the place of ||C - C^||_2."""
-    config, device = state.config.conflict, _device(state)
-    points, directions, view = (t.to(device) for t in (pixels.points, pixels.directions, pixels.view))
-    evidence = evidence.to(device)
-    f_c, f_g = state.conflict_inputs(points)
+def _learn(state: Fit, inputs: tuple[Tensor, ...], evidence: Tensor, lambda_0: float) -> None:
+    """f_psi, of `inputs` [n,...], learns on by eq. 5 with everything else at rest: evidence [n] in the place of
+    ||C - C^||_2."""
+    config = state.config.conflict
     optimizer = torch.optim.Adam(state.conflict.parameters(), lr=state.config.optim.lr_conflict)
     generator = torch.Generator().manual_seed(state.config.optim.seed)
     for step in range(config.polish_steps):
         for group in optimizer.param_groups:
             group["lr"] = state.config.optim.lr_conflict * (1 - step / config.polish_steps)
-        ids = torch.randint(len(points), (config.polish_rays,), generator=generator).to(device)
-        h = state.conflict(*(t.index_select(0, ids) for t in (f_c, f_g, directions, view, points)))
+        ids = torch.randint(len(evidence), (config.polish_rays,), generator=generator).to(evidence.device)
+        h = state.conflict(*(tensor.index_select(0, ids) for tensor in inputs))
         loss = colour_loss(evidence.index_select(0, ids), h, lambda_0, torch.ones_like(h))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

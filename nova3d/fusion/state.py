@@ -73,12 +73,11 @@ class Fit:
         return torch.cat(f_c), torch.cat(f_g)
 
     @torch.no_grad()
-    def conflicts(self, x: Tensor, directions: Tensor, view: Tensor) -> Tensor:
-        """[n] h = f_psi at surface points x [n,3] seen along `directions` [n,3] by views [n]."""
-        parts = []
-        for p, d, v in zip(x.split(_CHUNK), directions.split(_CHUNK), view.split(_CHUNK), strict=True):
-            parts.append(self.conflict(*self.conflict_inputs(p), d, v, p))
-        return torch.cat(parts) if parts else x.new_zeros(0)
+    def conflicts(self, f_c: Tensor, f_g: Tensor, directions: Tensor, view: Tensor, x: Tensor) -> Tensor:
+        """[n] h = f_psi at surface points x [n,3], with their `conflict_inputs`, seen along `directions` [n,3] by views
+        [n]."""
+        parts = zip(*(tensor.split(_CHUNK) for tensor in (f_c, f_g, directions, view, x)), strict=True)
+        return torch.cat([self.conflict(*part) for part in parts])
 
     @torch.no_grad()
     def read_cache(self) -> Tensor:
