@@ -12,6 +12,7 @@ import numpy as np
 
 from nova3d.data.reasons import Reason, RenderFault
 
+MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")  # what load_mesh reads
 _GLB_MAGIC = b"glTF"
 _JSON_CHUNK = 0x4E4F534A
 _FLOAT = 5126

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nova3d import layouts
+from nova3d.data.meshfiles import MESH_SUFFIXES
 from nova3d.errors import InputError
 from nova3d.evaluation.protocols import ViewRules
 from nova3d.views import ViewSet
 
-MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 _NEEDS = {"views": "views", "meshes": "a mesh (mesh.glb, or <object>.glb beside the folders)", "textures": "a mesh"}
 _PICTURES = (".png", ".webp", ".jpg", ".jpeg")
 

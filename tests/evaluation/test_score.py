@@ -1,8 +1,5 @@
-import json
 import math
-import runpy
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,45 +8,17 @@ import pytest
 import torch
 import trimesh
 
-from nova3d import config
-from nova3d.cameras import orbit
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, score
 from nova3d.evaluation.floors import all_white, input_copy, silhouette_oracle
 from nova3d.evaluation.protocols import MeshRules, ViewRules
 from nova3d.evaluation.view_scores import score_views
-from nova3d.views import ViewSet
+from tests.evaluation.samples import ball
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = ("psnr", "psnr_foreground", "ssim", "mask_iou", "normals")
 ANY = ViewRules(cameras="any", count=0, size=0, metrics=METRICS)
 QUICK = Protocol(name="quick", hull_cells=0, views=ANY, meshes=MeshRules(surface_samples=500, ious=("iou16_flood",)))
-BALL_RADIUS = 0.4
-
-
-def ball(size: int = 32, num_views: int = 4, elevation_deg: float = 0.0) -> ViewSet:
-    """A ball seen by an orthographic orbit, shaded by its world normal: analytic, and different from every side."""
-    cameras = orbit(num_views, elevation_deg, size)
-    origins, directions = cameras.rays()
-    along = (origins * directions).sum(-1, keepdim=True)
-    closest = origins - along * directions
-    inside = (closest.norm(dim=-1) < BALL_RADIUS).float()
-    depth = (BALL_RADIUS**2 - closest.square().sum(-1, keepdim=True)).clamp_min(0).sqrt()
-    normals = (closest - depth * directions) / BALL_RADIUS * inside[..., None]
-    rgb = torch.where(inside[..., None] > 0, 0.5 + 0.4 * normals, 1.0)
-    return ViewSet(rgb, torch.nn.functional.normalize(normals, dim=-1), inside, cameras)
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """Predictions and references of two objects, alike but for a tint and the mesh's size."""
-    for name in ("cup", "hat"):
-        ref = ball()
-        ref.save(tmp_path / "ref" / name)
-        replace(ref, rgb=(ref.rgb - 0.1).clamp(0, 1)).save(tmp_path / "pred" / name)
-        trimesh.creation.icosphere(2, 0.5).export(tmp_path / "ref" / name / "mesh.glb")
-        trimesh.creation.icosphere(2, 0.4).export(tmp_path / "pred" / name / "mesh.glb")
-    return tmp_path / "pred", tmp_path / "ref"
 
 
 def test_score_has_a_row_per_object_and_the_mean(folders):
@@ -173,64 +142,6 @@ def test_absent_and_empty_folders_are_refused(tmp_path):
         score(tmp_path / "none", tmp_path)
     with pytest.raises(InputError, match="has no objects to score views or meshes of"):
         score(tmp_path, tmp_path)
-
-
-def run_script(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-    runpy.run_path(str(ROOT / "scripts/evaluate.py"), run_name="__main__")
-
-
-SMALL = ["hull_cells=0", "meshes.surface_samples=200", "meshes.ious=[iou16_flood]"]
-
-
-def test_script_prints_the_table_and_writes_the_files(folders, tmp_path, monkeypatch, capsys):
-    predictions, references = folders
-    arguments = ["--predictions", predictions, "--references", references, "--out", tmp_path / "out"]
-    arguments += ["--protocol", "mini", "--device", "cpu", *SMALL]
-    run_script(monkeypatch, *arguments)
-    printed = capsys.readouterr().out
-    protocol = config.load(Protocol, ROOT / "configs/eval/mini.yaml", SMALL)
-    assert f"protocol: mini ({protocol.hash})" in printed
-    assert "commit: " in printed and "hardware: " in printed
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"objects", "scores.csv", "scores.json", "scores.md", "scores.tex"}
-    record = json.loads((tmp_path / "out/scores.json").read_text())["record"]
-    assert record["predictions"] == [str(predictions)]
-    with pytest.raises(SystemExit) as stopped:
-        run_script(monkeypatch, *arguments, "seeed=1")
-    assert stopped.value.code == 2
-    assert "did you mean 'seed'?" in capsys.readouterr().err
-
-
-def test_script_compares_with_a_baseline_of_the_same_protocol_only(folders, tmp_path, monkeypatch, capsys):
-    predictions, references = folders
-    common = ["--references", references, "--protocol", "mini", "--device", "cpu"]
-    run_script(monkeypatch, "--predictions", references, *common, "--out", tmp_path / "true", *SMALL)
-    again = ["--predictions", predictions, *common, "--baseline", tmp_path / "true", "--out", tmp_path / "out"]
-    run_script(monkeypatch, *again, "--published", *SMALL)
-    assert (tmp_path / "out/comparison").is_dir()
-    assert "NOVA3D, Table I" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        run_script(monkeypatch, *again, *SMALL, "seed=1")
-    assert stopped.value.code == 2
-    assert "not comparable" in capsys.readouterr().err
-
-
-def test_script_names_the_protocols_and_refuses_another_baseline_before_the_work(
-    folders, tmp_path, monkeypatch, capsys
-):
-    predictions, references = folders
-    arguments = ["--predictions", predictions, "--references", references, "--out", tmp_path / "out", *SMALL]
-    run_script(monkeypatch, *arguments, "--protocol", "mini")
-    monkeypatch.setattr("nova3d.experiments.scores.score_folders", None)  # calling it would fail otherwise
-    for given, said in (
-        (["--protocol", "mimi"], "'mimi' is neither a file nor one of eschernet-v1, mesh-aligned"),
-        (["--protocol", "mini", "--baseline", tmp_path / "out", "seed=1"], "not comparable; score both under one"),
-    ):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            run_script(monkeypatch, *arguments, *given)
-        assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_several_folders_are_seeds_of_one_method(folders):

@@ -1,7 +1,5 @@
 """Tables, comparisons and quoted numbers: what they say, how it is rounded, and that files give back what was saved."""
 
-import csv
-import io
 import json
 import math
 from pathlib import Path
@@ -11,38 +9,11 @@ import pytest
 from nova3d.errors import InputError
 from nova3d.evaluation import Table, statistics
 from nova3d.evaluation.formats import CARRIED, Grid, Line, decimals_for, header, number, style
+from tests.evaluation.samples import CLEAR, csv_rows, method, seeded, table
 
 ROOT = Path(__file__).resolve().parents[2]
 NAN = math.nan
 FACTS = {"commit": "c0ffee", "hardware": "two cores"}
-
-
-def table(**changes) -> Table:
-    rows = {"a": {"psnr": 10.0, "chamfer": 0.01}, "b": {"psnr": 20.0, "chamfer": 0.03}}
-    floors = {"all-white image": {"a": {"psnr": 5.0}, "b": {"psnr": 6.0}}}
-    return Table(**{"protocol": "p", "protocol_hash": "abc", "rows": rows, "floors": floors} | changes)
-
-
-def seeded(**changes) -> Table:
-    per_seed = {
-        3: {"a": {"psnr": 10.0, "lpips_vgg": 0.3}, "b": {"psnr": 20.0, "lpips_vgg": 0.1}},
-        7: {"a": {"psnr": 14.0, "lpips_vgg": 0.1}, "b": {"psnr": 18.0, "lpips_vgg": 0.3}},
-    }
-    return Table.from_seeds("p", "abc", per_seed, {}, **changes)
-
-
-def csv_rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def method(offsets: list[float], metric: str = "psnr", **changes) -> Table:
-    """A table of one metric over objects o0, o1, ... that differ much more among each other than by `offsets`."""
-    rows = {f"o{i}": {metric: 20.0 + 3 * i + offset} for i, offset in enumerate(offsets)}
-    return table(rows=rows, floors={}, **changes)
-
-
-CLEAR = [0.5, 0.62, 0.41, 0.7, 0.55, 0.48, 0.66, 0.59]
-NOISE = [0.5, -0.62, 0.41, -0.7, 0.55, -0.48, 0.66, -0.59]
 
 
 def test_markdown_has_facts_objects_mean_interval_and_floors():

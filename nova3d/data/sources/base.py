@@ -15,7 +15,7 @@ from nova3d.errors import InputError
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]  # done, total, message
 
-MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
+RENDERABLE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")  # what every engine reads
 
 
 @dataclass

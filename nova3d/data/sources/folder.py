@@ -4,7 +4,15 @@ import itertools
 from pathlib import Path
 
 from nova3d.data.assets import Asset
-from nova3d.data.sources.base import MESH_SUFFIXES, Progress, SourceConfig, check_file, licence_rows, selected, uid_of
+from nova3d.data.sources.base import (
+    RENDERABLE_SUFFIXES,
+    Progress,
+    SourceConfig,
+    check_file,
+    licence_rows,
+    selected,
+    uid_of,
+)
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
 
@@ -25,9 +33,9 @@ class FolderSource:
         if not folder.is_dir():
             raise InputError(f"source folder '{folder}' does not exist")
         found = folder.rglob("*") if self.config.recursive else folder.iterdir()
-        paths = sorted((p for p in found if p.suffix.lower() in MESH_SUFFIXES), key=lambda p: (uid_of(p.stem), p))
+        paths = sorted((p for p in found if p.suffix.lower() in RENDERABLE_SUFFIXES), key=lambda p: (uid_of(p.stem), p))
         if not paths:
-            raise InputError(f"no meshes ({', '.join(MESH_SUFFIXES)}) in '{folder}'")
+            raise InputError(f"no meshes ({', '.join(RENDERABLE_SUFFIXES)}) in '{folder}'")
         for a, b in itertools.pairwise(paths):
             if uid_of(a.stem) == uid_of(b.stem):
                 raise InputError(f"'{a}' and '{b}' have the same uid '{uid_of(a.stem)}': rename one of them")
