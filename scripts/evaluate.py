@@ -27,6 +27,13 @@ def main() -> None:
     )
     arguments.add_argument("--layout", default="auto", help="layout of the predicted views (default: from the files)")
     arguments.add_argument(
+        "--assume",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what that layout does not say, e.g. elevation_deg=10; may be repeated",
+    )
+    arguments.add_argument(
         "--weights",
         action="append",
         default=[],
@@ -39,6 +46,7 @@ def main() -> None:
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help="override any key of the protocol")
     given = arguments.parse_intermixed_args()  # overrides may stand anywhere
 
+    from nova3d import layouts
     from nova3d.errors import InputError
     from nova3d.evaluation import Protocol, Table  # after parsing: --help need not wait for torch
     from nova3d.evaluation.comparison import compare
@@ -50,6 +58,7 @@ def main() -> None:
     if wrong := [text for text in given.weights if "=" not in text]:
         raise InputError(f"--weights '{wrong[0]}' is not of the form METRIC=FILE")
     protocol = config.load(Protocol, _protocol(given.protocol), given.overrides)
+    assume = config.load(layouts.Assume, overrides=given.assume)
     baseline = Table.load(given.baseline) if given.baseline else None
     if baseline and baseline.protocol_hash != protocol.hash:  # before the work, not after it
         raise InputError(
@@ -65,6 +74,7 @@ def main() -> None:
             protocol,
             given.out / "objects",
             layout=given.layout,
+            assume=assume,
             weights=dict(text.split("=", 1) for text in given.weights),
             device=cli.pick_device(given.device),
             workers=given.workers,

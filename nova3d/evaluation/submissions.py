@@ -47,7 +47,7 @@ class Submission:
         if not layout:
             raise InputError(f"'{self.root}' lacks {_NEEDS['views']} of {name}")
         assume = self.assume
-        if layout == "frames" and assume == layouts.Assume():
+        if layout == "frames" and assume == layouts.Assume() and rules.cameras != "any":
             assume = layouts.Assume(cameras=rules.cameras)
         return layouts.read(self.root / name, layout, assume=assume)
 

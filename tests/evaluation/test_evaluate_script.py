@@ -2,13 +2,15 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from nova3d import config
-from nova3d.evaluation import Protocol
+from nova3d.evaluation import Protocol, Table
+from tests.evaluation.samples import ball
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,3 +71,19 @@ def test_script_names_the_protocols_and_refuses_another_baseline_before_the_work
         with pytest.raises(SystemExit) as stopped:
             run_script(monkeypatch, *arguments, *given)
         assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_script_is_told_what_a_layout_does_not_say(tmp_path, monkeypatch, capsys):
+    """Numbered pictures without cameras are refused until the rig is named, and scored on the one that is."""
+    ball(num_views=16).save(tmp_path / "ref/cup")
+    (tmp_path / "pred/cup").mkdir(parents=True)
+    for picture in (tmp_path / "ref/cup/rgb").iterdir():
+        shutil.copy(picture, tmp_path / "pred/cup")
+    arguments = ["--predictions", tmp_path / "pred", "--references", tmp_path / "ref", "--out", tmp_path / "out"]
+    arguments += ["--protocol", "mini", "--device", "cpu", "--layout", "frames", "kinds=[views]"]
+    for assumed, said in ([], "says nothing of cameras"), (["--assume", "cameras=syncdreamer16"], "camera"):
+        with pytest.raises(SystemExit) as stopped:
+            run_script(monkeypatch, *arguments, *assumed)
+        assert stopped.value.code == 2 and said in capsys.readouterr().err
+    run_script(monkeypatch, *arguments, "--assume", "cameras=ortho16")
+    assert Table.load(tmp_path / "out").rows["cup"]["psnr"] > 50
