@@ -22,7 +22,7 @@ from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.formats import plain
 from nova3d.evaluation.scoring import Contest, Progress, Scored, score_floors, score_prediction, tabulate
-from nova3d.evaluation.view_scores import Networks
+from nova3d.evaluation.view_scores import Networks, scored_views
 from nova3d.experiments.stages import Study
 from nova3d.experiments.workers import in_parts
 
@@ -80,7 +80,7 @@ def scored_tables(
     protocol = replace(protocol, failures="score", objects=() if there == set(study.names) else study.names)
     contest = Contest.of([study.out / place for place in every], study.references, protocol)
     found, floors, networks = in_shares(contest, study.out / "scores", every, device, workers, weights or {}, progress)
-    scored = dict(zip(every, found, strict=True))
+    scored = {place: _with_task_iou(rows, study, place, protocol) for place, rows in zip(every, found, strict=True)}
     made = {}
     for method, where in places.items():
         own = replace(contest, seeds=tuple(contest.seeds[every.index(place)] for place in where))
@@ -137,6 +137,30 @@ def in_shares(
     in_parts(partial(_share, job, own), workers, device, lambda: tell(job.done(), len(job.keys), "scoring"))
     found = [{name: _read(job.file(place, name)) for name in contest.objects} for place in places]
     return found, {name: _read(job.file(REFERENCES, name)) for name in contest.objects}, networks
+
+
+def _with_task_iou(rows: Mapping[str, Scored], study: Study, place: str, protocol: Protocol) -> dict[str, Scored]:
+    """The scores of generated views with the column `task_iou`, a mean over the scored views.
+
+    It was measured on the network's own pictures, which only the views' records know. A failed object agrees in
+    nothing. Meshes, and views of a release that did not measure it, get no column.
+    """
+    recorded = {name: _recorded(study.out / place / name) for name in rows}
+    if not any(recorded.values()):
+        return dict(rows)
+    found = {}
+    for name, one in rows.items():
+        values = recorded[name]
+        counted = [values[view] for view in scored_views(len(values), protocol.views, name)] if values else []
+        agreed = math.fsum(counted) / len(counted) if counted else 0.0 if one.failure else math.nan
+        found[name] = replace(one, lines={label: row | {"task_iou": agreed} for label, row in one.lines.items()})
+    return found
+
+
+def _recorded(views: Path) -> list[float]:
+    """`task_iou` of every view of a folder that `stages.write_views` wrote; empty where there is none."""
+    record = views / "record.json"
+    return list(json.loads(record.read_text(encoding="utf-8")).get("task_iou", [])) if record.is_file() else []
 
 
 def _share(job: Job, networks: Networks | None, part: int, parts: int, device: str, tell: Callable[[], None]) -> None:

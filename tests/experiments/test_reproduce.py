@@ -116,6 +116,9 @@ def test_a_table_is_made_once_and_the_same_call_goes_on(
         extents = load_mesh(out / "references" / name / "mesh.glb").bounds
         assert abs(extents.sum(axis=0)).max() < 1e-5 and abs((extents[1] - extents[0]).max() - 1) < 1e-5
     assert set(report.tables["NOVA3D"].per_seed) == {0, 1} and not report.tables["NOVA3D"].failures
+    said = [json.loads((out / f"views/seed{k}/box/record.json").read_text())["task_iou"] for k in (0, 1)]
+    fifteen = [sum(views[1:]) / 15 for views in said]  # the input view is not scored
+    assert report.tables["NOVA3D"].rows["box"]["task_iou"] == pytest.approx(sum(fifteen) / 2)
     entry = json.loads((path.parent / "report.json").read_text())
     assert entry["beside_the_paper"][0]["paper"] == NOT_PRINTED and NOT_PRINTED in path.read_text()
 
@@ -132,6 +135,7 @@ def test_a_failed_object_is_scored_as_nothing_with_its_reason(
 ) -> None:
     table = reproduce(config)[0].tables["NOVA3D"]
     assert set(table.failures) == {"ball"} and "RuntimeError: no views today" in table.failures["ball"]
+    assert table.rows["ball"]["task_iou"] == 0 < table.rows["box"]["task_iou"]
     assert table.rows["ball"]["mask_iou"] == 0 and table.rows["ball"]["psnr"] == pytest.approx(
         table.floors["all-white image"]["ball"]["psnr"]
     )
