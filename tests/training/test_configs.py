@@ -1,5 +1,6 @@
 """What ships: every YAML loads, the launchers' files are accelerate's, the paper's run has the paper's numbers."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def test_the_papers_run_has_the_papers_numbers() -> None:
         assert micro_steps(smaller, processes) == expected and smaller.optim.learning_rate == 2e-5
     with pytest.raises(InputError, match=r"preset 'none.yaml' cannot be read"):
         changes("none.yaml")
+
+
+def test_the_bundled_weights_are_of_their_shipped_config() -> None:
+    """record.json of the bundled model is mini.yaml with mini-further.yaml, but for paths and for when it was saved."""
+    start = ["unet=u", "image_encoder=i"]
+    preset = changes(ROOT / "configs/train/mini-further.yaml")
+    shipped = configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", [*preset, *start])
+    check(shipped)
+    made = json.loads((ROOT / "assets/nova3d-mini/record.json").read_text())["config"]
+    for key in ("model", "encoder", "noise", "pipeline", "steps", "batch_size", "seed", "train_image_encoder"):
+        assert made[key] == configs.to_dict(shipped)[key], key
+    assert made["optim"]["learning_rate"] == shipped.optim.learning_rate
+    check(configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", changes(ROOT / "configs/train/mini-gpu.yaml")))
 
 
 def test_the_papers_model_builds_without_storage_and_decays_what_it_should() -> None:
