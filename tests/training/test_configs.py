@@ -65,15 +65,17 @@ def test_the_papers_run_has_the_papers_numbers() -> None:
 
 
 def test_the_bundled_weights_are_of_their_shipped_config() -> None:
-    """record.json of the bundled model is mini.yaml with mini-further.yaml, but for paths and for when it was saved."""
+    """The bundled model's record and its sampling are mini.yaml with mini-further.yaml."""
     start = ["unet=u", "image_encoder=i"]
     preset = changes(ROOT / "configs/train/mini-further.yaml")
     shipped = configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", [*preset, *start])
     check(shipped)
     made = json.loads((ROOT / "assets/nova3d-mini/record.json").read_text())["config"]
-    for key in ("model", "encoder", "noise", "pipeline", "steps", "batch_size", "seed", "train_image_encoder"):
+    for key in ("model", "encoder", "noise", "steps", "batch_size", "seed", "train_image_encoder"):
         assert made[key] == configs.to_dict(shipped)[key], key
     assert made["optim"]["learning_rate"] == shipped.optim.learning_rate
+    index = json.loads((ROOT / "assets/nova3d-mini/model_index.json").read_text())
+    assert configs.to_dict(shipped.pipeline).items() <= index.items()
     check(configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", changes(ROOT / "configs/train/mini-gpu.yaml")))
 
 
