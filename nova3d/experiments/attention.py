@@ -112,7 +112,7 @@ class AttentionReport:
     def markdown(self) -> str:
         parts = ["# Attention suite\n", self._cost_grid().markdown()]
         parts.append(f"## Against `{self.baseline}`, object by object\n\n{self.comparison.markdown()}")
-        parts.append(tables.per_object(self.tables, self.facts))
+        parts.append(tables.per_object(self.tables))
         return "\n".join(parts)
 
     def save(self, folder: Path, record: Mapping[str, object]) -> Path:

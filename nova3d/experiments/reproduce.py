@@ -71,7 +71,7 @@ class Report:
 
     def markdown(self) -> str:
         parts = [f"# {self.table}\n", tables.grid(self.rows, self.facts).markdown()]
-        parts.append(tables.per_object(self.tables, self.facts))
+        parts.append(tables.per_object(self.tables))
         if self.comparison:
             parts.append(f"## Object by object\n\n{self.comparison.markdown()}")
         return "\n".join(parts)

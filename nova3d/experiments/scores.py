@@ -22,9 +22,11 @@ from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.formats import plain
 from nova3d.evaluation.scoring import Contest, Progress, Scored, score_floors, score_prediction, tabulate
+from nova3d.evaluation.tables import hardware
 from nova3d.evaluation.view_scores import Networks, scored_views
 from nova3d.experiments.stages import Study
 from nova3d.experiments.workers import in_parts
+from nova3d.generation import model_hashes
 
 REFERENCES = "references"  # the floors' place
 _SOURCES = ("*.py", "evaluation/*.py", "layouts/*.py", "data/mesh*.py", "data/render/raster.py")
@@ -85,7 +87,8 @@ def scored_tables(
     for method, where in places.items():
         own = replace(contest, seeds=tuple(contest.seeds[every.index(place)] for place in where))
         table = tabulate(own, [scored[place] for place in where], floors, networks)
-        made[method] = replace(table, failures=_failures(study, where, table.failures))
+        failures = _failures(study, where, table.failures)
+        made[method] = replace(table, failures=failures, facts={**table.facts, **_facts(study, where, networks)})
     return made
 
 
@@ -229,6 +232,21 @@ def sources_hash() -> str:
     files = [file for pattern in _SOURCES for file in root.glob(pattern)]
     hashes = sorted((str(file.relative_to(root)), provenance.hash_file(file)) for file in files)
     return provenance.hash_json([torch.__version__, hashes])
+
+
+def _facts(study: Study, where: Sequence[str], networks: Networks) -> dict[str, str]:
+    """What a method's table hangs on: the commit, its model's and the metrics' weights, its seeds, this machine."""
+    made = {f"views/{generator.folder}": generator for generator in study.generators}
+    made |= {f"meshes/{fusion.folder}": made[f"views/{fusion.views}"] for fusion in study.fusions}
+    used = [made[place] for place in where]
+    models = dict.fromkeys(generator.model for generator in used)
+    weights = [f"model {provenance.hash_json(model_hashes(model))}" for model in models]
+    return {
+        "commit": provenance.commit(),
+        "weights": ", ".join([*weights, *networks.facts().values()]),
+        "seeds": ", ".join(str(generator.seed) for generator in used),
+        "hardware": hardware(),
+    }
 
 
 def _failures(study: Study, where: Sequence[str], failures: Mapping[str, str]) -> dict[str, str]:

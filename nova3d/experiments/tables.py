@@ -85,10 +85,9 @@ def plain_row(row: Beside) -> dict[str, Any]:
     return asdict(row) | {"ours": ours, "paper": paper}
 
 
-def per_object(found: Mapping[str, Table], facts: Mapping[str, str]) -> str:
+def per_object(found: Mapping[str, Table]) -> str:
     """Every method's whole table, each under its name."""
-    own = {name: facts[name] for name in ("commit", "seeds", "hardware")}
-    return "\n".join(f"## {name}: scores per object\n\n{table.markdown(own)}" for name, table in found.items())
+    return "\n".join(f"## {name}: scores per object\n\n{table.markdown()}" for name, table in found.items())
 
 
 def write_text(path: Path, text: str) -> Path:

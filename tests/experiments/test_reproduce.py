@@ -122,6 +122,8 @@ def test_a_table_is_made_once_and_the_same_call_goes_on(
     entry = json.loads((path.parent / "report.json").read_text())
     assert entry["beside_the_paper"][0]["paper"] == NOT_PRINTED and NOT_PRINTED in path.read_text()
 
+    assert ": not stated" not in path.read_text() and "seeds: 0, 1  " in path.read_text()
+
     (out / "views/seed1/box").rename(out / "views/seed1/.gone")
     made = []
     true = stages.write_views
