@@ -24,7 +24,6 @@ from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.formats import Grid, Line
-from nova3d.evaluation.tables import hardware
 from nova3d.experiments import stages, tables
 from nova3d.experiments.initial import write_start
 from nova3d.experiments.reproduce import fit_to_model
@@ -177,11 +176,11 @@ def attention_suite(
     first = next(iter(found.values()))
     facts = {
         "protocol": f"{first.protocol} ({first.protocol_hash})",
-        "commit": provenance.commit(),
-        "hardware": hardware(),
+        "commit": first.facts["commit"],
+        "hardware": first.facts["hardware"],
         "training": f"{config.train}, {len(dataset)} objects",
         "budget": f"equal {config.budget}",
-        "seeds": ", ".join(map(str, config.seeds)),
+        "seeds": first.facts["seeds"],
         "held out": f"{len(names)} objects of '{config.held_out}'",
     }
     measured = {arm: _measured([run for run in runs if run.arm == arm]) for arm in config.arms}

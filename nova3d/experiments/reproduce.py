@@ -14,7 +14,6 @@ from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.published import Published, Source
-from nova3d.evaluation.tables import hardware
 from nova3d.experiments import stages, tables
 from nova3d.experiments.scores import scored_tables
 from nova3d.experiments.tables import Beside
@@ -119,11 +118,11 @@ def reproduce(
     first = next(iter(found.values()))
     facts = {
         "protocol": f"{first.protocol} ({first.protocol_hash})",
-        "commit": provenance.commit(),
-        "hardware": hardware(),
+        "commit": first.facts["commit"],
+        "hardware": first.facts["hardware"],
         "model": config.sample.model,
         "objects": f"{len(study.names)} of '{config.objects}'",
-        "seeds": ", ".join(map(str, config.seeds)),
+        "seeds": first.facts["seeds"],
         "paper": f"{source.source}; {source.note}" if source else tables.NOT_PRINTED,
     }
     comparison = compare(found, config.baseline) if len(found) > 1 else None

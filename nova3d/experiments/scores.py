@@ -24,9 +24,8 @@ from nova3d.evaluation.formats import plain
 from nova3d.evaluation.scoring import Contest, Progress, Scored, score_floors, score_prediction, tabulate
 from nova3d.evaluation.tables import hardware
 from nova3d.evaluation.view_scores import Networks, scored_views
-from nova3d.experiments.stages import Study
+from nova3d.experiments.stages import Study, weights_hash
 from nova3d.experiments.workers import in_parts
-from nova3d.generation import model_hashes
 
 REFERENCES = "references"  # the floors' place
 _SOURCES = ("*.py", "evaluation/*.py", "layouts/*.py", "data/mesh*.py", "data/render/raster.py")
@@ -239,8 +238,7 @@ def _facts(study: Study, where: Sequence[str], networks: Networks) -> dict[str, 
     made = {f"views/{generator.folder}": generator for generator in study.generators}
     made |= {f"meshes/{fusion.folder}": made[f"views/{fusion.views}"] for fusion in study.fusions}
     used = [made[place] for place in where]
-    models = dict.fromkeys(generator.model for generator in used)
-    weights = [f"model {provenance.hash_json(model_hashes(model))}" for model in models]
+    weights = dict.fromkeys(f"model {weights_hash(study, generator)}" for generator in used)
     return {
         "commit": provenance.commit(),
         "weights": ", ".join([*weights, *networks.facts().values()]),

@@ -145,6 +145,12 @@ def check_study(study: Study, retry: bool = False) -> None:
             study.failure(place, name).unlink(missing_ok=True)
 
 
+def weights_hash(study: Study, generator: Generator) -> str:
+    """Of the weights that made a generator's views, as `check_study` wrote them down."""
+    known = json.loads((study.out / _IDENTITY).read_text())
+    return provenance.hash_json(known[f"views/{generator.folder}"]["model"])
+
+
 def make(study: Study, part: int, parts: int, device: str, tell: Callable[[], None]) -> None:
     """Everything that the study lacks of the objects part, part + parts, ..., stage by stage.
 
