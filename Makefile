@@ -82,7 +82,7 @@ doctor: $(STAMP)
 	$(PY) scripts/doctor.py
 
 blender: $(BLENDER_STAMP)
-	@$(BLENDER_VENV)/bin/python -I nova3d/data/render/blender_worker --check
+	@$(BLENDER_VENV)/bin/python -I nova3d/rendering/blender_worker --check
 
 $(BLENDER_STAMP): requirements-blender.txt
 	@$(BLENDER_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
@@ -90,7 +90,7 @@ $(BLENDER_STAMP): requirements-blender.txt
 	    "name one: make blender BLENDER_PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(BLENDER_PYTHON) -m venv $(BLENDER_VENV)
 	$(BLENDER_VENV)/bin/python -m pip install -q -r requirements-blender.txt
-	@$(BLENDER_VENV)/bin/python -I nova3d/data/render/blender_worker --check >/dev/null
+	@$(BLENDER_VENV)/bin/python -I nova3d/rendering/blender_worker --check >/dev/null
 	@touch $@
 
 clean:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-WORKER = Path(__file__).parents[1] / "nova3d/data/render/blender_worker"
+WORKER = Path(__file__).parents[1] / "nova3d/rendering/blender_worker"
 SAMPLES = {"objaverse-xl": 128, "objaverse-xl box": 128, "objaverse-rendering": 32, "reference": 1024}
 
 

@@ -27,8 +27,8 @@ def main() -> None:
     import torch
 
     from nova3d.cameras import Cameras, preset
-    from nova3d.data.render import blender
-    from nova3d.data.render.engines import EngineConfig, Rendered, make_engine
+    from nova3d.rendering import blender
+    from nova3d.rendering.engine import EngineConfig, Rendered, make_engine
 
     torch.set_num_threads(1)
     paths = [Path(mesh) for mesh in options.meshes]

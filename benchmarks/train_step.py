@@ -47,12 +47,12 @@ def main() -> None:
     arguments.add_argument("--channels-last", action="store_true")
     cli.add_device(arguments)
     options = arguments.parse_args()
-    from nova3d.compat import ensure_torchvision
+    from nova3d.utils.compat import ensure_torchvision
 
     ensure_torchvision()  # before anything imports diffusers
     import torch
 
-    from nova3d import provenance
+    from nova3d.utils import provenance
 
     device = torch.device(cli.pick_device(options.device))
     print(f"commit {provenance.commit()[:12]}, torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
@@ -81,13 +81,13 @@ def data(folder: Path, size: str, batch: int, device: Any) -> tuple[Any, Any, An
     import torch
 
     from nova3d.cameras import orbit
-    from nova3d.data.latent_cache import LatentCache, build_cache, identity
-    from nova3d.data.latents import ItemReader, ShardSource
     from nova3d.data.multiview import MultiViewDataset
     from nova3d.data.shards import ShardWriter, encode_views
     from nova3d.models.autoencoder import VideoAutoencoder
     from nova3d.training.batches import Loader, Places
     from nova3d.training.config import NoiseConfig, noise_schedule
+    from nova3d.training.latent_cache import LatentCache, build_cache, identity
+    from nova3d.training.latents import ItemReader, ShardSource
     from nova3d.views import ViewSet
 
     side = SIZES[size][2]
@@ -132,9 +132,9 @@ def steps(arm: str, options: Any, vae: Any, load: Any, device: Any) -> tuple[flo
     import torch
     from torch import nn
 
-    from nova3d.data.latents import LatentEncoder
     from nova3d.training.batches import Ahead, make_batch
     from nova3d.training.ema import EMA, exponential
+    from nova3d.training.latents import LatentEncoder
     from nova3d.training.module import Denoising
 
     unet = build(arm, options.size)

@@ -38,8 +38,8 @@ def main() -> None:
 
     import torch
 
-    from nova3d import provenance
-    from nova3d.compat import ensure_torchvision
+    from nova3d.utils import provenance
+    from nova3d.utils.compat import ensure_torchvision
 
     ensure_torchvision()  # before anything imports diffusers
     from diffusers.utils import logging

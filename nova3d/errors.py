@@ -1,5 +1,19 @@
-"""The one exception that means "the input is at fault"; scripts turn it into one line and exit code 2."""
+"""The one exception that commands turn into a line on stderr and exit code 2."""
 
 
 class InputError(Exception):
-    """Bad input: says in one line what is wrong, where, and what to do about it."""
+    """Bad input: the message says in one line what is wrong, where, and what to do."""
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """The first line of an error's message, for a message of one line.
+
+    Args:
+        error: any exception.
+        limit: the most characters returned.
+
+    Returns:
+        The first non-empty line, cut to `limit` characters, or the class name where the message is empty.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from nova3d import config as configs
-from nova3d import images, provenance
+from nova3d import images
 from nova3d.cameras import orbit
-from nova3d.folders import writable_folder
 from nova3d.fusion.config import FusionConfig
+from nova3d.utils import provenance
+from nova3d.utils.files import writable_folder
 from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def generate_views(
 def load_pipeline(config: SampleConfig, device: str) -> "Nova3DPipeline":
     """The config's model on `device`, with its memory modes, ready for many pictures."""
     from nova3d.pipeline import Nova3DPipeline
-    from nova3d.pipeline_memory import LOW_MEMORY
+    from nova3d.pipeline.memory import LOW_MEMORY
 
     offload = config.low_memory and device != "cpu"
     pipeline = Nova3DPipeline.load(config.model, "cpu" if offload else device, config.dtype)

@@ -48,8 +48,8 @@ def fusion(options: Namespace) -> None:
     from nova3d.errors import InputError
     from nova3d.experiments.fusion import SUITE, report, run
     from nova3d.experiments.truth import meshes_in
-    from nova3d.folders import writable_folder
     from nova3d.fusion import FusionConfig
+    from nova3d.utils.files import writable_folder
 
     settings = config.load(FusionConfig, options.config, options.overrides)
     objects = meshes_in(Path(options.objects), options.names)

@@ -20,8 +20,8 @@ def main() -> None:
         raise InputError("data.cache= must name the folder to write")
     from accelerate import PartialState
 
-    from nova3d.data.latent_cache import build_cache
     from nova3d.data.multiview import MultiViewDataset
+    from nova3d.training.latent_cache import build_cache
     from nova3d.training.module import frozen_networks
 
     state = PartialState(cpu=cli.pick_device(options.device) == "cpu")

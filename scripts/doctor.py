@@ -7,8 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nova3d import cli, compat
+from nova3d import cli
 from nova3d.errors import InputError
+from nova3d.utils import compat
 
 REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "omegaconf", "trimesh", "xatlas", "numba")
 OPTIONAL = {

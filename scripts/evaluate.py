@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from nova3d import cli, config, provenance
+from nova3d import cli, config
+from nova3d.utils import provenance
 
 PROTOCOLS = Path(__file__).resolve().parent.parent / "configs/eval"
 
@@ -53,7 +54,7 @@ def main() -> None:
     from nova3d.evaluation.published import Published
     from nova3d.evaluation.tables import hardware
     from nova3d.experiments.scores import score_folders
-    from nova3d.folders import writable_folder
+    from nova3d.utils.files import writable_folder
 
     if wrong := [text for text in given.weights if "=" not in text]:
         raise InputError(f"--weights '{wrong[0]}' is not of the form METRIC=FILE")

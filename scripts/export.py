@@ -11,7 +11,7 @@ def main() -> None:
     arguments.add_argument("--model", type=Path, required=True, help="the model folder that training wrote")
     arguments.add_argument("--out", type=Path, required=True, help="the folder to ship")
     options = arguments.parse_args()
-    from nova3d.export import export_model
+    from nova3d.pipeline.export import export_model
 
     size = export_model(options.model, options.out)
     print(f"{size / 1e6:.1f} MB of weights: {options.out.resolve()}")

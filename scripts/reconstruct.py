@@ -27,9 +27,10 @@ def main() -> None:
     options = arguments.parse_args()
 
     from nova3d import config as configs
-    from nova3d import layouts, provenance
+    from nova3d import layouts
     from nova3d.fusion import FusionConfig, reconstruct
     from nova3d.fusion.export import check_output, maps_folder, write_maps
+    from nova3d.utils import provenance
 
     out = check_output(options.out)
     config = configs.load(FusionConfig, options.config, options.overrides)

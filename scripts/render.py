@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    from nova3d.data.render.config import RenderConfig
+    from nova3d.data.jobs.config import RenderConfig
 
     settings = config.load(RenderConfig, options.config, options.overrides)
     settings.check()
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def plan_job(settings: Any, options: argparse.Namespace) -> None:
-    from nova3d.data.render.plan import write_plan
+    from nova3d.data.jobs.plan import write_plan
 
     with cli.progress_bar("planning") as bar:
         plan = write_plan(settings, bar)
@@ -69,8 +69,8 @@ def plan_job(settings: Any, options: argparse.Namespace) -> None:
 
 
 def run_job(settings: Any, options: argparse.Namespace) -> None:
-    from nova3d.data.render import job
-    from nova3d.data.render.pool import Stop
+    from nova3d.data.jobs import job
+    from nova3d.data.jobs.pool import Stop
 
     stop = Stop()
 
@@ -91,21 +91,21 @@ def run_job(settings: Any, options: argparse.Namespace) -> None:
 
 
 def status_job(settings: Any, options: argparse.Namespace) -> None:
-    from nova3d.data.render import job
+    from nova3d.data.jobs import job
 
     print(job.status(settings))
 
 
 def retry_job(settings: Any, options: argparse.Namespace) -> None:
-    from nova3d.data.render import job
+    from nova3d.data.jobs import job
 
     uids = job.retry(settings, options.reason)
     print(f"{len(uids)} objects queued again; `run` renders them")
 
 
 def pack_job(settings: Any, options: argparse.Namespace) -> None:
-    from nova3d.data.render import job
-    from nova3d.data.render.pack import pack
+    from nova3d.data.jobs import job
+    from nova3d.data.jobs.pack import pack
 
     with cli.progress_bar("packing") as bar:
         packed = pack(settings, job.load_plan(settings), options.incomplete, bar)
@@ -113,7 +113,7 @@ def pack_job(settings: Any, options: argparse.Namespace) -> None:
 
 
 def verify_job(settings: Any, options: argparse.Namespace) -> None:
-    from nova3d.data.render.verify import verify
+    from nova3d.data.jobs.verify import verify
 
     with cli.progress_bar("verifying") as bar:
         verified = verify(settings.out, options.deep, bar)
@@ -125,7 +125,7 @@ def verify_job(settings: Any, options: argparse.Namespace) -> None:
 
 
 def sheet_job(settings: Any, options: argparse.Namespace) -> None:
-    from nova3d.data.render.sheet import contact_sheets
+    from nova3d.data.jobs.sheet import contact_sheets
 
     with cli.progress_bar("drawing") as bar:
         sheets = contact_sheets(settings.out, options.out or settings.out, options.count, bar)
@@ -133,14 +133,14 @@ def sheet_job(settings: Any, options: argparse.Namespace) -> None:
 
 
 def attribution_job(settings: Any, options: argparse.Namespace) -> None:
-    from nova3d.data.render.attribution import write_attribution
-    from nova3d.data.render.pack import manifest_rows
+    from nova3d.data.jobs.attribution import write_attribution
+    from nova3d.data.jobs.pack import manifest_rows
 
     print(write_attribution(manifest_rows(settings.out), options.out or settings.out))
 
 
 def doctor_job(settings: Any, options: argparse.Namespace) -> None:
-    from nova3d.data.render.doctor import examine
+    from nova3d.data.jobs.doctor import examine
 
     faults = []
     for finding in examine(settings):

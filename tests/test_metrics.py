@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from nova3d.compat import ensure_torchvision
 from nova3d.errors import InputError
 from nova3d.evaluation import foreground_psnr, mask_iou, normal_angle, psnr, ssim
 from nova3d.metrics import MAX_PSNR, foreground_ssim, registered_psnr, task_iou
+from nova3d.utils.compat import ensure_torchvision
 
 
 def test_psnr_of_a_constant_offset_is_minus_twenty_log_of_it():

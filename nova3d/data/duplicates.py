@@ -21,8 +21,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nova3d import images
-from nova3d.data.meshes import Mesh, load_mesh
 from nova3d.errors import InputError
+from nova3d.rendering.meshes import Mesh, load_mesh
 
 log = logging.getLogger(__name__)
 _QUANTILES = 16

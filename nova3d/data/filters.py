@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nova3d.cameras import Cameras
-from nova3d.data.reasons import Reason
-from nova3d.data.render.engines import Rendered
 from nova3d.errors import InputError
 from nova3d.images import srgb_to_linear
+from nova3d.rendering.engine import Rendered
+from nova3d.rendering.reasons import Reason
 
 _SAMPLES = 1 << 15  # pixels that colour and normals are judged on; more does not change the shares
 _GRAZING = 0.25  # cosine to the view below which a depth gradient says little

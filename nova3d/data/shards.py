@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nova3d import images, normals, provenance
+from nova3d import images, normals
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
+from nova3d.utils import provenance
 from nova3d.views import ViewSet
 
 INDEX = "index.json"

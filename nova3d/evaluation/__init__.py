@@ -5,7 +5,6 @@ docs/evaluation.md describes the protocols one by one.
 
 from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.meshes import chamfer, f_score, load_mesh, normal_consistency, volume_iou
-from nova3d.evaluation.perceptual import ClipSimilarity, Lpips, WeightsUnavailable
 from nova3d.evaluation.protocols import Protocol
 from nova3d.evaluation.published import Published
 from nova3d.evaluation.scoring import score
@@ -20,6 +19,7 @@ from nova3d.metrics import (
     ssim,
     task_iou,
 )
+from nova3d.metrics.perceptual import ClipSimilarity, Lpips, WeightsUnavailable
 
 __all__ = [
     "ClipSimilarity",

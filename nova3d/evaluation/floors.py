@@ -16,10 +16,10 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 from nova3d.cameras import Cameras, preset
-from nova3d.data.meshes import from_trimesh
-from nova3d.data.render.raster import rasterize
 from nova3d.evaluation.rerender import draw_plain
 from nova3d.normals import to_camera, to_world
+from nova3d.rendering.meshes import from_trimesh
+from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
 
 COPY = "copy of the input view (scored on the others)"

@@ -12,10 +12,10 @@ import trimesh
 from numpy.typing import NDArray
 
 from nova3d.cameras import Cameras, preset
-from nova3d.data.meshes import from_trimesh
-from nova3d.data.render.raster import rasterize
 from nova3d.errors import InputError
 from nova3d.evaluation.meshes import nearest
+from nova3d.rendering.meshes import from_trimesh
+from nova3d.rendering.raster import rasterize
 
 Floats = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 from nova3d.cameras import preset
 from nova3d.errors import InputError
-from nova3d.provenance import hash_json
+from nova3d.utils.provenance import hash_json
 
 METRICS_VERSION = 2  # part of every hash: raise it whenever a metric's or a floor's definition changes
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from nova3d import images
 from nova3d.cameras import ORTHO_SPAN, Cameras, look_from, preset
-from nova3d.data.meshes import Mesh, from_trimesh, load_mesh
-from nova3d.data.render.raster import rasterize
 from nova3d.errors import InputError
 from nova3d.evaluation.protocols import SPHERE, TextureRules
+from nova3d.rendering.meshes import Mesh, from_trimesh, load_mesh
+from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nova3d import layouts
-from nova3d.data.meshfiles import MESH_SUFFIXES
 from nova3d.errors import InputError
 from nova3d.evaluation.protocols import ViewRules
+from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.views import ViewSet
 
 _NEEDS = {"views": "views", "meshes": "a mesh (mesh.glb, or <object>.glb beside the folders)", "textures": "a mesh"}

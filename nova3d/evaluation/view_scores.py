@@ -11,8 +11,9 @@ from torch import Tensor
 from nova3d import metrics as pictures
 from nova3d.cameras import Cameras, preset
 from nova3d.errors import InputError
-from nova3d.evaluation import perceptual, variants
+from nova3d.evaluation import variants
 from nova3d.evaluation.protocols import ViewRules
+from nova3d.metrics import perceptual
 from nova3d.views import ViewSet
 
 MAX_CAMERA_GAP = 0.5  # pixels; a wider shift already costs more PSNR than published methods differ by

@@ -18,7 +18,6 @@ from omegaconf import MISSING
 from torch.utils.flop_counter import FlopCounterMode
 
 from nova3d import config as configs
-from nova3d import provenance
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
@@ -28,14 +27,15 @@ from nova3d.experiments import stages, tables
 from nova3d.experiments.initial import write_start
 from nova3d.experiments.reproduce import fit_to_model
 from nova3d.experiments.scores import scored_tables
-from nova3d.experiments.workers import in_parts
-from nova3d.folders import writable_folder
 from nova3d.generation import SampleConfig
 from nova3d.models import NovaUNet
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS
 from nova3d.tasks import TASKS
 from nova3d.training.config import TrainConfig, UNetConfig, check, micro_steps
 from nova3d.training.trainer import train
+from nova3d.utils import provenance
+from nova3d.utils.files import writable_folder
+from nova3d.utils.workers import in_parts
 
 log = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ import torch
 import trimesh
 
 from nova3d import config as configs
-from nova3d import provenance
 from nova3d.errors import InputError
 from nova3d.evaluation.statistics import paired
 from nova3d.experiments import yardsticks
 from nova3d.experiments.perturb import perturb_poses, plant_conflicts, pose_errors
 from nova3d.experiments.truth import Truth, auroc, geometry, load_truth, texture
-from nova3d.experiments.workers import in_parts
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write
+from nova3d.utils import provenance
+from nova3d.utils.workers import in_parts
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)

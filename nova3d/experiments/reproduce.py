@@ -9,7 +9,6 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from nova3d import config as configs
-from nova3d import provenance
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.comparison import Comparison, compare
@@ -17,10 +16,11 @@ from nova3d.evaluation.published import Published, Source
 from nova3d.experiments import stages, tables
 from nova3d.experiments.scores import scored_tables
 from nova3d.experiments.tables import Beside
-from nova3d.experiments.workers import in_parts
-from nova3d.folders import writable_folder
 from nova3d.fusion import FusionConfig
 from nova3d.generation import SampleConfig
+from nova3d.utils import provenance
+from nova3d.utils.files import writable_folder
+from nova3d.utils.workers import in_parts
 
 Progress = Callable[[int, int, str], None]
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import nova3d
-from nova3d import layouts, provenance
+from nova3d import layouts
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.formats import plain
@@ -25,10 +25,19 @@ from nova3d.evaluation.scoring import Contest, Progress, Scored, score_floors, s
 from nova3d.evaluation.tables import hardware
 from nova3d.evaluation.view_scores import Networks, scored_views
 from nova3d.experiments.stages import Study, weights_hash
-from nova3d.experiments.workers import in_parts
+from nova3d.utils import provenance
+from nova3d.utils.workers import in_parts
 
 REFERENCES = "references"  # the floors' place
-_SOURCES = ("*.py", "evaluation/*.py", "layouts/*.py", "data/mesh*.py", "data/render/raster.py")
+_SOURCES = (
+    "*.py",
+    "metrics/*.py",
+    "evaluation/*.py",
+    "layouts/*.py",
+    "rendering/mesh*.py",
+    "rendering/raster.py",
+    "images/*.py",
+)
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,16 @@ import torch
 import trimesh
 
 from nova3d import config as configs
-from nova3d import provenance
 from nova3d.cameras import Cameras, preset
 from nova3d.data import render_object
-from nova3d.data.meshes import load_mesh
-from nova3d.data.meshfiles import MESH_SUFFIXES
 from nova3d.data.shards import INDEX, ShardReader
 from nova3d.errors import InputError
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.generation import SampleConfig, generate_views, load_pipeline, model_hashes
 from nova3d.pipeline import Nova3DPipeline
+from nova3d.rendering.mesh_files import MESH_SUFFIXES
+from nova3d.rendering.meshes import load_mesh
+from nova3d.utils import provenance
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import trimesh
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from nova3d.data.render.raster import barycentric, nearest_faces
+from nova3d.rendering.raster import barycentric, nearest_faces
 
 _AXES = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]], dtype=np.float64)
 _LEAN = 0.3  # least cosine between a face and the axis it is seen along: how far a texel may be stretched

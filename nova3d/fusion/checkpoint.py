@@ -17,7 +17,7 @@ from nova3d.errors import InputError
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.objective import Scene
 from nova3d.fusion.state import Fit
-from nova3d.provenance import hash_json
+from nova3d.utils.provenance import hash_json
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from torch import Tensor
 from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
-from nova3d.folders import writable_folder
+from nova3d.utils.files import writable_folder
 
 SUFFIXES = (".glb", ".obj", ".ply")
 

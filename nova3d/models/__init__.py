@@ -1,6 +1,6 @@
 """The networks: NovaUNet, its alignment attention, conditioning and autoencoder helpers."""
 
-from nova3d.compat import ensure_torchvision
+from nova3d.utils.compat import ensure_torchvision
 
 ensure_torchvision()  # before anything imports diffusers
 

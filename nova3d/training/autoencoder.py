@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nova3d import config as configs
-from nova3d import provenance
 from nova3d.data.shards import ShardReader, shard_hash
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.normals import rotate
@@ -20,6 +19,7 @@ from nova3d.training.autoencoder_init import start_as_block_average
 from nova3d.training.batches import generator
 from nova3d.training.checkpoint import load_checkpoint, read_parts, save_checkpoint, write_parts
 from nova3d.training.stats import StatsLog
+from nova3d.utils import provenance
 from nova3d.views import yaw_rotation
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nova3d.data.latents import Item, ItemReader, LatentEncoder
 from nova3d.diffusion import NoiseSchedule
 from nova3d.models.autoencoder import sample_moments
 from nova3d.training.config import NoiseConfig
+from nova3d.training.latents import Item, ItemReader, LatentEncoder
 
 T = TypeVar("T")
 

@@ -12,27 +12,27 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from nova3d import config as configs
-from nova3d import provenance
 from nova3d.cameras import preset
-from nova3d.compat import has
 from nova3d.data import augment
-from nova3d.data.latent_cache import LatentCache
-from nova3d.data.latent_cache import identity as cache_identity
-from nova3d.data.latents import ItemReader, LatentEncoder, ShardSource, Source, check_shards
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
-from nova3d.folders import writable_folder
 from nova3d.tasks import TASKS
 from nova3d.training.batches import Loader, Places
 from nova3d.training.checkpoint import Together, check_space, read_parts, write_parts
 from nova3d.training.config import OptimConfig, TrainConfig, check, micro_steps, noise_schedule
 from nova3d.training.ema import EMA, exponential
 from nova3d.training.health import Health
+from nova3d.training.latent_cache import LatentCache
+from nova3d.training.latent_cache import identity as cache_identity
+from nova3d.training.latents import ItemReader, LatentEncoder, ShardSource, Source, check_shards
 from nova3d.training.module import Denoising, build
 from nova3d.training.profiles import power
 from nova3d.training.sharding import check_sharding, fsdp_plugin
 from nova3d.training.trackers import make_trackers, start_trackers
+from nova3d.utils import provenance
+from nova3d.utils.compat import has
+from nova3d.utils.files import writable_folder
 
 log = logging.getLogger(__name__)
 

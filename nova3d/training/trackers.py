@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from nova3d import config as configs
-from nova3d.compat import has
 from nova3d.errors import InputError
 from nova3d.training.checkpoint import flat
 from nova3d.training.config import TrainConfig
+from nova3d.utils.compat import has
 
 PROJECT = "nova3d"  # in which W&B puts the run, under the name of its folder
 

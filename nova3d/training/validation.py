@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from nova3d import images, provenance
+from nova3d import images
 from nova3d.data.shards import ShardReader
 from nova3d.errors import InputError
 from nova3d.metrics import foreground_psnr, mask_iou, normal_angle, psnr
@@ -23,6 +23,7 @@ from nova3d.training.ema import EMA
 from nova3d.training.setup import Run, run_record
 from nova3d.training.sharding import whole_state
 from nova3d.training.stats import cut_back
+from nova3d.utils import provenance
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)

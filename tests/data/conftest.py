@@ -9,8 +9,8 @@ import torch
 import trimesh
 
 from nova3d import cameras
-from nova3d.data.render import render_object
 from nova3d.data.shards import ShardWriter, encode_views
+from nova3d.rendering import render_object
 
 RADIUS = 0.5
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from nova3d import cameras
 from nova3d.data import augment
 from nova3d.data.augment import Augmentation, AugmentConfig
-from nova3d.data.latents import ItemReader, LatentEncoder, ShardSource
-from nova3d.data.meshes import Mesh, load_mesh
 from nova3d.data.multiview import MultiViewDataset
-from nova3d.data.render.raster import rasterize
 from nova3d.errors import InputError
 from nova3d.images import composite
 from nova3d.models.autoencoder import VideoAutoencoder
+from nova3d.rendering.meshes import Mesh, load_mesh
+from nova3d.rendering.raster import rasterize
+from nova3d.training.latents import ItemReader, LatentEncoder, ShardSource
 from nova3d.views import ViewSet
 
 OBJECTS = Path(__file__).parents[2] / "assets/objects"

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nova3d import cameras
 from nova3d.data.duplicates import DuplicateConfig, fingerprint, geometry_key, mark, mean_colour, view_hashes
-from nova3d.data.meshes import Mesh, load_mesh
-from nova3d.data.render.raster import rasterize
+from nova3d.rendering.meshes import Mesh, load_mesh
+from nova3d.rendering.raster import rasterize
 
 OBJECTS = Path(__file__).parents[2] / "assets" / "objects"
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from nova3d import cameras
 from nova3d.cameras import Cameras
 from nova3d.data.filters import FilterConfig, check, colour_spread, inspect, judged, normals_agreement
-from nova3d.data.meshes import load_mesh
-from nova3d.data.reasons import Reason
-from nova3d.data.render.engines import Rendered
-from nova3d.data.render.raster import rasterize
 from nova3d.errors import InputError
+from nova3d.rendering.engine import Rendered
+from nova3d.rendering.meshes import load_mesh
+from nova3d.rendering.raster import rasterize
+from nova3d.rendering.reasons import Reason
 
 OBJECTS = sorted((Path(__file__).parents[2] / "assets" / "objects").glob("*.glb"))
 FACTS = {"opacity": 1.0, "overexposed": 0.0, "missing_textures": 0}

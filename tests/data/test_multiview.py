@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from nova3d import cameras
-from nova3d.data.latents import LatentEncoder, ShardSource
-from nova3d.data.meshes import load_mesh
 from nova3d.data.multiview import MultiViewDataset
-from nova3d.data.render import render_object
-from nova3d.data.render.raster import rasterize
 from nova3d.errors import InputError
+from nova3d.rendering import render_object
+from nova3d.rendering.meshes import load_mesh
+from nova3d.rendering.raster import rasterize
+from nova3d.training.latents import LatentEncoder, ShardSource
 from nova3d.views import yaw_rotation
 
 

@@ -16,9 +16,9 @@ import pytest
 import trimesh
 
 from nova3d.data.assets import Asset
-from nova3d.data.reasons import Reason, RenderFault
 from nova3d.data.sources import SourceConfig, make_source
 from nova3d.errors import InputError
+from nova3d.rendering.reasons import Reason, RenderFault
 
 GLB = trimesh.exchange.gltf.export_glb(trimesh.Scene(trimesh.creation.box()))
 GLB_SHA = hashlib.sha256(GLB).hexdigest()

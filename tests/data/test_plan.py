@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from nova3d.data.assets import Asset
-from nova3d.data.render.attribution import write_attribution
-from nova3d.data.render.config import RenderConfig
-from nova3d.data.render.engines import EngineConfig
-from nova3d.data.render.estimates import estimate
-from nova3d.data.render.plan import Plan, read_plan, split_of, write_plan
+from nova3d.data.jobs.attribution import write_attribution
+from nova3d.data.jobs.config import RenderConfig
+from nova3d.data.jobs.estimates import estimate
+from nova3d.data.jobs.plan import Plan, read_plan, split_of, write_plan
 from nova3d.data.sources import SourceConfig
 from nova3d.errors import InputError
+from nova3d.rendering.engine import EngineConfig
 
 NAMES = [f"thing{i:02d}" for i in range(40)]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from nova3d import cameras
 from nova3d.cameras import Cameras
-from nova3d.data.meshes import load_mesh
-from nova3d.data.render import render_object
-from nova3d.data.render.raster import rasterize
 from nova3d.errors import InputError
+from nova3d.rendering import render_object
+from nova3d.rendering.meshes import load_mesh
+from nova3d.rendering.raster import rasterize
 
 RADIUS = 0.5
 RIGS = {

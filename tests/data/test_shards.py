@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from nova3d import cameras
-from nova3d.data.render import render_object
 from nova3d.data.shards import (
     ShardReader,
     ShardWriter,
@@ -22,6 +21,7 @@ from nova3d.data.shards import (
     write_object,
 )
 from nova3d.errors import InputError
+from nova3d.rendering import render_object
 
 Write = Callable[..., Path]
 

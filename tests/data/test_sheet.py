@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from nova3d import cameras
-from nova3d.data.render.sheet import contact_sheets
+from nova3d.data.jobs.sheet import contact_sheets
 from nova3d.data.shards import ShardWriter, encode_pictures, write_object
 from nova3d.errors import InputError
 

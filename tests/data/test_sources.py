@@ -12,11 +12,11 @@ import trimesh
 from PIL import Image
 
 from nova3d.data.assets import Asset
-from nova3d.data.meshes import load_mesh
-from nova3d.data.reasons import Reason, RenderFault
 from nova3d.data.sources import SourceConfig, make_source, read_uids
 from nova3d.data.sources.licences import licence_url, spdx
 from nova3d.errors import InputError
+from nova3d.rendering.meshes import load_mesh
+from nova3d.rendering.reasons import Reason, RenderFault
 
 GLB = trimesh.exchange.gltf.export_glb(trimesh.Scene(trimesh.creation.box()))
 GLB_SHA = hashlib.sha256(GLB).hexdigest()

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from nova3d import provenance
-from nova3d.compat import ensure_torchvision, has
 from nova3d.errors import InputError
-from nova3d.evaluation import perceptual
-from nova3d.evaluation.perceptual import ClipSimilarity, Lpips, WeightsUnavailable, available, hash_tensors
+from nova3d.metrics import perceptual
+from nova3d.metrics.perceptual import ClipSimilarity, Lpips, WeightsUnavailable, available, hash_tensors
+from nova3d.utils import provenance
+from nova3d.utils.compat import ensure_torchvision, has
 
 needs_open_clip = pytest.mark.skipif(not has("open_clip"), reason="the extra nova3d[clip] is not installed")
 

@@ -10,10 +10,10 @@ import torch
 import trimesh
 
 from nova3d.cameras import Cameras, orbit
-from nova3d.data.meshes import from_trimesh
-from nova3d.data.render.raster import rasterize
 from nova3d.fusion import FusionConfig
 from nova3d.images import composite
+from nova3d.rendering.meshes import from_trimesh
+from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import trimesh
 
-from nova3d.data.render.raster import nearest_faces
 from nova3d.errors import InputError
 from nova3d.fusion import atlas as atlases
 from nova3d.fusion import charts
 from nova3d.fusion.atlas import unwrap
+from nova3d.rendering.raster import nearest_faces
 
 
 def spring() -> trimesh.Trimesh:

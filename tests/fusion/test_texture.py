@@ -4,10 +4,10 @@ import torch
 import trimesh
 
 from nova3d.cameras import orbit
-from nova3d.data.meshes import from_trimesh
-from nova3d.data.render.raster import rasterize
 from nova3d.fusion import export, texture
 from nova3d.fusion.config import TextureConfig
+from nova3d.rendering.meshes import from_trimesh
+from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
 
 

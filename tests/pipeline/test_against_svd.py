@@ -22,7 +22,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from nova3d import images
 from nova3d.diffusion import initial_noise
 from nova3d.errors import InputError
-from nova3d.pipeline import PIXEL_NOISE_SEED, Nova3DPipeline
+from nova3d.pipeline import Nova3DPipeline
+from nova3d.pipeline.pipeline import PIXEL_NOISE_SEED
 from nova3d.tasks import Task
 
 SIZE, VIEWS, STEPS, SCALE, SEED, NOISE_AUG = 32, 16, 3, 2.0, 7, 0.1

@@ -15,7 +15,7 @@ from nova3d.diffusion import view_scales
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline_io import outlines
+from nova3d.pipeline.outputs import outlines
 from nova3d.tasks import TASKS, Task
 from nova3d.views import ViewSet
 
@@ -71,8 +71,8 @@ def test_guidance_of_one_is_no_guidance(pipeline: Nova3DPipeline, monkeypatch: p
 def test_the_pixel_noise_and_the_latent_noise_are_independent(
     pipeline: Nova3DPipeline, monkeypatch: pytest.MonkeyPatch, red: Tensor
 ) -> None:
-    from nova3d import pipeline as module
     from nova3d.diffusion import initial_noise
+    from nova3d.pipeline import pipeline as module
 
     given: list[Tensor] = []
     true = module.condition

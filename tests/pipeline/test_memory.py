@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline_memory import LOW_MEMORY, Memory, fit
+from nova3d.pipeline.memory import LOW_MEMORY, Memory, fit
 
 Make = Callable[..., Nova3DPipeline]
 GUIDED: dict[str, Any] = {"steps": 1, "guidance": (1.0, 2.0)}

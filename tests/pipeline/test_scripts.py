@@ -13,7 +13,7 @@ from torch import Tensor
 from nova3d import config, generation, images
 from nova3d.generation import GenerateConfig, SampleConfig, sample_views
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline_memory import LOW_MEMORY, Memory
+from nova3d.pipeline.memory import LOW_MEMORY, Memory
 from nova3d.views import ViewSet
 
 ROOT = Path(__file__).parents[2]

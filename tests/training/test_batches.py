@@ -11,13 +11,13 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from nova3d.data.augment import UNCHANGED, Augmentation
-from nova3d.data.latent_cache import LatentCache, build_cache, identity
-from nova3d.data.latents import Item, ItemReader, LatentEncoder, ShardSource
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.training.batches import Ahead, Draws, Places, draw, make_batch
 from nova3d.training.config import DataConfig, NoiseConfig, TrainConfig, noise_schedule
+from nova3d.training.latent_cache import LatentCache, build_cache, identity
+from nova3d.training.latents import Item, ItemReader, LatentEncoder, ShardSource
 from nova3d.training.setup import prepare
 from nova3d.training.trainer import train
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nova3d.data.latents import LatentEncoder, ShardSource
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.diffusion import edm
 from nova3d.models.conditioning import unet_input
 from nova3d.tasks import Task
 from nova3d.training.batches import Batch, Draws, draw, make_batch
 from nova3d.training.config import HealthConfig, NoiseConfig, OptimConfig, TrainConfig, noise_schedule
+from nova3d.training.latents import LatentEncoder, ShardSource
 from nova3d.training.module import Denoising, build
 from nova3d.training.trainer import train
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nova3d import provenance
 from nova3d.data.assets import Asset
-from nova3d.data.reasons import Reason, RenderFault
 from nova3d.errors import InputError
+from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.utils import provenance
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]  # done, total, message

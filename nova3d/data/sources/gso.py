@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from nova3d.data.assets import Asset
-from nova3d.data.reasons import Reason, RenderFault
 from nova3d.data.sources.base import Progress, SourceConfig, check_file, licence_rows, selected, uid_of
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
+from nova3d.rendering.reasons import Reason, RenderFault
 
 LICENCE = "CC-BY-4.0"  # of the whole collection; a model's own metadata.pbtxt is read where it is there
 ATTRIBUTION = "Google Scanned Objects (Downs et al., ICRA 2022), Copyright 2020 Google LLC"

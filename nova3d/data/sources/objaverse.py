@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nova3d.data.assets import Asset
-from nova3d.data.reasons import Reason, RenderFault
 from nova3d.data.sources.base import Progress, SourceConfig, check_file, selected
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
+from nova3d.rendering.reasons import Reason, RenderFault
 
 log = logging.getLogger(__name__)
 _FILES = "https://huggingface.co/datasets/allenai/objaverse/resolve/main/"

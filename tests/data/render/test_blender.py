@@ -13,10 +13,10 @@ import trimesh
 
 from nova3d import cameras
 from nova3d.cameras import Cameras
-from nova3d.data.render import render_object
-from nova3d.data.render.blender import BlenderEngine
-from nova3d.data.render.engines import EngineConfig, Rendered, make_engine
 from nova3d.errors import InputError
+from nova3d.rendering import render_object
+from nova3d.rendering.blender import BlenderEngine
+from nova3d.rendering.engine import EngineConfig, Rendered, make_engine
 
 ROOT = Path(__file__).parents[3]
 PYTHON = os.environ.get("NOVA3D_BLENDER_PYTHON") or str(ROOT / EngineConfig.python)

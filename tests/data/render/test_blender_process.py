@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nova3d import cameras
-from nova3d.data.reasons import Reason, RenderFault
-from nova3d.data.render import render_object
-from nova3d.data.render.blender import BlenderEngine
-from nova3d.data.render.engines import EngineConfig
+from nova3d.rendering import render_object
+from nova3d.rendering.blender import BlenderEngine
+from nova3d.rendering.engine import EngineConfig
+from nova3d.rendering.reasons import Reason, RenderFault
 
 PYTHON = os.environ.get("NOVA3D_BLENDER_PYTHON") or str(Path(__file__).parents[3] / EngineConfig.python)
 pytestmark = [

@@ -13,11 +13,11 @@ import trimesh
 from PIL import Image
 
 from nova3d import cameras
-from nova3d.data.meshes import load_mesh
-from nova3d.data.reasons import Reason, RenderFault
-from nova3d.data.render import engines
-from nova3d.data.render.engines import EngineConfig, Rendered, make_engine
 from nova3d.errors import InputError
+from nova3d.rendering import engine as engines
+from nova3d.rendering.engine import EngineConfig, Rendered, make_engine
+from nova3d.rendering.meshes import load_mesh
+from nova3d.rendering.reasons import Reason, RenderFault
 
 RIG = cameras.orbit(2, size=48)
 BROKEN = {
@@ -188,7 +188,7 @@ def test_wrong_settings_end_in_one_line(monkeypatch: pytest.MonkeyPatch, wrong: 
 def test_engines_of_other_packages_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[EngineConfig] = []
     monkeypatch.setattr(engines, "outside", lambda config: seen.append(config) or "made", raising=False)
-    config = EngineConfig("nova3d.data.render.engines:outside", samples=3)
+    config = EngineConfig("nova3d.rendering.engine:outside", samples=3)
     assert make_engine(config) == "made" and seen == [config]
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from nova3d.data.framing import check_geometry, normalisation
-from nova3d.data.reasons import Reason, RenderFault
+from nova3d.rendering.framing import check_geometry, normalisation
+from nova3d.rendering.reasons import Reason, RenderFault
 
 
 def both(*parts: trimesh.Trimesh) -> tuple[np.ndarray, np.ndarray]:

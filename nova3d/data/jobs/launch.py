@@ -1,0 +1,163 @@
+"""Where a job runs: this machine, one task of a SLURM array, or the actors of a Ray cluster.
+
+A share is (i, n): the objects whose uid's hash is i modulo n. Shares need no coordination; each has its own journal,
+status and temporary files. All run the same `Pool`.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nova3d.data.assets import Asset
+from nova3d.data.jobs import devices, journal
+from nova3d.data.jobs.backlog import Tally
+from nova3d.data.jobs.config import GPU_DEVICES, RenderConfig, parse_shard
+from nova3d.data.jobs.policy import Task
+from nova3d.data.jobs.pool import Pool, Progress, Stop
+from nova3d.data.sources import make_source
+from nova3d.errors import InputError
+
+log = logging.getLogger(__name__)
+Share = tuple[int, int]
+_POLL_SECONDS = 2.0
+_ACTOR_RESTARTS = 2
+
+
+def launch(config: RenderConfig, assets: list[Asset], progress: Progress | None, stop: Stop) -> Tally:
+    """Render `assets`, or this process's share of them, with the launcher that the config names."""
+    match config.pool.launcher:
+        case "ray":
+            return run_on_ray(config, assets, progress, stop)
+        case "slurm":
+            return run_share(config, assets, slurm_share(config.pool.shard, os.environ), progress, stop)
+    return run_share(config, assets, parse_shard(config.pool.shard), progress, stop)
+
+
+def run_share(
+    config: RenderConfig,
+    assets: list[Asset],
+    share: Share,
+    progress: Progress | None,
+    stop: Stop,
+    neighbours: int = 1,
+) -> Tally:
+    """Render what is left of one share on this machine, which runs `neighbours` shares in all."""
+    mine = in_share(assets, share)
+    found = journal.outcomes(Path(config.out), mine, config.pool.strikes)
+    tasks = [Task(a, failures=found[a.uid].attempts) for a in mine if found[a.uid].state == "waiting"]
+    tasks.sort(key=lambda task: task.failures)  # what failed before comes last
+    log.info("%d of %d objects to render", len(tasks), len(mine))
+    if not tasks:
+        return Tally()
+    source = make_source(config.source)
+    pool = Pool(config, tasks, devices.slots(config, neighbours), share_name(share), source.fetch)
+    return pool.run(progress, stop)
+
+
+def in_share(assets: list[Asset], share: Share) -> list[Asset]:
+    """The assets of a share, in their order."""
+    index, count = share
+    return [asset for asset in assets if int(journal.uid_hash(asset.uid), 16) % count == index]
+
+
+def share_name(share: Share) -> str:
+    """Names a share's journal and status."""
+    index, count = share
+    return "local" if count == 1 else f"share-{index:03d}-of-{count:03d}"
+
+
+def slurm_share(shard: str, environment: Mapping[str, str]) -> Share:
+    """pool.shard where it is given, else the place of this task in its job array, or among the tasks of `srun`."""
+    if shard:
+        return parse_shard(shard)
+    try:
+        if "SLURM_ARRAY_TASK_ID" in environment:
+            first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{k}", d)) for k, d in (("MIN", "0"), ("STEP", "1")))
+            index = (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step
+            return parse_shard(f"{index}/{environment['SLURM_ARRAY_TASK_COUNT']}")
+        return parse_shard(f"{environment['SLURM_PROCID']}/{environment['SLURM_NTASKS']}")
+    except (KeyError, ValueError) as error:
+        raise InputError(f"pool.launcher=slurm outside a SLURM job (no {error}); give pool.shard=i/n") from error
+
+
+class ShareActor:
+    """What a Ray actor runs: one share, on the GPU that Ray gave it. folder: what relative paths start from."""
+
+    def __init__(self, folder: str) -> None:
+        os.chdir(folder)
+        self._stop = Stop()
+
+    def run(self, config: RenderConfig, assets: list[Asset], share: Share) -> Tally:
+        import ray
+
+        pool, neighbours = replace(config.pool, workers=1), devices.core_count()
+        if config.engine.device in GPU_DEVICES:
+            pool = replace(config.pool, gpus=[str(int(gpu)) for gpu in ray.get_gpu_ids()])
+            neighbours = len(devices.list_gpus())
+        return run_share(replace(config, pool=pool), assets, share, None, self._stop, min(neighbours, share[1]))
+
+    def drain(self, reason: str) -> None:
+        """Have `run` finish what is in flight and return."""
+        self._stop.reason = reason
+
+
+def run_on_ray(config: RenderConfig, assets: list[Asset], progress: Progress | None, stop: Stop) -> Tally:
+    """One actor per GPU of the cluster (per worker on the CPU), each with its share; Ray restarts an actor that dies,
+    and its share goes on where it was. All nodes must see this folder, `config.out` and local meshes alike."""
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("pool.launcher=ray needs a package: pip install 'nova3d[ray]'") from error
+    if not ray.is_initialized():
+        ray.init(address=config.pool.ray_address or None, include_dashboard=False, log_to_driver=False)
+    on_gpu = config.engine.device in GPU_DEVICES
+    resources = ray.cluster_resources()
+    count = int(resources.get("GPU", 0)) if on_gpu else config.pool.workers or int(resources["CPU"])
+    if count == 0:
+        raise InputError("the Ray cluster has no GPU; use engine.device=cpu")
+    # max_concurrency: `drain` must be heard while `run` runs. A GPU actor takes no CPU, which others may wait for.
+    options = {"num_gpus": int(on_gpu), "num_cpus": int(not on_gpu), "max_concurrency": 2}
+    actor_class = ray.remote(ShareActor).options(
+        **options, max_restarts=_ACTOR_RESTARTS, max_task_retries=_ACTOR_RESTARTS
+    )
+    actors = [actor_class.remote(str(Path.cwd())) for _ in range(count)]
+    log.info("%d Ray actors, one share each", count)
+    runs = [actor.run.remote(config, assets, (i, count)) for i, actor in enumerate(actors)]
+    return _follow(ray, config, actors, runs, progress, stop)
+
+
+def _follow(
+    ray: Any, config: RenderConfig, actors: list[Any], runs: list[Any], progress: Progress | None, stop: Stop
+) -> Tally:
+    """Wait for the actors, pass on a stop, add up what they did. Raises InputError where shares could not go on."""
+    names = {share_name((i, len(runs))) for i in range(len(runs))}
+    waiting, told, complaints, sum_ = list(runs), False, [], Tally()
+    while waiting:
+        ended, waiting = ray.wait(waiting, timeout=_POLL_SECONDS)
+        for run in ended:
+            try:
+                tally = ray.get(run)
+                sum_.states += tally.states
+                sum_.reasons += tally.reasons
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, InputError):
+                    raise
+                complaints.append(str(error.cause))
+            except ray.exceptions.RayActorError as error:
+                complaints.append(f"an actor died: {str(error).splitlines()[0]}")
+        if stop.reason and not told:
+            told = True
+            for actor in actors:
+                actor.drain.remote(stop.reason)
+        if progress:
+            shown = [s for s in journal.read_status(Path(config.out)) if s["name"] in names]
+            done = sum(sum(s["counts"].values()) for s in shown)
+            progress(done, sum(s["planned"] for s in shown), f"{sum(s['live'] for s in shown)} shares at work")
+    for actor in actors:
+        ray.kill(actor)
+    if complaints:
+        raise InputError(f"{len(complaints)} of {len(runs)} shares could not go on: {complaints[0]}")
+    return replace(sum_, ended=stop.reason)

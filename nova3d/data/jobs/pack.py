@@ -1,0 +1,175 @@
+"""From finished objects to training shards: sorted, deduplicated, and the same bytes whoever rendered what when."""
+
+import json
+import logging
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nova3d import config as configs
+from nova3d.data import duplicates
+from nova3d.data.jobs.config import RenderConfig, rig_digest
+from nova3d.data.jobs.journal import Outcome, lock, object_path, outcomes, uid_hash
+from nova3d.data.jobs.plan import Plan
+from nova3d.data.shards import INDEX, ShardWriter, read_object, replace_text
+from nova3d.errors import InputError
+from nova3d.rendering.reasons import Reason
+from nova3d.utils import provenance
+
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.jsonl"
+SPLITS = ("train", "val")
+_FROM_OBJECT = ("sha256", "size_bytes", "measures", "tags")  # what an object's own JSON adds to its manifest row
+
+
+@dataclass(frozen=True)
+class Packed:
+    """folder: the job's. counts: objects per split. changed: whether any file differs from before."""
+
+    folder: Path
+    counts: dict[str, int]
+    changed: bool
+
+    def __str__(self) -> str:
+        words = ", ".join(f"{count} in {self.folder / split}" for split, count in self.counts.items() if count)
+        return f"{words}{'' if self.changed else ' (unchanged)'}"
+
+
+def pack(
+    config: RenderConfig,
+    plan: Plan,
+    incomplete: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Packed:
+    """Write train/ and val/ of a job: shards of the finished objects in order of sha256(uid), an index, and
+    manifest.jsonl with one row per planned object, packed or why not.
+
+    Duplicates are left out, and their groups stay on one side of the split. What is there already and right is not
+    touched. Raises InputError where objects are still to be rendered (unless `incomplete`), an object's tar is
+    damaged or was rendered with another rig, nothing is left to pack, or the disk is full.
+    """
+    out = Path(config.out)
+    try:
+        with lock(out / "pack.lock"):
+            return _pack(config, plan, incomplete, progress)
+    except OSError as error:
+        raise InputError(
+            f"cannot pack '{out}': {error.strerror or error}; pack again when it can be written"
+        ) from error
+
+
+def manifest_rows(out: str | Path) -> list[dict[str, Any]]:
+    """The manifest rows of all splits of a packed job. Raises InputError where it is not packed."""
+    files = [path for split in SPLITS if (path := Path(out) / split / MANIFEST).is_file()]
+    if not files:
+        raise InputError(f"'{out}' has no packed shards; run `scripts/render.py pack` first")
+    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+
+def _pack(
+    config: RenderConfig, plan: Plan, incomplete: bool, progress: Callable[[int, int, str], None] | None
+) -> Packed:
+    out, assets = Path(config.out), plan.assets()
+    found = outcomes(out, assets, config.pool.strikes)
+    waiting = [uid for uid, outcome in found.items() if outcome.state == "waiting"]
+    if waiting and not incomplete:
+        raise InputError(
+            f"{len(waiting)} of {len(assets)} planned objects in '{out}' are not rendered yet ('{waiting[0]}' is one): "
+            "`run` first, or `pack --incomplete`"
+        )
+    digest = rig_digest(config.cameras())
+    facts = {uid: _facts(out, uid, digest) for uid, outcome in found.items() if outcome.state == "done"}
+    never = Outcome("waiting", "", "", 0, {})
+    rows = [_row(row, found.get(row["uid"], never), facts.get(row["uid"])) for row in plan.rows()]
+    _mark_duplicates(rows, facts)
+    rows.sort(key=lambda row: uid_hash(row["uid"]))
+    total = sum(row["state"] == "done" for row in rows)
+    counts, changed, packed = {}, False, 0
+    for split in SPLITS:
+        chosen = [row for row in rows if row["split"] == split]
+        members = [row for row in chosen if row["state"] == "done"]
+        folder, writer = out / split, None
+        before = _content(folder)
+        if members:
+            writer = ShardWriter(folder, config.cameras(), config.samples_per_shard)
+            for row in members:
+                writer.add(row["uid"], read_object(object_path(out, row["uid"])))
+                row["shard"] = writer.samples[-1]["shard"]
+                packed += 1
+                if progress:
+                    progress(packed, total, "packing")
+            writer.close({"rig": digest, "engines": _engines(facts[row["uid"]] for row in members)})
+        else:
+            _clear(folder)
+        if chosen:
+            folder.mkdir(exist_ok=True)
+            replace_text(folder / MANIFEST, "".join(json.dumps(row, sort_keys=True) + "\n" for row in chosen))
+        if _content(folder) != before:
+            changed = True
+            if chosen:
+                provenance.write(folder, provenance.record("render", configs.to_dict(config)))
+        counts[split] = len(members)
+    if total == 0:
+        first = next((row for row in rows if row["reason"]), None)
+        why = f"; the first, '{first['uid']}': {first['reason']}: {first['message']}" if first else ""
+        raise InputError(f"none of the {len(rows)} planned objects could be packed, see {MANIFEST}{why}")
+    return Packed(out, counts, changed)
+
+
+def _facts(out: Path, uid: str, digest: str) -> dict[str, Any]:
+    """The JSON of a finished object: the first member of its tar."""
+    path = object_path(out, uid)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            header = tar.next()
+            file = tar.extractfile(header) if header else None
+            facts: dict[str, Any] = json.loads(file.read()) if file else {}
+    except (tarfile.TarError, json.JSONDecodeError) as error:
+        raise InputError(f"object '{path}' is damaged: {error}; delete it and run again") from error
+    if facts.get("rig") != digest:
+        raise InputError(f"object '{path}' was rendered with another rig; delete it and run again")
+    return facts
+
+
+def _row(planned: dict[str, Any], outcome: Outcome, facts: dict[str, Any] | None) -> dict[str, Any]:
+    """A manifest row: what it is, and what became of it. Nothing of when, where and by whom it was rendered."""
+    row = {"message": "", "shard": ""} | {key: value for key, value in planned.items() if key != "path"}
+    row |= {key: facts[key] for key in _FROM_OBJECT} if facts else {"measures": {}, "tags": []}
+    if planned["state"] != "planned":  # refused by the plan
+        return row
+    message = outcome.message.partition(" | stderr: ")[0]
+    return row | {"state": outcome.state, "reason": outcome.reason, "message": message}
+
+
+def _mark_duplicates(rows: list[dict[str, Any]], facts: dict[str, dict[str, Any]]) -> None:
+    """Refuse duplicates among the finished rows, and bring each group of look-alikes to one side of the split."""
+    finished = [row for row in rows if row["state"] == "done"]
+    keys = [facts[row["uid"]] | {"split": row["split"]} for row in finished]
+    for row, marked in zip(finished, duplicates.mark(keys), strict=True):
+        row |= {"split": marked["split"], "group": marked["group"], "dup_of": marked["dup_of"]}
+        if marked["dup_of"]:
+            row |= {"state": "refused", "reason": str(Reason.DUPLICATE), "message": f"as '{marked['dup_of']}'"}
+
+
+def _engines(facts: Any) -> list[dict[str, Any]]:
+    """The different engines behind a split; more than one means that versions differed among the workers."""
+    found = sorted({json.dumps(entry["engine"], sort_keys=True) for entry in facts})
+    if len(found) > 1:
+        log.warning("%d different engines rendered these objects: %s", len(found), "; ".join(found))
+    return [json.loads(engine) for engine in found]
+
+
+def _clear(folder: Path) -> None:
+    """Remove the shards of a split that has no objects any more."""
+    for name in (INDEX, "record.json", MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+    for shard in folder.glob("shard-*.tar"):
+        shard.unlink()
+
+
+def _content(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of the files that make up a split."""
+    paths = [*folder.glob("shard-*.tar"), folder / INDEX, folder / MANIFEST]
+    return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()}

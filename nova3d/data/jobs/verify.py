@@ -1,0 +1,115 @@
+"""Checking packed shards: quickly against their index, or bit by bit and picture by picture."""
+
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from nova3d import normals
+from nova3d.cameras import Cameras
+from nova3d.data.jobs.devices import core_count
+from nova3d.data.jobs.pack import SPLITS
+from nova3d.data.shards import INDEX, ShardReader, read_picture
+from nova3d.errors import InputError
+from nova3d.utils import provenance
+
+# Shares of pixels; the rest is rims, where coverage and the mean normal may vanish at different places.
+_COVERED_WITH_NORMAL = 0.95
+_EMPTY_WITHOUT_NORMAL = 0.999
+
+
+@dataclass(frozen=True)
+class Verified:
+    """objects, shards: how many were checked. problems: one line each, naming object or shard."""
+
+    objects: int
+    shards: int
+    problems: list[str]
+
+
+def verify(folder: str | Path, deep: bool = False, progress: Callable[[int, int, str], None] | None = None) -> Verified:
+    """Check a job's train/ and val/, or one shard folder.
+
+    Quick: every shard is there with its size, and every member's tar header stands where the index says. `deep` also
+    reads everything: checksums of members and of whole shards, every picture decodes and has the rig's size, masks and
+    normals agree. Raises InputError where there is nothing to verify or an index cannot be read.
+    """
+    folder = Path(folder)
+    parts = [folder / split for split in SPLITS if (folder / split / INDEX).is_file()]
+    readers = [ShardReader(part) for part in parts or [folder]]
+    total, done = sum(map(len, readers)), 0
+    problems: list[str] = []
+    check = _check_deeply if deep else _check_headers
+    with ThreadPoolExecutor(core_count() if deep else 1) as threads:
+        for reader in readers:
+            problems += _check_files(reader, deep)
+            for complaint in threads.map(partial(check, reader), range(len(reader))):
+                problems += [complaint] if complaint else []
+                done += 1
+                if progress:
+                    progress(done, total, f"{len(problems)} problems")
+    shards = {(reader.folder, sample["shard"]) for reader in readers for sample in reader.samples}
+    return Verified(total, len(shards), problems)
+
+
+def _check_files(reader: ShardReader, deep: bool) -> Iterator[str]:
+    for name, shard in reader.index.get("shards", {}).items():
+        path = reader.folder / name
+        if not path.is_file():
+            yield f"shard '{path}' is missing"
+        elif path.stat().st_size != shard["bytes"]:
+            yield f"shard '{path}' has {path.stat().st_size} bytes, the index says {shard['bytes']}"
+        elif deep and provenance.hash_file(path) != shard["sha256"]:
+            yield f"shard '{path}' does not fit its SHA-256"
+
+
+def _check_headers(reader: ShardReader, row: int) -> str:
+    """What is wrong with the tar headers of a sample, "" for nothing."""
+    sample = reader.samples[row]
+    path = reader.folder / sample["shard"]
+    try:
+        with path.open("rb") as file:
+            for name, (offset, size) in sample["members"].items():
+                file.seek(offset - tarfile.BLOCKSIZE)
+                header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "strict")
+                if (header.name, header.size) != (f"{sample['uid']}.{name}", size):
+                    return f"object '{sample['uid']}': '{name}' is not where the index of '{path}' says"
+    except (OSError, tarfile.TarError) as error:
+        return f"object '{sample['uid']}': '{path}' is damaged: {error}"
+    return ""
+
+
+def _check_deeply(reader: ShardReader, row: int) -> str:
+    if complaint := _check_headers(reader, row):
+        return complaint
+    uid = reader.samples[row]["uid"]
+    try:
+        members = reader.read(row)
+        return next((f"object '{uid}': {fault}" for fault in _picture_faults(members, reader.cameras)), "")
+    except (InputError, UnidentifiedImageError, OSError, SyntaxError, KeyError) as error:
+        return f"object '{uid}': {error}"
+
+
+def _picture_faults(members: Mapping[str, bytes], cameras: Cameras) -> Iterator[str]:
+    for view in range(len(cameras)):
+        rgba = read_picture(members[f"rgb.{view:03d}.png"])
+        encoded = read_picture(members[f"normal.{view:03d}.png"])
+        shape = (cameras.height, cameras.width)
+        if rgba.shape != (*shape, 4) or encoded.shape != (*shape, 3):
+            yield f"view {view} has the shapes {tuple(rgba.shape)} and {tuple(encoded.shape)}, the rig is {shape}"
+            return
+        length = normals.decode(encoded)[1].numpy()
+        alpha: Any = rgba[..., 3].numpy()
+        with_normal, without = _share(length[alpha == 255] > 0.5), _share(length[alpha == 0] < 0.5)
+        if with_normal < _COVERED_WITH_NORMAL or without < _EMPTY_WITHOUT_NORMAL:
+            yield f"view {view}: mask and normals disagree ({with_normal:.3f} inside, {without:.3f} outside)"
+
+
+def _share(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else 1.0

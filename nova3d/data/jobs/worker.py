@@ -1,0 +1,164 @@
+"""The worker program of the render pool: one engine, one object at a time, JSON lines in and out.
+
+`python -m nova3d.data.jobs.worker --config FILE --writer NAME` reads requests from stdin and answers on what was its
+stdout; both are taken away at the start, so that whatever a library prints lands in the log (stderr).
+
+in:  {"asset": {...}, "path": FILE, "target": TAR}
+out: {"event": "ready", "engine": {...}} once, then per object {"event": "beat", "views": n} and
+     {"event": "end", "uid": ..., "state": "done" | "refused" | "failed", "reason": ..., "message": ...};
+     {"event": "fault", "reason": ..., "message": ...} where the engine cannot start.
+"""
+
+import argparse
+import ctypes
+import errno
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nova3d import config as configs
+from nova3d.cameras import Cameras
+from nova3d.data import duplicates
+from nova3d.data.assets import Asset
+from nova3d.data.filters import inspect
+from nova3d.data.jobs.config import RenderConfig, rig_digest
+from nova3d.data.shards import encode_pictures, write_object
+from nova3d.errors import InputError
+from nova3d.rendering.engine import Engine, make_engine
+from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.utils import provenance
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PR_SET_PDEATHSIG = 1
+_LONGEST_MESSAGE = 400
+_GRACE_SECONDS = 20.0
+
+Send = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a worker keeps from object to object. writer: names its temporary files."""
+
+    config: RenderConfig
+    engine: Engine
+    cameras: Cameras
+    writer: str
+
+    def render(self, asset: Asset, path: Path, target: Path, send: Send) -> dict[str, Any]:
+        """Render `path` into the tar `target`; returns state, reason and message, and raises nothing."""
+        try:
+            return self._render(asset, path, target, send)
+        except RenderFault as fault:
+            reason, message = fault.reason, str(fault)
+        except InputError as error:  # an engine's loader says so of a file it cannot use
+            reason, message = Reason.PARSE_ERROR, str(error)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            reason, message = Reason.OUT_OF_MEMORY, f"out of memory: {error}"
+        except Exception as error:  # one broken mesh must not end a job of thousands
+            traceback.print_exc()
+            full = isinstance(error, OSError) and error.errno in _DISK_FULL
+            reason = Reason.WRITE_ERROR if full else Reason.CRASH
+            message = f"{type(error).__name__}: {error}"
+        state = "failed" if reason.transient else "refused"
+        return {"state": state, "reason": reason, "message": _one_line(message, path)}
+
+    def _render(self, asset: Asset, path: Path, target: Path, send: Send) -> dict[str, Any]:
+        digest = provenance.hash_file(path)
+        rendered = self.engine.render(path, self.cameras, lambda views: send({"event": "beat", "views": views}))
+        findings = inspect(rendered, self.cameras, self.config.filters)
+        if findings.reject is not None:
+            raise RenderFault(findings.reject, findings.message)
+        facts = replace(asset, sha256=digest, size_bytes=path.stat().st_size).to_row() | {
+            "rig": rig_digest(self.cameras),
+            "engine": self.engine.describe(),
+            "facts": rendered.facts,
+            "measures": findings.measures,
+            "tags": sorted(findings.tags),
+            **duplicates.fingerprint(rendered.rgba, path),
+        }
+        facts.pop("path")  # says where it was, not what it is
+        members = encode_pictures(asset.uid, rendered.rgba, rendered.normals, facts)
+        send({"event": "beat", "views": len(self.cameras)})
+        try:
+            write_object(target, members, self.writer)
+        except OSError as error:
+            raise RenderFault(Reason.WRITE_ERROR, f"cannot write '{target}': {error.strerror}") from error
+        return {"state": "done", "reason": "", "message": ""}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--config", required=True, help="a RenderConfig as YAML")
+    arguments.add_argument("--writer", required=True, help="name of this worker in temporary file names")
+    arguments.add_argument("--parent", type=int, required=True, help="process id of who started it")
+    options = arguments.parse_args()
+    die_with(options.parent)
+    requests, send = _private_pipes()
+    try:
+        config = configs.load(RenderConfig, options.config)
+        torch.set_num_threads(max(1, config.engine.threads))
+        bench = Bench(config, make_engine(config.engine), config.cameras(), options.writer)
+    except InputError as error:
+        reason = error.reason if isinstance(error, RenderFault) else Reason.CRASH
+        send({"event": "fault", "reason": reason, "message": " ".join(str(error).split())})
+        return
+    send({"event": "ready", "engine": bench.engine.describe()})
+    try:
+        while (request := requests.get()) is not None:
+            asset = Asset.from_row(request["asset"])
+            end = bench.render(asset, Path(request["path"]), Path(request["target"]), send)
+            send({"event": "end", "uid": asset.uid, **end})
+    finally:
+        bench.engine.close()
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies (Linux; elsewhere the end of stdin does)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def _private_pipes() -> tuple["queue.SimpleQueue[dict[str, Any] | None]", Send]:
+    """Requests and the function that answers them; stdin and stdout become empty and the log."""
+    incoming, outgoing = os.dup(0), os.dup(1)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        with os.fdopen(incoming) as lines:
+            for line in lines:
+                requests.put(json.loads(line))
+        requests.put(None)
+        time.sleep(_GRACE_SECONDS)
+        os.killpg(0, signal.SIGKILL)  # still at work: the parent is gone, and nobody would ever end this
+
+    def send(message: dict[str, Any]) -> None:
+        os.write(outgoing, json.dumps(message).encode() + b"\n")
+
+    threading.Thread(target=read, daemon=True).start()
+    return requests, send
+
+
+def _one_line(message: str, path: Path) -> str:
+    """Without line ends and without the folder of the mesh, which differs from run to run."""
+    return " ".join(message.replace(str(path), path.name).split())[:_LONGEST_MESSAGE]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Metrics on pictures, normal maps and masks."""
+
+from nova3d.metrics.views import (
+    MAX_PSNR,
+    NORMAL_WITHIN_DEG,
+    foreground_psnr,
+    foreground_ssim,
+    mask_iou,
+    normal_angle,
+    psnr,
+    registered_psnr,
+    ssim,
+    task_iou,
+)
+
+__all__ = [
+    "MAX_PSNR",
+    "NORMAL_WITHIN_DEG",
+    "foreground_psnr",
+    "foreground_ssim",
+    "mask_iou",
+    "normal_angle",
+    "psnr",
+    "registered_psnr",
+    "ssim",
+    "task_iou",
+]

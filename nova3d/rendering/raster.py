@@ -1,0 +1,245 @@
+"""The portable render engine: a z-buffer in plain torch, the same code on CPU and CUDA.
+
+Every triangle is expanded into the pixels of its bounding box; the nearest hit per pixel is the minimum of a
+64-bit key (depth, face), which makes the result independent of the order of execution. Surfaces are two-sided. Holes
+cut by a texture's alpha are seen through; translucent surfaces are drawn opaque and their opacity is measured.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nova3d.cameras import Cameras
+from nova3d.errors import InputError
+from nova3d.images import linear_to_srgb, srgb_to_linear
+from nova3d.rendering.meshes import Mesh
+
+Light = Literal["studio", "flat"]
+
+_CHUNK = 1 << 21  # candidate (face, pixel) pairs at a time; bounds memory to about 300 MB
+_NEAR = 1e-3
+_EMPTY = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Pictures of one mesh: rgba [v,h,w,4] straight-alpha sRGB, normals [v,h,w,3] unit world normals facing the
+    camera (zero on background), depth [v,h,w] along the viewing axis in world units (0 on background). opacity: mean of
+    the surfaces' own alpha over the covered samples, 1 where nothing is translucent."""
+
+    rgba: Tensor
+    normals: Tensor
+    depth: Tensor
+    opacity: float
+
+
+def rasterize(
+    mesh: Mesh,
+    cameras: Cameras,
+    supersample: int = 3,
+    light: Light = "studio",
+    beat: Callable[[int], None] | None = None,
+) -> Raster:
+    """Draw `mesh` from every camera with supersample^2 samples per pixel, on the mesh's device.
+
+    Colours are filtered premultiplied in linear light; normals are averaged over the covered samples and
+    renormalised; depth is the covered samples' mean. `beat` is called with the number of views done. Raises InputError
+    where no view shows anything.
+    """
+    fine = cameras.to(mesh.vertices.device).resized(cameras.width * supersample, cameras.height * supersample)
+    textures = [srgb_to_linear(_shrink(t, 2 * max(fine.width, fine.height))) for t in mesh.textures]
+    views = []
+    for index in range(len(cameras)):
+        views.append(_draw(mesh, textures, fine[index], supersample, light))
+        if beat:
+            beat(index + 1)
+    rgba, normals, depth, opacity = (torch.stack(parts) for parts in zip(*views, strict=True))
+    if not bool((rgba[..., 3] > 0).any()):
+        raise InputError("the mesh cannot be drawn: none of its triangles covers a pixel in any view")
+    own, covered = opacity.sum(dim=0).tolist()
+    return Raster(rgba, normals, depth, own / covered)
+
+
+def _draw(
+    mesh: Mesh, textures: list[Tensor], camera: Cameras, supersample: int, light: Light
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    pixels, depth = camera.project(mesh.vertices)
+    corners, z = pixels[0].double()[mesh.faces], depth[0].double()[mesh.faces]  # f 3 2, f 3
+    perspective = camera.model == "perspective"
+    solid = None
+    if any(mesh.alphas):
+
+        def solid(face: Tensor, weights: Tensor) -> Tensor:
+            return _opacity(mesh, face, _on_surface(weights, z[face], perspective))[1]
+
+    face = nearest_faces(corners, z, camera.width, camera.height, perspective, solid)
+    hit = torch.nonzero(face.flatten() >= 0)[:, 0]
+    winner = face.flatten()[hit]
+
+    centre = torch.stack([hit % camera.width + 0.5, hit // camera.width + 0.5], dim=-1).double()
+    weights = _on_surface(barycentric(corners[winner], centre), z[winner], perspective)
+    normals = _facing_normals(mesh, winner, weights, camera)
+    linear = _albedo(mesh, textures, winner, weights) * irradiance(normals, light)[:, None]
+    surface = torch.cat([linear.clamp(0, 1), normals, (weights * z[winner].float()).sum(-1, keepdim=True)], dim=-1)
+
+    samples = surface.new_zeros(camera.height * camera.width, 8)
+    samples[hit] = torch.cat([surface, torch.ones_like(surface[:, :1])], dim=-1)
+    image = samples.reshape(1, camera.height, camera.width, 8).permute(0, 3, 1, 2)
+    mean = F.avg_pool2d(image, supersample)[0].permute(1, 2, 0)
+    alpha = mean[..., 7:]
+    covered = mean[..., :7] / alpha.clamp_min(1e-6)
+    rgba = torch.cat([linear_to_srgb(covered[..., :3]), alpha], dim=-1)
+    opacity = _opacity(mesh, winner, weights)[0].double().sum()
+    return (
+        rgba,
+        F.normalize(covered[..., 3:6], dim=-1),
+        covered[..., 6],
+        torch.stack([opacity, opacity.new_tensor(len(hit))]),
+    )
+
+
+def nearest_faces(
+    corners: Tensor,
+    z: Tensor,
+    width: int,
+    height: int,
+    perspective: bool,
+    solid: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """[h,w] int64 index of the nearest face at each pixel centre, -1 where there is none.
+
+    `solid` says of faces [n] and screen weights [n,3] whether there is a surface or a hole; None: no face has holes.
+    """
+    area = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    size = corners.new_tensor([width, height])
+    low = (corners.amin(dim=1) - 0.5).ceil().clamp_min(0)
+    high = torch.minimum((corners.amax(dim=1) - 0.5).floor(), size - 1)
+    extent = (high - low + 1).clamp_min(0).long()
+    drawable = (extent.prod(dim=-1) > 0) & (area.abs() > 1e-12) & (z.amin(dim=1) > _NEAR)
+    ids = torch.nonzero(drawable)[:, 0]
+    counts = extent[ids].prod(dim=-1)
+    buffer = torch.full((height * width,), _EMPTY, dtype=torch.int64, device=corners.device)
+    for part in _chunks(counts):
+        repeats = counts[part]
+        face = ids[part].repeat_interleave(repeats)
+        start = (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
+        local = torch.arange(len(face), device=face.device) - start
+        columns = extent[face, 0]
+        x = low[face, 0].long() + local % columns
+        y = low[face, 1].long() + local // columns
+        weights = barycentric(corners[face], torch.stack([x + 0.5, y + 0.5], dim=-1).double())
+        inside = (weights >= -1e-9).all(dim=-1)
+        face, weights, pixel = face[inside], weights[inside], (y * width + x)[inside]
+        if solid is not None:
+            there = solid(face, weights)
+            face, weights, pixel = face[there], weights[there], pixel[there]
+        depth = 1 / (weights / z[face]).sum(-1) if perspective else (weights * z[face]).sum(-1)
+        # Positive floats order as their bit patterns, so one integer minimum finds depth and face together.
+        key = (depth.float().view(torch.int32).long() << 32) | face
+        buffer.scatter_reduce_(0, pixel, key, reduce="amin")
+    return torch.where(buffer == _EMPTY, -1, buffer & 0xFFFFFFFF).reshape(height, width)
+
+
+def _chunks(counts: Tensor) -> list[slice]:
+    """Slices of faces whose candidate counts add up to about _CHUNK."""
+    if len(counts) == 0:
+        return []
+    bins = (counts.cumsum(0) - counts) // _CHUNK
+    edges = torch.nonzero(torch.diff(bins))[:, 0] + 1
+    bounds = [0, *edges.tolist(), len(counts)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+def barycentric(corners: Tensor, points: Tensor) -> Tensor:
+    """Weights [n,3] of points [n,2] in triangles [n,3,2]; all non-negative inside, whatever the winding."""
+    a, b, c = corners.unbind(dim=1)
+    area = _cross(b - a, c - a)
+    v = _cross(points - a, c - a) / area
+    w = _cross(b - a, points - a) / area
+    return torch.stack([1 - v - w, v, w], dim=-1)
+
+
+def _on_surface(weights: Tensor, z: Tensor, perspective: bool) -> Tensor:
+    """Screen-space weights [n,3] of corners at depths z [n,3] as float weights on the triangle itself."""
+    if perspective:  # screen-space weights are affine in 1/z
+        weights = weights / z
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights.float()
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def _facing_normals(mesh: Mesh, face: Tensor, weights: Tensor, camera: Cameras) -> Tensor:
+    """Interpolated unit normals [n,3] on the side of the surface that the camera sees.
+
+    The side is decided by the flat face, not by the interpolated normal: near a silhouette a smooth normal may
+    point slightly away and must not be reversed.
+    """
+    corners = mesh.vertices[mesh.faces[face]]  # n 3 3
+    flat = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    to_camera = camera.c2w[0, :3, 2].expand_as(flat)
+    if camera.model == "perspective":
+        to_camera = camera.c2w[0, :3, 3] - corners.mean(dim=1)
+    flat = flat * torch.where((flat * to_camera).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+    smooth = F.normalize((weights[..., None] * mesh.normals[mesh.faces[face]]).sum(dim=1), dim=-1)
+    return smooth * torch.where((smooth * flat).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+
+
+def _albedo(mesh: Mesh, textures: list[Tensor], face: Tensor, weights: Tensor) -> Tensor:
+    """Linear base colour [n,3]: bilinear texture lookup times vertex colour."""
+    colour = srgb_to_linear((weights[..., None] * mesh.colours[mesh.faces[face]]).sum(dim=1))
+    for index, texture in enumerate(textures):
+        at = torch.nonzero(mesh.face_material[face] == index)[:, 0]
+        colour[at] *= _lookup(mesh, texture, face[at], weights[at])
+    return colour
+
+
+def _opacity(mesh: Mesh, face: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The surfaces' own alpha [n], 1 where they are drawn whole, and [n] bool: surface, not a hole."""
+    opacity = weights.new_ones(len(face))
+    solid = torch.ones_like(opacity, dtype=torch.bool)
+    for index, alpha in enumerate(mesh.alphas):
+        if alpha is not None:
+            at = torch.nonzero(mesh.face_material[face] == index)[:, 0]
+            values = _lookup(mesh, alpha.values, face[at], weights[at])[:, 0]
+            solid[at] = values >= alpha.hole
+            if alpha.blended:
+                opacity[at] = values
+    return opacity, solid
+
+
+def _lookup(mesh: Mesh, texture: Tensor, face: Tensor, weights: Tensor) -> Tensor:
+    """Bilinear values [n,c] of a texture [h,w,c] at points given by faces and weights on them; textures repeat."""
+    uv = (weights[..., None] * mesh.uv[mesh.faces[face]]).sum(dim=1) % 1.0
+    grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], dim=-1)[None, None]
+    picture = texture.permute(2, 0, 1)[None]
+    return F.grid_sample(picture, grid, padding_mode="border", align_corners=False)[0, :, 0].T
+
+
+def irradiance(normals: Tensor, light: Light) -> Tensor:
+    """Light [n] reaching surfaces with world normals [n,3], relative to full white.
+
+    `flat`: 1 everywhere, the picture is the base colour. `studio`: ambient, a key light from the upper right
+    front, a weaker fill from the lower left back, brighter from above; fixed in the world, no shadows.
+    """
+    if light == "flat":
+        return normals.new_ones(normals.shape[:-1])
+    key = F.normalize(normals.new_tensor([0.35, 0.65, 0.67]), dim=0)
+    fill = F.normalize(normals.new_tensor([-0.5, 0.3, -0.8]), dim=0)
+    lit = 0.45 * (normals @ key).clamp_min(0) + 0.25 * (normals @ fill).clamp_min(0)
+    return 0.40 + lit + 0.10 * normals[..., 1]
+
+
+def _shrink(texture: Tensor, largest: int) -> Tensor:
+    """Box-filter a texture far finer than the picture, which would alias under the sample pattern."""
+    factor = max(texture.shape[:2]) // largest
+    if factor < 2:
+        return texture
+    return F.avg_pool2d(texture.permute(2, 0, 1)[None], factor, ceil_mode=True)[0].permute(1, 2, 0)

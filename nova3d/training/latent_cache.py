@@ -1,0 +1,237 @@
+"""The latent cache: what the frozen networks make of every object, written once and read by every epoch.
+
+A folder of `latents-00000.safetensors ...`, 256 objects each in the shards' order, and `manifest.json`. Of an object
+UID there are `UID/rgb` float16 [v,8,h,w], moments in rendered order, and for every input view N that was asked for
+`UID/normal.N` float16 [v,8,h,w], moments of the normal maps in N's frame starting at N, `UID/embed.N` float16 [1,d],
+the CLIP embedding of the clean picture (not without a frozen image encoder), and `UID/picture.N` uint8 [3,H,W].
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
+
+from nova3d import images
+from nova3d.data.augment import UNCHANGED, Augmentation
+from nova3d.data.multiview import MultiViewDataset
+from nova3d.data.shards import replace_text, shard_hash
+from nova3d.errors import InputError
+from nova3d.models.autoencoder import VideoAutoencoder, encode_moments
+from nova3d.models.conditioning import clip_pixels
+from nova3d.training.latents import Item
+from nova3d.utils import provenance
+from nova3d.views import ViewSet
+
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+OBJECTS_PER_FILE = 256
+# Raise it when what is encoded changes: composite on white, normals in the input view's frame, CLIP's pixels.
+PREPROCESSING = 1
+
+
+def identity(
+    dataset: MultiViewDataset, vae: VideoAutoencoder, image_encoder: CLIPVisionModelWithProjection | None
+) -> dict[str, Any]:
+    """What a cache depends on; image_encoder None where embeddings are not cached."""
+    rig = dataset.reader.cameras
+    return {
+        "preprocessing": PREPROCESSING,
+        "vae": weights_hash(vae.encoder, vae.quant_conv),
+        "image_encoder": weights_hash(image_encoder) if image_encoder is not None else "",
+        "rig": provenance.hash_json(rig.to_transforms()),
+        "size": rig.width,
+        "shards": shard_hash(dataset.reader.samples),
+    }
+
+
+def weights_hash(*modules: nn.Module) -> str:
+    """16 hex digits of the SHA-256 of names and float32 values."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def build_cache(
+    folder: str | Path,
+    dataset: MultiViewDataset,
+    vae: VideoAutoencoder,
+    image_encoder: CLIPVisionModelWithProjection | None,
+    part: tuple[int, int] = (0, 1),
+    objects_per_file: int = OBJECTS_PER_FILE,
+    on_corrupt: str = "fail",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Path:
+    """Encode every object of `dataset` for each of its input views; files that are there are left alone.
+
+    part: (i, n), this process writes the files i, i + n, ... The networks' device and types are used as they are.
+    on_corrupt: "skip" leaves objects out that cannot be read, naming them in the log; with "fail" they are InputErrors.
+    Raises InputError also where the folder holds a cache of something else or cannot be written.
+    """
+    folder = Path(folder)
+    manifest = identity(dataset, vae, image_encoder) | {
+        "input_views": sorted(dataset.input_views),
+        "objects_per_file": objects_per_file,
+        "uids": [sample["uid"] for sample in dataset.reader.samples],
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / MANIFEST).is_file():
+            _compare(_read_manifest(folder), manifest, folder)
+        elif part[0] == 0:
+            record = provenance.record("cache_latents")
+            replace_text(folder / MANIFEST, json.dumps(manifest | {"record": record}))
+        files = _files(folder, len(dataset), objects_per_file)
+        mine = list(range(part[0], len(files), part[1]))
+        for done, index in enumerate(mine):
+            if not files[index].is_file():
+                first = index * objects_per_file
+                tensors: dict[str, Tensor] = {}
+                for row in range(first, min(first + objects_per_file, len(dataset))):
+                    try:
+                        tensors |= _encode(dataset, row, vae, image_encoder)
+                    except InputError as error:
+                        if on_corrupt == "fail":
+                            raise
+                        log.warning("object '%s' is left out: %s", manifest["uids"][row], error)
+                _write(files[index], tensors)
+            if progress:
+                progress(done + 1, len(mine), files[index].name)
+    except OSError as error:
+        raise InputError(f"cannot write the latent cache '{folder}': {error}") from error
+    return folder
+
+
+class LatentCache:
+    """Items with moments from a cache folder; of the dataset only the index is read. Use it from one thread.
+
+    Raises InputError where the cache is incomplete or made with anything else than `expected`, naming what differs.
+    """
+
+    def __init__(self, folder: str | Path, dataset: MultiViewDataset, expected: dict[str, Any]):
+        self.folder, self.dataset = Path(folder), dataset
+        manifest = _read_manifest(self.folder)
+        if not expected["image_encoder"]:  # one that is trained makes its own embeddings
+            expected = expected | {"image_encoder": manifest["image_encoder"]}
+        _compare(manifest, expected, self.folder)
+        lacking = sorted(set(dataset.input_views) - set(manifest["input_views"]))
+        if lacking:
+            raise InputError(
+                f"latent cache '{folder}' has the input views {manifest['input_views']}, not {lacking[0]}: set "
+                "data.input_views to what it has, or make another with scripts/cache_latents.py"
+            )
+        files = _files(self.folder, len(manifest["uids"]), manifest["objects_per_file"])
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise InputError(
+                f"latent cache '{folder}' is not finished: {len(missing)} of {len(files)} files are missing, the first "
+                f"is {missing[0]}; run scripts/cache_latents.py again"
+            )
+        self.with_embeds = bool(manifest["image_encoder"])
+        per_file = manifest["objects_per_file"]
+        self._file = {uid: files[index // per_file] for index, uid in enumerate(manifest["uids"])}
+        self._handles: dict[Path, Any] = {}
+        self._cameras: dict[int, Tensor] = {}
+
+    def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
+        if change != UNCHANGED:
+            raise InputError(f"latent cache '{self.folder}' holds objects as they were rendered, not augmented ones")
+        uid = self.dataset.reader.samples[row]["uid"]
+        path = self._file[uid]
+        try:
+            if path not in self._handles:
+                self._handles[path] = safe_open(path, "pt")
+            read = self._handles[path].get_tensor
+            rgb, normal = read(f"{uid}/rgb"), read(f"{uid}/normal.{input_view}")
+            picture = read(f"{uid}/picture.{input_view}").float() / 127.5 - 1
+            embeds = read(f"{uid}/embed.{input_view}").float() if self.with_embeds else None
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"latent file '{path}' is damaged at object '{uid}' ({error}); delete it and run "
+                "scripts/cache_latents.py again"
+            ) from error
+        moments = torch.stack([rgb.roll(-input_view, dims=0), normal])
+        return Item(uid, input_view, picture, self._angles(input_view), moments=moments, embeds=embeds)
+
+    def _angles(self, input_view: int) -> Tensor:
+        """[v,2] of the rig seen from an input view, by the same path as the shards' views."""
+        if input_view not in self._cameras:
+            rig = self.dataset.reader.cameras
+            blank = torch.zeros(len(rig), rig.height, rig.width)
+            views = ViewSet(blank[..., None].expand(-1, -1, -1, 3), blank[..., None].expand(-1, -1, -1, 3), blank, rig)
+            self._cameras[input_view] = views.rotated_to(input_view).cameras.azimuth_elevation()
+        return self._cameras[input_view]
+
+
+def _encode(
+    dataset: MultiViewDataset, row: int, vae: VideoAutoencoder, image_encoder: CLIPVisionModelWithProjection | None
+) -> dict[str, Tensor]:
+    uid = dataset.reader.samples[row]["uid"]
+    rendered = dataset.reader.views(row)
+    entries = {f"{uid}/rgb": _moments(vae, rendered.rgb * 2 - 1)}
+    for view in dataset.input_views:
+        entries[f"{uid}/normal.{view}"] = _moments(vae, rendered.rotated_to(view).normals)
+        pixels = torch.from_numpy(images.to_uint8(rendered.rgb[view])).permute(2, 0, 1).contiguous()
+        entries[f"{uid}/picture.{view}"] = pixels
+        if image_encoder is not None:
+            with torch.no_grad():
+                clip = clip_pixels(pixels[None].to(vae.device).float() / 127.5 - 1, image_encoder.config.image_size)
+                embeds = image_encoder(clip.to(image_encoder.dtype)).image_embeds
+            entries[f"{uid}/embed.{view}"] = embeds.half().cpu()
+    return entries
+
+
+def _moments(vae: VideoAutoencoder, frames: Tensor) -> Tensor:
+    """float16 [v,8,h,w] on the CPU of frames [v,H,W,3] in [-1,1]."""
+    return encode_moments(vae, frames.permute(0, 3, 1, 2).to(vae.device, vae.dtype)).half().cpu().contiguous()
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    aside = path.with_suffix(".part")
+    try:
+        save_file(tensors, aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except SafetensorError as error:  # how safetensors says that the disk is full
+        aside.unlink(missing_ok=True)
+        raise OSError(str(error)) from error
+
+
+def _files(folder: Path, objects: int, per_file: int) -> list[Path]:
+    return [folder / f"latents-{index:05d}.safetensors" for index in range(-(-objects // per_file))]
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"'{folder}' is not a latent cache (no {MANIFEST}); make one with scripts/cache_latents.py")
+    try:
+        manifest = json.loads(path.read_text())
+        for key in ("preprocessing", "vae", "image_encoder", "rig", "size", "shards", "input_views", "uids"):
+            manifest[key]
+        return manifest
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: broken manifest: {error!r}") from error
+
+
+def _compare(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
+    """Raise InputError naming the first key of `here` in which the cache differs."""
+    for key, value in here.items():
+        if there.get(key) != value:
+            shown = (there.get(key), value) if key != "uids" else ("other objects", "these")
+            raise InputError(
+                f"latent cache '{folder}' was made with another '{key}' ({shown[0]}, this run has {shown[1]}); make "
+                "one for this run with scripts/cache_latents.py"
+            )

@@ -1,0 +1,105 @@
+"""What the machine has: the torchvision repair, optional packages, checksums of a folder."""
+
+import importlib
+import importlib.util
+import logging
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from nova3d.errors import InputError
+from nova3d.utils import provenance
+
+_log = logging.getLogger(__name__)
+
+TorchvisionState = Literal["absent", "sound", "repaired"]
+
+# Declared by torchvision's C++ library; without it the package's own Python fails at import when it adds to them.
+_OPERATORS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+
+
+@cache
+def ensure_torchvision() -> TorchvisionState:
+    """Make `import torchvision` work where its C++ library does not fit torch; call before importing diffusers.
+
+    diffusers and transformers import torchvision whenever it is installed, and one built for another torch (the
+    CUDA wheel beside a CPU torch) fails with "operator torchvision::nms does not exist" and takes them down with
+    it. Declaring the missing operators lets the pure Python parts load; calling such an operator still fails.
+    Does nothing where torchvision is absent or sound. Raises InputError where it is broken in another way.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return "absent"
+    error = _import_error()
+    if error is None:
+        return "sound"
+    declared = [name for name in _OPERATORS if f"operator torchvision::{name} does not exist" in str(error)]
+    if declared:
+        _declare_operators()
+        _forget("torchvision")
+        error = _import_error()
+    if error is not None:
+        raise InputError(
+            f"torchvision is installed but cannot be imported ({_first_line(error)}): "
+            "uninstall it, or install the release built for this torch"
+        ) from error
+    _log.warning("torchvision's compiled operators do not fit this torch; its Python parts are used without them")
+    return "repaired"
+
+
+@cache
+def _declare_operators() -> object:
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name, schema in _OPERATORS.items():
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(schema)
+    return library  # kept by the cache: operators vanish with the library that declared them
+
+
+def _import_error() -> Exception | None:
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        return error
+    return None
+
+
+def _forget(package: str) -> None:
+    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+        del sys.modules[name]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def has(package: str) -> bool:
+    """Whether a top-level package can be found; nothing is imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def verify_checksums(folder: str | Path) -> list[str]:
+    """One line per file of `folder` that does not fit its SHA256SUMS (`sha256sum` format); empty when all fit.
+
+    Raises InputError where the folder or its SHA256SUMS is missing or unreadable.
+    """
+    sums = Path(folder) / "SHA256SUMS"
+    if not sums.is_file():
+        raise InputError(f"'{folder}' has no SHA256SUMS to check its files against")
+    faults = []
+    for number, line in enumerate(sums.read_text().splitlines(), start=1):
+        expected, _, name = line.partition(" ")
+        name = name.lstrip(" *")
+        if len(expected) != 64 or not name:
+            raise InputError(f"{sums}, line {number}: not of the form 'SHA256  FILE'")
+        path = Path(folder) / name
+        if not path.is_file():
+            faults.append(f"{path} is missing")
+        elif provenance.hash_file(path) != expected:
+            faults.append(f"{path} differs from its checksum (an incomplete download or a Git LFS pointer?)")
+    return faults

@@ -1,0 +1,80 @@
+"""The run record: what made an output. Written into every folder, mesh and picture this project produces."""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nova3d
+
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "trimesh", "xatlas")
+
+
+def record(stage: str, config: Mapping[str, Any] | None = None, **facts: Any) -> dict[str, Any]:
+    """A JSON-ready record: stage, config and its hash, commit, versions, platform, command, time and `facts`.
+
+    `facts` are the stage's own: seeds, input and weights hashes, timings.
+    """
+    return {
+        "stage": stage,
+        "nova3d": nova3d.__version__,
+        "commit": commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: metadata.version(name) for name in _PACKAGES if _installed(name)},
+        "config": dict(config or {}),
+        "config_hash": hash_json(dict(config or {})),
+        **facts,
+    }
+
+
+def write(folder: str | Path, entry: Mapping[str, Any]) -> Path:
+    """Write `entry` as folder/record.json."""
+    path = Path(folder) / "record.json"
+    path.write_text(json.dumps(entry, indent=1, sort_keys=True, default=str))
+    return path
+
+
+def commit() -> str:
+    """The git commit of this checkout, with `-dirty` where tracked files differ; "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("-dirty" if changes else "")
+
+
+def hash_json(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file, hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""The torchvision repair, against a fake package that breaks as the CUDA wheel does beside a CPU torch."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nova3d.errors import InputError
+from nova3d.utils import compat
+
+IMPORT_UNET = "from diffusers import UNetSpatioTemporalConditionModel as m; print('imported', m.__name__)"
+ENSURE = "from nova3d.utils.compat import ensure_torchvision as e; print(e(), e());"
+
+# Registering a fake kernel for an operator nobody declared raises the very error the real wheel does.
+INIT = """
+from . import _meta_registrations, io, transforms
+__version__ = "0.28.0"
+"""
+META = """
+import torch
+@torch.library.register_fake("torchvision::nms")
+def nms(dets, scores, iou_threshold):
+    return scores
+@torch.library.register_fake("torchvision::qnms")
+def qnms(dets, scores, iou_threshold):
+    return scores
+"""
+# transformers takes many names from here; which ones changes with its release, so any name is served.
+TRANSFORMS = """
+import enum
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {})
+class InterpolationMode(enum.Enum):
+    NEAREST = "nearest"
+    NEAREST_EXACT = "nearest-exact"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    BOX = "box"
+    HAMMING = "hamming"
+    LANCZOS = "lanczos"
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Path:
+    """A folder for PYTHONPATH that holds a torchvision whose operators are not declared."""
+    package = tmp_path / "torchvision"
+    for folder in ("transforms", "transforms/v2", "io"):
+        (package / folder).mkdir(parents=True)
+        (package / folder / "__init__.py").write_text("")
+    (package / "__init__.py").write_text(INIT)
+    (package / "_meta_registrations.py").write_text(META)
+    (package / "transforms/__init__.py").write_text("from .functional import InterpolationMode\n")
+    (package / "transforms/functional.py").write_text(TRANSFORMS)
+    (package / "transforms/v2/functional.py").write_text(TRANSFORMS)
+    information = tmp_path / "torchvision-0.28.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n")
+    return tmp_path
+
+
+def python(program: str, path: Path) -> "subprocess.CompletedProcess[str]":
+    root = Path(compat.__file__).resolve().parent.parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(root)]), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+
+
+def test_without_the_repair_a_broken_torchvision_takes_diffusers_down(fake: Path) -> None:
+    done = python(IMPORT_UNET, fake)
+    assert done.returncode != 0
+    assert "operator torchvision::nms does not exist" in done.stderr
+
+
+def test_with_the_repair_diffusers_imports_and_the_log_says_so_once(fake: Path) -> None:
+    done = python(ENSURE + IMPORT_UNET, fake)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["repaired repaired", "imported UNetSpatioTemporalConditionModel"]
+    assert done.stderr.count("do not fit this torch") == 1
+
+
+def test_the_repair_works_after_a_first_failed_import(fake: Path) -> None:
+    program = "import contextlib\nwith contextlib.suppress(RuntimeError):\n    import torchvision\n" + ENSURE
+    assert python(program + "import torchvision.io", fake).stdout.split() == ["repaired", "repaired"]
+
+
+def test_a_sound_torchvision_is_left_alone(fake: Path) -> None:
+    (fake / "torchvision/_meta_registrations.py").write_text("")
+    done = python(ENSURE + "import torch; print(hasattr(torch.ops.torchvision, 'nms'))", fake)
+    assert done.stdout.split() == ["sound", "sound", "False"]
+    assert done.stderr == ""
+
+
+def test_another_breakage_is_named_and_not_hidden(fake: Path) -> None:
+    (fake / "torchvision/_meta_registrations.py").write_text("raise ImportError('libcudart is gone')")
+    done = python(ENSURE, fake)
+    assert done.returncode != 0
+    assert "InputError: torchvision is installed but cannot be imported (libcudart is gone)" in done.stderr
+
+
+def test_absent_torchvision_is_fine(tmp_path: Path) -> None:
+    program = "import sys, importlib.util as u; f = u.find_spec; "
+    program += "u.find_spec = lambda name, *a: None if name == 'torchvision' else f(name, *a); "
+    assert python(program + ENSURE, tmp_path).stdout.split() == ["absent", "absent"]
+
+
+def test_has() -> None:
+    assert compat.has("torch")
+    assert not compat.has("a_package_nobody_has")
+
+
+def test_checksums(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no SHA256SUMS"):
+        compat.verify_checksums(tmp_path)
+    (tmp_path / "unet").mkdir()
+    for name in ("unet/a.bin", "b.json"):
+        (tmp_path / name).write_bytes(name.encode())
+    lines = [f"{hashlib.sha256(n.encode()).hexdigest()}  {n}" for n in ("unet/a.bin", "b.json")]
+    (tmp_path / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    assert compat.verify_checksums(tmp_path) == []
+    (tmp_path / "unet/a.bin").write_bytes(b"changed")
+    (tmp_path / "b.json").unlink()
+    first, second = compat.verify_checksums(tmp_path)
+    assert "a.bin differs" in first
+    assert "b.json is missing" in second
+    (tmp_path / "SHA256SUMS").write_text("nonsense\n")
+    with pytest.raises(InputError, match="line 1"):
+        compat.verify_checksums(tmp_path)

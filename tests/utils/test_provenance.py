@@ -1,0 +1,70 @@
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nova3d
+from nova3d.utils import provenance
+
+GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+
+
+def commit_seen_by(root: Path) -> str:
+    """What provenance.commit() says when the package lies under `root`."""
+    program = "from nova3d import provenance; print(provenance.commit())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the package's ground floor outside any checkout."""
+    package = tmp_path / "nova3d"
+    package.mkdir()
+    for name in ("__init__.py", "provenance.py"):
+        shutil.copy(Path(nova3d.__file__).parent / name, package / name)
+    return tmp_path
+
+
+def test_commit_of_a_checkout_clean_and_changed(copy: Path) -> None:
+    assert commit_seen_by(copy) == "unknown"
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*GIT, *arguments], cwd=copy, check=True)
+    done = subprocess.run([*GIT, "rev-parse", "HEAD"], cwd=copy, capture_output=True, text=True, check=True)
+    head = done.stdout.strip()
+    assert len(head) == 40
+    (copy / "untracked.txt").write_text("outputs do not make a checkout dirty")
+    assert commit_seen_by(copy) == head
+    with (copy / "nova3d/__init__.py").open("a") as file:
+        file.write("\n")
+    assert commit_seen_by(copy) == f"{head}-dirty"
+
+
+def test_commit_is_unknown_before_the_first_one(copy: Path) -> None:
+    subprocess.run([*GIT, "init", "-q"], cwd=copy, check=True)
+    assert commit_seen_by(copy) == "unknown"
+
+
+def test_record_is_json_and_says_what_made_an_output(tmp_path: Path) -> None:
+    entry = provenance.record("sample", {"steps": 25}, seed=7, weights="abc")
+    assert entry["stage"] == "sample"
+    assert entry["nova3d"] == nova3d.__version__
+    assert entry["seed"] == 7
+    assert entry["config"] == {"steps": 25}
+    assert "torch" in entry["versions"]
+    assert json.loads(provenance.write(tmp_path, entry).read_text()) == entry
+
+
+def test_config_hash_depends_on_values_and_not_on_order() -> None:
+    assert provenance.hash_json({"a": 1, "b": 2}) == provenance.hash_json({"b": 2, "a": 1})
+    assert provenance.hash_json({"a": 1}) != provenance.hash_json({"a": 2})
+    assert len(provenance.hash_json({})) == 16
+
+
+def test_hash_file_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"nova")
+    assert provenance.hash_file(tmp_path / "x") == hashlib.sha256(b"nova").hexdigest()
