@@ -1,11 +1,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 from omegaconf import MISSING
 
 from nova3d import config
-from nova3d.config import ConfigError
+from nova3d.config import ConfigError, Sentinel
 
 
 @dataclass
@@ -118,3 +119,91 @@ def test_is_config() -> None:
     assert config.is_config(Run())
     assert not config.is_config(Run)
     assert not config.is_config({})
+
+
+@dataclass
+class Arm:
+    model: str = MISSING
+    """A model folder."""
+
+
+@dataclass
+class Base:
+    """A base class."""
+
+    seed: int = 0
+    """Of the random numbers."""
+    limit: Annotated[int | None, Sentinel(0), Sentinel(-1)] = None
+    """The most objects,
+    over all folders; null for all of a|b."""
+
+
+@dataclass
+class Study(Base):
+    """A schema with a base, a section and a mapping of sections."""
+
+    seed: int = 3
+    title: str | None = None
+    rates: list[float] = field(default_factory=lambda: [0.5, 1e-6])
+    """Learning rates."""
+    "A second literal is no text of the key."
+    anything: Any = 1.0
+    model: Model = field(default_factory=Model)
+    """Not the text of a key: sections have none."""
+    arms: dict[str, Arm] = field(default_factory=dict)
+    """What is compared."""
+
+
+def test_fields_give_every_key_with_type_default_and_the_literal_below_it() -> None:
+    assert [(key.name, key.type, key.default, key.text) for key in config.fields(Study)] == [
+        ("seed", "int", "3", "Of the random numbers."),  # the text is inherited, the default is not
+        ("limit", "int | null", "null", "The most objects, over all folders; null for all of a|b."),
+        ("title", "str | null", "null", ""),
+        ("rates", "list[float]", "[0.5, 1e-06]", "Learning rates."),
+        ("anything", "any", "1.0", ""),
+        ("model.width", "int", "32", ""),
+        ("model.dropout", "float", "0.1", ""),
+        ("model.channels", "list[int]", "[32, 64]", ""),
+        ("arms", "dict[str, Arm]", "{}", "What is compared."),
+        ("arms.NAME.model", "str", "required", "A model folder."),
+    ]
+
+
+def test_the_defaults_that_fields_prints_are_overrides_of_the_same_value() -> None:
+    keys = [key for key in config.fields(Study) if "NAME" not in key.name]
+    assert config.load(Study, overrides=[f"{key.name}={key.default}" for key in keys]) == Study()
+
+
+def test_help_and_reference_pages_show_the_same_keys() -> None:
+    text, page = config.help_text(Study, 44), config.markdown(Study)
+    assert "  limit=null (int | null)\n      The most objects, over all folders;\n      null for all of a|b.\n" in text
+    assert (
+        "| `limit` | `int \\| null` | `null` | The most objects, over all folders; null for all of a\\|b. |\n" in page
+    )
+    assert "\n\n### model\n\n| key |" in page
+    for key in config.fields(Study):
+        assert f"  {key.name}=" in text
+        assert f"| `{key.name}` |" in page
+
+
+@pytest.mark.parametrize("override", ["limit=0", "limit=-1", "limit=", "limit=null", "limit=''", "title=", "title=''"])
+def test_an_optional_key_is_unset_by_null_by_nothing_and_by_its_old_sentinel(tmp_path: Path, override: str) -> None:
+    changed = ["limit=4", "title=x"]
+    key, value = override.split("=")
+    assert getattr(config.load(Study, None, [*changed, override]), key) is None
+    assert getattr(config.load(Study, write(tmp_path, f"{key}: {value}"), []), key) is None
+    assert config.load(Study, None, [*changed, "seed=0"]) == Study(seed=0, limit=4, title="x")
+
+
+def test_a_sentinel_is_only_the_value_that_was_declared(tmp_path: Path) -> None:
+    assert config.load(Study, None, ["limit=1"]).limit == 1
+    assert config.load(Study, None, ["title='0'"]).title == "0"
+    with pytest.raises(ConfigError, match="seed"):
+        config.load(Study, None, ["seed="])
+
+
+def test_a_record_of_an_earlier_version_reads_as_todays() -> None:
+    record = config.to_dict(Study(arms={"a": Arm("x")})) | {"limit": 0, "title": ""}
+    assert config.from_dict(Study, record, "record.json") == Study(arms={"a": Arm("x")})
+    with pytest.raises(ConfigError, match=r"record\.json: unknown key 'sed'; did you mean 'seed'"):
+        config.from_dict(Study, {"sed": 1}, "record.json")
