@@ -1,0 +1,70 @@
+"""The shipped configs, protocols, models and samples, found by name in a clone as in an installed package.
+
+A clone has them in `configs/` and `assets/` beside the package, a wheel inside it (see `setup.py`).
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from nova3d.errors import InputError
+
+Kind = Literal["config", "protocol", "model", "asset"]
+
+_FOLDERS: dict[Kind, str] = {"config": "configs", "protocol": "configs/eval", "model": "assets", "asset": "assets"}
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def root() -> Path:
+    """The folder that holds `configs/` and `assets/`."""
+    return _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
+
+
+def find(name: str | Path, kind: Kind, stage: str = "") -> Path:
+    """The path of something shipped, by name, or of the user's own, by path.
+
+    Args:
+        name: a shipped name ("nova3d-el0"; a config with its stage: "fusion/cpu"), or a path. A shipped name wins over
+            a file of the working directory; "./cpu" is always a path. A path below `configs/` or `assets/` that does
+            not exist in the working directory is looked up among what is shipped.
+        kind: "config", "protocol", "model" (a folder in diffusers' layout) or "asset" (any other file or folder).
+        stage: the folder of `configs/` in which a config's name is looked up first: "fusion" makes "cpu" enough.
+
+    Returns:
+        The path of a file, or of a folder where `kind` is "model" or "asset".
+
+    Raises:
+        InputError: where nothing is found; it lists the shipped names.
+    """
+    found = locate(name, kind, stage)
+    if found is None:
+        what = "folder" if kind == "model" else "file"
+        raise InputError(f"{kind} '{name}' is neither a {what} nor one of {', '.join(names(kind, stage))}")
+    return found
+
+
+def locate(name: str | Path, kind: Kind, stage: str = "") -> Path | None:
+    """As `find`, with None where nothing is found, for names that may also be a hub id."""
+    text = str(name)
+    folder = root() / _FOLDERS[kind]
+    if text in names(kind, stage):
+        return folder / stage / text if kind in ("model", "asset") else folder / stage / f"{text}.yaml"
+    if kind == "config" and stage and text in names(kind):
+        return folder / f"{text}.yaml"
+    for path in (Path(name), root() / name):
+        if path.is_dir() if kind == "model" else path.is_file() or (kind == "asset" and path.is_dir()):
+            return path
+        if Path(name).parts[:1] not in (("configs",), ("assets",)):
+            break
+    return None
+
+
+def names(kind: Kind, stage: str = "") -> list[str]:
+    """The shipped names of a kind, sorted; of configs those of one stage, or all with their stage ("fusion/cpu")."""
+    folder = root() / _FOLDERS[kind] / stage
+    if kind == "model":
+        return sorted(path.parent.name for path in folder.glob("*/model_index.json"))
+    if kind == "asset":
+        return sorted(path.name for path in folder.iterdir())
+    files = folder.glob("*.yaml" if stage or kind == "protocol" else "*/*.yaml")
+    shipped = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
+    return [name for name in shipped if name != "published"] if kind == "protocol" else shipped
