@@ -71,7 +71,7 @@ lint: $(STAMP)
 test: export OMP_NUM_THREADS = 1
 test: export HF_HUB_OFFLINE = 1
 test: lint $(OPEN_CLIP)
-	$(if $(OPEN_CLIP),PYTHONPATH=$(dir $(OPEN_CLIP)) $(PY) -m pytest tests/models/test_image_encoder.py tests/evaluation/test_perceptual.py)
+	$(if $(OPEN_CLIP),PYTHONPATH=$(dir $(OPEN_CLIP)) $(PY) -m pytest tests/models/test_image_encoder.py tests/metrics/test_perceptual.py)
 	$(PY) -m pytest -n 2
 
 $(VENV)/open_clip/.installed: requirements-open-clip.txt $(STAMP)

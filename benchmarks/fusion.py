@@ -27,7 +27,7 @@ def main() -> None:
 
     from nova3d import config as configs
     from nova3d.experiments.fusion import BENCHMARK, per_object, report, run
-    from nova3d.experiments.truth import meshes_in
+    from nova3d.experiments.fusion_inputs import meshes_in
     from nova3d.fusion import FusionConfig
 
     config = configs.load(FusionConfig, options.config, options.overrides)

@@ -47,7 +47,7 @@ def fusion(options: Namespace) -> None:
 
     from nova3d.errors import InputError
     from nova3d.experiments.fusion import SUITE, report, run
-    from nova3d.experiments.truth import meshes_in
+    from nova3d.experiments.fusion_inputs import meshes_in
     from nova3d.fusion import FusionConfig
     from nova3d.utils.files import writable_folder
 

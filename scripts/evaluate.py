@@ -50,10 +50,10 @@ def main() -> None:
     from nova3d import layouts
     from nova3d.errors import InputError
     from nova3d.evaluation import Protocol, Table  # after parsing: --help need not wait for torch
+    from nova3d.evaluation.cache import score_folders
     from nova3d.evaluation.comparison import compare
     from nova3d.evaluation.published import Published
     from nova3d.evaluation.tables import hardware
-    from nova3d.experiments.scores import score_folders
     from nova3d.utils.files import writable_folder
 
     if wrong := [text for text in given.weights if "=" not in text]:

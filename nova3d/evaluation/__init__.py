@@ -4,10 +4,10 @@ docs/evaluation.md describes the protocols one by one.
 """
 
 from nova3d.evaluation.comparison import Comparison, compare
-from nova3d.evaluation.meshes import chamfer, f_score, load_mesh, normal_consistency, volume_iou
+from nova3d.evaluation.mesh_metrics import chamfer, f_score, load_mesh, normal_consistency, volume_iou
 from nova3d.evaluation.protocols import Protocol
 from nova3d.evaluation.published import Published
-from nova3d.evaluation.scoring import score
+from nova3d.evaluation.scorer import score
 from nova3d.evaluation.tables import Table
 from nova3d.metrics import (
     foreground_psnr,

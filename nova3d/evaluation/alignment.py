@@ -11,7 +11,7 @@ import trimesh
 from numpy.typing import NDArray
 
 from nova3d.errors import InputError
-from nova3d.evaluation.meshes import Surface, box_to_unit, nearest, sample_surface, to_unit
+from nova3d.evaluation.mesh_metrics import Surface, box_to_unit, nearest, sample_surface, to_unit
 from nova3d.evaluation.protocols import ALIGNMENTS
 
 Floats = NDArray[np.float64]

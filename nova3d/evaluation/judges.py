@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol as Interface
 
-from nova3d.evaluation import floors, meshes
+from nova3d.evaluation import baselines as floors
+from nova3d.evaluation import mesh_metrics as meshes
+from nova3d.evaluation.folders import Submission
 from nova3d.evaluation.mesh_scores import Reference, score_meshes, score_unit
 from nova3d.evaluation.protocols import Protocol
 from nova3d.evaluation.rerender import rerender
-from nova3d.evaluation.submissions import Submission
 from nova3d.evaluation.view_scores import Networks, check_rig, image_row, score_views
 
 Row = dict[str, float]

@@ -8,7 +8,8 @@ import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
-from nova3d.evaluation import mesh_sync, meshes
+from nova3d.evaluation import mesh_metrics as meshes
+from nova3d.evaluation import mesh_sync
 from nova3d.evaluation.alignment import align
 from nova3d.evaluation.protocols import MeshRules
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nova3d.cameras import Cameras, preset
 from nova3d.errors import InputError
-from nova3d.evaluation.meshes import nearest
+from nova3d.evaluation.mesh_metrics import nearest
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
 

@@ -21,12 +21,13 @@ from nova3d import config as configs
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
+from nova3d.evaluation.cache import scored_tables
 from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.formats import Grid, Line
-from nova3d.experiments import stages, tables
+from nova3d.experiments import study as stages
+from nova3d.experiments import tables
 from nova3d.experiments.initial import write_start
 from nova3d.experiments.reproduce import fit_to_model
-from nova3d.experiments.scores import scored_tables
 from nova3d.generation import SampleConfig
 from nova3d.models import NovaUNet
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS

@@ -17,9 +17,9 @@ import trimesh
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.evaluation.statistics import paired
-from nova3d.experiments import yardsticks
+from nova3d.experiments import fusion_baselines as yardsticks
+from nova3d.experiments.fusion_inputs import Truth, auroc, geometry, load_truth, texture
 from nova3d.experiments.perturb import perturb_poses, plant_conflicts, pose_errors
-from nova3d.experiments.truth import Truth, auroc, geometry, load_truth, texture
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write
 from nova3d.utils import provenance

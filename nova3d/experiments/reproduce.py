@@ -11,10 +11,11 @@ from omegaconf import MISSING
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
+from nova3d.evaluation.cache import scored_tables
 from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.published import Published, Source
-from nova3d.experiments import stages, tables
-from nova3d.experiments.scores import scored_tables
+from nova3d.experiments import study as stages
+from nova3d.experiments import tables
 from nova3d.experiments.tables import Beside
 from nova3d.fusion import FusionConfig
 from nova3d.generation import SampleConfig

@@ -11,7 +11,7 @@ from trimesh.visual.texture import TextureVisuals
 from nova3d.data import render_object
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, score
-from nova3d.evaluation.meshes import load_mesh, to_unit
+from nova3d.evaluation.mesh_metrics import load_mesh, to_unit
 from nova3d.evaluation.protocols import TextureRules
 from nova3d.evaluation.rerender import cameras, rerender, sphere
 

@@ -4,8 +4,9 @@ import torch
 import trimesh
 
 from nova3d.errors import InputError
-from nova3d.evaluation.meshes import Surface
-from nova3d.experiments import fusion, truth
+from nova3d.evaluation.mesh_metrics import Surface
+from nova3d.experiments import fusion
+from nova3d.experiments import fusion_inputs as truth
 from nova3d.experiments.fusion import Case, per_object, read_rows, report, run
 from nova3d.fusion import FusionConfig
 

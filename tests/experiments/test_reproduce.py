@@ -15,10 +15,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol
-from nova3d.evaluation.meshes import load_mesh
+from nova3d.evaluation.mesh_metrics import load_mesh
 from nova3d.evaluation.statistics import Interval
 from nova3d.experiments import reproduce as module
-from nova3d.experiments import stages
+from nova3d.experiments import study as stages
 from nova3d.experiments.reproduce import Arm, ReproduceConfig, reproduce
 from nova3d.experiments.tables import NOT_PRINTED, verdict
 from nova3d.models import NovaUNet

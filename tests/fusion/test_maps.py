@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nova3d.cameras import orbit
-from nova3d.experiments.truth import auroc
+from nova3d.experiments.fusion_inputs import auroc
 from nova3d.fusion import maps, texture
 from nova3d.fusion.maps import conflict_maps, consensus, surface_pixels
 from nova3d.fusion.optimize import fit

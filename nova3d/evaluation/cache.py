@@ -21,10 +21,10 @@ from nova3d import layouts
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.formats import plain
-from nova3d.evaluation.scoring import Contest, Progress, Scored, score_floors, score_prediction, tabulate
+from nova3d.evaluation.scorer import Contest, Progress, Scored, score_floors, score_prediction, tabulate
 from nova3d.evaluation.tables import hardware
 from nova3d.evaluation.view_scores import Networks, scored_views
-from nova3d.experiments.stages import Study, weights_hash
+from nova3d.experiments.study import Study, weights_hash
 from nova3d.utils import provenance
 from nova3d.utils.workers import in_parts
 

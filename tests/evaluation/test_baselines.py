@@ -7,7 +7,7 @@ import trimesh
 
 from nova3d.cameras import orbit, preset
 from nova3d.evaluation import volume_iou
-from nova3d.evaluation.floors import (
+from nova3d.evaluation.baselines import (
     COPY,
     input_colour,
     mesh_floors,
@@ -17,7 +17,7 @@ from nova3d.evaluation.floors import (
     view_floors,
     visual_hull,
 )
-from nova3d.evaluation.meshes import is_closed
+from nova3d.evaluation.mesh_metrics import is_closed
 from nova3d.views import ViewSet
 
 CELLS = 40

@@ -11,9 +11,9 @@ import torch
 
 from nova3d import layouts
 from nova3d.errors import InputError
+from nova3d.evaluation.folders import Submission, common_kinds
 from nova3d.evaluation.judges import Judge, judges
 from nova3d.evaluation.protocols import Protocol
-from nova3d.evaluation.submissions import Submission, common_kinds
 from nova3d.evaluation.tables import Rows, Table
 from nova3d.evaluation.view_scores import Networks
 

@@ -8,9 +8,9 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, score
+from nova3d.evaluation import cache as scores
 from nova3d.evaluation.protocols import MeshRules
-from nova3d.evaluation.scoring import Contest, tabulate
-from nova3d.experiments import scores
+from nova3d.evaluation.scorer import Contest, tabulate
 
 RULES = MeshRules(surface_samples=300, ious=("iou16_flood",), f_score_thresholds=(0.05,))
 PROTOCOL = Protocol(kinds=("meshes",), hull_cells=0, failures="score", meshes=RULES)

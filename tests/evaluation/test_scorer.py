@@ -10,7 +10,7 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, score
-from nova3d.evaluation.floors import all_white, input_copy, silhouette_oracle
+from nova3d.evaluation.baselines import all_white, input_copy, silhouette_oracle
 from nova3d.evaluation.protocols import MeshRules, ViewRules
 from nova3d.evaluation.view_scores import score_views
 from tests.evaluation.samples import ball

@@ -9,7 +9,7 @@ import trimesh
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.evaluation.floors import visual_hull
+from nova3d.evaluation.baselines import visual_hull
 from nova3d.fusion import export, meshing, texture
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.decimation import decimate

@@ -4,8 +4,7 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.evaluation import chamfer, f_score, load_mesh, normal_consistency, volume_iou
-from nova3d.evaluation.mesh_scores import Reference, score_meshes
-from nova3d.evaluation.meshes import (
+from nova3d.evaluation.mesh_metrics import (
     _lattice,
     is_closed,
     match_points,
@@ -14,6 +13,7 @@ from nova3d.evaluation.meshes import (
     nearest,
     sample_surface,
 )
+from nova3d.evaluation.mesh_scores import Reference, score_meshes
 from nova3d.evaluation.protocols import MeshRules
 
 SAMPLES = 4000

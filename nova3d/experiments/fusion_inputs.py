@@ -15,7 +15,7 @@ from torch import Tensor
 from nova3d.cameras import Cameras, orbit, preset
 from nova3d.data import render_object
 from nova3d.errors import InputError
-from nova3d.evaluation.meshes import Surface, match_points, sample_surface
+from nova3d.evaluation.mesh_metrics import Surface, match_points, sample_surface
 from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.rendering.meshes import from_trimesh, load_mesh
 from nova3d.rendering.raster import rasterize
