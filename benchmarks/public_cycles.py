@@ -20,9 +20,9 @@ SAMPLES = {"objaverse-xl": 128, "objaverse-xl box": 128, "objaverse-rendering": 
 def main() -> None:
     sys.path.insert(0, str(WORKER))
     import bpy
-    import setup
+    import render_setup
 
-    ours, name = setup.reset, os.environ["PUBLIC_CYCLES"]
+    ours, name = render_setup.reset, os.environ["PUBLIC_CYCLES"]
 
     def reset(settings: dict[str, Any]) -> None:
         ours(settings)
@@ -40,7 +40,7 @@ def main() -> None:
         cycles.denoising_prefilter, cycles.denoising_quality = "ACCURATE", "HIGH"
         scene.render.use_persistent_data = False
 
-    setup.reset = reset
+    render_setup.reset = reset
     runpy.run_path(str(WORKER / "__main__.py"), run_name="__main__")
 
 

@@ -24,7 +24,7 @@ try:
     import bpy
     import camera
     import objects
-    import setup
+    import render_setup
     from common import Fault, last_line, reason_of
 except ImportError as error:
     sys.exit(f"bpy cannot be loaded ({error}); on Debian and Ubuntu: apt-get install {APT}; else run `make blender`")
@@ -32,13 +32,13 @@ except ImportError as error:
 
 def main() -> None:
     if sys.argv[1:] == ["--check"]:
-        kinds = ", ".join(["cpu", *sorted(k.lower() for k in setup.gpu_kinds())])
+        kinds = ", ".join(["cpu", *sorted(k.lower() for k in render_setup.gpu_kinds())])
         sys.stdout.write(f"Blender {bpy.app.version_string} as a module; engine.device can be: {kinds}\n")
         return
     settings = json.loads(sys.argv[1])
     requests, replies = private_pipes()
     try:
-        setup.reset(settings)
+        render_setup.reset(settings)
         reply(replies, ready={"blender": bpy.app.version_string})
     except Fault as fault:
         reply(replies, fault={"reason": fault.reason, "message": str(fault)})
@@ -56,9 +56,9 @@ def main() -> None:
 def serve(request: dict[str, Any], settings: dict[str, Any], replies: TextIO) -> None:
     folder = Path(settings["folder"])
     if "load" in request:
-        setup.reset(settings)
+        render_setup.reset(settings)
         facts = objects.load(Path(request["load"]), folder, settings["normals"])
-        setup.set_light(settings["light"])
+        render_setup.set_light(settings["light"])
         reply(replies, loaded=facts)
         return
     wanted = request["render"]
