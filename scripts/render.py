@@ -70,7 +70,7 @@ def plan_job(settings: Any, options: argparse.Namespace) -> None:
 
 def run_job(settings: Any, options: argparse.Namespace) -> None:
     from nova3d.data.jobs import job
-    from nova3d.data.jobs.pool import Stop
+    from nova3d.data.jobs.scheduler import Stop
 
     stop = Stop()
 

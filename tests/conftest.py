@@ -1,6 +1,7 @@
 """What the tests share. Nothing here needs a GPU or a network."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from nova3d import cameras
 from nova3d.views import ViewSet
+from tests.helpers import meshes
 
 # The same examples on every machine, and no time limit that a busy machine could break.
 settings.register_profile("nova3d", deadline=None, derandomize=True)
@@ -49,3 +51,15 @@ def angle_deg() -> Callable[[Tensor, Tensor], Tensor]:
         return torch.rad2deg(2 * torch.asin(((a - b).norm(dim=-1) / 2).clamp(max=1)))
 
     return angle
+
+
+@pytest.fixture(scope="session")
+def sphere_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finely divided sphere of radius 0.5 as GLB, with exact vertex normals."""
+    return meshes.write_sphere(tmp_path_factory.mktemp("meshes") / "sphere.glb")
+
+
+@pytest.fixture(scope="session")
+def lopsided_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three coloured boxes without any symmetry, about the origin, as PLY."""
+    return meshes.write_lopsided(tmp_path_factory.mktemp("meshes") / "lopsided.ply")

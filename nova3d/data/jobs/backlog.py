@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nova3d.data.jobs.config import PoolConfig
-from nova3d.data.jobs.fetcher import Fetcher
+from nova3d.data.jobs.fetch import Fetcher
 from nova3d.data.jobs.journal import Journal, object_path
 from nova3d.data.jobs.policy import Task
 from nova3d.rendering.reasons import Reason

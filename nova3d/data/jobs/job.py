@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nova3d.data.jobs import journal, launch
+from nova3d.data.jobs import journal, launchers
 from nova3d.data.jobs.backlog import Tally
 from nova3d.data.jobs.config import RenderConfig, content_settings
 from nova3d.data.jobs.pack import Packed, pack
 from nova3d.data.jobs.plan import Plan, read_plan, write_plan
-from nova3d.data.jobs.pool import Progress, Stop
+from nova3d.data.jobs.scheduler import Progress, Stop
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
 from nova3d.utils.files import writable_folder
@@ -45,7 +45,7 @@ def run(
         if not (out / "plan.json").is_file():
             log.info("%s", write_plan(config, progress))
     plan = load_plan(config)
-    tally = launch.launch(config, plan.assets(), progress, stop or Stop())
+    tally = launchers.launch(config, plan.assets(), progress, stop or Stop())
     if tally.ended or not config.pack:
         return tally, None
     found = journal.outcomes(out, plan.assets(), config.pool.strikes)

@@ -29,8 +29,8 @@ def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state.mkdir()
     monkeypatch.setenv("NOVA3D_FAKE_STATE", str(state))
     monkeypatch.setenv("PYTHONPATH", str(HERE))
-    monkeypatch.setattr("nova3d.data.jobs.pool._TICK_SECONDS", 0.02)
-    monkeypatch.setattr("nova3d.data.jobs.pool._MEMORY_SECONDS", 0.05)
+    monkeypatch.setattr("nova3d.data.jobs.scheduler._TICK_SECONDS", 0.02)
+    monkeypatch.setattr("nova3d.data.jobs.scheduler._MEMORY_SECONDS", 0.05)
 
 
 @pytest.fixture

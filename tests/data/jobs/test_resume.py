@@ -15,7 +15,7 @@ import pytest
 from nova3d.data.assets import Asset
 from nova3d.data.jobs import job, journal
 from nova3d.data.jobs.config import RenderConfig
-from nova3d.data.jobs.pool import Stop
+from nova3d.data.jobs.scheduler import Stop
 from nova3d.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("fake_worker")

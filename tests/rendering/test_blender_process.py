@@ -18,7 +18,7 @@ from nova3d.rendering.blender import BlenderEngine
 from nova3d.rendering.engine import EngineConfig
 from nova3d.rendering.reasons import Reason, RenderFault
 
-PYTHON = os.environ.get("NOVA3D_BLENDER_PYTHON") or str(Path(__file__).parents[3] / EngineConfig.python)
+PYTHON = os.environ.get("NOVA3D_BLENDER_PYTHON") or str(Path(__file__).parents[2] / EngineConfig.python)
 pytestmark = [
     pytest.mark.blender,
     pytest.mark.skipif(not Path(PYTHON).is_file(), reason="no Blender interpreter: run `make blender`"),

@@ -182,7 +182,7 @@ def test_fetched_files_go_and_the_user_s_own_stay(make_job: MakeJob, monkeypatch
             fetched.append(path)
             return path
 
-    monkeypatch.setattr("nova3d.data.jobs.launch.make_source", lambda _: Source())
+    monkeypatch.setattr("nova3d.data.jobs.launchers.make_source", lambda _: Source())
     tally, _ = job.run(config)
     assert tally.states == {"done": 12, "failed": 2} and tally.reasons["fetch_failed"] == 2
     assert len(fetched) >= 11 and max(kept) <= 3  # one in flight, two ahead: the others are deleted as it goes
@@ -199,7 +199,7 @@ def test_a_network_that_is_down_stops_the_job(make_job: MakeJob, monkeypatch: py
         def fetch(self, asset: Any, folder: Path) -> Path:
             raise ConnectionError("no route")
 
-    monkeypatch.setattr("nova3d.data.jobs.launch.make_source", lambda _: Source())
+    monkeypatch.setattr("nova3d.data.jobs.launchers.make_source", lambda _: Source())
     with pytest.raises(InputError, match=r"\d+ fetches in a row failed, the last: ConnectionError: no route"):
         job.run(config)
     with pytest.raises(InputError, match="fetches in a row failed"):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from nova3d.data.assets import Asset
-from nova3d.data.jobs import devices, doctor, job, journal, launch
+from nova3d.data.jobs import devices, doctor, job, journal, launchers
 from nova3d.data.jobs.config import RenderConfig, parse_shard
 from nova3d.data.jobs.devices import Gpu
-from nova3d.data.jobs.lane import Lane
+from nova3d.data.jobs.worker_process import Lane
 from nova3d.errors import InputError
 
 MakeJob = Callable[..., RenderConfig]
@@ -93,7 +93,7 @@ def test_shares_of_an_array_together_give_the_whole(fake_worker: None, make_job:
 
 def test_shares_are_a_partition_and_do_not_depend_on_the_process() -> None:
     assets = [Asset(f"uid{i}", "folder") for i in range(200)]
-    shares = [[asset.uid for asset in launch.in_share(assets, (i, 4))] for i in range(4)]
+    shares = [[asset.uid for asset in launchers.in_share(assets, (i, 4))] for i in range(4)]
     assert sorted(itertools.chain(*shares)) == sorted(asset.uid for asset in assets) and min(map(len, shares)) > 30
     assert shares[0][:3] == ["uid1", "uid7", "uid8"]  # written down: the same in every process and version
 
@@ -115,13 +115,13 @@ def test_shares_are_a_partition_and_do_not_depend_on_the_process() -> None:
     ],
 )
 def test_the_place_in_an_array_is_the_share(environment: dict[str, str], share: tuple[int, int]) -> None:
-    assert launch.slurm_share("", environment) == share
-    assert launch.slurm_share("1/9", environment) == (1, 9)
+    assert launchers.slurm_share("", environment) == share
+    assert launchers.slurm_share("1/9", environment) == (1, 9)
 
 
 def test_bad_shares_are_one_line() -> None:
     with pytest.raises(InputError, match="outside a SLURM job"):
-        launch.slurm_share("", {})
+        launchers.slurm_share("", {})
     for bad in ("2/2", "-1/2", "1", "a/b"):
         with pytest.raises(InputError, match="must be i/n"):
             parse_shard(bad)

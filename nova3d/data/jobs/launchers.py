@@ -16,7 +16,7 @@ from nova3d.data.jobs import devices, journal
 from nova3d.data.jobs.backlog import Tally
 from nova3d.data.jobs.config import GPU_DEVICES, RenderConfig, parse_shard
 from nova3d.data.jobs.policy import Task
-from nova3d.data.jobs.pool import Pool, Progress, Stop
+from nova3d.data.jobs.scheduler import Pool, Progress, Stop
 from nova3d.data.sources import make_source
 from nova3d.errors import InputError
 

@@ -18,7 +18,7 @@ from nova3d.rendering import render_object
 from nova3d.rendering.blender import BlenderEngine
 from nova3d.rendering.engine import EngineConfig, Rendered, make_engine
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("NOVA3D_BLENDER_PYTHON") or str(ROOT / EngineConfig.python)
 pytestmark = [
     pytest.mark.blender,
