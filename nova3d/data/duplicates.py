@@ -39,11 +39,20 @@ class DuplicateConfig:
     colour: float = 0.03
 
 
-def fingerprint(rgba: Tensor, path: Path) -> dict[str, Any]:
-    """What `mark` compares: hashes (`views`) and mean colour of the views [v,h,w,4], and the geometry key of the mesh
-    file, "" where only the engine can read it."""
+def fingerprint(rgba: Tensor, path: Path, mesh: Mesh | None = None) -> dict[str, Any]:
+    """Compute what `mark` compares.
+
+    Args:
+        rgba: [v,h,w,4] float32 in [0,1], the views in straight alpha.
+        path: the mesh file.
+        mesh: the mesh where it has been read from `path` already.
+
+    Returns:
+        `views` (a hash of each), `colour` (the mean) and `geometry`, the geometry key: "" where only the engine can
+        read the file.
+    """
     try:
-        geometry = geometry_key(load_mesh(path))
+        geometry = geometry_key(mesh or load_mesh(path))
     except InputError as error:
         log.info("no geometry key: %s", error)
         geometry = ""

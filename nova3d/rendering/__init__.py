@@ -7,8 +7,7 @@ import torch
 
 from nova3d import images
 from nova3d.cameras import Cameras
-from nova3d.rendering.engine import EngineConfig, make_engine
-from nova3d.rendering.raster import Light
+from nova3d.rendering.engine import EngineConfig, Light, make_engine
 from nova3d.views import ViewSet
 
 
@@ -22,13 +21,24 @@ def render_object(
     normalise: bool = True,
     device: torch.device | str = "cpu",
 ) -> ViewSet:
-    """Render a mesh file into a ViewSet on the CPU: RGB on white, world normals, coverage.
+    """Render a mesh file into a ViewSet.
 
-    `engine`: a name that `make_engine` knows; "blender" starts Blender for this one object, at its default samples.
-    `normalise` centres the mesh and scales its longest side to 1. Raises InputError where the mesh cannot be loaded or
-    drawn, naming the file.
+    Args:
+        mesh_path: a .glb, .gltf, .obj or .ply file.
+        cameras: v cameras.
+        engine: a name that `make_engine` knows. "blender" starts Blender for this one object.
+        supersample: samples per pixel and axis (raster).
+        light: "studio", or "flat" for the base colour.
+        normalise: centre the mesh and scale its longest side to 1.
+        device: where the engine renders.
+
+    Returns:
+        v views on the CPU: RGB on white, world normals, coverage.
+
+    Raises:
+        InputError: naming the file, where the mesh cannot be loaded or drawn.
     """
-    config = EngineConfig(engine, str(device), light, supersample, threads=0)
-    with closing(make_engine(config, normalise)) as made:
-        rendered = made.render(Path(mesh_path), cameras, lambda done: None)
+    config = EngineConfig(engine, str(device), light, supersample, threads=None)
+    with closing(make_engine(config, normalise)) as renderer:
+        rendered = renderer.render(Path(mesh_path), cameras, lambda views: None)
     return ViewSet(images.composite(rendered.rgba), rendered.normals, rendered.rgba[..., 3], cameras.to("cpu"))

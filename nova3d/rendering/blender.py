@@ -1,7 +1,7 @@
 """The Cycles engine: a client of the Blender worker, which has its own interpreter and stays alive between objects.
 
-Worker and client share a process group, so that killing the group takes both; a worker whose client is gone reads the
-end of its requests and leaves.
+Worker and client share a process group, so that killing the group ends both. A worker whose client has died reads the
+end of its requests and exits.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from torch import Tensor
 from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
-from nova3d.rendering.engine import Beat, EngineConfig, Rendered
-from nova3d.rendering.framing import check_geometry, normalisation
+from nova3d.rendering.engine import EngineConfig, Rendered, ViewCallback, check_settings
 from nova3d.rendering.mesh_files import inspect_file
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.meshes import check_geometry, normalisation
+from nova3d.rendering.reasons import Reason, RenderError
 
 WORKER = Path(__file__).with_name("blender_worker")
 START_SECONDS = 120.0  # importing bpy takes half a second; a cold disk or a GPU driver's start much longer
@@ -38,10 +38,17 @@ _SETTINGS = ("device", "light", "samples", "denoise", "threads", "normals")
 class BlenderEngine:
     """Path-traced pictures of the pose at frame 0, with materials, translucency and emission as Blender reads them.
 
-    Raises InputError where the interpreter is missing, RenderFault (DEVICE) where Cycles lacks the device.
+    Args:
+        config: the settings.
+        normalise: centre every mesh and scale its longest side to 1.
+
+    Raises:
+        InputError: where the interpreter is missing.
+        RenderError: DEVICE, where Cycles lacks the device.
     """
 
     def __init__(self, config: EngineConfig, normalise: bool = True):
+        check_settings(config, devices=("cpu", "cuda", "optix"))
         self.config, self.normalise = config, normalise
         self.python = Path(os.environ.get("NOVA3D_BLENDER_PYTHON") or config.python)
         if not self.python.is_file():
@@ -55,31 +62,31 @@ class BlenderEngine:
             raise
 
     def describe(self) -> dict[str, Any]:
-        """Name, Blender's version and the settings that change pixels."""
+        """Return name, Blender's version and the settings that change pixels."""
         keys = ("device", "light", "samples", "denoise", "normals")
         return {"name": "blender", "version": self.version} | {k: getattr(self.config, k) for k in keys}
 
-    def render(self, path: Path, cameras: Cameras, beat: Beat) -> Rendered:
-        """Render the mesh at `path`. After a crash of the worker (RenderFault CRASH) the next call starts another."""
+    def render(self, path: Path, cameras: Cameras, on_view: ViewCallback) -> Rendered:
+        """Render one mesh file; see `Engine.render`. After a CRASH of the worker the next call starts another."""
         file = inspect_file(path)
         if file.compression == "EXT_meshopt_compression":
-            raise RenderFault(Reason.DRACO, f"mesh '{path}' is compressed with {file.compression}, which Blender lacks")
+            raise RenderError(Reason.DRACO, f"mesh '{path}' is compressed with {file.compression}, which Blender lacks")
         if self.process is None:
             self._start()
         square = bool((cameras.intrinsics[:, 0] - cameras.intrinsics[:, 1]).abs().max() < 1e-3)
         if not square and not self.version.startswith("4."):
             raise InputError(f"Blender {self.version} cannot save pictures of pixels that are not square; use bpy 4.5")
         (Path(self.folder.name) / "log").write_bytes(b"")  # only this object's messages
-        with self._named(path):
-            facts = self._ask({"load": str(path.resolve())}, "loaded", beat)
-            vertices, faces = self._array("vertices"), self._array("faces")
+        with self._name_in_errors(path):
+            facts = self._request({"load": str(path.resolve())}, "loaded", on_view)
+            vertices, faces = self._load_array("vertices"), self._load_array("faces")
             check_geometry(vertices, faces, str(path))
             scale, centre = normalisation(vertices, faces) if self.normalise else (1.0, np.zeros(3))
             request = {"scale": scale, "centre": centre.tolist(), "cameras": cameras.to_transforms()}
-            self._ask({"render": request}, "rendered", beat)
-        rgba, normals, depth = (torch.from_numpy(self._array(name)) for name in ("rgba", "normals", "depth"))
+            self._request({"render": request}, "rendered", on_view)
+        rgba, normals, depth = (torch.from_numpy(self._load_array(name)) for name in ("rgba", "normals", "depth"))
         if not bool((rgba[..., 3] > 0).any()):
-            raise RenderFault(Reason.BLANK_RENDER, f"'{path}': nothing of it is in any view")
+            raise RenderError(Reason.BLANK_RENDER, f"'{path}': nothing of it is in any view")
         facts |= {
             "triangles": len(faces),
             "skins": file.skins,
@@ -92,7 +99,7 @@ class BlenderEngine:
             "missing_textures": max(facts["missing_textures"], file.missing_textures),
         }
         covered = (rgba[..., 3:] > 0).float()
-        return Rendered(_display(rgba), F.normalize(normals, dim=-1) * covered, depth * covered[..., 0], facts)
+        return Rendered(_to_straight_srgb(rgba), F.normalize(normals, dim=-1) * covered, depth * covered[..., 0], facts)
 
     def close(self) -> None:
         """End the worker and delete its folder."""
@@ -109,7 +116,7 @@ class BlenderEngine:
         with log:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=environment)
         self._pending = b""
-        self.version = str(self._answer("ready", lambda done: None, START_SECONDS)["blender"])
+        self.version = str(self._answer("ready", lambda views: None, START_SECONDS)["blender"])
 
     def _stop(self) -> None:
         if self.process is None:
@@ -122,30 +129,30 @@ class BlenderEngine:
                     stream.close()
         self.process = None
 
-    def _ask(self, request: dict[str, Any], kind: str, beat: Beat) -> dict[str, Any]:
+    def _request(self, request: dict[str, Any], kind: str, on_view: ViewCallback) -> dict[str, Any]:
         assert self.process and self.process.stdin
         with contextlib.suppress(BrokenPipeError):  # the answer will say why
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
-        return self._answer(kind, beat)
+        return self._answer(kind, on_view)
 
-    def _answer(self, kind: str, beat: Beat, seconds: float | None = None) -> dict[str, Any]:
-        """The worker's next message of `kind`; beats before it are passed on. A fault or an end is raised."""
+    def _answer(self, kind: str, on_view: ViewCallback, seconds: float | None = None) -> dict[str, Any]:
+        """Return the worker's next message of `kind`, reporting views until then. Raises RenderError for a fault."""
         for message in self._messages(seconds):
             if "beat" in message:
-                beat(message["beat"])
+                on_view(message["beat"])
             elif "fault" in message:
                 reason = Reason(message["fault"]["reason"])
                 if reason.transient:
                     self._stop()  # whatever state it is in, the next object gets a fresh one
-                raise RenderFault(reason, message["fault"]["message"])
+                raise RenderError(reason, message["fault"]["message"])
             else:
                 answer: dict[str, Any] = message[kind]
                 return answer
-        raise self._crashed()
+        raise self._crash_error()
 
     def _messages(self, seconds: float | None) -> Iterator[dict[str, Any]]:
-        """Lines of the worker until its end; TIMEOUT where one takes longer than `seconds`."""
+        """Yield the worker's messages until its end. Raises TIMEOUT where one takes longer than `seconds`."""
         assert self.process and self.process.stdout
         limit = None if seconds is None else time.monotonic() + seconds
         descriptor = self.process.stdout.fileno()
@@ -156,50 +163,50 @@ class BlenderEngine:
             left = None if limit is None else max(0.0, limit - time.monotonic())
             if not select.select([descriptor], [], [], left)[0]:
                 self._stop()
-                raise RenderFault(Reason.TIMEOUT, f"Blender did not start within {seconds:.0f} s{self._tail()}")
+                raise RenderError(Reason.TIMEOUT, f"Blender did not start within {seconds:.0f} s{self._log_tail()}")
             received = os.read(descriptor, 1 << 16)
             if not received:
                 return
             self._pending += received
 
-    def _crashed(self) -> RenderFault:
+    def _crash_error(self) -> RenderError:
         assert self.process
         code = self.process.wait()
         self._stop()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return RenderFault(Reason.CRASH, f"the Blender worker {how}{self._tail()}")
+        return RenderError(Reason.CRASH, f"the Blender worker {how}{self._log_tail()}")
 
-    def _tail(self) -> str:
+    def _log_tail(self) -> str:
         log = Path(self.folder.name) / "log"
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         return "".join(f"; {line}" for line in lines[-TAIL_LINES:])
 
     @contextlib.contextmanager
-    def _named(self, path: Path) -> Iterator[None]:
-        """Faults raised inside name the file."""
+    def _name_in_errors(self, path: Path) -> Iterator[None]:
+        """Put the file's name into the errors that the block raises."""
         try:
             yield
-        except RenderFault as fault:
+        except RenderError as fault:
             if str(path) in str(fault):
                 raise
-            raise RenderFault(fault.reason, f"'{path}': {fault}") from fault
+            raise RenderError(fault.reason, f"'{path}': {fault}") from fault
 
-    def _array(self, name: str) -> np.ndarray:
+    def _load_array(self, name: str) -> np.ndarray:
         file = Path(self.folder.name) / f"{name}.npy"
         array: np.ndarray = np.load(file)
         file.unlink()
         return array
 
 
-def _display(rgba: Tensor) -> Tensor:
-    """Premultiplied linear light [...,4] to straight-alpha sRGB, colour 0 where alpha is 0."""
+def _to_straight_srgb(rgba: Tensor) -> Tensor:
+    """Convert premultiplied linear light [...,4] to straight-alpha sRGB, colour 0 where alpha is 0."""
     alpha = rgba[..., 3:].clamp(0, 1)
     straight = images.linear_to_srgb(rgba[..., :3] / alpha.clamp_min(1e-6))
     return torch.cat([straight * (alpha > 0), alpha], dim=-1)
 
 
 def _overexposed(rgba: Tensor) -> float:
-    """Share of the covered pixels whose linear light exceeds white in a channel."""
+    """Return the share of the covered pixels whose linear light exceeds white in a channel."""
     covered = rgba[rgba[..., 3] > 0.5]
     if len(covered) == 0:
         return 0.0
@@ -207,9 +214,9 @@ def _overexposed(rgba: Tensor) -> float:
 
 
 def _opacity(alpha: Tensor, depth: Tensor) -> float:
-    """Mean alpha [v,h,w] inside the silhouette, one pixel from its rim, where it is the surfaces' own.
+    """Return the mean alpha [v,h,w] of the surfaces, measured inside the silhouette, one pixel from its rim.
 
-    A surface has a depth however translucent it is. An object without an inside (a wire) is taken as it is.
+    A surface has a depth however translucent it is. An object without an inside (a wire) counts as opaque.
     """
     surface = (depth > 0).float()[:, None]
     inside = -F.max_pool2d(-surface, 3, stride=1, padding=1)[:, 0] > 0

@@ -1,7 +1,7 @@
-"""What a mesh file says of itself, read without its geometry: every engine refuses the same broken files."""
+"""The header of a mesh file: checks and facts that every engine shares, so that all refuse the same broken files."""
 
 import base64
-import json
+import codecs
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.errors import InputError
+from nova3d.rendering.reasons import Reason, RenderError
+from nova3d.utils.files import parse_json
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")  # what load_mesh reads
 _GLB_MAGIC = b"glTF"
@@ -21,8 +23,14 @@ _COMPRESSIONS = ("KHR_draco_mesh_compression", "EXT_meshopt_compression")
 
 @dataclass(frozen=True)
 class FileFacts:
-    """animations, skins: how many. compression: glTF's extension by which geometry is compressed, or "".
-    missing_textures: pictures that the file names and that are not there."""
+    """What a mesh file says of itself.
+
+    Attributes:
+        animations: how many.
+        skins: how many.
+        compression: the glTF extension that compresses the geometry, "" without.
+        missing_textures: how many pictures the file names that are not there.
+    """
 
     animations: int = 0
     skins: int = 0
@@ -30,15 +38,25 @@ class FileFacts:
     missing_textures: int = 0
 
 
-def inspect_file(path: str | Path) -> FileFacts:
-    """Read the facts of a .glb, .gltf or .obj; other kinds have none.
+NO_FACTS = FileFacts()
 
-    Raises RenderFault (PARSE_ERROR) where the file is missing, truncated, not what its name says, or has positions that
-    are not finite numbers (which Blender would silently move to the origin).
+
+def inspect_file(path: str | Path) -> FileFacts:
+    """Read the header of a mesh file.
+
+    Args:
+        path: a .glb, .gltf or .obj; files of other formats have no facts.
+
+    Returns:
+        The facts.
+
+    Raises:
+        RenderError: PARSE_ERROR, where the file is missing, truncated, not what its name says, or has positions that
+            are not finite numbers (which Blender would silently move to the origin).
     """
     path = Path(path)
     if not path.is_file():
-        raise RenderFault(Reason.PARSE_ERROR, f"mesh '{path}' does not exist")
+        raise RenderError(Reason.PARSE_ERROR, f"mesh '{path}' does not exist")
     match path.suffix.lower():
         case ".glb" | ".gltf":
             header, binary = _read_gltf(path)
@@ -47,41 +65,35 @@ def inspect_file(path: str | Path) -> FileFacts:
                 return _gltf_facts(header, path.parent)
             except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
                 message = f"mesh '{path}' cannot be read: {type(error).__name__}: {error}"
-                raise RenderFault(Reason.PARSE_ERROR, message) from error
+                raise RenderError(Reason.PARSE_ERROR, message) from error
         case ".obj":
-            return FileFacts(missing_textures=len(_missing_of_obj(path)))
+            return FileFacts(missing_textures=len(_missing_obj_textures(path)))
     return FileFacts()
 
 
 def _read_gltf(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The JSON, and the binary chunk of a GLB."""
+    """Return the JSON, and the binary chunk of a GLB."""
     content, binary = path.read_bytes(), b""
     if path.suffix.lower() == ".glb":
         if len(content) < 20 or content[:4] != _GLB_MAGIC:
-            raise RenderFault(Reason.PARSE_ERROR, f"mesh '{path}' cannot be read: it is not a GLB file")
+            raise RenderError(Reason.PARSE_ERROR, f"mesh '{path}' cannot be read: it is not a GLB file")
         _, length, chunk, kind = struct.unpack_from("<4I", content, 4)
         if length > len(content):
-            raise RenderFault(
+            raise RenderError(
                 Reason.PARSE_ERROR, f"mesh '{path}' cannot be read: truncated, {len(content)} of {length} bytes"
             )
         if kind != _JSON_CHUNK:
-            raise RenderFault(Reason.PARSE_ERROR, f"mesh '{path}' cannot be read: its first chunk is not JSON")
+            raise RenderError(Reason.PARSE_ERROR, f"mesh '{path}' cannot be read: its first chunk is not JSON")
         content, binary = content[20 : 20 + chunk], content[20 + chunk + 8 : length]
     try:
-        header = json.loads(content, parse_constant=_refuse_constant)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise RenderFault(Reason.PARSE_ERROR, f"mesh '{path}' cannot be read: {error}") from error
-    if not isinstance(header, dict):
-        raise RenderFault(Reason.PARSE_ERROR, f"mesh '{path}' cannot be read: its JSON is not an object")
+        header = parse_json(content.removeprefix(codecs.BOM_UTF8), dict, f"mesh '{path}'")
+    except InputError as error:
+        raise RenderError(Reason.PARSE_ERROR, str(error)) from error
     return header, binary
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
 def _check_positions(header: dict[str, Any], binary: bytes, path: Path) -> None:
-    """Raise RenderFault where an uncompressed position of a mesh is NaN or infinite."""
+    """Raise RenderError where an uncompressed position of a mesh is NaN or infinite."""
     primitives = [p for mesh in header.get("meshes", ()) for p in mesh["primitives"]]
     buffers: dict[int, bytes] = {}
     for index in sorted({p["attributes"]["POSITION"] for p in primitives if "POSITION" in p["attributes"]}):
@@ -95,7 +107,7 @@ def _check_positions(header: dict[str, Any], binary: bytes, path: Path) -> None:
         step, count = view.get("byteStride", 12), accessor["count"]
         positions: np.ndarray = np.ndarray((count, 3), "<f4", buffers[view["buffer"]], start, (step, 4))
         if not np.isfinite(positions).all():
-            raise RenderFault(Reason.PARSE_ERROR, f"mesh '{path}' has vertices that are not finite numbers")
+            raise RenderError(Reason.PARSE_ERROR, f"mesh '{path}' has vertices that are not finite numbers")
 
 
 def _buffer(uri: str | None, binary: bytes, folder: Path) -> bytes:
@@ -115,18 +127,18 @@ def _gltf_facts(header: dict[str, Any], folder: Path) -> FileFacts:
     )
 
 
-def _missing_of_obj(path: Path) -> set[str]:
+def _missing_obj_textures(path: Path) -> set[str]:
     missing = set()
-    for library in _values(path, b"mtllib"):
+    for library in _obj_values(path, b"mtllib"):
         materials = path.parent / library
         if materials.is_file():
-            pictures = {value.split()[-1] for value in _values(materials, b"map_Kd")}
+            pictures = {value.split()[-1] for value in _obj_values(materials, b"map_Kd")}
             missing |= {name for name in pictures if not (materials.parent / name).is_file()}
     return missing
 
 
-def _values(path: Path, key: bytes) -> list[str]:
-    """What follows `key` on the lines that begin with it."""
+def _obj_values(path: Path, key: bytes) -> list[str]:
+    """Return what follows `key` on the lines that begin with it."""
     with path.open("rb") as lines:
         found = [line.strip()[len(key) :] for line in lines if line.strip().startswith(key + b" ")]
     return [value.decode(errors="replace").strip() for value in found]

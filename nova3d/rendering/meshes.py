@@ -1,4 +1,4 @@
-"""Loading a textured mesh from GLB, OBJ or PLY into flat tensors, or refusing it with the reason."""
+"""Textured meshes as flat tensors: loaded from GLB, OBJ or PLY, checked, centred and scaled."""
 
 import importlib.util
 from dataclasses import dataclass, replace
@@ -9,22 +9,31 @@ import numpy as np
 import torch
 import trimesh
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from trimesh.visual import TextureVisuals
 
 from nova3d.images import linear_to_srgb
-from nova3d.rendering.framing import check_geometry, normalisation
-from nova3d.rendering.mesh_files import inspect_file
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.mesh_files import NO_FACTS, FileFacts, inspect_file
+from nova3d.rendering.reasons import Reason, RenderError
+
+SPECK_AREA = 1e-4  # share of the surface below which a distant piece is not part of the object
+SPECK_DISTANCE = 10.0  # in radii that hold 99 % of the surface
 
 
 @dataclass(frozen=True)
 class Alpha:
-    """A material's own opacity: values [h,w,1] in [0,1] over its texture; the surface is a hole where they are less
-    than `hole` (glTF: alphaCutoff of MASK; of BLEND what 8 bits show as nothing)."""
+    """The opacity of a material.
+
+    Attributes:
+        values: [h,w,1] float32 in [0,1], over the material's texture.
+        cutoff: the surface is a hole where the values are less; glTF's alphaCutoff of MASK, for BLEND 1/255.
+        blended: whether the values are translucency (BLEND).
+    """
 
     values: Tensor
-    hole: float
+    cutoff: float
     blended: bool
 
 
@@ -32,10 +41,17 @@ class Alpha:
 class Mesh:
     """A triangle soup with per-face materials.
 
-    vertices [n,3] float32; faces [f,3] int64; normals [n,3] unit; uv [n,2] (origin at the texture's lower left);
-    colours [n,3] sRGB [0,1] multiplied onto the texture; face_material [f] int64 into textures, each [h,w,3] sRGB
-    [0,1], and into alphas, None where the material is opaque; has_normals: whether the file carried vertex normals
-    (otherwise they are the faces').
+    Attributes:
+        vertices: [n,3] float32.
+        faces: [f,3] int64.
+        normals: [n,3] float32, unit.
+        uv: [n,2] float32, origin at the texture's lower left.
+        colours: [n,3] float32 in [0,1], sRGB, multiplied onto the texture.
+        face_material: [f] int64, index into `textures` and `alphas`.
+        textures: each [h,w,3] float32 in [0,1], sRGB.
+        alphas: None where the material is opaque.
+        has_normals: whether the file carried vertex normals; otherwise they are the faces'.
+        file: what the file's header says; empty for a mesh that was not read from a file.
     """
 
     vertices: Tensor
@@ -47,23 +63,25 @@ class Mesh:
     textures: tuple[Tensor, ...]
     alphas: tuple[Alpha | None, ...]
     has_normals: bool
+    file: FileFacts = NO_FACTS
 
     def to(self, device: torch.device | str) -> "Mesh":
+        """Return the same mesh on a device."""
         moved = {k: getattr(self, k).to(device) for k in _TENSORS}
         alphas = tuple(a and replace(a, values=a.values.to(device)) for a in self.alphas)
         return replace(self, **moved, textures=tuple(t.to(device) for t in self.textures), alphas=alphas)
 
     def normalisation(self) -> tuple[float, Tensor]:
-        """Scale and centre [3] that bring the file into the object frame (`framing.normalisation`)."""
+        """Return scale and centre [3] of the object frame; see the function `normalisation`."""
         scale, centre = normalisation(self.vertices.double().cpu().numpy(), self.faces.cpu().numpy())
         return scale, torch.from_numpy(centre)
 
     def normalised(self) -> "Mesh":
-        """The same mesh centred by its bounding box without specks, longest side 1 (DESIGN: the object frame)."""
+        """Return the mesh in the object frame: centred, its longest side 1."""
         return self.placed(*self.normalisation())
 
     def placed(self, scale: float, centre: Tensor) -> "Mesh":
-        """The same mesh at (vertices - centre [3]) * scale."""
+        """Return the mesh with its vertices at (vertices - centre) * scale; centre is [3]."""
         placed = (self.vertices.double() - centre.to(self.vertices.device)) * scale
         return replace(self, vertices=placed.to(self.vertices.dtype))
 
@@ -72,17 +90,28 @@ _TENSORS = ("vertices", "faces", "normals", "uv", "colours", "face_material")
 
 
 def load_mesh(path: str | Path) -> Mesh:
-    """Read a mesh file. glTF's frame (+Y up, +Z front) is taken as it is; nothing is welded or repaired.
+    """Read a mesh file.
 
-    A glTF's skins and animations are ignored: the mesh is as its nodes place it. Raises RenderFault, an InputError,
-    where the file is missing, unreadable, compressed by what cannot be decoded, has NaN, no triangles or no extent.
+    glTF's frame (+Y up, +Z front) is taken as it is. Nothing is welded or repaired. A glTF's skins and animations are
+    ignored: the mesh is as its nodes place it.
+
+    Args:
+        path: a file with one of MESH_SUFFIXES.
+
+    Returns:
+        The mesh on the CPU.
+
+    Raises:
+        RenderError: where the file is missing or unreadable, compressed by what cannot be decoded, or has NaN, no
+            triangles or no extent.
     """
     path = Path(path)
-    compression = inspect_file(path).compression
+    file = inspect_file(path)
+    compression = file.compression
     decodable = compression == "KHR_draco_mesh_compression" and importlib.util.find_spec("DracoPy") is not None
     if compression and not decodable:  # trimesh would return zeros in place of the vertices
         hint = "; `pip install DracoPy`, or the blender engine, reads it" if "draco" in compression else ""
-        raise RenderFault(Reason.DRACO, f"mesh '{path}' is compressed with {compression}{hint}")
+        raise RenderError(Reason.DRACO, f"mesh '{path}' is compressed with {compression}{hint}")
     try:
         # process=False: welding would merge vertices across UV seams and hard edges.
         scene = trimesh.load_scene(path, process=False)
@@ -91,13 +120,13 @@ def load_mesh(path: str | Path) -> Mesh:
         raise
     except Exception as error:  # parsers of foreign files raise anything
         message = f"mesh '{path}' cannot be read: {type(error).__name__}: {error}"
-        raise RenderFault(Reason.PARSE_ERROR, message) from error
+        raise RenderError(Reason.PARSE_ERROR, message) from error
     if not parts:
-        raise RenderFault(Reason.EMPTY_SCENE, f"mesh '{path}' has no triangles")
+        raise RenderError(Reason.EMPTY_SCENE, f"mesh '{path}' has no triangles")
     # glTF's COLOR_0 is linear light; every other format stores what a screen shows.
     mesh = from_trimesh(parts, linear_colours=path.suffix.lower() in (".glb", ".gltf"))
     check_geometry(mesh.vertices.numpy(), mesh.faces.numpy(), str(path))
-    return mesh
+    return replace(mesh, file=file)
 
 
 def _parts(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
@@ -115,9 +144,17 @@ def _parts(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
 
 
 def from_trimesh(parts: list[trimesh.Trimesh], linear_colours: bool = False) -> Mesh:
-    """Concatenate trimesh parts (same frame) into one Mesh; `linear_colours`: vertex colours are linear light."""
+    """Concatenate trimesh meshes of one frame into one Mesh.
+
+    Args:
+        parts: at least one mesh.
+        linear_colours: whether vertex colours are linear light, as in glTF; otherwise they are sRGB.
+
+    Returns:
+        The mesh; parts that share a material object share its texture.
+    """
     pieces: list[dict[str, Any]] = []
-    materials: dict[int, int] = {}  # of an id to its place in the two lists
+    materials: dict[int, int] = {}  # id of a material: its index in the two lists
     textures: list[Tensor] = []
     alphas: list[Alpha | None] = []
     offset = 0
@@ -205,11 +242,83 @@ def _pictures(material: Any) -> tuple[Tensor, Alpha | None]:
         return pixels[..., :3], None
     values = pixels[..., 3:] * (float(factor[3]) if factor is not None and len(factor) == 4 else 1.0)
     cutoff = getattr(material, "alphaCutoff", None)
-    hole = 1 / 255 if mode == "BLEND" else 0.5 if cutoff is None else float(cutoff)
-    return pixels[..., :3], Alpha(values, hole, mode == "BLEND")
+    threshold = 1 / 255 if mode == "BLEND" else 0.5 if cutoff is None else float(cutoff)
+    return pixels[..., :3], Alpha(values, threshold, mode == "BLEND")
 
 
 def _face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     normals = np.cross(b - a, c - a)
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
+
+
+def check_geometry(vertices: np.ndarray, faces: np.ndarray, name: str) -> None:
+    """Check that a mesh can be drawn.
+
+    Args:
+        vertices: [n,3].
+        faces: [f,3].
+        name: of the mesh, for the message.
+
+    Raises:
+        RenderError: where there are no triangles, a vertex is not finite or the mesh has no extent.
+    """
+    if len(faces) == 0:
+        raise RenderError(Reason.EMPTY_SCENE, f"mesh '{name}' has no triangles")
+    if not np.isfinite(vertices).all():
+        raise RenderError(Reason.PARSE_ERROR, f"mesh '{name}' has vertices that are not finite numbers")
+    if np.ptp(vertices[np.unique(faces)], axis=0).max() <= 1e-12:
+        raise RenderError(Reason.EMPTY_SCENE, f"mesh '{name}' has no extent: all its vertices coincide")
+
+
+def normalisation(vertices: np.ndarray, faces: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return scale and centre of the object frame, with object = (file - centre) * scale.
+
+    The bounding box is that of the triangles (a stray vertex is not part of the object) without specks. A speck is a
+    connected piece with less than SPECK_AREA of the surface that lies wholly beyond SPECK_DISTANCE radii. The radius
+    is about the median of the surface and holds 99 % of it. One speck would otherwise shrink the object to a dot.
+
+    Args:
+        vertices: [n,3].
+        faces: [f,3].
+
+    Returns:
+        The factor that makes the longest side of the box 1, and the centre [3] of the box.
+    """
+    used = np.unique(faces)
+    kept = used[~_specks(vertices, faces)[used]]
+    low, high = vertices[kept].min(axis=0), vertices[kept].max(axis=0)
+    return float(1 / (high - low).max()), (low + high) / 2
+
+
+def _specks(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Return [n] bool: the vertices of specks; see `normalisation`."""
+    corners = vertices[faces].astype(np.float64)
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    none = np.zeros(len(vertices), bool)
+    if not area.sum() > 0:
+        return none
+    middles = corners.mean(axis=1)
+    centre = np.array([_weighted_quantile(middles[:, axis], area, 0.5) for axis in range(3)])
+    reach = np.linalg.norm(corners - centre, axis=2).max(axis=1)  # of each face's farthest corner
+    far = np.linalg.norm(vertices - centre, axis=1) > SPECK_DISTANCE * _weighted_quantile(reach, area, 0.99)
+    if not far[faces].any():  # nearly always: no need to look for pieces
+        return none
+
+    # Files repeat positions along seams and hard edges: a piece is connected by position, not by index.
+    _, point = np.unique(vertices, axis=0, return_inverse=True)
+    point = point.reshape(-1)
+    joined = point[faces]
+    rows, columns = joined[:, [0, 1]].ravel(), joined[:, [1, 2]].ravel()
+    count = int(point.max()) + 1
+    pieces, piece = connected_components(coo_array((np.ones(len(rows), bool), (rows, columns)), (count, count)))
+    share = np.bincount(piece[joined[:, 0]], weights=area, minlength=pieces) / area.sum()
+    near = np.zeros(pieces, bool)
+    near[piece[point[~far]]] = True
+    return (~near & (share < SPECK_AREA))[piece[point]]
+
+
+def _weighted_quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float:
+    order = np.argsort(values)
+    share = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(share, level * share[-1])])

@@ -1,14 +1,15 @@
 """The portable render engine: a z-buffer in plain torch, the same code on CPU and CUDA.
 
-Every triangle is expanded into the pixels of its bounding box; the nearest hit per pixel is the minimum of a
-64-bit key (depth, face), which makes the result independent of the order of execution. Surfaces are two-sided. Holes
-cut by a texture's alpha are seen through; translucent surfaces are drawn opaque and their opacity is measured.
+Every triangle is expanded into the pixels of its bounding box. The nearest hit per pixel is the minimum of a 64-bit
+key (depth, face), which makes the result independent of the order of execution. Surfaces are two-sided. Holes cut by a
+texture's alpha are see-through. Translucent surfaces are drawn opaque and their opacity is measured.
 """
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,20 +18,81 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.images import linear_to_srgb, srgb_to_linear
-from nova3d.rendering.meshes import Mesh
-
-Light = Literal["studio", "flat"]
+from nova3d.rendering.engine import EngineConfig, Light, Rendered, ViewCallback, check_settings
+from nova3d.rendering.meshes import Mesh, load_mesh
+from nova3d.rendering.reasons import Reason, RenderError
 
 _CHUNK = 1 << 21  # candidate (face, pixel) pairs at a time; bounds memory to about 300 MB
 _NEAR = 1e-3
 _EMPTY = torch.iinfo(torch.int64).max
 
 
+class RasterEngine:
+    """The z-buffer below on the CPU or one CUDA device, as an `Engine`.
+
+    It draws the mesh as its nodes place it; skins and animations are counted, not applied. Emission is not drawn, so
+    nothing is ever overexposed.
+    """
+
+    def __init__(self, config: EngineConfig, normalise: bool = True):
+        check_settings(replace(config, device=config.device.partition(":")[0]), devices=("cpu", "cuda"))
+        self.config, self.normalise = config, normalise
+        if config.device.startswith("cuda") and not torch.cuda.is_available():
+            raise RenderError(Reason.DEVICE, f"device '{config.device}' was asked for, but torch finds no CUDA GPU")
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, torch's version and the settings that change pixels."""
+        keys = ("device", "light", "supersample")
+        return {"name": "raster", "version": torch.__version__} | {k: getattr(self.config, k) for k in keys}
+
+    def render(self, path: Path, cameras: Cameras, on_view: ViewCallback) -> Rendered:
+        """Load and draw one mesh file; see `Engine.render`."""
+        try:
+            return self._render(path, cameras, on_view)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise RenderError(Reason.OUT_OF_MEMORY, f"'{path}': {error}") from error
+
+    def _render(self, path: Path, cameras: Cameras, on_view: ViewCallback) -> Rendered:
+        mesh = load_mesh(path)
+        scale, centre = mesh.normalisation() if self.normalise else (1.0, torch.zeros(3))
+        placed = (mesh.placed(scale, centre) if self.normalise else mesh).to(self.config.device)
+        try:
+            raster = rasterize(placed, cameras, self.config.supersample, cast(Light, self.config.light), on_view)
+        except InputError as error:
+            raise RenderError(Reason.BLANK_RENDER, f"'{path}': {error}") from error
+        if raster.rgba.device.type != torch.device(self.config.device).type:
+            raise RenderError(Reason.DEVICE, f"'{path}' was drawn on {raster.rgba.device}, not {self.config.device}")
+        facts = {
+            "triangles": len(mesh.faces),
+            "materials": len(mesh.textures),
+            "textures": sum(texture.shape[:2] != (1, 1) for texture in mesh.textures),
+            "has_normals": mesh.has_normals,
+            "animations": mesh.file.animations,
+            "skins": mesh.file.skins,
+            "pose": "nodes",
+            "scale": scale,
+            "centre": centre.tolist(),
+            "opacity": raster.opacity,
+            "translucency": "drawn opaque",
+            "overexposed": 0.0,  # irradiance stays below 1
+            "missing_textures": mesh.file.missing_textures,
+        }
+        return Rendered(raster.rgba.cpu(), raster.normals.cpu(), raster.depth.cpu(), facts, mesh)
+
+    def close(self) -> None:
+        """Nothing is kept running."""
+
+
 @dataclass(frozen=True)
 class Raster:
-    """Pictures of one mesh: rgba [v,h,w,4] straight-alpha sRGB, normals [v,h,w,3] unit world normals facing the
-    camera (zero on background), depth [v,h,w] along the viewing axis in world units (0 on background). opacity: mean of
-    the surfaces' own alpha over the covered samples, 1 where nothing is translucent."""
+    """Pictures of one mesh.
+
+    Attributes:
+        rgba: [v,h,w,4] float32 in [0,1], straight-alpha sRGB.
+        normals: [v,h,w,3] float32, unit world normals facing the camera; zero on background.
+        depth: [v,h,w] float32, along the viewing axis in world units; 0 on background.
+        opacity: mean alpha of the surfaces over the covered samples, 1 where nothing is translucent.
+    """
 
     rgba: Tensor
     normals: Tensor
@@ -43,21 +105,33 @@ def rasterize(
     cameras: Cameras,
     supersample: int = 3,
     light: Light = "studio",
-    beat: Callable[[int], None] | None = None,
+    on_view: ViewCallback | None = None,
 ) -> Raster:
-    """Draw `mesh` from every camera with supersample^2 samples per pixel, on the mesh's device.
+    """Draw a mesh from every camera, on the mesh's device.
 
-    Colours are filtered premultiplied in linear light; normals are averaged over the covered samples and
-    renormalised; depth is the covered samples' mean. `beat` is called with the number of views done. Raises InputError
-    where no view shows anything.
+    Colours are filtered premultiplied in linear light. Normals are averaged over the covered samples and renormalised.
+    Depth is the mean of the covered samples.
+
+    Args:
+        mesh: the mesh, in the world frame.
+        cameras: v cameras.
+        supersample: samples per pixel and axis.
+        light: see `irradiance`.
+        on_view: called with the number of views done.
+
+    Returns:
+        The pictures, on the mesh's device.
+
+    Raises:
+        InputError: where no view shows anything.
     """
     fine = cameras.to(mesh.vertices.device).resized(cameras.width * supersample, cameras.height * supersample)
-    textures = [srgb_to_linear(_shrink(t, 2 * max(fine.width, fine.height))) for t in mesh.textures]
+    textures = [srgb_to_linear(_box_filter(t, 2 * max(fine.width, fine.height))) for t in mesh.textures]
     views = []
     for index in range(len(cameras)):
         views.append(_draw(mesh, textures, fine[index], supersample, light))
-        if beat:
-            beat(index + 1)
+        if on_view:
+            on_view(index + 1)
     rgba, normals, depth, opacity = (torch.stack(parts) for parts in zip(*views, strict=True))
     if not bool((rgba[..., 3] > 0).any()):
         raise InputError("the mesh cannot be drawn: none of its triangles covers a pixel in any view")
@@ -111,9 +185,18 @@ def nearest_faces(
     perspective: bool,
     solid: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """[h,w] int64 index of the nearest face at each pixel centre, -1 where there is none.
+    """Find the nearest face at each pixel centre.
 
-    `solid` says of faces [n] and screen weights [n,3] whether there is a surface or a hole; None: no face has holes.
+    Args:
+        corners: [f,3,2] float64, the faces' corners in pixels.
+        z: [f,3] float64, their depths.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        perspective: whether depth is interpolated as its inverse.
+        solid: maps faces [n] and screen weights [n,3] to [n] bool: surface, not a hole. None: no face has holes.
+
+    Returns:
+        [h,w] int64 index of a face, -1 where there is none.
     """
     area = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     size = corners.new_tensor([width, height])
@@ -136,8 +219,8 @@ def nearest_faces(
         inside = (weights >= -1e-9).all(dim=-1)
         face, weights, pixel = face[inside], weights[inside], (y * width + x)[inside]
         if solid is not None:
-            there = solid(face, weights)
-            face, weights, pixel = face[there], weights[there], pixel[there]
+            opaque = solid(face, weights)
+            face, weights, pixel = face[opaque], weights[opaque], pixel[opaque]
         depth = 1 / (weights / z[face]).sum(-1) if perspective else (weights * z[face]).sum(-1)
         # Positive floats order as their bit patterns, so one integer minimum finds depth and face together.
         key = (depth.float().view(torch.int32).long() << 32) | face
@@ -156,7 +239,10 @@ def _chunks(counts: Tensor) -> list[slice]:
 
 
 def barycentric(corners: Tensor, points: Tensor) -> Tensor:
-    """Weights [n,3] of points [n,2] in triangles [n,3,2]; all non-negative inside, whatever the winding."""
+    """Return the barycentric weights [n,3] of points [n,2] in triangles [n,3,2].
+
+    They are non-negative inside, whatever the winding.
+    """
     a, b, c = corners.unbind(dim=1)
     area = _cross(b - a, c - a)
     v = _cross(points - a, c - a) / area
@@ -196,26 +282,26 @@ def _albedo(mesh: Mesh, textures: list[Tensor], face: Tensor, weights: Tensor) -
     """Linear base colour [n,3]: bilinear texture lookup times vertex colour."""
     colour = srgb_to_linear((weights[..., None] * mesh.colours[mesh.faces[face]]).sum(dim=1))
     for index, texture in enumerate(textures):
-        at = torch.nonzero(mesh.face_material[face] == index)[:, 0]
-        colour[at] *= _lookup(mesh, texture, face[at], weights[at])
+        hits = torch.nonzero(mesh.face_material[face] == index)[:, 0]
+        colour[hits] *= _sample_texture(mesh, texture, face[hits], weights[hits])
     return colour
 
 
 def _opacity(mesh: Mesh, face: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The surfaces' own alpha [n], 1 where they are drawn whole, and [n] bool: surface, not a hole."""
+    """Return the alpha [n] of the surfaces, 1 where they are opaque, and [n] bool: surface, not a hole."""
     opacity = weights.new_ones(len(face))
     solid = torch.ones_like(opacity, dtype=torch.bool)
     for index, alpha in enumerate(mesh.alphas):
         if alpha is not None:
-            at = torch.nonzero(mesh.face_material[face] == index)[:, 0]
-            values = _lookup(mesh, alpha.values, face[at], weights[at])[:, 0]
-            solid[at] = values >= alpha.hole
+            hits = torch.nonzero(mesh.face_material[face] == index)[:, 0]
+            values = _sample_texture(mesh, alpha.values, face[hits], weights[hits])[:, 0]
+            solid[hits] = values >= alpha.cutoff
             if alpha.blended:
-                opacity[at] = values
+                opacity[hits] = values
     return opacity, solid
 
 
-def _lookup(mesh: Mesh, texture: Tensor, face: Tensor, weights: Tensor) -> Tensor:
+def _sample_texture(mesh: Mesh, texture: Tensor, face: Tensor, weights: Tensor) -> Tensor:
     """Bilinear values [n,c] of a texture [h,w,c] at points given by faces and weights on them; textures repeat."""
     uv = (weights[..., None] * mesh.uv[mesh.faces[face]]).sum(dim=1) % 1.0
     grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], dim=-1)[None, None]
@@ -224,10 +310,16 @@ def _lookup(mesh: Mesh, texture: Tensor, face: Tensor, weights: Tensor) -> Tenso
 
 
 def irradiance(normals: Tensor, light: Light) -> Tensor:
-    """Light [n] reaching surfaces with world normals [n,3], relative to full white.
+    """Return the light that reaches surfaces, relative to full white.
 
-    `flat`: 1 everywhere, the picture is the base colour. `studio`: ambient, a key light from the upper right
-    front, a weaker fill from the lower left back, brighter from above; fixed in the world, no shadows.
+    Args:
+        normals: [n,3], unit world normals.
+        light: "flat" is 1 everywhere, so that the picture is the base colour. "studio" is ambient light that is
+            brighter from above, a key light from the upper right front and a weaker fill from the lower left back; all
+            are fixed in the world and cast no shadows.
+
+    Returns:
+        [n] factors.
     """
     if light == "flat":
         return normals.new_ones(normals.shape[:-1])
@@ -237,7 +329,7 @@ def irradiance(normals: Tensor, light: Light) -> Tensor:
     return 0.40 + lit + 0.10 * normals[..., 1]
 
 
-def _shrink(texture: Tensor, largest: int) -> Tensor:
+def _box_filter(texture: Tensor, largest: int) -> Tensor:
     """Box-filter a texture far finer than the picture, which would alias under the sample pattern."""
     factor = max(texture.shape[:2]) // largest
     if factor < 2:

@@ -1,4 +1,4 @@
-"""Why an object was not rendered or not kept: one code each, the same in every manifest."""
+"""Reason codes for objects that were not rendered or not kept, the same in every manifest."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ from nova3d.errors import InputError
 
 
 class Reason(StrEnum):
-    """What went wrong with one object. Members say which of them may vanish when the object is tried again."""
+    """What went wrong with one object."""
 
     FETCH_FAILED = "fetch_failed"  # the source does not give the file
     FETCH_HASH = "fetch_hash"  # the file is not the one the source describes
@@ -46,8 +46,12 @@ _TRANSIENT = {
 }
 
 
-class RenderFault(InputError):
-    """One object cannot be fetched, rendered or kept; `reason` is its code, the message says it in one line."""
+class RenderError(InputError):
+    """One object cannot be fetched, rendered or kept.
+
+    Attributes:
+        reason: the code; the message says it in one line.
+    """
 
     def __init__(self, reason: Reason, message: str):
         super().__init__(message)

@@ -18,7 +18,7 @@ import trimesh
 from nova3d.data.assets import Asset
 from nova3d.data.sources import SourceConfig, make_source
 from nova3d.errors import InputError
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.reasons import Reason, RenderError
 
 GLB = trimesh.exchange.gltf.export_glb(trimesh.Scene(trimesh.creation.box()))
 GLB_SHA = hashlib.sha256(GLB).hexdigest()
@@ -26,7 +26,7 @@ UIDS = ["0a" * 16, "1b" * 16, "2c" * 16, "3d" * 16]
 
 
 def reason_of(action: Any) -> Reason:
-    with pytest.raises(RenderFault) as caught:
+    with pytest.raises(RenderError) as caught:
         action()
     assert "\n" not in str(caught.value)
     return caught.value.reason

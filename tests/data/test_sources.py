@@ -16,14 +16,14 @@ from nova3d.data.sources import SourceConfig, make_source, read_uids
 from nova3d.data.sources.licences import licence_url, spdx
 from nova3d.errors import InputError
 from nova3d.rendering.meshes import load_mesh
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.reasons import Reason, RenderError
 
 GLB = trimesh.exchange.gltf.export_glb(trimesh.Scene(trimesh.creation.box()))
 GLB_SHA = hashlib.sha256(GLB).hexdigest()
 
 
 def reason_of(action: Any) -> Reason:
-    with pytest.raises(RenderFault) as caught:
+    with pytest.raises(RenderError) as caught:
         action()
     assert "\n" not in str(caught.value)
     return caught.value.reason

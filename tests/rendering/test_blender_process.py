@@ -16,7 +16,7 @@ from nova3d import cameras
 from nova3d.rendering import render_object
 from nova3d.rendering.blender import BlenderEngine
 from nova3d.rendering.engine import EngineConfig
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.reasons import Reason, RenderError
 
 PYTHON = os.environ.get("NOVA3D_BLENDER_PYTHON") or str(Path(__file__).parents[2] / EngineConfig.python)
 pytestmark = [
@@ -50,7 +50,7 @@ def draw(engine: BlenderEngine, path: Path) -> None:
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_files_have_their_reason(blender: BlenderEngine, broken: dict[str, Path], name: str) -> None:
     worker = blender.process
-    with pytest.raises(RenderFault, match=str(broken[name])) as caught:
+    with pytest.raises(RenderError, match=str(broken[name])) as caught:
         draw(blender, broken[name])
     assert caught.value.reason == BROKEN[name] and "\n" not in str(caught.value)
     assert blender.process is worker  # a bad file does not cost a restart
@@ -60,7 +60,7 @@ def test_out_of_view_is_blank(tmp_path: Path, gltf: Callable[[], Any]) -> None:
     file = gltf()
     file.node(mesh=file.quad(), translation=[9, 9, 9])
     engine = BlenderEngine(CONFIG, normalise=False)
-    with pytest.raises(RenderFault) as caught:
+    with pytest.raises(RenderError) as caught:
         draw(engine, file.save(tmp_path / "a.gltf"))
     engine.close()
     assert caught.value.reason == Reason.BLANK_RENDER
@@ -73,7 +73,7 @@ def test_a_killed_worker_is_a_crash_and_the_next_object_renders(lopsided_file: P
         assert engine.process
         os.kill(engine.process.pid, signal.SIGKILL)
 
-    with pytest.raises(RenderFault, match="signal 9") as caught:
+    with pytest.raises(RenderError, match="signal 9") as caught:
         engine.render(lopsided_file, RIG, kill)
     assert caught.value.reason == Reason.CRASH and str(lopsided_file) in str(caught.value)
     beats: list[int] = []
@@ -91,7 +91,7 @@ def test_the_worker_is_in_the_process_group_of_its_client(blender: BlenderEngine
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "optix"])
 def test_a_gpu_that_cycles_does_not_find_is_an_error(device: str) -> None:
-    with pytest.raises(RenderFault, match=f"{device.upper()} device") as caught:
+    with pytest.raises(RenderError, match=f"{device.upper()} device") as caught:
         BlenderEngine(replace(CONFIG, device=device))
     assert caught.value.reason == Reason.DEVICE
 

@@ -17,7 +17,7 @@ from nova3d.errors import InputError
 from nova3d.rendering import engine as engines
 from nova3d.rendering.engine import EngineConfig, Rendered, make_engine
 from nova3d.rendering.meshes import load_mesh
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.reasons import Reason, RenderError
 
 RIG = cameras.orbit(2, size=48)
 BROKEN = {
@@ -60,13 +60,13 @@ def test_facts_pictures_and_beats(tmp_path: Path, gltf: Callable[[], Any]) -> No
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_files_have_their_reason(broken: dict[str, Path], name: str) -> None:
-    with pytest.raises(RenderFault, match=str(broken[name])) as caught:
+    with pytest.raises(RenderError, match=str(broken[name])) as caught:
         draw(broken[name])
     assert caught.value.reason == BROKEN[name] and "\n" not in str(caught.value)
 
 
 def test_a_truncated_file_is_called_so(broken: dict[str, Path]) -> None:
-    with pytest.raises(RenderFault, match=r"cut\.glb.*truncated, \d+ of \d+ bytes"):
+    with pytest.raises(RenderError, match=r"cut\.glb.*truncated, \d+ of \d+ bytes"):
         draw(broken["cut"])
 
 
@@ -75,7 +75,7 @@ def test_compressed_geometry_is_refused_not_drawn_as_zeros(tmp_path: Path, gltf:
     file.node(mesh=file.quad())
     file.json["extensionsUsed"] = file.json["extensionsRequired"] = ["KHR_draco_mesh_compression"]
     path = file.save(tmp_path / "a.gltf")
-    with pytest.raises(RenderFault, match="KHR_draco_mesh_compression") as caught:
+    with pytest.raises(RenderError, match="KHR_draco_mesh_compression") as caught:
         draw(path)
     assert caught.value.reason == Reason.DRACO
 
@@ -83,7 +83,7 @@ def test_compressed_geometry_is_refused_not_drawn_as_zeros(tmp_path: Path, gltf:
 def test_a_mesh_outside_every_view_is_blank(tmp_path: Path, gltf: Callable[[], Any]) -> None:
     file = gltf()
     file.node(mesh=file.quad(), translation=[9, 9, 9])
-    with pytest.raises(RenderFault) as caught:
+    with pytest.raises(RenderError) as caught:
         make_engine(EngineConfig(), normalise=False).render(file.save(tmp_path / "a.gltf"), RIG, lambda done: None)
     assert caught.value.reason == Reason.BLANK_RENDER
 
@@ -194,7 +194,7 @@ def test_engines_of_other_packages_are_imported(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(RenderFault, match="no CUDA GPU") as caught:
+    with pytest.raises(RenderError, match="no CUDA GPU") as caught:
         make_engine(EngineConfig(device="cuda"))
     assert caught.value.reason == Reason.DEVICE
 
@@ -209,6 +209,6 @@ def test_the_description_names_what_changes_pixels() -> None:
 
 def test_an_interpreter_without_bpy_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOVA3D_BLENDER_PYTHON", sys.executable)
-    with pytest.raises(RenderFault, match=r"bpy cannot be loaded.*apt-get install libx11-6") as caught:
+    with pytest.raises(RenderError, match=r"bpy cannot be loaded.*apt-get install libx11-6") as caught:
         make_engine(EngineConfig("blender"))
     assert caught.value.reason == Reason.CRASH and "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nova3d.data.assets import Asset
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.reasons import Reason, RenderError
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Fetched:
 
     uid: str
     path: Path | None
-    fault: RenderFault | None
+    fault: RenderError | None
 
 
 class Fetcher:
@@ -63,7 +63,7 @@ class Fetcher:
                 self._running.pop(uid, None)
                 self._start_thread()  # the old one hangs
                 message = f"not fetched within {limit:g} s"
-                found.append(Fetched(uid, None, RenderFault(Reason.FETCH_FAILED, message)))
+                found.append(Fetched(uid, None, RenderError(Reason.FETCH_FAILED, message)))
         self.outstanding -= {fetched.uid for fetched in found}
         return found
 
@@ -98,11 +98,11 @@ class Fetcher:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return Fetched(asset.uid, self._fetch(asset, folder), None)
-        except RenderFault as error:
-            fault = _disk_full(error.__cause__) or RenderFault(error.reason, _one_line(str(error), asset, folder))
+        except RenderError as error:
+            fault = _disk_full(error.__cause__) or RenderError(error.reason, _one_line(str(error), asset, folder))
         except Exception as error:  # whatever a source's library raises is one object's failure
             message = _one_line(f"{type(error).__name__}: {error}", asset, folder)
-            fault = _disk_full(error) or RenderFault(Reason.FETCH_FAILED, message)
+            fault = _disk_full(error) or RenderError(Reason.FETCH_FAILED, message)
         return Fetched(asset.uid, None, fault)
 
 
@@ -113,7 +113,7 @@ def _one_line(message: str, asset: Asset, folder: Path) -> str:
     return " ".join(message.replace(f"{folder}/", "").split())
 
 
-def _disk_full(error: BaseException | None) -> RenderFault | None:
+def _disk_full(error: BaseException | None) -> RenderError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RenderFault(Reason.WRITE_ERROR, f"cannot write a fetched file: {error.strerror}")
+        return RenderError(Reason.WRITE_ERROR, f"cannot write a fetched file: {error.strerror}")
     return None

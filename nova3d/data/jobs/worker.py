@@ -36,7 +36,7 @@ from nova3d.data.jobs.config import RenderConfig, rig_digest
 from nova3d.data.shards import encode_pictures, write_object
 from nova3d.errors import InputError
 from nova3d.rendering.engine import Engine, make_engine
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils import provenance
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -60,7 +60,7 @@ class Bench:
         """Render `path` into the tar `target`; returns state, reason and message, and raises nothing."""
         try:
             return self._render(asset, path, target, send)
-        except RenderFault as fault:
+        except RenderError as fault:
             reason, message = fault.reason, str(fault)
         except InputError as error:  # an engine's loader says so of a file it cannot use
             reason, message = Reason.PARSE_ERROR, str(error)
@@ -79,14 +79,14 @@ class Bench:
         rendered = self.engine.render(path, self.cameras, lambda views: send({"event": "beat", "views": views}))
         findings = inspect(rendered, self.cameras, self.config.filters)
         if findings.reject is not None:
-            raise RenderFault(findings.reject, findings.message)
+            raise RenderError(findings.reject, findings.message)
         facts = replace(asset, sha256=digest, size_bytes=path.stat().st_size).to_row() | {
             "rig": rig_digest(self.cameras),
             "engine": self.engine.describe(),
             "facts": rendered.facts,
             "measures": findings.measures,
             "tags": sorted(findings.tags),
-            **duplicates.fingerprint(rendered.rgba, path),
+            **duplicates.fingerprint(rendered.rgba, path, rendered.mesh),
         }
         facts.pop("path")  # says where it was, not what it is
         members = encode_pictures(asset.uid, rendered.rgba, rendered.normals, facts)
@@ -94,7 +94,7 @@ class Bench:
         try:
             write_object(target, members, self.writer)
         except OSError as error:
-            raise RenderFault(Reason.WRITE_ERROR, f"cannot write '{target}': {error.strerror}") from error
+            raise RenderError(Reason.WRITE_ERROR, f"cannot write '{target}': {error.strerror}") from error
         return {"state": "done", "reason": "", "message": ""}
 
 
@@ -111,7 +111,7 @@ def main() -> None:
         torch.set_num_threads(max(1, config.engine.threads))
         bench = Bench(config, make_engine(config.engine), config.cameras(), options.writer)
     except InputError as error:
-        reason = error.reason if isinstance(error, RenderFault) else Reason.CRASH
+        reason = error.reason if isinstance(error, RenderError) else Reason.CRASH
         send({"event": "fault", "reason": reason, "message": " ".join(str(error).split())})
         return
     send({"event": "ready", "engine": bench.engine.describe()})

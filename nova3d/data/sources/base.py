@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from nova3d.data.assets import Asset
 from nova3d.errors import InputError
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils import provenance
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Source(Protocol):
     def fetch(self, asset: Asset, folder: Path) -> Path:
         """The local mesh file of `asset`, placed in `folder` unless it is already on this machine.
 
-        Raises RenderFault: FETCH_FAILED, FETCH_HASH or PARSE_ERROR.
+        Raises RenderError: FETCH_FAILED, FETCH_HASH or PARSE_ERROR.
         """
         ...
 
@@ -128,18 +128,18 @@ def licence_rows(path: str) -> dict[str, dict[str, Any]]:
 
 
 def check_file(path: Path, asset: Asset) -> Path:
-    """`path` itself, once it is the file that `asset` describes. Raises RenderFault otherwise."""
+    """`path` itself, once it is the file that `asset` describes. Raises RenderError otherwise."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise RenderFault(Reason.FETCH_FAILED, f"'{path}' cannot be read: {error.strerror or error}") from error
+        raise RenderError(Reason.FETCH_FAILED, f"'{path}' cannot be read: {error.strerror or error}") from error
     if not head:
-        raise RenderFault(Reason.PARSE_ERROR, f"'{path}' is empty")
+        raise RenderError(Reason.PARSE_ERROR, f"'{path}' is empty")
     if head.startswith(b"version https://git-lfs"):
-        raise RenderFault(Reason.PARSE_ERROR, f"'{path}' is a Git LFS pointer, not a mesh; run `git lfs pull`")
+        raise RenderError(Reason.PARSE_ERROR, f"'{path}' is a Git LFS pointer, not a mesh; run `git lfs pull`")
     if head.lstrip().startswith(b"<"):  # no mesh format read here begins so
-        raise RenderFault(Reason.PARSE_ERROR, f"'{path}' is an HTML or XML page, not a mesh")
+        raise RenderError(Reason.PARSE_ERROR, f"'{path}' is an HTML or XML page, not a mesh")
     if asset.sha256 and (found := provenance.hash_file(path)) != asset.sha256:
-        raise RenderFault(Reason.FETCH_HASH, f"'{path}' has SHA-256 {found[:16]}, not {asset.sha256[:16]}")
+        raise RenderError(Reason.FETCH_HASH, f"'{path}' has SHA-256 {found[:16]}, not {asset.sha256[:16]}")
     return path

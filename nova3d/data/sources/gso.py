@@ -9,7 +9,7 @@ from nova3d.data.assets import Asset
 from nova3d.data.sources.base import Progress, SourceConfig, check_file, licence_rows, selected, uid_of
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.reasons import Reason, RenderError
 
 LICENCE = "CC-BY-4.0"  # of the whole collection; a model's own metadata.pbtxt is read where it is there
 ATTRIBUTION = "Google Scanned Objects (Downs et al., ICRA 2022), Copyright 2020 Google LLC"
@@ -60,7 +60,7 @@ class GsoSource:
             _copy_materials(lines, path.parent, target)
             (target / "model.obj").write_text("\n".join(map(_to_y_up, lines)) + "\n")
         except (OSError, ValueError) as error:
-            raise RenderFault(Reason.PARSE_ERROR, f"'{path}' cannot be read: {error}") from error
+            raise RenderError(Reason.PARSE_ERROR, f"'{path}' cannot be read: {error}") from error
         return target / "model.obj"
 
 

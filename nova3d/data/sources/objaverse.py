@@ -16,7 +16,7 @@ from nova3d.data.assets import Asset
 from nova3d.data.sources.base import Progress, SourceConfig, check_file, selected
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.reasons import Reason, RenderError
 
 log = logging.getLogger(__name__)
 _FILES = "https://huggingface.co/datasets/allenai/objaverse/resolve/main/"
@@ -42,7 +42,7 @@ class ObjaverseSource:
         self.package = _import("objaverse")
 
     def assets(self, progress: Progress | None = None) -> list[Asset]:
-        """Sorted by uid. Raises RenderFault(FETCH_FAILED) where lists or annotations cannot be had, InputError where
+        """Sorted by uid. Raises RenderError(FETCH_FAILED) where lists or annotations cannot be had, InputError where
         the uid lists leave no object."""
         with _fetching("the list of objects", self.package):
             uids = set(self.package.load_uids())
@@ -107,7 +107,7 @@ def _fetching(what: str, package: Any) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, zlib.error, http.client.HTTPException) as error:
-        raise RenderFault(
+        raise RenderError(
             Reason.FETCH_FAILED,
             f"Objaverse: {what} cannot be had: {type(error).__name__}: {error}; the package keeps its files in "
             f"'{package.BASE_PATH}': delete a half-downloaded one there and try again",
@@ -142,7 +142,7 @@ def _asset(uid: str, path: str, annotation: dict[str, Any], category: str, sha25
 
 
 def _download(url: str, path: Path, timeout: float) -> None:
-    """Write what `url` gives to `path`, whole or not at all. Raises RenderFault(FETCH_FAILED)."""
+    """Write what `url` gives to `path`, whole or not at all. Raises RenderError(FETCH_FAILED)."""
     part = path.with_name(path.name + ".part")
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer, part.open("wb") as file:
@@ -155,4 +155,4 @@ def _download(url: str, path: Path, timeout: float) -> None:
         part.replace(path)
     except (OSError, ValueError, http.client.HTTPException) as error:
         part.unlink(missing_ok=True)
-        raise RenderFault(Reason.FETCH_FAILED, f"{url}: {type(error).__name__}: {error}") from error
+        raise RenderError(Reason.FETCH_FAILED, f"{url}: {type(error).__name__}: {error}") from error

@@ -18,7 +18,7 @@ import torch
 
 from nova3d.cameras import Cameras
 from nova3d.rendering.engine import EngineConfig, Rendered
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.reasons import Reason, RenderError
 
 RADIUS = 0.5
 
@@ -34,7 +34,7 @@ class FakeEngine:
         mesh = json.loads(path.read_text())
         fault = mesh.get("fault", "") if due(path.stem, mesh) else ""
         if fault == "refuse":
-            raise RenderFault(Reason.EMPTY_SCENE, f"'{path}' has no triangles")
+            raise RenderError(Reason.EMPTY_SCENE, f"'{path}' has no triangles")
         if fault == "bug":
             raise ZeroDivisionError("a bug of the engine")
         if fault == "crash":

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from nova3d.rendering.framing import check_geometry, normalisation
-from nova3d.rendering.reasons import Reason, RenderFault
+from nova3d.rendering.meshes import check_geometry, normalisation
+from nova3d.rendering.reasons import Reason, RenderError
 
 
 def both(*parts: trimesh.Trimesh) -> tuple[np.ndarray, np.ndarray]:
@@ -59,6 +59,6 @@ def test_a_long_needle_of_the_object_itself_is_kept() -> None:
     ],
 )
 def test_geometry_that_cannot_be_drawn_has_a_reason(vertices: np.ndarray, faces: np.ndarray, reason: Reason) -> None:
-    with pytest.raises(RenderFault, match=r"a\.glb") as caught:
+    with pytest.raises(RenderError, match=r"a\.glb") as caught:
         check_geometry(vertices, faces, "a.glb")
     assert caught.value.reason == reason
