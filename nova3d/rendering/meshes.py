@@ -191,7 +191,11 @@ def from_trimesh(parts: list[trimesh.Trimesh], linear_colours: bool = False) -> 
     stacked = {k: torch.from_numpy(np.concatenate([p[k] for p in pieces])).float() for k in floats}
     stacked |= {k: torch.from_numpy(np.concatenate([p[k] for p in pieces])).long() for k in ints}
     return Mesh(
-        **stacked, textures=tuple(textures), alphas=tuple(alphas), has_normals=all(p["has_normals"] for p in pieces)
+        **stacked,
+        file=NO_FACTS,
+        textures=tuple(textures),
+        alphas=tuple(alphas),
+        has_normals=all(p["has_normals"] for p in pieces),
     )
 
 

@@ -108,7 +108,7 @@ def main() -> None:
     requests, send = _private_pipes()
     try:
         config = configs.load(RenderConfig, options.config)
-        torch.set_num_threads(max(1, config.engine.threads))
+        torch.set_num_threads(config.engine.threads or 1)
         bench = Bench(config, make_engine(config.engine), config.cameras(), options.writer)
     except InputError as error:
         reason = error.reason if isinstance(error, RenderError) else Reason.CRASH
