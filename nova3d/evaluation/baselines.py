@@ -8,22 +8,20 @@ no method is given, and bounds what that knowledge alone is worth.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import trimesh
-from skimage.measure import marching_cubes
 from torch import Tensor
 
-from nova3d.cameras import Cameras, preset
+from nova3d.cameras import preset
 from nova3d.evaluation.rerender import draw_plain
+from nova3d.hull import visual_hull_mesh
 from nova3d.normals import to_camera, to_world
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
 
 COPY = "copy of the input view (scored on the others)"
-_POINTS_AT_ONCE = 1 << 20
 
 
 def all_white(ref: ViewSet) -> ViewSet:
@@ -79,7 +77,7 @@ def view_floors(ref: ViewSet, shifts: Sequence[int], hull_cells: int) -> Iterato
     yield COPY, input_copy(ref)
     yield "silhouette oracle", silhouette_oracle(ref)
     for name, used in (("input view", ref[:1]), ("all views", ref)):
-        hull = visual_hull(used.mask, used.cameras, hull_cells) if hull_cells else None
+        hull = visual_hull_mesh(used.mask, used.cameras, hull_cells) if hull_cells else None
         if hull is not None:
             yield f"hull of {name}, mean colour", draw_plain(hull, ref.cameras, input_colour(ref))
     for pixels in shifts:
@@ -98,7 +96,7 @@ def mesh_floors(ref: trimesh.Trimesh, hull_cells: int) -> Iterator[tuple[str, tr
         bare = trimesh.Trimesh(ref.vertices, ref.faces, process=False)
         mask = rasterize(from_trimesh([bare]), rig, supersample=1, light="flat").rgba[..., 3]
         for name, views in (("input silhouette", 1), ("16 silhouettes", 16)):
-            hull = visual_hull(mask[:views], rig[:views], hull_cells)
+            hull = visual_hull_mesh(mask[:views], rig[:views], hull_cells)
             if hull is not None:
                 yield f"hull of {name}", hull
     yield "reference itself (sampling limit)", ref
@@ -107,25 +105,3 @@ def mesh_floors(ref: trimesh.Trimesh, hull_cells: int) -> Iterator[tuple[str, tr
 def speck() -> trimesh.Trimesh:
     """As good as nothing: a cube of side 1/1000 at the centre of the unit frame."""
     return trimesh.creation.box([1e-3] * 3)
-
-
-def visual_hull(mask: Tensor, cameras: Cameras, cells: int) -> trimesh.Trimesh | None:
-    """The largest body in the unit cube that shows no more than the silhouettes mask [v,h,w] in [0,1].
-
-    The field carved is, at each of (cells+1)^3 points, the least of the masks' bilinear values there (Laurentini
-    1994, sampled); its level 1/2 is meshed by marching cubes. None where no point is inside.
-    """
-    axis = torch.linspace(-0.5, 0.5, cells + 1)
-    points = torch.cartesian_prod(axis, axis, axis)
-    size = torch.tensor([cameras.width, cameras.height], dtype=torch.float32)
-    field = []
-    for chunk in points.split(_POINTS_AT_ONCE // len(cameras)):
-        pixels, depth = cameras.project(chunk)
-        grid = (2 * pixels / size - 1)[:, None]  # v 1 n 2, pixel centres at +0.5
-        values = F.grid_sample(mask[:, None], grid, align_corners=False, padding_mode="zeros")[:, 0, 0]
-        field.append(torch.where(depth > 0, values, 0.0).amin(dim=0))
-    volume = np.pad(torch.cat(field).reshape(cells + 1, cells + 1, cells + 1).numpy(), 1)
-    if not volume.max() > 0.5:
-        return None
-    vertices, faces = marching_cubes(volume, 0.5)[:2]
-    return trimesh.Trimesh((vertices - 1) / cells - 0.5, faces[:, ::-1], process=False)

@@ -9,10 +9,10 @@ import trimesh
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.evaluation.baselines import visual_hull
 from nova3d.fusion import export, meshing, texture
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.decimation import decimate
+from nova3d.hull import visual_hull_mesh
 from nova3d.views import ViewSet
 
 _CELLS = 192  # of the carved grid, along the unit cube's side
@@ -25,7 +25,7 @@ def carve(views: ViewSet, config: FusionConfig) -> tuple[trimesh.Trimesh, trimes
 
     Raises InputError where the silhouettes have nothing in common.
     """
-    hull = visual_hull(views.mask, views.cameras, _CELLS)
+    hull = visual_hull_mesh(views.mask, views.cameras, _CELLS)
     if hull is None:
         raise InputError("the views' masks have no common object")
     solid = meshing.clean(decimate(meshing.clean(hull, config.extract.min_component), config.extract.faces), 0.0)

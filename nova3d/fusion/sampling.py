@@ -14,6 +14,7 @@ from nova3d.errors import InputError
 from nova3d.fusion.config import HullConfig, SamplingConfig
 from nova3d.fusion.march import March
 from nova3d.fusion.rendering import section_alpha, section_weights
+from nova3d.hull import carve, dilate
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -77,14 +78,12 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, forgive: floa
     if not bool(seen.all()):
         log.warning("views %s have an empty mask and are not used", torch.nonzero(~seen)[:, 0].tolist())
     points = grid_points(config.resolution, radius, mask.device)
-    keep = torch.nonzero(seen)[:, 0].tolist()
-    allowed, misses = config.tolerance * len(keep), torch.zeros(len(points), device=mask.device)
-    # Views far apart first: what they carve away need not be asked of the others.
-    for view in sorted(keep, key=lambda v: v % 4):
-        alive = torch.nonzero(misses <= allowed)[:, 0]
-        misses[alive] += _misses(points[alive], mask[view], views.cameras[view])
     n = config.resolution
-    solid = (misses <= allowed).reshape(n, n, n).cpu().numpy()
+    used = torch.nonzero(seen)[:, 0].tolist()
+    kept = carve(
+        points, mask[used], views.cameras[used], config.tolerance, outside=False, behind="unknown", padding="border"
+    )
+    solid = kept.reshape(n, n, n).cpu().numpy()
     # The border is air, or the object would have no surface there.
     for axis in range(3):
         np.moveaxis(solid, axis, 0)[[0, -1]] = False
@@ -103,20 +102,10 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, forgive: floa
     return Hull(torch.from_numpy(distance.astype(np.float32)).to(mask.device), radius)
 
 
-def _misses(points: Tensor, mask: Tensor, camera: Cameras) -> Tensor:
-    """bool [n] whether points [n,3] fall on background [h,w] inside the picture of one camera."""
-    pixels, depth = camera.project(points)
-    size = pixels.new_tensor([camera.width, camera.height])
-    visible = ((pixels >= 0) & (pixels < size)).all(dim=-1) & (depth > 0)
-    grid = (pixels / size * 2 - 1)[:, None]
-    value = F.grid_sample(mask[None, None], grid, padding_mode="border", align_corners=False)[:, 0, 0]
-    return ((value < _MASK_LEVEL) & visible)[0]
-
-
 def _widened(views: ViewSet, distance: float) -> Tensor:
     """The masks [v,h,w] grown by `distance` (world units at the object)."""
     reach = max(1, round(distance / pixel_size(views.cameras)))
-    return F.max_pool2d(views.mask[:, None], 2 * reach + 1, 1, reach)[:, 0]
+    return dilate(views.mask, reach)
 
 
 def pixel_size(cameras: Cameras) -> float:

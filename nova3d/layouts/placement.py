@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
+from nova3d.hull import MASK_LEVEL, carve, dilate
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -20,7 +22,6 @@ _SMALLEST = 0.5  # longest side below which an object is enlarged: it would fill
 _GRID = 64  # nodes along the box of a coarse carve
 _TOLERANCE = 0.1  # share of the views that may see background where the object is; as in the fusion's hull
 _EXPLAINED = 0.95  # share of the masks' pixels that what is carved from a box must cover for the object to fit in it
-_MASK_LEVEL = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def normalise(views: ViewSet) -> tuple[ViewSet, Placement]:
     where fewer than two views show an object, or masks and cameras disagree.
     """
     with torch.no_grad():
-        seen = torch.nonzero((views.mask > _MASK_LEVEL).flatten(1).any(dim=1))[:, 0].tolist()
+        seen = torch.nonzero((views.mask > MASK_LEVEL).flatten(1).any(dim=1))[:, 0].tolist()
         if len(seen) < 2:
             raise InputError(f"{len(seen)} of {len(views)} views show an object: at least two are needed to place it")
         mask, cameras = views.mask[seen].cpu(), views.cameras[seen].to("cpu")
@@ -162,7 +163,7 @@ def _cover(points: Tensor, cell: float, mask: Tensor, cameras: Cameras, centre: 
         pixels, before, per_unit = _project(cameras[view], points)
         # Blocks of pixels no finer than the points, or some would miss every point.
         block = max(1, round(2 * cell * per_unit))
-        shown = F.avg_pool2d(mask[view, None], block, ceil_mode=True)[0] > _MASK_LEVEL
+        shown = F.avg_pool2d(mask[view, None], block, ceil_mode=True)[0] > MASK_LEVEL
         rows, columns = shown.shape
         x, y = (pixels / block).floor().long().unbind(-1)
         inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & before
@@ -184,7 +185,7 @@ def _centre_rays(mask: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor
     mask pixel from there, in world units (orthographic) or per unit of depth."""
     origins, directions, spread = [], [], []
     for view in range(len(cameras)):  # one at a time: the rays of many large photographs do not fit in memory
-        rows, columns = torch.nonzero(mask[view] > _MASK_LEVEL, as_tuple=True)
+        rows, columns = torch.nonzero(mask[view] > MASK_LEVEL, as_tuple=True)
         row, column = int((rows.min() + rows.max()) / 2), int((columns.min() + columns.max()) / 2)
         rays_from, rays_to = cameras[view].rays()
         origins.append(rays_from[0, row, column].clone())
@@ -208,19 +209,16 @@ def _carved(mask: Tensor, cameras: Cameras, low: Tensor, high: Tensor) -> tuple[
     axes = [torch.linspace(float(a), float(b), _GRID) for a, b in zip(low, high, strict=True)]
     points = torch.cartesian_prod(*axes)
     cell = float((high - low).max()) / (_GRID - 1)
-    misses = torch.zeros(len(points))
-    cut_off = _cut_off(mask)
-    for view in range(len(cameras)):  # one view at a time: memory does not grow with the number of views
-        pixels, before, per_unit = _project(cameras[view], points)
-        size = pixels.new_tensor([cameras.width, cameras.height])
-        inside = ((pixels >= 0) & (pixels < size)).all(dim=-1) & before
+    grown = []
+    for view in range(len(cameras)):
+        _, _, per_unit = _project(cameras[view], points)
         # A thin part between two nodes must not be lost: nodes see the object within half a cell of them.
-        reach = min(round(0.5 * cell * per_unit), max(mask.shape[1:]))
-        wide = _widened(mask[view], reach)
-        value = F.grid_sample(wide[None, None], (pixels / size * 2 - 1)[None, None], align_corners=False)[0, 0, 0]
-        # Where a picture ends, an object that does not reach its border is not; one that does may go on.
-        misses += torch.where(inside, value < _MASK_LEVEL, ~before | (not cut_off[view]))
-    return points[misses <= _TOLERANCE * len(cameras)], cell
+        grown.append(dilate(mask[view], min(round(0.5 * cell * per_unit), max(mask.shape[1:]))))
+    # Where a picture ends, an object that does not reach its border is not; one that does may go on.
+    outside = ~torch.tensor(_cut_off(mask))
+    behind: Literal["visible", "background"] = "visible" if cameras.model == "orthographic" else "background"
+    kept = carve(points, torch.stack(grown), cameras, _TOLERANCE, outside=outside, behind=behind)
+    return points[kept], cell
 
 
 def _project(camera: Cameras, points: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -237,15 +235,7 @@ def _cut_off(mask: Tensor) -> list[bool]:
     """For each mask [v,h,w] whether the object reaches the picture's border."""
     inner = mask.clone()
     inner[:, 1:-1, 1:-1] = 0
-    return (inner > _MASK_LEVEL).flatten(1).any(dim=1).tolist()
-
-
-def _widened(mask: Tensor, pixels: int) -> Tensor:
-    """The mask [h,w] grown by `pixels` on all sides."""
-    for axis in (0, 1):
-        columns = mask.movedim(axis, -1)[:, None]
-        mask = F.max_pool1d(columns, 2 * pixels + 1, 1, pixels)[:, 0].movedim(-1, axis)
-    return mask
+    return (inner > MASK_LEVEL).flatten(1).any(dim=1).tolist()
 
 
 def _some(numbers: list[int]) -> str:

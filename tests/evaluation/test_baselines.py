@@ -1,11 +1,8 @@
-import math
-
-import numpy as np
 import pytest
 import torch
 import trimesh
 
-from nova3d.cameras import orbit, preset
+from nova3d.cameras import orbit
 from nova3d.evaluation import volume_iou
 from nova3d.evaluation.baselines import (
     COPY,
@@ -15,7 +12,6 @@ from nova3d.evaluation.baselines import (
     silhouette_oracle,
     speck,
     view_floors,
-    visual_hull,
 )
 from nova3d.evaluation.mesh_metrics import is_closed
 from nova3d.views import ViewSet
@@ -29,35 +25,6 @@ def discs(radius: float, cameras, shift: float = 0.0) -> torch.Tensor:
     closest = origins - (origins * directions).sum(-1, keepdim=True) * directions
     right = cameras.c2w[:, None, None, :3, 0]
     return ((closest - shift * right).norm(dim=-1) < radius).float()
-
-
-def test_hull_of_all_views_of_a_ball_is_a_stack_of_discs_of_16_sides():
-    cameras = preset("ortho16", 96)
-    hull = visual_hull(discs(0.4, cameras), cameras, CELLS)
-    # at height y the hull is the regular polygon around the ball's circle (8 strips), with area 16 tan(pi/16) r(y)^2
-    expected = 16 * math.tan(math.pi / 16) * 4 / 3 * 0.4**3
-    assert hull.volume == pytest.approx(expected, rel=0.02)
-    assert np.abs(hull.bounds - [[-0.4, -0.4, -0.4], [0.4, 0.4, 0.4]]).max() < 0.02
-
-
-def test_hull_of_one_view_is_its_silhouette_through_the_unit_cube():
-    cameras = preset("ortho16", 96)[:1]
-    hull = visual_hull(discs(0.3, cameras), cameras, CELLS)
-    assert hull.volume == pytest.approx(math.pi * 0.3**2, rel=0.04)
-    assert hull.extents[2] == pytest.approx(1.0, abs=2 / CELLS)
-
-
-def test_hull_is_where_the_silhouette_is():
-    cameras = preset("ortho16", 96)[:1]
-    hull = visual_hull(discs(0.2, cameras, shift=0.15), cameras, CELLS)
-    assert hull.bounds.mean(axis=0) == pytest.approx([0.15, 0, 0], abs=0.01)
-
-
-def test_hull_of_nothing_is_none_and_perspective_views_carve_too():
-    cameras = preset("syncdreamer16", 48)
-    assert visual_hull(torch.zeros(16, 48, 48), cameras, 8) is None
-    full = visual_hull(torch.ones(16, 48, 48), cameras, 8)
-    assert full.volume > 0.9
 
 
 def test_shifted_moves_to_the_right_and_fills_with_white():

@@ -1,0 +1,137 @@
+"""The visual hull: the largest body whose silhouettes are the masks (Laurentini 1994), sampled at points.
+
+All points are in world coordinates. Work is done one view and one piece of points at a time, so that memory grows
+neither with the number of views nor with the resolution of a grid.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import trimesh
+from torch import Tensor
+
+from nova3d.cameras import Cameras
+
+MASK_LEVEL = 0.5  # coverage from which a pixel is object
+_POINTS_AT_ONCE = 1 << 17
+
+
+def carve(
+    points: Tensor,
+    masks: Tensor,
+    cameras: Cameras,
+    tolerance: float = 0.0,
+    *,
+    outside: bool | Tensor = True,
+    behind: Literal["background", "unknown", "visible"] = "background",
+    padding: Literal["zeros", "border"] = "zeros",
+) -> Tensor:
+    """Space carving: the points that (nearly) no view sees background at.
+
+    Args:
+        points: [n,3] float32, world frame.
+        masks: [v,h,w] float32 coverage in [0,1]; below MASK_LEVEL is background.
+        cameras: v cameras of h x w pixels.
+        tolerance: share of the views, in [0,1], that may see background at a point which is kept.
+        outside: whether a point that projects outside a picture counts as background there, for all views or for each
+            (bool [v]). Otherwise such a view says nothing about the point.
+        behind: what a point at or behind the camera's plane counts as in that view. With "visible" the plane is
+            ignored, as the position of an orthographic camera along its axis may be.
+        padding: what the masks are beyond their border, within the half pixel where that matters.
+
+    Returns:
+        bool [n]: whether the point is kept.
+    """
+    allowed = tolerance * len(cameras)
+    is_outside_background = torch.as_tensor(outside).expand(len(cameras)).tolist()
+    misses = torch.zeros(len(points), device=points.device)
+    # Views far apart first: the others need not be asked about points that are gone already.
+    for view in sorted(range(len(cameras)), key=lambda v: v % 4):
+        for kept in torch.nonzero(misses <= allowed)[:, 0].split(_POINTS_AT_ONCE):
+            if len(kept) == 0:
+                break
+            coverage, inside, depth = sample_mask(points[kept], masks[view], cameras[view], padding)
+            unseen = torch.full_like(inside, is_outside_background[view])
+            if behind != "visible":
+                before = depth > 0
+                inside = inside & before
+                unseen = torch.where(before, unseen, behind == "background")
+            misses[kept] += torch.where(inside, coverage < MASK_LEVEL, unseen)
+    return misses <= allowed
+
+
+def least_coverage(points: Tensor, masks: Tensor, cameras: Cameras) -> Tensor:
+    """The least of all views' coverage at each point: the hull as a field, whose surface is the level MASK_LEVEL.
+
+    Args:
+        points: [n,3] float32, world frame.
+        masks: [v,h,w] float32 coverage in [0,1].
+        cameras: v cameras of h x w pixels.
+
+    Returns:
+        [n] float32 in [0,1]; 0 for points behind a camera or outside a picture.
+    """
+    pieces = []
+    for piece in points.split(_POINTS_AT_ONCE):
+        least = piece.new_full((len(piece),), torch.inf)
+        for view in range(len(cameras)):
+            coverage, _, depth = sample_mask(piece, masks[view], cameras[view])
+            least = torch.minimum(least, torch.where(depth > 0, coverage, 0.0))
+        pieces.append(least)
+    return torch.cat(pieces)
+
+
+def visual_hull_mesh(masks: Tensor, cameras: Cameras, cells: int) -> trimesh.Trimesh | None:
+    """The visual hull in the unit cube around the origin as a mesh, by marching cubes of `least_coverage`.
+
+    Args:
+        masks: [v,h,w] float32 coverage in [0,1], on the CPU.
+        cameras: v cameras of h x w pixels.
+        cells: grid cells along each side of the cube.
+
+    Returns:
+        A closed mesh in the world frame; None where no grid node is inside the hull.
+    """
+    from skimage.measure import marching_cubes
+
+    axis = torch.linspace(-0.5, 0.5, cells + 1)
+    field = least_coverage(torch.cartesian_prod(axis, axis, axis), masks, cameras)
+    volume = np.pad(field.reshape(cells + 1, cells + 1, cells + 1).numpy(), 1)  # closed where the cube cuts it
+    if not volume.max() > MASK_LEVEL:
+        return None
+    vertices, faces = marching_cubes(volume, MASK_LEVEL)[:2]
+    return trimesh.Trimesh((vertices - 1) / cells - 0.5, faces[:, ::-1], process=False)
+
+
+def sample_mask(
+    points: Tensor, mask: Tensor, camera: Cameras, padding: Literal["zeros", "border"] = "zeros"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What one view shows at world points.
+
+    Args:
+        points: [n,3] float32.
+        mask: [h,w] float32 coverage in [0,1].
+        camera: one camera of h x w pixels.
+        padding: what the mask is beyond its border.
+
+    Returns:
+        coverage: [n] float32, the mask's bilinear value at the point's pixel.
+        inside: bool [n], whether that pixel is in the picture, whatever the depth.
+        depth: [n] float32 along the viewing axis, positive before the camera.
+    """
+    pixels, depth = camera.project(points)
+    size = pixels.new_tensor([camera.width, camera.height])
+    grid = (pixels / size * 2 - 1)[:, None]
+    coverage = F.grid_sample(mask[None, None], grid, padding_mode=padding, align_corners=False)[0, 0, 0]
+    return coverage, ((pixels[0] >= 0) & (pixels[0] < size)).all(dim=-1), depth[0]
+
+
+def dilate(masks: Tensor, pixels: int) -> Tensor:
+    """Masks [...,h,w] float32 grown by `pixels` on all sides (greatest value in a square window), same shape."""
+    for axis in (-1, -2):
+        rows = masks.movedim(axis, -1)
+        grown = F.max_pool1d(rows.reshape(-1, 1, rows.shape[-1]), 2 * pixels + 1, 1, pixels)
+        masks = grown.reshape(rows.shape).movedim(-1, axis)
+    return masks
