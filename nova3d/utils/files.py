@@ -64,11 +64,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         remove(old)
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write UTF-8 text by `replacing`; returns the path."""
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-    return Path(path)
+def write_text(path: str | Path, text: str, keep_equal: bool = False) -> Path:
+    """Write UTF-8 text by `replacing`.
+
+    Args:
+        path: the file.
+        text: its content.
+        keep_equal: leave a file that has this content already as it is, with its time.
+
+    Returns:
+        The path.
+    """
+    file, content = Path(path), text.encode("utf-8")
+    if not (keep_equal and file.is_file() and file.read_bytes() == content):
+        with replacing(file) as aside:
+            aside.write_bytes(content)
+    return file
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
@@ -143,19 +154,21 @@ def check_component(name: str, what: str) -> str:
 
 
 @contextmanager
-def locked(folder: str | Path, what: str = "another process") -> Iterator[None]:
-    """Hold a folder's lock for the block.
+def locked(folder: str | Path, what: str = "another process", name: str = "", wait: bool = False) -> Iterator[None]:
+    """Hold a folder's lock for the block. The system releases it when the process dies.
 
     Args:
         folder: an existing folder; the lock is the file `.lock` in it.
         what: who may hold it, for the message: "a training run".
+        name: of one lock among several of a folder: the file `.NAME.lock`.
+        wait: wait for the holder instead of raising.
 
     Raises:
-        InputError: at once, where another process holds it.
+        InputError: at once, where another process holds it and `wait` is not set.
     """
-    lock = FileLock(Path(folder) / ".lock")
+    lock = FileLock(Path(folder) / (f".{name}.lock" if name else ".lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise InputError(f"{what} is at work in '{folder}': wait for it, or choose another folder") from None
     except OSError as error:
