@@ -4,13 +4,13 @@ normals. View 0, the input, is among them."""
 
 from pathlib import Path
 
-from nova3d import cli
+from nova3d.cli import common
 
 SHOWN = 8  # views, spread over all
 
 
 def main() -> None:
-    arguments = cli.parser(
+    arguments = common.parser(
         __doc__,
         "python benchmarks/compare_views.py --folders OUT/references OLD/views/seed0 OUT/views/seed0 --names Dino_3 "
         "--out pictures.png",
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

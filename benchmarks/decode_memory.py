@@ -11,14 +11,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from nova3d import cli
+from nova3d.cli import common
 
 # (views, rows) of a piece, 0 for all
 SETTINGS = ((0, 0), (8, 0), (4, 0), (2, 0), (1, 0), (1, 128), (1, 64), (1, 32))
 
 
 def main() -> None:
-    arguments = cli.parser(__doc__, "python benchmarks/decode_memory.py --size 256 --views 16")
+    arguments = common.parser(__doc__, "python benchmarks/decode_memory.py --size 256 --views 16")
     arguments.add_argument("--size", type=int, default=256, help="pixels of a view (default: %(default)s)")
     arguments.add_argument("--views", type=int, default=16, help="views of the video (default: %(default)s)")
     arguments.add_argument("--widths", type=int, nargs="+", default=[128, 256, 512, 512])
@@ -60,4 +60,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -3,11 +3,11 @@
 
 from pathlib import Path
 
-from nova3d import cli
+from nova3d.cli import common
 
 
 def main() -> None:
-    arguments = cli.parser(
+    arguments = common.parser(
         "Render every mesh of a folder from the default rig at 256 px, fuse the views, and compare with the mesh they "
         "came from: seconds, Chamfer distance, normals, texture. Rows are kept; the same command goes on.",
         "python benchmarks/fusion.py --objects data/gso --out outputs/fusion --arms full carving",
@@ -21,20 +21,19 @@ def main() -> None:
     arguments.add_argument(
         "--workers", type=int, default=1, help="processes of one thread each (default: 1, all threads)"
     )
-    cli.add_device(arguments)
-    cli.add_config(arguments, "configs/fusion/cpu.yaml")
+    common.add_device(arguments)
+    common.add_config(arguments, "configs/fusion/cpu.yaml", "nova3d.fusion:FusionConfig")
     options = arguments.parse_args()
 
-    from nova3d import config as configs
     from nova3d.experiments.fusion import BENCHMARK, per_object, report, run
     from nova3d.experiments.fusion_inputs import meshes_in
     from nova3d.fusion import FusionConfig
 
-    config = configs.load(FusionConfig, options.config, options.overrides)
+    config = common.load_config(FusionConfig, "fusion", options)
     objects = meshes_in(options.objects)[: options.limit or None]
     cases = [case for case in BENCHMARK if case.arm in options.arms]
-    with cli.progress_bar("objects") as bar:
-        rows = run(objects, cases, options.out, config, cli.pick_device(options.device), options.workers, bar)
+    with common.progress_bar("objects") as bar:
+        rows = run(objects, cases, options.out, config, common.pick_device(options.device), options.workers, bar)
     text = "\n".join(part for part in (report(rows), per_object(rows)) if part)
     (options.out / "report.md").write_text(text)
     print(text)
@@ -42,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

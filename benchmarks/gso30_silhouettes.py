@@ -4,11 +4,11 @@
 import json
 from pathlib import Path
 
-from nova3d import cli
+from nova3d.cli import common
 
 
 def main() -> None:
-    arguments = cli.parser(
+    arguments = common.parser(
         "Draw every GSO-30 mesh from the published cameras and compare its mask with the published alpha.",
         "python benchmarks/gso30_silhouettes.py data/gso30",
     )
@@ -16,7 +16,7 @@ def main() -> None:
     # The published alpha is one sample at each pixel's centre; an even number of samples here has none there.
     arguments.add_argument("--supersample", type=int, default=1, help="samples per pixel and axis (default: 1)")
     arguments.add_argument("--limit", type=int, default=0, help="first so many objects only (default: all)")
-    cli.add_device(arguments)
+    common.add_device(arguments)
     options = arguments.parse_args()
 
     import numpy as np
@@ -40,7 +40,7 @@ def main() -> None:
     intrinsics = torch.tensor([k[0][0], k[1][1], k[0][2], k[1][2]]).repeat(len(c2w), 1)
     cameras = Cameras(c2w.float(), intrinsics, width, height, "perspective")
 
-    device = cli.pick_device(options.device)
+    device = common.pick_device(options.device)
     objects = sorted(path.parent for path in root.glob("*/mesh.glb"))[: options.limit or None]
     if not objects:
         raise InputError(f"'{root}' holds no object folder with a mesh.glb")
@@ -61,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

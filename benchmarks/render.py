@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nova3d import cli
+from nova3d.cli import common
 
 REFERENCE_VIEWS = 2  # 1024 samples are slow; the others render all views
 
 
 def main() -> None:
-    arguments = cli.parser(
+    arguments = common.parser(
         "Render a few objects with the raster engine, with Cycles as nova3d sets it, and with the Cycles settings of "
         "public scripts (one process per object); print CPU seconds per object and PSNR to 1024 samples per pixel.",
         "python benchmarks/render.py assets/objects/pm_burger.glb assets/gso30-sample/mesh.glb",
@@ -88,4 +88,4 @@ def psnr(ours: Any, reference: Any) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

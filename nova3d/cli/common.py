@@ -1,29 +1,67 @@
-"""What every script shares: arguments, logging, and the promise that bad input ends in one line and exit code 2."""
+"""What the verbs share: arguments, configs by name, logging, the progress bar, and exit codes."""
 
 import argparse
+import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from nova3d import config
 from nova3d.errors import InputError
+from nova3d.utils.progress import Progress
+from nova3d.utils.resources import find
+
+Schema = TypeVar("Schema")
 
 
-def parser(description: str, example: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose --help lists every key of the verb's config."""
+
+    schema: str | None = None
+    """The config's dataclass as "module:Class". Only --help imports it, since most of these modules import torch."""
+
+    def format_help(self) -> str:
+        """The help, with the config's keys before the example."""
+        text = super().format_help()
+        if self.schema is None:
+            return text
+        module, _, name = self.schema.partition(":")
+        keys = config.help_text(getattr(importlib.import_module(module), name))
+        body, example, rest = text.rpartition("\nexample:\n")
+        title = "config keys, with the defaults of what --config leaves out:"
+        return f"{body}\n{title}\n{keys}\n{example}{rest}"
+
+
+def parser(description: str, example: str) -> Parser:
     """An argument parser whose --help ends with a real example."""
-    return argparse.ArgumentParser(
+    return Parser(
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def add_config(arguments: argparse.ArgumentParser, default: str) -> None:
-    """Add `--config FILE` and trailing `key=value` overrides."""
-    arguments.add_argument("--config", default=default, help="YAML config (default: %(default)s)")
+def add_config(arguments: Parser, default: str | None, schema: str | None = None) -> None:
+    """Add `--config`, `key=value` overrides, and the keys of the config to --help.
+
+    Args:
+        arguments: the verb's parser.
+        default: the config that is read where none is given, None where the verb chooses.
+        schema: the config's dataclass as "module:Class".
+    """
+    shown = f" (default: {default})" if default else ""
+    arguments.add_argument("--config", default=default, help=f"YAML file, or the name of a shipped config{shown}")
+    add_overrides(arguments, schema)
+
+
+def add_overrides(arguments: Parser, schema: str | None = None) -> None:
+    """Add `key=value` overrides, and the keys of `schema` ("module:Class") to --help."""
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help="override any config key")
+    arguments.schema = schema
 
 
 def add_device(arguments: argparse.ArgumentParser) -> None:
@@ -31,8 +69,34 @@ def add_device(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument("--device", default="", help="cpu, cuda, ... (default: cuda where there is one)")
 
 
+def load_config(
+    schema: type[Schema], stage: str, options: argparse.Namespace, flags: Mapping[str, Any] | None = None
+) -> Schema:
+    """The config that the command line asks for.
+
+    Args:
+        schema: a dataclass.
+        stage: the folder of `configs/` in which a bare name is looked up.
+        options: what `add_config` added: `config` and `overrides`.
+        flags: key -> value of options that stand for a config key; None values were not given. They beat overrides.
+
+    Returns:
+        An instance of `schema`.
+
+    Raises:
+        InputError: for an unknown config, key or value.
+    """
+    given = [f"{key}={value}" for key, value in (flags or {}).items() if value is not None]
+    return config.load(schema, find(options.config, "config", stage), [*options.overrides, *given])
+
+
+def yaml_list(text: str | None) -> str | None:
+    """An option's text A,B as the YAML list [A,B] of an override; None stays None."""
+    return None if text is None else f"[{text}]"
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`: errors of input end in one line on stderr and exit code 2, Ctrl-C in 130."""
+    """Run a verb: errors of input end in one line on stderr and exit code 2, Ctrl-C in 130."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for noisy in ("httpx", "urllib3", "PIL", "trimesh"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -47,13 +111,13 @@ def run(main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A tqdm bar behind the library's progress callback `(done, total, message)`."""
+def progress_bar(description: str) -> Iterator[Progress]:
+    """A tqdm bar behind the library's progress callback."""
     bar = tqdm(desc=description, file=sys.stderr, dynamic_ncols=True)
 
-    def update(done: int, total: int, message: str) -> None:
+    def update(done: int, total: int, stage: str) -> None:
         bar.total = total
-        bar.set_postfix_str(message, refresh=False)
+        bar.set_postfix_str(stage, refresh=False)
         bar.update(done - bar.n)
 
     try:
@@ -63,8 +127,17 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def pick_device(asked: str) -> str:
-    """The device asked for, else CUDA where there is one, else the CPU; logged once. Raises InputError for CUDA
-    without a GPU."""
+    """The device asked for, else CUDA where there is one, else the CPU; logged once.
+
+    Args:
+        asked: "cpu", "cuda", "cuda:1" ..., or "" for no wish.
+
+    Returns:
+        The device's name.
+
+    Raises:
+        InputError: where CUDA is asked for and torch finds no GPU.
+    """
     import torch
 
     if asked.startswith("cuda") and not torch.cuda.is_available():

@@ -1,15 +1,17 @@
-"""Report what this machine has and lacks for nova3d; exit code 2 when something it needs is missing."""
+"""The verb doctor: what this machine has and lacks."""
 
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nova3d import cli
+from nova3d.cli import common
 from nova3d.errors import InputError
 from nova3d.utils import compat
+from nova3d.utils.resources import locate
 
 REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "omegaconf", "trimesh", "xatlas", "numba")
 OPTIONAL = {
@@ -24,11 +26,15 @@ OPTIONAL = {
 }
 
 
-def main() -> None:
-    parser = cli.parser(__doc__ or "", "python scripts/doctor.py")
+def doctor(argv: Sequence[str] | None = None) -> None:
+    """Report what this machine has and lacks for nova3d."""
+    parser = common.parser(
+        "Report what this machine has and lacks for nova3d; exit code 2 when something it needs is missing.",
+        "python scripts/doctor.py",
+    )
     parser.add_argument("--model", default="assets/nova3d-mini", help="model folder to check (default: %(default)s)")
-    model = Path(parser.parse_args().model)
-    faults = [*check_machine(), *check_packages(), *check_model(model)]
+    asked = parser.parse_args(argv).model
+    faults = [*check_machine(), *check_packages(), *check_model(locate(asked, "model") or Path(asked))]
     if faults:
         raise InputError(f"{len(faults)} problem(s): {'; '.join(faults)}")
     print("all that is needed is here")
@@ -101,7 +107,3 @@ def version(package: str) -> str:
 
 def show(name: str, value: str) -> None:
     print(f"{name:14}{value}")
-
-
-if __name__ == "__main__":
-    cli.run(main)

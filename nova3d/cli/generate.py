@@ -1,13 +1,58 @@
-#!/usr/bin/env python
-"""Fuse a folder of views into a textured mesh."""
+"""The verbs from a picture to a mesh: sample (the views), reconstruct (the mesh), generate (both)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from nova3d import cli
+from nova3d import config
+from nova3d.cli import common
 
 
-def main() -> None:
-    arguments = cli.parser(
+def generate(argv: Sequence[str] | None = None) -> None:
+    """One picture to 16 views, 16 normal maps, a textured mesh and a report."""
+    arguments = common.parser(
+        "One picture to 16 views, 16 normal maps, a textured mesh and a report.",
+        "python scripts/generate.py --image photo.png --out outputs/photo sample.seed=1",
+    )
+    common.add_config(arguments, "configs/generate/mini.yaml", "nova3d.generation:GenerateConfig")
+    arguments.add_argument("--image", help="the picture (same as sample.image=)")
+    arguments.add_argument("--model", help="a model folder (same as sample.model=)")
+    arguments.add_argument("--out", help="the output folder (same as out=)")
+    common.add_device(arguments)
+    options = arguments.parse_intermixed_args(argv)
+
+    from nova3d.generation import GenerateConfig, image_to_mesh
+
+    flags = {"sample.image": options.image, "sample.model": options.model, "out": options.out}
+    settings = common.load_config(GenerateConfig, "generate", options, flags)
+    with common.progress_bar("generating") as bar:
+        made = image_to_mesh(settings, common.pick_device(options.device), bar)
+    print(f"views and normal maps: {made.views.resolve()}")
+    print(f"textured mesh:         {made.mesh.resolve()}")
+    print(f"record:                {made.record.resolve()}")
+    print(f"report:                {made.report.resolve()}")
+
+
+def sample(argv: Sequence[str] | None = None) -> None:
+    """Generate 16 views and 16 normal maps of the object in a picture."""
+    arguments = common.parser(
+        "Generate 16 views and 16 normal maps of the object in a picture.",
+        "python scripts/sample.py --config configs/sample/mini.yaml image=photo.png out=outputs/views seed=1",
+    )
+    common.add_config(arguments, "configs/sample/mini.yaml", "nova3d.generation:SampleConfig")
+    common.add_device(arguments)
+    options = arguments.parse_intermixed_args(argv)
+
+    from nova3d.generation import SampleConfig, sample_views
+
+    settings = common.load_config(SampleConfig, "sample", options)
+    with common.progress_bar("sampling") as bar:
+        folder, views, _ = sample_views(settings, common.pick_device(options.device), bar)
+    print(f"{len(views)} views and normal maps: {folder.resolve()}")
+
+
+def reconstruct(argv: Sequence[str] | None = None) -> None:
+    """Fuse a folder of views into a textured mesh."""
+    arguments = common.parser(
         "Fuse the views of one object into a textured mesh. The folder may be ours (rgb/, normal/, transforms.json), a "
         "transforms.json of any tool, or the output of a published method: docs/layouts.md lists them.",
         "python scripts/reconstruct.py --views outputs/mug --out outputs/mug.glb --config configs/fusion/cpu.yaml",
@@ -22,40 +67,37 @@ def main() -> None:
         "--time-budget", type=float, metavar="S", help="seconds, which the schedule is hurried to meet"
     )
     arguments.add_argument("--resume", action="store_true", help="continue the fit an interrupted run has saved")
-    cli.add_device(arguments)
-    cli.add_config(arguments, "configs/fusion/cpu.yaml")
-    options = arguments.parse_args()
+    common.add_device(arguments)
+    common.add_config(arguments, "configs/fusion/cpu.yaml", "nova3d.fusion:FusionConfig")
+    options = arguments.parse_intermixed_args(argv)
 
-    from nova3d import config as configs
     from nova3d import layouts
-    from nova3d.fusion import FusionConfig, reconstruct
+    from nova3d.fusion import FusionConfig
+    from nova3d.fusion import reconstruct as fuse
     from nova3d.fusion.export import check_output, maps_folder, write_maps
     from nova3d.utils import provenance
 
     out = check_output(options.out)
-    config = configs.load(FusionConfig, options.config, options.overrides)
-    config.optim.time_budget = options.time_budget or config.optim.time_budget
-    assume = configs.load(layouts.Assume, overrides=options.assume)
+    settings = common.load_config(FusionConfig, "fusion", options, {"optim.time_budget": options.time_budget or None})
+    assume = config.load(layouts.Assume, overrides=options.assume)
     loaded = layouts.load(options.views, options.layout, assume=assume)
     views, placement = loaded.views, loaded.placement
     if loaded.layout != "nova3d":  # ours are in their place, even where a generated object is a little off
         views, moved = layouts.normalise(views)
         placement = moved @ placement
-    device = cli.pick_device(options.device)
+    device = common.pick_device(options.device)
     checkpoint = maps_folder(out) / "fit.pt"
     if not options.resume:
         checkpoint.unlink(missing_ok=True)
-    with cli.progress_bar("fusing") as bar:
-        result = reconstruct(
-            views, config, device, lambda share, message: bar(round(100 * share), 100, message), checkpoint
-        )
+    with common.progress_bar("fusing") as bar:
+        result = fuse(views, settings, device, lambda share, message: bar(round(100 * share), 100, message), checkpoint)
     entry = provenance.record(
         "fusion",
-        configs.to_dict(config),
+        config.to_dict(settings),
         views=str(Path(options.views).absolute()),
         layout=loaded.layout,
         placement=placement.matrix.tolist(),
-        seed=config.optim.seed,
+        seed=settings.optim.seed,
         device=device,
         timings=result.timings,
         report=result.report,
@@ -74,7 +116,3 @@ def main() -> None:
         print(f"the mesh is in nova3d's frame; record.json's `placement` leads there from that of '{options.views}'")
     print(f"conflict maps, refined cameras and record: {folder}")
     print(out)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,12 +1,32 @@
-#!/usr/bin/env python
-"""Say what loading SVD would do with every key, from the files' headers alone: no GPU, no weights in memory."""
+"""The verbs for model files: export (ours, as it is shipped) and inspect_weights (SVD's, before loading)."""
 
-from nova3d import cli
+from collections.abc import Sequence
+from pathlib import Path
+
+from nova3d.cli import common
 
 
-def main() -> None:
-    arguments = cli.parser(
-        __doc__ or "", "python scripts/inspect_weights.py svd_xt.safetensors --keys --json report.json"
+def export(argv: Sequence[str] | None = None) -> None:
+    """Write a trained model as it is shipped: fp16 safetensors and their checksums."""
+    arguments = common.parser(
+        "Write a trained model as it is shipped: fp16 safetensors and their checksums.",
+        "python scripts/export.py --model outputs/mini/model --out assets/nova3d-mini",
+    )
+    arguments.add_argument("--model", type=Path, required=True, help="the model folder that training wrote")
+    arguments.add_argument("--out", type=Path, required=True, help="the folder to ship")
+    options = arguments.parse_args(argv)
+
+    from nova3d.pipeline.export import export_model
+
+    size = export_model(options.model, options.out)
+    print(f"{size / 1e6:.1f} MB of weights: {options.out.resolve()}")
+
+
+def inspect_weights(argv: Sequence[str] | None = None) -> None:
+    """Print what loading SVD does with every key, from the files' headers alone."""
+    arguments = common.parser(
+        "Print what loading SVD does with every key, from the files' headers alone: no GPU, no weights in memory.",
+        "python scripts/inspect_weights.py svd_xt.safetensors --keys --json report.json",
     )
     arguments.add_argument("source", help="SVD's original file, a diffusers folder, one network's folder, or a hub id")
     arguments.add_argument("--variant", default="", help="e.g. fp16: the files of that name in a folder")
@@ -14,8 +34,9 @@ def main() -> None:
     arguments.add_argument("--alignment", default="gta", help="the arm to load into (default: %(default)s)")
     arguments.add_argument("--id-mode", default="fold", choices=["fold", "constant"])
     arguments.add_argument("--keys", action="store_true", help="list every key that is not simply copied")
-    arguments.add_argument("--json", metavar="FILE", help="write the whole account to FILE")
-    options = arguments.parse_args()
+    arguments.add_argument("--json", metavar="FILE", help="write the whole report to FILE")
+    options = arguments.parse_args(argv)
+
     from nova3d.models.svd import inspect_svd, inspect_svd_parts
 
     inspect = inspect_svd if options.unet_only else inspect_svd_parts
@@ -27,7 +48,3 @@ def main() -> None:
                 print(f"{kind:9} {name}")
     if options.json:
         report.save(options.json)
-
-
-if __name__ == "__main__":
-    cli.run(main)

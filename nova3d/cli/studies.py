@@ -1,72 +1,117 @@
-#!/usr/bin/env python
-"""Ablations: arms of the attention trained alike and scored, or arms of the fusion on planted faults."""
+"""The verbs that run studies: reproduce (a table of the paper) and ablate (arms against each other)."""
 
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from nova3d import cli, config
+from nova3d.cli import common
+from nova3d.errors import InputError
 
-EXAMPLE = """python scripts/ablate.py --suite attention --objects GSO --out outputs/attention budget=flops
+TABLES = ("table1", "mesh", "texture", "fusion-ablation", "attention-ablation")
+SUITE_CONFIGS = {"attention": "configs/ablation/attention.yaml", "fusion": "configs/fusion/cpu.yaml"}
+ABLATE_EXAMPLE = """python scripts/ablate.py --suite attention --objects GSO --out outputs/attention budget=flops
   python scripts/ablate.py --suite fusion --objects GSO --out outputs/fusion-suite --config configs/fusion/cpu.yaml"""
-CONFIGS = {"attention": "configs/ablation/attention.yaml", "fusion": "configs/fusion/cpu.yaml"}
 
 
-def main() -> None:
-    arguments = cli.parser(f"{__doc__} The same command goes on where it was interrupted.", EXAMPLE)
-    arguments.add_argument("--suite", choices=tuple(CONFIGS), required=True)
-    arguments.add_argument("--config", help="YAML config (default: the suite's)")
+def reproduce(argv: Sequence[str] | None = None) -> None:
+    """Make a table of the paper anew: generate, reconstruct, score, and print ours beside the paper's."""
+    arguments = common.parser(
+        "Make a table of the paper anew: generate, reconstruct, score, and print ours beside the paper's. The same "
+        "command goes on where it was interrupted.",
+        "python scripts/reproduce.py table1 --model assets/nova3d-mini --objects GSO --out outputs/reproduce",
+    )
+    arguments.add_argument("table", choices=TABLES)
+    arguments.add_argument("--model", help="a model folder (same as sample.model=)")
+    arguments.add_argument("--objects", help="a folder of meshes (same as objects=)")
+    arguments.add_argument("--names", metavar="A,B", help="only these objects")
+    arguments.add_argument("--seeds", metavar="0,1", help="seeds to sample with")
+    arguments.add_argument("--out", help="the output folder (same as out=)")
+    arguments.add_argument("--workers", type=int, default=1, help="processes; on cuda each has a GPU of its own")
+    arguments.add_argument("--retry", action="store_true", help="try objects again that failed")
+    common.add_device(arguments)
+    common.add_config(arguments, None, "nova3d.experiments.reproduce:ReproduceConfig")
+    options = arguments.parse_intermixed_args(argv)
+    options.config = options.config or f"configs/reproduce/{options.table}.yaml"
+
+    from nova3d.experiments.reproduce import ReproduceConfig
+    from nova3d.experiments.reproduce import reproduce as reproduce_table
+
+    flags = {
+        "sample.model": options.model,
+        "objects": options.objects,
+        "out": options.out,
+        "names": common.yaml_list(options.names),
+        "seeds": common.yaml_list(options.seeds),
+    }
+    settings = common.load_config(ReproduceConfig, "reproduce", options, flags)
+    device = common.pick_device(options.device)
+    with common.progress_bar(options.table) as bar:
+        report, written = reproduce_table(settings, device, options.workers, options.retry, bar)
+    print(report.markdown())
+    print(f"written: {written.resolve()}")
+
+
+def ablate(argv: Sequence[str] | None = None) -> None:
+    """Ablations: arms of the attention trained alike and scored, or arms of the fusion on planted faults."""
+    arguments = common.parser(
+        "Ablations: arms of the attention trained alike and scored, or arms of the fusion on planted faults. The same "
+        "command goes on where it was interrupted.",
+        ABLATE_EXAMPLE,
+    )
+    arguments.add_argument("--suite", choices=tuple(SUITE_CONFIGS), required=True)
     arguments.add_argument("--objects", required=True, help="folder of meshes; attention: held out from the training")
-    arguments.add_argument("--names", default="", metavar="A,B", help="only these objects")
+    arguments.add_argument("--names", metavar="A,B", help="only these objects")
     arguments.add_argument("--faults", default="", metavar="A,B", help="fusion: only none, poses or conflicts")
-    arguments.add_argument("--arms", default="", metavar="A,B", help="fusion: only these arms")
+    arguments.add_argument("--arms", default="", metavar="A,B", help="only these arms")
     arguments.add_argument("--out", help="the output folder")
     arguments.add_argument("--workers", type=int, default=1, help="processes; on cuda each has a GPU of its own")
     arguments.add_argument("--retry", action="store_true", help="attention: try objects again that failed")
-    cli.add_device(arguments)
-    arguments.add_argument("overrides", nargs="*", metavar="key=value", help="override any config key")
-    options = arguments.parse_args()
-    options.names = options.names.split(",") if options.names else []
-    options.config = options.config or CONFIGS[options.suite]
-    {"attention": attention, "fusion": fusion}[options.suite](options)
+    common.add_device(arguments)
+    common.add_config(arguments, None)
+    options = arguments.parse_intermixed_args(argv)
+    options.config = options.config or SUITE_CONFIGS[options.suite]
+    {"attention": _attention, "fusion": _fusion}[options.suite](options)
 
 
-def attention(options: Namespace) -> None:
+def _attention(options: Namespace) -> None:
     from nova3d.experiments.attention import AttentionConfig, attention_suite
 
-    named = {"held_out": options.objects, "out": options.out}
-    flags = [f"{key}={value}" for key, value in named.items() if value is not None]
-    settings = config.load(AttentionConfig, options.config, [*options.overrides, *flags])
-    settings.names = options.names or settings.names
-    with cli.progress_bar("attention suite") as bar:
-        report, path = attention_suite(settings, cli.pick_device(options.device), options.workers, options.retry, bar)
+    flags = {"held_out": options.objects, "out": options.out, "names": common.yaml_list(options.names or None)}
+    settings = common.load_config(AttentionConfig, "ablation", options, flags)
+    arms = _chosen("arm", options.arms, list(settings.arms))
+    settings = replace(settings, arms={arm: settings.arms[arm] for arm in arms})
+    device = common.pick_device(options.device)
+    with common.progress_bar("attention suite") as bar:
+        report, path = attention_suite(settings, device, options.workers, options.retry, bar)
     print(report.markdown())
     print(f"written: {path.resolve()}")
 
 
-def fusion(options: Namespace) -> None:
-    from pathlib import Path
-
-    from nova3d.errors import InputError
+def _fusion(options: Namespace) -> None:
     from nova3d.experiments.fusion import SUITE, report, run
     from nova3d.experiments.fusion_inputs import meshes_in
     from nova3d.fusion import FusionConfig
     from nova3d.utils.files import writable_folder
 
-    settings = config.load(FusionConfig, options.config, options.overrides)
-    objects = meshes_in(Path(options.objects), options.names)
-    cases = SUITE
-    for name, wanted in (("fault", options.faults), ("arm", options.arms)):
-        there = dict.fromkeys(getattr(case, name) for case in SUITE)
-        if unknown := sorted(set(filter(None, wanted.split(","))) - there.keys()):
-            raise InputError(f"--{name}s: '{unknown[0]}' is none of {', '.join(there)}")
-        cases = tuple(case for case in cases if not wanted or getattr(case, name) in wanted.split(","))
+    settings = common.load_config(FusionConfig, "fusion", options)
+    objects = meshes_in(Path(options.objects), options.names.split(",") if options.names else [])
+    faults = _chosen("fault", options.faults, [case.fault for case in SUITE])
+    arms = _chosen("arm", options.arms, [case.arm for case in SUITE])
+    cases = tuple(case for case in SUITE if case.fault in faults and case.arm in arms)
     out = writable_folder(options.out or "outputs/fusion-suite")
-    with cli.progress_bar("fusion suite") as bar:
-        rows = run(objects, cases, out, settings, cli.pick_device(options.device), options.workers, bar)
+    with common.progress_bar("fusion suite") as bar:
+        rows = run(objects, cases, out, settings, common.pick_device(options.device), options.workers, bar)
     text = report(rows)
     (out / "report.md").write_text(text)
     print(text)
     print(f"written: {(out / 'report.md').resolve()}")
 
 
-if __name__ == "__main__":
-    cli.run(main)
+def _chosen(what: str, wanted: str, there: Sequence[str]) -> list[str]:
+    """The names of `wanted` ("A,B") in the order of `there`; all where nothing is wanted."""
+    names = list(dict.fromkeys(there))
+    asked = [name for name in wanted.split(",") if name]
+    if unknown := sorted(set(asked) - set(names)):
+        raise InputError(f"--{what}s: '{unknown[0]}' is none of {', '.join(names)}")
+    return [name for name in names if not asked or name in asked]

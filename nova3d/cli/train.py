@@ -1,24 +1,30 @@
-#!/usr/bin/env python
-"""Train NovaUNet on rendered views; running the same command again resumes."""
+"""The verbs of training: train (NovaUNet), train_autoencoder and cache_latents."""
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from nova3d import cli, config
+from nova3d.cli import common
+from nova3d.errors import InputError
 
-EXAMPLE = """python scripts/train.py --config configs/train/mini.yaml data.shards=data/shards steps=4000
+TRAIN_EXAMPLE = """python scripts/train.py --config configs/train/mini.yaml data.shards=data/shards steps=4000
   accelerate launch --config_file configs/accelerate/8gpu.yaml scripts/train.py --config configs/train/paper.yaml"""
+CACHE_EXAMPLE = """python scripts/cache_latents.py --config configs/train/paper.yaml data.cache=data/latents
+  accelerate launch --config_file configs/accelerate/8gpu.yaml scripts/cache_latents.py data.shards=data/shards"""
 
 
-def main() -> None:
-    arguments = cli.parser(__doc__, EXAMPLE)
-    cli.add_config(arguments, "configs/train/mini.yaml")
+def train(argv: Sequence[str] | None = None) -> None:
+    """Train NovaUNet on rendered views; running the same command again resumes."""
+    arguments = common.parser(
+        "Train NovaUNet on rendered views; running the same command again resumes.", TRAIN_EXAMPLE
+    )
+    common.add_config(arguments, "configs/train/mini.yaml", "nova3d.training.config:TrainConfig")
     arguments.add_argument(
         "--preset", action="append", default=[], metavar="FILE", help="a YAML of changes to --config"
     )
-    cli.add_device(arguments)
+    common.add_device(arguments)
     arguments.add_argument("--dry-run", action="store_true", help="print size, memory and time, try one step and stop")
     arguments.add_argument("--peak", type=float, default=0.0, help="the device's TFLOP/s, for --dry-run's estimate")
     arguments.add_argument(
@@ -28,36 +34,103 @@ def main() -> None:
         metavar="SIGMA_REL",
         help="write the finished model with another EMA length, from the snapshots of optim.ema_profiles, and stop",
     )
-    options = arguments.parse_args()
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file it saves
-    speaks = os.environ.get("RANK", "0") == "0"  # of several processes one; errors are heard from all
-    if not speaks:
+    options = arguments.parse_intermixed_args(argv)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it logs every file it saves
+    is_main = os.environ.get("RANK", "0") == "0"  # the one process that prints; errors of all are printed
+    if not is_main:
         logging.disable(logging.WARNING)
-    from nova3d.training.config import TrainConfig, changes
 
-    overrides = [change for preset in options.preset for change in changes(preset)] + options.overrides
-    settings = config.load(TrainConfig, options.config, overrides)
+    from nova3d.training.config import TrainConfig, changes
+    from nova3d.utils.resources import find
+
+    preset = [change for name in options.preset for change in changes(find(name, "config", "train"))]
+    options.overrides = [*preset, *options.overrides]
+    settings = common.load_config(TrainConfig, "train", options)
     if options.ema_profile:
         from nova3d.training.profiles import export_profile
 
         print(f"model: {export_profile(Path(settings.out), options.ema_profile).resolve()}")
         return
-    device = cli.pick_device(options.device)
+    device = common.pick_device(options.device)
     if options.dry_run:
         from nova3d.training.plan import dry_run
 
         for line in dry_run(settings, device, options.peak):
-            if speaks:
+            if is_main:
                 print(line, flush=True)
         return
-    from nova3d.training.signals import StopRequest
-    from nova3d.training.trainer import train
 
-    with StopRequest(Path(settings.out)) as stop, cli.progress_bar("training") if speaks else nullcontext() as bar:
-        outcome = train(settings, device, bar, stop)
-    if speaks:
+    from nova3d.training.signals import StopRequest
+    from nova3d.training.trainer import train as train_unet
+
+    with (
+        StopRequest(Path(settings.out)) as stop,
+        common.progress_bar("training") if is_main else nullcontext() as bar,
+    ):
+        outcome = train_unet(settings, device, bar, stop)
+    if is_main:
         print(f"{'model' if outcome.finished else 'stopped; checkpoint'}: {outcome.path.resolve()}")
 
 
-if __name__ == "__main__":
-    cli.run(main)
+def train_autoencoder(argv: Sequence[str] | None = None) -> None:
+    """Train the autoencoder that turns views and normal maps into latents; running it again resumes."""
+    arguments = common.parser(
+        "Train the autoencoder that turns views and normal maps into latents; running it again resumes.",
+        "python scripts/train_autoencoder.py --config configs/train/mini-autoencoder.yaml shards=data/shards",
+    )
+    schema = "nova3d.training.autoencoder:AutoencoderTrainConfig"
+    common.add_config(arguments, "configs/train/mini-autoencoder.yaml", schema)
+    common.add_device(arguments)
+    options = arguments.parse_intermixed_args(argv)
+
+    from nova3d.training.autoencoder import AutoencoderTrainConfig
+    from nova3d.training.autoencoder import train_autoencoder as train_vae
+
+    settings = common.load_config(AutoencoderTrainConfig, "train", options)
+    with common.progress_bar("autoencoder") as bar:
+        folder = train_vae(settings, common.pick_device(options.device), bar)
+    print(f"autoencoder: {folder.resolve()}")
+
+
+def cache_latents(argv: Sequence[str] | None = None) -> None:
+    """Encode a training config's shards once, for training from data.cache."""
+    arguments = common.parser(
+        "Encode a training config's shards once, for training from data.cache; running it again goes on where it "
+        "stopped.",
+        CACHE_EXAMPLE,
+    )
+    common.add_config(arguments, "configs/train/paper.yaml", "nova3d.training.config:TrainConfig")
+    common.add_device(arguments)
+    options = arguments.parse_intermixed_args(argv)
+
+    from nova3d.training.config import TrainConfig
+
+    settings = common.load_config(TrainConfig, "train", options)
+    if not settings.data.cache:
+        raise InputError("data.cache= must name the folder to write")
+
+    from accelerate import PartialState
+
+    from nova3d.data.multiview import MultiViewDataset
+    from nova3d.training.latent_cache import build_cache
+    from nova3d.training.module import frozen_networks
+
+    state = PartialState(cpu=common.pick_device(options.device) == "cpu")
+    dataset = MultiViewDataset(settings.data.shards, settings.data.input_views, settings.seed)
+    vae, image_encoder = frozen_networks(settings)
+    vae.to(state.device)
+    if image_encoder is not None:
+        image_encoder.to(state.device)
+    with common.progress_bar("latents") as bar:
+        folder = build_cache(
+            settings.data.cache,
+            dataset,
+            vae,
+            image_encoder,
+            part=(state.process_index, state.num_processes),
+            on_corrupt=settings.data.on_corrupt,
+            progress=bar if state.is_main_process else None,
+        )
+    state.wait_for_everyone()
+    if state.is_main_process:
+        print(f"latents: {folder.resolve()}")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from nova3d import cli
+from nova3d.cli import common
 from nova3d.errors import InputError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def test_bad_input_ends_in_one_line_and_code_2(capsys: pytest.CaptureFixture[str
         raise InputError("image 'x.png'\n does not exist")
 
     with pytest.raises(SystemExit) as caught:
-        cli.run(main)
+        common.run(main)
     assert caught.value.code == 2
     out, err = capsys.readouterr()
     assert err == "error: image 'x.png' does not exist\n"
@@ -33,7 +33,7 @@ def test_interrupt_ends_in_code_130(capsys: pytest.CaptureFixture[str]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as caught:
-        cli.run(main)
+        common.run(main)
     assert caught.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -43,18 +43,18 @@ def test_a_bug_is_not_disguised_as_bad_input() -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        cli.run(main)
+        common.run(main)
 
 
 def test_success_returns() -> None:
     ran = []
-    cli.run(lambda: ran.append(1))
+    common.run(lambda: ran.append(1))
     assert ran == [1]
 
 
 def test_parser_shows_its_example_and_reads_overrides() -> None:
-    parser = cli.parser("Do a thing.", "python scripts/thing.py steps=3")
-    cli.add_config(parser, "configs/thing.yaml")
+    parser = common.parser("Do a thing.", "python scripts/thing.py steps=3")
+    common.add_config(parser, "configs/thing.yaml")
     assert "example:\n  python scripts/thing.py steps=3" in parser.format_help()
     arguments = parser.parse_args(["a=1", "b.c=2"])
     assert arguments.config == "configs/thing.yaml"
