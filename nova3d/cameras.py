@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,15 +20,6 @@ from nova3d.errors import InputError
 CameraModel = Literal["orthographic", "perspective"]
 
 ORTHO_SPAN = 1.5  # world units across the image; a unit cube turned 45 degrees needs 1.414
-_TRANSFORMS_MODEL: dict[str, CameraModel] = {
-    "ORTHOGRAPHIC": "orthographic",
-    "PINHOLE": "perspective",
-    "OPENCV": "perspective",
-    "SIMPLE_PINHOLE": "perspective",
-    "SIMPLE_RADIAL": "perspective",  # with all distortion zero, as checked
-    "RADIAL": "perspective",
-}
-DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
 @dataclass(frozen=True)
@@ -122,93 +113,6 @@ class Cameras:
         azimuth = torch.where(azimuth > 2 * math.pi - 1e-5, torch.zeros_like(azimuth), azimuth)
         elevation = torch.asin(back[:, 1].clamp(-1, 1))
         return torch.stack([azimuth, elevation], dim=-1)
-
-    def to_transforms(self) -> dict[str, Any]:
-        """The camera part of a nerfstudio-style transforms.json (without the frames' file paths).
-
-        Intrinsics that differ between views are written on each frame.
-        """
-        keys = ("fl_x", "fl_y", "cx", "cy")
-        shared = bool((self.intrinsics == self.intrinsics[:1]).all())
-        name = "ORTHOGRAPHIC" if self.model == "orthographic" else "PINHOLE"
-        header: dict[str, Any] = {"camera_model": name, "w": self.width, "h": self.height}
-        rows = [dict(zip(keys, row, strict=True)) for row in self.intrinsics.double().tolist()]
-        frames: list[dict[str, Any]] = [{"transform_matrix": m} for m in self.c2w.double().tolist()]
-        if shared:
-            header |= rows[0]
-        else:
-            frames = [frame | row for frame, row in zip(frames, rows, strict=True)]
-        return header | {"frames": frames}
-
-    @staticmethod
-    def from_transforms(transforms: dict[str, Any], source: str = "transforms.json") -> "Cameras":
-        """Inverse of `to_transforms`; also reads nerfstudio's pinhole files.
-
-        Raises InputError where a key is missing, a pose is not a rigid 4x4 matrix or lens distortion is given.
-        """
-        model = transforms_model(transforms, source)
-        frames = transforms_frames(transforms, source)
-        c2w = transforms_poses(frames, source)
-        try:
-            rows = [[float({**transforms, **f}[k]) for k in ("fl_x", "fl_y", "cx", "cy")] for f in frames]
-            width, height = int(transforms["w"]), int(transforms["h"])
-        except KeyError as error:
-            raise InputError(f"{source}: key {error} is missing") from error
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{source}: {error}") from error
-        if not all(math.isfinite(value) for row in rows for value in row):
-            raise InputError(f"{source}: fl_x, fl_y, cx and cy must be finite numbers")
-        if not all(focal > 0 for row in rows for focal in row[:2]) or width < 1 or height < 1:
-            raise InputError(f"{source}: fl_x, fl_y, w and h must be positive")
-        return Cameras(c2w, torch.tensor(rows), width, height, model)
-
-
-def transforms_model(transforms: dict[str, Any], source: str) -> CameraModel:
-    """The projection of a transforms.json; without `camera_model` a pinhole, as instant-ngp and nerfstudio read it.
-
-    Raises InputError for a model that is not a pinhole or orthographic one, and where any lens distortion is given.
-    """
-    name = str(transforms.get("camera_model", "PINHOLE")).upper()
-    if name not in _TRANSFORMS_MODEL:
-        raise InputError(f"{source}: camera_model '{name}' is not one of {', '.join(_TRANSFORMS_MODEL)}")
-    frames = transforms.get("frames")
-    rows = [transforms, *(f for f in (frames if isinstance(frames, list) else []) if isinstance(f, dict))]
-    distorted = [key for key in DISTORTION_KEYS if any(row.get(key) not in (None, 0, 0.0) for row in rows)]
-    if distorted:
-        raise InputError(f"{source}: lens distortion ({', '.join(distorted)}) is not supported; undistort first")
-    return _TRANSFORMS_MODEL[name]
-
-
-def transforms_frames(transforms: dict[str, Any], source: str) -> list[dict[str, Any]]:
-    """The `frames` of a transforms.json; raises InputError unless it is a list of one or more objects."""
-    frames = transforms.get("frames")
-    if not frames:
-        raise InputError(f"{source}: no frames")
-    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
-        raise InputError(f"{source}: 'frames' must be a list of objects")
-    return frames
-
-
-def transforms_poses(frames: Sequence[dict[str, Any]], source: str) -> Tensor:
-    """c2w [v,4,4] float32 of a transforms.json's frames.
-
-    Raises InputError naming the frame whose transform_matrix is missing, no finite 4x4 matrix or not rigid.
-    """
-    poses = []
-    for i, frame in enumerate(frames):
-        where = f"{source}: frame {i}"
-        if "transform_matrix" not in frame:
-            raise InputError(f"{where}: key 'transform_matrix' is missing")
-        try:
-            pose = torch.tensor(frame["transform_matrix"], dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{where}: transform_matrix is not a 4x4 matrix of numbers: {error}") from error
-        if pose.shape != (4, 4) or not torch.isfinite(pose).all():
-            raise InputError(f"{where}: transform_matrix must be a finite 4x4 matrix")
-        if fault := pose_fault(pose):
-            raise InputError(f"{where}: transform_matrix {fault}")
-        poses.append(pose.float())
-    return torch.stack(poses)
 
 
 def pose_fault(c2w: Tensor) -> str:

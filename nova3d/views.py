@@ -18,6 +18,8 @@ from torch import Tensor
 from nova3d import images, normals
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
+from nova3d.transforms import cameras_from_transforms, cameras_to_transforms, read_transforms, write_transforms
+from nova3d.utils.files import write_json
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class ViewSet:
         """
         folder = Path(folder)
         text = {"nova3d": json.dumps(record, sort_keys=True, default=str)} if record else None
-        transforms = self.cameras.to_transforms()
+        transforms = cameras_to_transforms(self.cameras)
         try:
             for name in ("rgb", "normal"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -76,9 +78,9 @@ class ViewSet:
                 images.save_image(folder / f"normal/{i:03d}.png", normals.encode(self.normals[i]).cpu().numpy(), text)
                 frame["file_path"] = f"rgb/{i:03d}.png"
                 frame["normal_path"] = f"normal/{i:03d}.png"
-            (folder / "transforms.json").write_text(json.dumps(transforms, indent=1))
+            write_transforms(folder / "transforms.json", transforms)
             if record:
-                (folder / "record.json").write_text(json.dumps(record, indent=1, sort_keys=True, default=str))
+                write_json(folder / "record.json", record)
         except OSError as error:
             raise InputError(f"cannot write views to '{folder}': {error.strerror or error}") from error
         return folder
@@ -104,7 +106,7 @@ class ViewSet:
         if not path.is_file():
             raise InputError(f"'{folder}' is not a view folder: it has no transforms.json")
         transforms = read_transforms(path)
-        cameras = Cameras.from_transforms(transforms, str(path))
+        cameras = cameras_from_transforms(transforms, str(path))
         size = (cameras.width, cameras.height)
         rgb, normal, mask = [], [], []
         for i, frame in enumerate(transforms["frames"]):
@@ -139,17 +141,6 @@ def yaw_rotation(angle: Tensor) -> Tensor:
     sin, cos = angle.sin(), angle.cos()
     zero, one = torch.zeros_like(sin), torch.ones_like(sin)
     return torch.stack([torch.stack(r) for r in ([cos, zero, sin], [zero, one, zero], [-sin, zero, cos])])
-
-
-def read_transforms(path: Path) -> dict[str, Any]:
-    """The object in a transforms.json; raises InputError unless it is valid JSON with an object at the top."""
-    try:
-        transforms = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(transforms, dict):
-        raise InputError(f"{path}: the top level must be an object")
-    return transforms
 
 
 def read_picture(path: Path) -> Tensor:

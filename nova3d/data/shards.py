@@ -22,6 +22,7 @@ from torch import Tensor
 from nova3d import images, normals
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
+from nova3d.transforms import cameras_from_transforms, cameras_to_transforms
 from nova3d.utils import provenance
 from nova3d.views import ViewSet
 
@@ -119,7 +120,7 @@ class ShardWriter:
         self._finish_shard()
         index = {
             "format": FORMAT,
-            "cameras": self.cameras.to_transforms(),
+            "cameras": cameras_to_transforms(self.cameras),
             **facts,
             "shards": self.shards,
             "samples": self.samples,
@@ -156,7 +157,7 @@ class ShardReader:
         self.folder = folders[0]
         indices = [_read_index(f) for f in folders]
         self.index = indices[0]
-        self.cameras = Cameras.from_transforms(self.index["cameras"], str(self.folder / INDEX))
+        self.cameras = cameras_from_transforms(self.index["cameras"], str(self.folder / INDEX))
         self.samples: list[dict[str, Any]] = []
         self._places: list[tuple[Path, int]] = []  # of each sample: its folder and that folder's format
         owners: dict[str, Path] = {}
@@ -246,7 +247,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text())
         if index.get("format") not in (_WHITE, FORMAT):
             raise InputError(f"{path}: shard format {index.get('format')} is not {FORMAT}; render again")
-        Cameras.from_transforms(index["cameras"], str(path))
+        cameras_from_transforms(index["cameras"], str(path))
         for sample in index["samples"]:
             sample["uid"], sample["shard"], sample["members"], sample["sha256"]
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:

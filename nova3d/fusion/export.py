@@ -16,6 +16,7 @@ from torch import Tensor
 from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
+from nova3d.transforms import cameras_to_transforms, write_transforms
 from nova3d.utils.files import writable_folder
 
 SUFFIXES = (".glb", ".obj", ".ply")
@@ -91,13 +92,13 @@ def write_maps(mesh_path: str | Path, cameras: Cameras, conflict: Tensor) -> Pat
     transforms.json; returns it. conflict [v,h,w] in [0,1]. Raises InputError where it cannot be written.
     """
     folder = maps_folder(mesh_path)
-    transforms = cameras.to_transforms()
+    transforms = cameras_to_transforms(cameras)
     try:
         (folder / "conflict").mkdir(parents=True, exist_ok=True)
         for index, (frame, picture) in enumerate(zip(transforms["frames"], conflict, strict=True)):
             frame["conflict_path"] = f"conflict/{index:03d}.png"
             images.save_image(folder / frame["conflict_path"], picture)
-        (folder / "transforms.json").write_text(json.dumps(transforms, indent=1))
+        write_transforms(folder / "transforms.json", transforms)
     except OSError as error:
         raise InputError(f"cannot write to '{folder}': {error.strerror or error}") from error
     return folder

@@ -10,7 +10,8 @@ from nova3d.layouts import named, orbits, pictures, transforms
 from nova3d.layouts.base import Assume, Loaded
 from nova3d.layouts.checks import check_for_fusion
 from nova3d.layouts.placement import Placement, normalise
-from nova3d.views import ViewSet, read_transforms
+from nova3d.transforms import read_transforms
+from nova3d.views import ViewSet
 
 __all__ = [
     "LAYOUTS",

@@ -6,7 +6,6 @@ axes are OpenGL's, poses camera to world, the world's up is +Z, pixel centres at
 """
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ import torch
 from torch import Tensor
 
 from nova3d import normals
-from nova3d.cameras import CameraModel, Cameras, transforms_frames, transforms_model, transforms_poses
+from nova3d.cameras import CameraModel, Cameras
 from nova3d.errors import InputError
 from nova3d.layouts import pictures
 from nova3d.layouts.base import Assume
 from nova3d.layouts.placement import Placement
-from nova3d.views import ViewSet, read_picture, read_transforms, yaw_rotation
+from nova3d.transforms import camera_model, frames_of, intrinsics, poses, read_transforms
+from nova3d.views import ViewSet, read_picture, yaw_rotation
 
 log = logging.getLogger(__name__)
 
@@ -45,40 +45,32 @@ def read(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Place
         raise InputError(f"'{folder}' has no {FILES[0]}")
     source = str(path)
     transforms = read_transforms(path)
-    _refuse_other_conventions(transforms, source)
-    model = transforms_model(transforms, source)
-    frames = transforms_frames(transforms, source)
-    c2w = transforms_poses(frames, source)
+    model = camera_model(transforms, source)
+    frames = frames_of(transforms, source)
+    c2w = poses(frames, source)
     files = [_picture_path(path.parent, frame, i, source) for i, frame in enumerate(frames)]
     pictures.require(files, path.parent)
     masks = _mask_paths(path.parent, frames)
     rgba, lenses, keyed = [], [], 0
     for i, (frame, file) in enumerate(zip(frames, files, strict=True)):
         picture = read_picture(file)
-        lens = _intrinsics(transforms, frame, i, picture, model, source)
+        h, w = picture.shape[:2]
+        lens = intrinsics(transforms, frame, w, h, model, f"{source}: frame {i}")
         if masks:
             cut = _with_mask(picture, file, masks[i])
         else:
             cut, was_keyed = pictures.cut_one(picture, str(file))
             keyed += was_keyed
         cut = pictures.fitted(cut, size)  # at once: a capture of photographs does not fit in memory
-        h, w = picture.shape[:2]
         lenses.append(lens * torch.tensor([cut.shape[1] / w, cut.shape[0] / h] * 2))
         rgba.append(cut)
-    intrinsics = torch.stack(lenses)
+    focal = torch.stack(lenses)
     pictures.log_keyed(keyed, len(rgba), "transforms")
     _log_assumed_lens(transforms, frames, source)
-    rgba, intrinsics = _one_size(rgba, intrinsics, files)
-    cameras = Cameras(c2w, intrinsics, rgba[0].shape[1], rgba[0].shape[0], model)
+    rgba, focal = _one_size(rgba, focal, files)
+    cameras = Cameras(c2w, focal, rgba[0].shape[1], rgba[0].shape[0], model)
     views = pictures.assemble(rgba, None, cameras, None, [str(file) for file in files])
     return _to_our_frame(views, model, assume)
-
-
-def _refuse_other_conventions(transforms: dict[str, Any], source: str) -> None:
-    if transforms.get("is_fisheye"):
-        raise InputError(f"{source}: 'is_fisheye' is set: only pinhole cameras are read; undistort first")
-    if transforms.get("from_na"):
-        raise InputError(f"{source}: 'from_na' (NeuS2) means OpenCV camera axes: write OpenGL poses without that key")
 
 
 def _picture_path(folder: Path, frame: dict[str, Any], index: int, source: str) -> Path:
@@ -114,53 +106,6 @@ def _with_mask(picture: Tensor, file: Path, mask_path: Path) -> Tensor:
             f"{picture.shape[1]}x{picture.shape[0]}"
         )
     return torch.cat([picture[..., :3], mask[..., :1]], dim=-1)
-
-
-def _intrinsics(
-    transforms: dict[str, Any], frame: dict[str, Any], index: int, picture: Tensor, model: CameraModel, source: str
-) -> Tensor:
-    """[4] fl_x, fl_y, cx, cy of one frame, in pixels of its picture as it is on disk.
-
-    Precedence: the frame's keys, then the file's. Without fl_x the field of view camera_angle_x gives it; fl_y
-    follows fl_x; the principal point is in the middle.
-    """
-    where = f"{source}: frame {index}"
-    given = {**transforms, **frame}
-    h, w = picture.shape[:2]
-
-    def number(key: str) -> float | None:
-        if given.get(key) is None:
-            return None
-        try:
-            value = float(given[key])
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{where}: {key} is not a number: {given[key]!r}") from error
-        if not math.isfinite(value):
-            raise InputError(f"{where}: {key} is not a finite number: {value}")
-        return value
-
-    file_w, file_h = number("w") or w, number("h") or h
-    if file_w < 1 or file_h < 1:
-        raise InputError(f"{where}: w and h must be positive")
-    if abs(file_w / file_h * h - w) > 1:  # more than the rounding of a smaller copy
-        raise InputError(f"{where}: the picture is {w}x{h}, w and h say {file_w:g}x{file_h:g}")
-    focal = number("fl_x")
-    if focal is None and model == "perspective" and (angle := number("camera_angle_x")) is not None:
-        if not 0 < angle < math.pi:
-            raise InputError(f"{where}: camera_angle_x must be between 0 and pi radians, not {angle:g}")
-        focal = file_w / (2 * math.tan(angle / 2))
-    if focal is None:
-        raise InputError(f"{where}: no intrinsics: give fl_x (pixels) or camera_angle_x (radians), per file or frame")
-    focal_y = number("fl_y")
-    if focal_y is None and model == "perspective" and (angle := number("camera_angle_y")) is not None:
-        focal_y = file_h / (2 * math.tan(angle / 2))
-    focal_y = focal if focal_y is None else focal_y
-    if focal <= 0 or focal_y <= 0:
-        raise InputError(f"{where}: fl_x and fl_y must be positive")
-    cx, cy = number("cx"), number("cy")
-    cx, cy = file_w / 2 if cx is None else cx, file_h / 2 if cy is None else cy
-    # A smaller copy of the pictures (nerfstudio's images_2, ...) keeps the file's numbers: same field of view.
-    return torch.tensor([focal * w / file_w, focal_y * h / file_h, cx * w / file_w, cy * h / file_h])
 
 
 def _log_assumed_lens(transforms: dict[str, Any], frames: list[dict[str, Any]], source: str) -> None:

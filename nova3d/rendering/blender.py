@@ -27,6 +27,7 @@ from nova3d.rendering.engine import EngineConfig, Rendered, ViewCallback, check_
 from nova3d.rendering.mesh_files import inspect_file
 from nova3d.rendering.meshes import check_geometry, normalisation
 from nova3d.rendering.reasons import Reason, RenderError
+from nova3d.transforms import cameras_to_transforms
 
 WORKER = Path(__file__).with_name("blender_worker")
 START_SECONDS = 120.0  # importing bpy takes half a second; a cold disk or a GPU driver's start much longer
@@ -82,7 +83,7 @@ class BlenderEngine:
             vertices, faces = self._load_array("vertices"), self._load_array("faces")
             check_geometry(vertices, faces, str(path))
             scale, centre = normalisation(vertices, faces) if self.normalise else (1.0, np.zeros(3))
-            request = {"scale": scale, "centre": centre.tolist(), "cameras": cameras.to_transforms()}
+            request = {"scale": scale, "centre": centre.tolist(), "cameras": cameras_to_transforms(cameras)}
             self._request({"render": request}, "rendered", on_view)
         rgba, normals, depth = (torch.from_numpy(self._load_array(name)) for name in ("rgba", "normals", "depth"))
         if not bool((rgba[..., 3] > 0).any()):

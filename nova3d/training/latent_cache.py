@@ -28,6 +28,7 @@ from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_moments
 from nova3d.models.conditioning import clip_pixels
 from nova3d.training.latents import Item
+from nova3d.transforms import cameras_to_transforms
 from nova3d.utils import provenance
 from nova3d.views import ViewSet
 
@@ -47,7 +48,7 @@ def identity(
         "preprocessing": PREPROCESSING,
         "vae": weights_hash(vae.encoder, vae.quant_conv),
         "image_encoder": weights_hash(image_encoder) if image_encoder is not None else "",
-        "rig": provenance.hash_json(rig.to_transforms()),
+        "rig": provenance.hash_json(cameras_to_transforms(rig)),
         "size": rig.width,
         "shards": shard_hash(dataset.reader.samples),
     }

@@ -242,7 +242,8 @@ def test_a_bad_file_is_one_clear_line(
 ) -> None:
     data = write(tmp_path, views)
     change(data)
-    (tmp_path / "transforms.json").write_text(json.dumps(data))
+    # JSON has no NaN, but 1e999 is read as infinity.
+    (tmp_path / "transforms.json").write_text(json.dumps(data).replace("NaN", "1e999"))
     with pytest.raises(InputError, match=message) as caught:
         layouts.read(tmp_path)
     assert "\n" not in str(caught.value)
@@ -266,6 +267,9 @@ def test_broken_pictures_are_named(tmp_path: Path, views: ViewSet) -> None:
     (tmp_path / "images/frame_00004.png").unlink()
     with pytest.raises(InputError, match=r"incomplete: images/frame_00002\.png, images/frame_00004\.png missing"):
         layouts.read(tmp_path)
+    (tmp_path / "transforms.json").write_text('{"fl_x": NaN}')
+    with pytest.raises(InputError, match="NaN is not a JSON number"):
+        layouts.read(tmp_path)
     (tmp_path / "transforms.json").write_text("[1]")
-    with pytest.raises(InputError, match="top level"):
+    with pytest.raises(InputError, match=r"transforms\.json' must hold a JSON object, not a list"):
         layouts.read(tmp_path)

@@ -11,6 +11,7 @@ from nova3d.data.filters import FilterConfig
 from nova3d.data.sources import SourceConfig
 from nova3d.errors import InputError
 from nova3d.rendering.engine import EngineConfig
+from nova3d.transforms import cameras_to_transforms
 from nova3d.utils import provenance
 
 LAUNCHERS = ("local", "slurm", "ray")
@@ -128,7 +129,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def rig_digest(cameras: Cameras) -> str:
     """16 hex digits that name a rig: poses, intrinsics, size and model."""
-    return provenance.hash_json(cameras.to_transforms())
+    return provenance.hash_json(cameras_to_transforms(cameras))
 
 
 # Settings that leave every object's content as it is; a job may go on with other values of these.
