@@ -4,14 +4,14 @@
 import json
 from pathlib import Path
 
-from nova3d import cli
+from nova3d.cli import common
 
 WIDTH, HEIGHT, MARGIN = 300, 140, 34
 COLOUR, GREY = "#2563a8", "#808080"
 
 
 def main() -> None:
-    arguments = cli.parser(
+    arguments = common.parser(
         __doc__,
         "python benchmarks/curves.py --stats outputs/mini/stats.jsonl --keys loss_rgb loss_normal --out curves.svg",
     )
@@ -52,4 +52,4 @@ def chart(name: str, points: list[tuple[float, float]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -3,13 +3,13 @@
 
 from pathlib import Path
 
-from nova3d import cli
+from nova3d.cli import common
 
 SHOWN = (0, 2, 4, 6, 8, 10, 12, 14)
 
 
 def main() -> None:
-    arguments = cli.parser(__doc__, "python benchmarks/figure.py --run outputs/demo --out docs/images/demo.png")
+    arguments = common.parser(__doc__, "python benchmarks/figure.py --run outputs/demo --out docs/images/demo.png")
     arguments.add_argument("--run", type=Path, required=True, help="a folder that scripts/generate.py wrote")
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--size", type=int, default=128)
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import nova3d
-from nova3d import cli
+from nova3d.cli import common
 
 PACKAGE = Path(nova3d.__file__).resolve().parent
 ROOT = PACKAGE.parent
@@ -20,7 +20,7 @@ Edges = Counter[tuple[str, str]]
 
 
 def main() -> None:
-    arguments = cli.parser(
+    arguments = common.parser(
         "Counts the files of nova3d whose functions a call runs, and the distinct pairs (calling file, called file).\n"
         "Frames of other packages are skipped: a network run by torch is called by whoever called torch.\n"
         "Imports and other threads are not counted. PYTHONPATH names another checkout to measure.",
@@ -82,7 +82,7 @@ class Hops:
         return self._names[path]
 
 
-def between_calls(hops: Hops, first: int) -> Callable[..., bool]:
+def between_calls(hops: Hops, first: int) -> Callable[..., Any]:
     """A callback that starts the recording when it is called for the `first` time and stops it at the next call.
 
     Returns False, which as a `stop` callback means: go on.
@@ -207,4 +207,4 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

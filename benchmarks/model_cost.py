@@ -3,12 +3,12 @@
 
 from typing import Any
 
-from nova3d import cli
+from nova3d.cli import common
 from nova3d.errors import InputError
 
 
 def main() -> None:
-    arguments = cli.parser(
+    arguments = common.parser(
         "Parameters, new keys and FLOPs (2 per multiply-add) of one forward pass per view and task, for every arm.",
         "python benchmarks/model_cost.py --latents 32,64",
     )
@@ -60,4 +60,4 @@ def _flops(unet: Any, views: int, side: int) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nova3d import cli
+from nova3d.cli import common
 
 # UNet, autoencoder and side of the latents; random weights.
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
@@ -30,7 +30,7 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 
 
 def main() -> None:
-    arguments = cli.parser(
+    arguments = common.parser(
         "Whole steps (forward, backward, AdamW, EMA) on random weights, data from a latent cache of drawn objects. The "
         "first step is not counted; the median of the others is.",
         "python benchmarks/train_step.py --size small --arms none,gta\n"
@@ -45,7 +45,7 @@ def main() -> None:
     arguments.add_argument("--checkpointing", action="store_true")
     arguments.add_argument("--compile", action="store_true")
     arguments.add_argument("--channels-last", action="store_true")
-    cli.add_device(arguments)
+    common.add_device(arguments)
     options = arguments.parse_args()
     from nova3d.utils.compat import ensure_torchvision
 
@@ -54,7 +54,7 @@ def main() -> None:
 
     from nova3d.utils import provenance
 
-    device = torch.device(cli.pick_device(options.device))
+    device = torch.device(common.pick_device(options.device))
     print(f"commit {provenance.commit()[:12]}, torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
     with tempfile.TemporaryDirectory() as folder:
         cached, shards, vae = data(Path(folder), options.size, options.batch, device)
@@ -143,7 +143,7 @@ def steps(arm: str, options: Any, vae: Any, load: Any, device: Any) -> tuple[flo
     if options.channels_last:
         unet.to(memory_format=torch.channels_last)
     clip = nn.Linear(1, 1).requires_grad_(False)  # embeddings come with the batch, as from a cache
-    model = Denoising(unet.to(device).train(), clip, vae)  # type: ignore[arg-type]
+    model = Denoising(unet.to(device).train(), clip, vae)
     if options.compile:
         unet.compile(dynamic=False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=device.type == "cuda")
@@ -175,7 +175,7 @@ def steps(arm: str, options: Any, vae: Any, load: Any, device: Any) -> tuple[flo
 def build(arm: str, size: str) -> Any:
     from nova3d.models import NovaUNet
 
-    return NovaUNet(alignment=arm, **SIZES[size][0])  # type: ignore[arg-type]
+    return NovaUNet(alignment=arm, **SIZES[size][0])
 
 
 def forward_flops(arm: str, size: str) -> float:
@@ -194,4 +194,4 @@ def forward_flops(arm: str, size: str) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from nova3d import cli
+from nova3d.cli import common
 
 SIZES: dict[str, dict[str, Any]] = {
     "svd": {},  # the constructors' defaults: 1.52 B parameters
@@ -19,7 +19,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    arguments = cli.parser(
+    arguments = common.parser(
         "Forward passes of one object (both tasks) through the stock UNet, which sees two videos, and through every "
         "arm, in turns in one run; weights are random. The ratio is the median over rounds of arm / stock in a round.",
         "python benchmarks/unet_step.py --size small --latent 32 --arms none,gta",
@@ -33,7 +33,7 @@ def main() -> None:
     arguments.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     arguments.add_argument("--compile", action="store_true", help="torch.compile both")
     arguments.add_argument("--peak", type=float, default=0.0, help="the device's TFLOP/s at this dtype, to print MFU")
-    cli.add_device(arguments)
+    common.add_device(arguments)
     options = arguments.parse_args()
 
     import torch
@@ -46,7 +46,7 @@ def main() -> None:
 
     logging.set_verbosity_error()
 
-    device, dtype = torch.device(cli.pick_device(options.device)), getattr(torch, options.dtype)
+    device, dtype = torch.device(common.pick_device(options.device)), getattr(torch, options.dtype)
     shape = (options.objects, 2, options.views, 8, options.latent, options.latent)
     print(f"commit {provenance.commit()[:12]}, torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
     print(f"{options.size}, latents {shape}, {options.dtype}, {options.rounds} rounds after one to warm up\n")
@@ -165,4 +165,4 @@ def _peak_memory(step: Callable[[], Any], device: Any) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

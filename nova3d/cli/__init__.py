@@ -37,5 +37,5 @@ def main(verb: str | None = None) -> None:
         parser.prog = "python -m nova3d"
         parser.add_argument("verb", choices=VERBS, metavar="VERB", help=", ".join(VERBS))
         verb = str(parser.parse_args(sys.argv[1:2]).verb)
-        sys.argv = [f"nova3d {verb}", *sys.argv[2:]]
+        sys.argv = [f"{parser.prog} {verb}", *sys.argv[2:]]  # the first is the name in usage lines
     common.run(getattr(importlib.import_module(VERBS[verb]), verb))
