@@ -1,0 +1,129 @@
+"""The verbs as `scripts/VERB.py` and `python -m nova3d VERB` run them."""
+
+import importlib
+import inspect
+import logging
+import runpy
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from nova3d import config
+from nova3d.cli import VERBS, common, main, studies
+from nova3d.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = {
+    "generate": "nova3d.generation:GenerateConfig",
+    "sample": "nova3d.generation:SampleConfig",
+    "reconstruct": "nova3d.fusion:FusionConfig",
+    "train": "nova3d.training.config:TrainConfig",
+    "train_autoencoder": "nova3d.training.autoencoder:AutoencoderTrainConfig",
+    "cache_latents": "nova3d.training.config:TrainConfig",
+    "render run": "nova3d.data.jobs.config:RenderConfig",
+    "evaluate": "nova3d.evaluation:Protocol",
+    "reproduce": "nova3d.experiments.reproduce:ReproduceConfig",
+}
+
+
+@pytest.fixture(autouse=True)
+def keep_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`python -m nova3d ARGUMENTS` in this process; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", ["nova3d", *arguments])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def test_every_verb_has_a_script_of_its_own_that_only_runs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == set(VERBS)
+    for verb in VERBS:
+        script = ROOT / "scripts" / f"{verb}.py"
+        assert len(script.read_text().splitlines()) <= 7
+        assert not inspect.signature(getattr(importlib.import_module(VERBS[verb]), verb)).parameters.keys() - {"argv"}
+        outputs = []
+        for arguments in ([str(script), "--help"], ["nova3d", verb, "--help"]):
+            monkeypatch.setattr(sys, "argv", arguments)
+            with pytest.raises(SystemExit) as ended:
+                if arguments[0] == "nova3d":
+                    main()
+                else:
+                    runpy.run_path(str(script), run_name="__main__")
+            assert not ended.value.code
+            outputs.append(capsys.readouterr().out.partition("\n\n"))
+        assert outputs[0][0].startswith(f"usage: {verb}.py") and outputs[1][0].startswith(
+            f"usage: python -m nova3d {verb}"
+        )
+        assert outputs[0][2] == outputs[1][2]
+        assert f"\nexample:\n  python scripts/{verb}.py" in outputs[0][2]
+
+
+@pytest.mark.parametrize("verb", SCHEMAS)
+def test_help_lists_every_key_of_the_config(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, name = SCHEMAS[verb].split(":")
+    keys = list(config.fields(getattr(importlib.import_module(module), name)))
+    assert len(keys) > 10
+    assert run(monkeypatch, *verb.split(), "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for key in keys:
+        assert f"  {key.name}={key.default} ({key.type})" in lines
+    assert run(monkeypatch, "ablate", "--help") == 0  # its suites have different configs
+    assert "config keys" not in capsys.readouterr().out
+
+
+def test_a_shipped_config_is_found_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["reconstruct", "--views", "views", "--out", "mesh.glb", "--device", "cpu"]
+    for name in ("draft", "fusion/draft", "configs/fusion/draft.yaml"):
+        assert run(monkeypatch, *arguments, "--config", name) == 2
+        assert "'views' does not exist" in capsys.readouterr().err  # the config was read
+    assert run(monkeypatch, *arguments, "--config", "draught") == 2
+    assert "config 'draught' is neither a file nor one of cpu, draft, gpu, paper" in capsys.readouterr().err
+
+
+def test_flags_beat_overrides_and_overrides_stand_anywhere() -> None:
+    parser = common.parser("x", "x")
+    common.add_config(parser, "cpu")
+    parser.add_argument("--seed")
+    options = parser.parse_intermixed_args(["optim.seed=1", "--seed", "3", "optim.steps=7"])
+
+    from nova3d.fusion import FusionConfig
+
+    settings = common.load_config(FusionConfig, "fusion", options, {"optim.seed": options.seed, "optim.lr": None})
+    assert (settings.optim.seed, settings.optim.steps) == (3, 7)
+    assert common.yaml_list("a,b") == "[a,b]" and common.yaml_list(None) is None
+
+
+@pytest.mark.parametrize(("arms", "expected"), [("gta,none", ["none", "gta"]), ("", ["none", "cross_domain", "gta"])])
+def test_the_attention_suite_takes_only_the_arms_that_are_asked_for(
+    arms: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text("arms: {none: {alignment: none}, cross_domain: {alignment: cross_domain}, gta: {alignment: gta}}\n")
+    taken: list[list[str]] = []
+
+    def suite(settings: Namespace, *_: object) -> None:
+        taken.append(list(settings.arms))
+        raise InputError("far enough")
+
+    monkeypatch.setattr("nova3d.experiments.attention.attention_suite", suite)
+    command = ["--suite", "attention", "--objects", "x", "--config", str(path), "--arms", arms, "--device", "cpu"]
+    with pytest.raises(InputError, match="far enough"):
+        studies.ablate(command)
+    assert taken == [expected]
+    with pytest.raises(InputError, match="--arms: 'gtb' is none of none, cross_domain, gta"):
+        studies.ablate([*command, "--arms", "gtb"])
