@@ -67,6 +67,8 @@ class Key:
     """The default as YAML writes it, or REQUIRED."""
     text: str
     """The attribute docstring on one line, "" where there is none."""
+    marks: tuple[Any, ...] = ()
+    """The further arguments of `Annotated`: Sentinel, or what another module defines."""
 
 
 def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Schema:
@@ -142,11 +144,11 @@ def fields(schema: type, prefix: str = "") -> Iterator[Key]:
     """
     hints, texts = _hints(schema), _attribute_texts(schema)
     for field in dataclasses.fields(schema):
-        hint, _ = _plain(hints[field.name])
+        hint, marks = _plain(hints[field.name])
         if is_dataclass(hint):
             yield from fields(cast(type, hint), f"{prefix}{field.name}.")
             continue
-        yield Key(prefix + field.name, _type_name(hint), _default(field), texts.get(field.name, ""))
+        yield Key(prefix + field.name, _type_name(hint), _default(field), texts.get(field.name, ""), marks)
         item = get_args(hint)[-1] if get_origin(hint) is dict else None
         if is_dataclass(item):
             yield from fields(cast(type, item), f"{prefix}{field.name}.NAME.")
@@ -181,11 +183,11 @@ def _hints(schema: type) -> dict[str, Any]:
 
 
 def _plain(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type without Annotated, and the values of its Sentinels."""
+    """A type without Annotated, and the further arguments of Annotated."""
     if get_origin(hint) is not Annotated:
         return hint, ()
     inner, *marks = get_args(hint)
-    return inner, tuple(mark.value for mark in marks if isinstance(mark, Sentinel))
+    return inner, tuple(marks)
 
 
 def _is_optional(hint: Any) -> bool:
@@ -249,13 +251,14 @@ def _instance(merged: DictConfig, source: str) -> Any:
 
 def _unset(hint: Any, given: Any) -> Any:
     """What was given for a key or section of type `hint`, with None where it means "unset"."""
-    plain, sentinels = _plain(hint)
+    plain, marks = _plain(hint)
     if isinstance(given, dict) and is_dataclass(plain):
         hints = _hints(cast(type, plain))
         return {key: _unset(hints.get(key, Any), value) for key, value in given.items()}
     if isinstance(given, dict) and get_origin(plain) is dict:
         return {key: _unset(get_args(plain)[1], value) for key, value in given.items()}
-    if _is_optional(plain) and not isinstance(given, bool) and given in ("", *sentinels):
+    unset = ["", *(mark.value for mark in marks if isinstance(mark, Sentinel))]
+    if _is_optional(plain) and not isinstance(given, bool) and given in unset:
         return None
     return given
 

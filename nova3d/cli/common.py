@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+import json
 import logging
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from tqdm import tqdm
 from nova3d import config
 from nova3d.errors import InputError
 from nova3d.utils.progress import Progress
-from nova3d.utils.resources import find
+from nova3d.utils.resources import Shipped, find, locate
 
 Schema = TypeVar("Schema")
 
@@ -72,7 +74,7 @@ def add_device(arguments: argparse.ArgumentParser) -> None:
 def load_config(
     schema: type[Schema], stage: str, options: argparse.Namespace, flags: Mapping[str, Any] | None = None
 ) -> Schema:
-    """The config that the command line asks for.
+    """The config that the command line asks for, with the paths of what is shipped (see `Shipped`).
 
     Args:
         schema: a dataclass.
@@ -86,8 +88,16 @@ def load_config(
     Raises:
         InputError: for an unknown config, key or value.
     """
-    given = [f"{key}={value}" for key, value in (flags or {}).items() if value is not None]
-    return config.load(schema, find(options.config, "config", stage), [*options.overrides, *given])
+    path = find(options.config, "config", stage)
+    flag_values = [f"{key}={value}" for key, value in (flags or {}).items() if value is not None]
+    overrides = [*options.overrides, *flag_values]
+    settings = config.load(schema, path, overrides)
+    marked = [(key.name, mark) for key in config.fields(schema) for mark in key.marks if isinstance(mark, Shipped)]
+    for name, mark in marked:
+        value = operator.attrgetter(name)(settings)
+        if isinstance(value, str) and (found := locate(value, mark.kind, mark.stage)):
+            overrides.append(f"{name}={json.dumps(str(found))}")  # quoted: a path may look like other YAML
+    return config.load(schema, path, overrides)
 
 
 def yaml_list(text: str | None) -> str | None:

@@ -3,6 +3,7 @@
 A clone has them in `configs/` and `assets/` beside the package, a wheel inside it (see `setup.py`).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,17 @@ Kind = Literal["config", "protocol", "model", "asset"]
 
 _FOLDERS: dict[Kind, str] = {"config": "configs", "protocol": "configs/eval", "model": "assets", "asset": "assets"}
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Marks a config key that names something shipped or a path: `Annotated[str, Shipped("model")]`.
+
+    The command line replaces the value by the path that `locate` gives, and leaves it alone where that is None.
+    """
+
+    kind: Kind
+    stage: str = ""
 
 
 def root() -> Path:
@@ -26,7 +38,8 @@ def find(name: str | Path, kind: Kind, stage: str = "") -> Path:
         name: a shipped name ("nova3d-el0"; a config with its stage: "fusion/cpu"), or a path. A shipped name wins over
             a file of the working directory; "./cpu" is always a path. A path below `configs/` or `assets/` that does
             not exist in the working directory is looked up among what is shipped.
-        kind: "config", "protocol", "model" (a folder in diffusers' layout) or "asset" (any other file or folder).
+        kind: "config", "protocol", "model" (a folder in diffusers' layout) or "asset" (any file or folder; by path
+            only).
         stage: the folder of `configs/` in which a config's name is looked up first: "fusion" makes "cpu" enough.
 
     Returns:
@@ -38,7 +51,8 @@ def find(name: str | Path, kind: Kind, stage: str = "") -> Path:
     found = locate(name, kind, stage)
     if found is None:
         what = "folder" if kind == "model" else "file"
-        raise InputError(f"{kind} '{name}' is neither a {what} nor one of {', '.join(names(kind, stage))}")
+        shipped = ", ".join(names(kind, stage))
+        raise InputError(f"{kind} '{name}' is neither a {what} nor one of {shipped}")
     return found
 
 
@@ -46,8 +60,8 @@ def locate(name: str | Path, kind: Kind, stage: str = "") -> Path | None:
     """As `find`, with None where nothing is found, for names that may also be a hub id."""
     text = str(name)
     folder = root() / _FOLDERS[kind]
-    if text in names(kind, stage):
-        return folder / stage / text if kind in ("model", "asset") else folder / stage / f"{text}.yaml"
+    if kind != "asset" and text in names(kind, stage):
+        return folder / text if kind == "model" else folder / stage / f"{text}.yaml"
     if kind == "config" and stage and text in names(kind):
         return folder / f"{text}.yaml"
     for path in (Path(name), root() / name):
@@ -64,7 +78,7 @@ def names(kind: Kind, stage: str = "") -> list[str]:
     if kind == "model":
         return sorted(path.parent.name for path in folder.glob("*/model_index.json"))
     if kind == "asset":
-        return sorted(path.name for path in folder.iterdir())
+        return sorted(f"assets/{path.name}" for path in folder.iterdir())
     files = folder.glob("*.yaml" if stage or kind == "protocol" else "*/*.yaml")
     shipped = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
     return [name for name in shipped if name != "published"] if kind == "protocol" else shipped

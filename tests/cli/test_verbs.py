@@ -6,13 +6,16 @@ import logging
 import runpy
 import sys
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
 from nova3d import config
 from nova3d.cli import VERBS, common, main, studies
 from nova3d.errors import InputError
+from nova3d.utils.resources import Shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = {
@@ -106,6 +109,29 @@ def test_flags_beat_overrides_and_overrides_stand_anywhere() -> None:
     settings = common.load_config(FusionConfig, "fusion", options, {"optim.seed": options.seed, "optim.lr": None})
     assert (settings.optim.seed, settings.optim.steps) == (3, 7)
     assert common.yaml_list("a,b") == "[a,b]" and common.yaml_list(None) is None
+
+
+@dataclass
+class Paths:
+    model: Annotated[str, Shipped("model")] = "nova3d-mini"
+    picture: Annotated[str, Shipped("asset")] = "assets/images/owl.png"
+    protocol: Annotated[str | None, Shipped("protocol")] = None
+    objects: str = "assets/objects"
+
+
+def test_marked_keys_take_the_paths_of_what_is_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own: a#b.yaml").touch()
+    (tmp_path / "empty.yaml").touch()
+    options = Namespace(config="empty.yaml", overrides=["protocol='own: a#b.yaml'"])
+    expected = Paths(str(ROOT / "assets/nova3d-mini"), str(ROOT / "assets/images/owl.png"), "own: a#b.yaml")
+    assert common.load_config(Paths, "sample", options) == expected
+    options.overrides = ["model=someone/at-the-hub", "protocol=mini"]
+    found = common.load_config(Paths, "sample", options)
+    assert (found.model, found.protocol) == ("someone/at-the-hub", str(ROOT / "configs/eval/mini.yaml"))
+    monkeypatch.chdir(ROOT)
+    options = Namespace(config=str(tmp_path / "empty.yaml"), overrides=["model=assets/nova3d-mini"])
+    assert common.load_config(Paths, "sample", options) == Paths("assets/nova3d-mini")  # records keep short paths
 
 
 @pytest.mark.parametrize(("arms", "expected"), [("gta,none", ["none", "gta"]), ("", ["none", "cross_domain", "gta"])])

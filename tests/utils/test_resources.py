@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("nova3d-el0", "protocol", "", "configs/eval/nova3d-el0.yaml"),
         ("nova3d-mini", "model", "", "assets/nova3d-mini"),
         ("assets/nova3d-mini", "model", "", "assets/nova3d-mini"),
-        ("objects", "asset", "", "assets/objects"),
+        ("assets/objects", "asset", "", "assets/objects"),
         ("assets/images/owl.png", "asset", "", "assets/images/owl.png"),
     ],
 )
@@ -57,6 +57,8 @@ def test_what_is_nowhere_is_refused_with_the_shipped_names(tmp_path: Path, monke
     assert locate(f"{ROOT.name}/configs/../README.md", "protocol") is not None  # a file of the working directory
     assert locate("README.md", "asset") is None  # of the shipped ones only what is below configs/ and assets/
     assert locate("somebody/some-model", "model") is None
+    assert locate("objects", "asset") is None  # the user's own folder may bear that name
+    assert "assets/objects" in names("asset")
     assert "published" not in names("protocol")
 
 
