@@ -173,7 +173,7 @@ def test_saved_picture_holds_the_pixels_and_the_text(tmp_path: Path) -> None:
 def test_animation_has_all_frames(tmp_path: Path) -> None:
     images.save_animation(tmp_path / "turn.gif", torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 8, 8, 3))
     with Image.open(tmp_path / "turn.gif") as opened:
-        assert opened.n_frames == 4
+        assert opened.n_frames == 4  # type: ignore[attr-defined]
 
 
 def test_off_white_is_what_composite_was_made_of():

@@ -37,7 +37,7 @@ def letter_f() -> trimesh.Trimesh:
         trimesh.creation.box((0.45, 0.2, 0.3), trimesh.transformations.translation_matrix((0.1, 0.35, 0))),
         trimesh.creation.box((0.3, 0.2, 0.3), trimesh.transformations.translation_matrix((0.03, 0.0, 0))),
     ]
-    mesh = trimesh.util.concatenate(boxes)
+    mesh: Any = trimesh.util.concatenate(boxes)
     mesh.unmerge_vertices()
     colours = np.full((len(mesh.vertices), 4), 128, dtype=np.uint8)
     z = np.repeat(mesh.face_normals[:, 2], 3)

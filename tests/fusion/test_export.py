@@ -1,5 +1,6 @@
 import json
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,9 +49,9 @@ def test_glb_has_a_pbr_texture_and_its_record(quad, tmp_path):
 
 def test_vertex_colours_are_linear_in_glb_and_srgb_in_ply(shapes, tmp_path):
     mesh = export.coloured(shapes.sphere(), np.full((len(shapes.sphere().vertices), 3), 0.5))
-    ply = trimesh.load(export.write(tmp_path / "a.ply", mesh, mesh))
+    ply: Any = trimesh.load(export.write(tmp_path / "a.ply", mesh, mesh))
     assert abs(int(ply.visual.vertex_colors[0, 0]) - 128) <= 1
-    glb = trimesh.load(export.write(tmp_path / "a.glb", mesh, mesh), force="mesh")
+    glb: Any = trimesh.load(export.write(tmp_path / "a.glb", mesh, mesh), force="mesh")
     assert abs(int(glb.visual.vertex_colors[0, 0]) - 55) <= 1  # ((0.5 + 0.055) / 1.055) ** 2.4 = 0.214
 
 
@@ -98,7 +99,7 @@ def test_a_letter_comes_back_as_it_was_seen(shapes, tmp_path, suffix):
     assert (again.rgb - views.rgb)[both].abs().mean() < 0.03
     mirrored = views.mask.flip(-1)
     assert (again.mask - mirrored).abs().mean() > 0.05
-    loaded = trimesh.load(path, force="mesh", process=False)
+    loaded: Any = trimesh.load(path, force="mesh", process=False)
     np.testing.assert_allclose(loaded.bounds, letter.bounds, atol=1e-6)
     assert loaded.volume == pytest.approx(letter.volume, rel=1e-4)  # positive: no axis was mirrored
 

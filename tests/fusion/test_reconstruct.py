@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_result_is_complete(f_result, f_views, tmp_path):
     assert f_result.history[-1]["loss"] < f_result.history[0]["loss"]
     assert set(f_result.timings) == {"fit", "mesh", "conflict", "texture"}
     assert 0 < f_result.report["unseen_share"] < 0.6
-    ply = trimesh.load(f_result.save(tmp_path / "f.ply"))
+    ply: Any = trimesh.load(f_result.save(tmp_path / "f.ply"))
     assert ply.is_watertight
     with pytest.raises(InputError, match="must end"):
         f_result.save(tmp_path / "f.stl")

@@ -14,7 +14,7 @@ from nova3d.models.image_encoder import OpenClipImageEncoder, image_encoder_from
 open_clip = pytest.importorskip("open_clip", reason="the extra nova3d[clip] is not installed")
 
 
-def tower(quick_gelu: bool = False, seed: int = 0, **changes: Any) -> nn.Module:
+def tower(quick_gelu: bool = False, seed: int = 0, **changes: Any) -> Any:
     """A tiny vision tower built by open_clip itself, no weight left as initialised."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 

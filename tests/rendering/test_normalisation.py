@@ -1,5 +1,7 @@
 """The box that normalises an object: specks far away are not part of it, everything else is."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import trimesh
@@ -9,7 +11,7 @@ from nova3d.rendering.reasons import Reason, RenderError
 
 
 def both(*parts: trimesh.Trimesh) -> tuple[np.ndarray, np.ndarray]:
-    mesh = trimesh.util.concatenate(parts)
+    mesh: Any = trimesh.util.concatenate(parts)
     return np.array(mesh.vertices), np.array(mesh.faces)
 
 
