@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nova3d.errors import InputError
-from nova3d.layouts import named, orbits, pictures, transforms
+from nova3d.layouts import orbits, pictures, published, transforms
 from nova3d.layouts.base import Assume, Loaded
 from nova3d.layouts.checks import check_for_fusion
 from nova3d.layouts.placement import Placement, normalise
@@ -104,10 +104,10 @@ def _in_folder(matches: Callable[[Path], bool]) -> Callable[[Path], bool]:
 LAYOUTS: dict[str, Layout] = {
     "nova3d": Layout(_in_folder(_is_ours), _read_ours),
     "transforms": Layout(lambda folder: transforms.find(folder) is not None, transforms.read),
-    "wonder3d": Layout(_in_folder(named.is_wonder3d), named.read_wonder3d),
-    "envision3d": Layout(_in_folder(named.is_envision3d), named.read_envision3d),
+    "wonder3d": Layout(_in_folder(published.is_wonder3d), published.read_wonder3d),
+    "envision3d": Layout(_in_folder(published.is_envision3d), published.read_envision3d),
     "syncdreamer": Layout(_in_folder(orbits.is_syncdreamer), orbits.read_syncdreamer),
-    "era3d": Layout(_in_folder(named.is_era3d), named.read_era3d),
+    "era3d": Layout(_in_folder(published.is_era3d), published.read_era3d),
     "sv3d": Layout(_in_folder(orbits.is_sv3d), orbits.read_sv3d),
     "v3d": Layout(_in_folder(orbits.is_v3d), orbits.read_v3d),
     "frames": Layout(lambda folder: False, orbits.read_frames),  # only when named: pictures alone say nothing

@@ -14,7 +14,7 @@ from nova3d.cameras import preset
 from nova3d.errors import InputError
 from nova3d.layouts import pictures
 from nova3d.layouts.base import Assume, Orbit, rig
-from nova3d.layouts.named import pick, picture_ratio
+from nova3d.layouts.published import pick, picture_ratio
 from nova3d.layouts.placement import Placement
 from nova3d.views import ViewSet, read_picture
 
