@@ -1,10 +1,13 @@
-"""Layouts with one file per view and normals: Wonder3D, Era3D, Envision3D.
+"""Layouts without a camera file, whose rig is known: that of a published method, or a camera preset by its name.
 
-Facts from the repositories' own writers and readers: xxlong0/Wonder3D (MIT), pengHTYX/Era3D (AGPL-3.0: file names and
-numbers only), PKU-YuanGroup/Envision3D (no licence: file names and numbers only). docs/layouts.md says where.
+Each is a pair `is_<name>`, `read_<name>`; `nova3d.layouts.base.Layout` has their arguments and results. Facts are from
+the repositories' own writers and readers, of which docs/layouts.md names the files:
+xxlong0/Wonder3D (MIT), liuyuan-pal/SyncDreamer (MIT), Stability-AI/generative-models (code MIT);
+file names and numbers only: pengHTYX/Era3D (AGPL-3.0), PKU-YuanGroup/Envision3D and heheyas/V3D (no licence).
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +15,24 @@ import torch
 from torch import Tensor
 
 from nova3d import images, normals
-from nova3d.cameras import Cameras
+from nova3d.cameras import preset
 from nova3d.errors import InputError
-from nova3d.layouts import pictures
-from nova3d.layouts.base import Assume, Orbit, rig
+from nova3d.images import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
+from nova3d.layouts.base import (
+    Assume,
+    Orbit,
+    files_in,
+    frame_count,
+    frames_in,
+    has_alpha,
+    orbit_views,
+    pick_sample,
+    require_files,
+    split_tiles,
+    squares_side_by_side,
+)
 from nova3d.layouts.placement import Placement
-from nova3d.views import ViewSet, read_picture
+from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +58,13 @@ WONDER3D_SPAN = 1.35  # export.ortho_scale of its reconstruction
 ERA3D_SPAN = 1.0  # the same of Era3D, and cam.data.ortho_scale of its renders
 _ENVISION3D_FOCAL = 1422.4 / 1024  # of the picture's width, as in its reconstruction's camera_params
 _ENVISION3D_RADIUS = 1.5  # its camera_poses; with the images given, the radius only sets the world's unit
+SYNCDREAMER_VIEWS = 16
+SV3D_VIEWS = 21
+V3D_VIEWS = (18, 24)  # the released V3D_512 config has 18, the training config svd_mv 24
 
 
 def is_wonder3d(folder: Path) -> bool:
+    """The colours or the normals of the front view are there."""
     return (folder / "rgb_000_front.png").is_file() or (folder / "normals_000_front.png").is_file()
 
 
@@ -59,18 +78,21 @@ def read_wonder3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewS
     masked = [folder / f"masked_colors/rgb_000_{name}.png" for name in names]
     normal = [folder / f"normals_000_{name}.png" for name in names]
     has_normals = any(path.is_file() for path in normal)
-    pictures.require(colour + (normal if has_normals else []), folder)
-    maps = [read_picture(path) for path in normal] if has_normals else None
-    found = [read_picture(path) for path in colour]
+    require_files(colour + (normal if has_normals else []), folder)
+    normal_maps = [images.read_image(path) for path in normal] if has_normals else None
+    pictures = [images.read_image(path) for path in colour]
     alphas = [path for path in masked if path.is_file()]
-    cutters = maps if maps and all(pictures.has_alpha(m) for m in maps) else None
-    if cutters is None and len(alphas) == len(masked):
-        cutters = [read_picture(path) for path in masked]
-    found = _with_alpha_of(found, cutters, colour) if cutters else found
-    return _front_views("wonder3d", names, found, maps, WONDER3D_SPAN, colour, size, assume)
+    matted = normal_maps if normal_maps and all(has_alpha(m) for m in normal_maps) else None
+    if matted is None and len(alphas) == len(masked):
+        matted = [images.read_image(path) for path in masked]
+    pictures = _with_alpha_of(pictures, matted, colour) if matted else pictures
+    orbit = Orbit([AZIMUTHS[name] for name in names], "orthographic", span=WONDER3D_SPAN)
+    surface = [_decode(picture) for picture in normal_maps] if normal_maps else None
+    return orbit_views("wonder3d", pictures, colour, orbit, size, assume, surface)
 
 
 def is_era3d(folder: Path) -> bool:
+    """The front view is there, or a picture of all views side by side."""
     return (folder / "color_front_masked.png").is_file() or bool(_era3d_sheets(folder))
 
 
@@ -84,12 +106,13 @@ def read_era3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet,
     names = _present(folder, "color_{}_masked.png", "era3d")
     colour = [folder / f"color_{name}_masked.png" for name in names]
     normal = [folder / f"normals_{name}_masked.png" for name in names]
-    pictures.require(colour + normal, folder)
-    maps = [read_picture(path) for path in normal]
-    found = [read_picture(path) for path in colour]
-    if all(pictures.has_alpha(m) for m in maps):
-        found = _with_alpha_of(found, maps, colour)
-    return _front_views("era3d", names, found, maps, ERA3D_SPAN, colour, size, assume)
+    require_files(colour + normal, folder)
+    normal_maps = [images.read_image(path) for path in normal]
+    pictures = [images.read_image(path) for path in colour]
+    if all(has_alpha(m) for m in normal_maps):
+        pictures = _with_alpha_of(pictures, normal_maps, colour)
+    orbit = Orbit([AZIMUTHS[name] for name in names], "orthographic", span=ERA3D_SPAN)
+    return orbit_views("era3d", pictures, colour, orbit, size, assume, [_decode(m) for m in normal_maps])
 
 
 def _read_era3d_sheet(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
@@ -98,42 +121,29 @@ def _read_era3d_sheet(folder: Path, size: int | None, assume: Assume) -> tuple[V
         raise InputError(
             f"'{folder}' has neither color_front_masked.png nor a picture of 9, 13 or 17 squares side by side"
         )
-    path = pick(sheets, assume.sample, "era3d")
-    sheet = read_picture(path)[..., :3]
-    parts = pictures.tiles(sheet, sheet.shape[1] // sheet.shape[0], str(path))[1:]  # the first is the input
+    path = pick_sample(sheets, assume.sample, "era3d")
+    sheet = images.read_image(path)[..., :3]
+    parts = split_tiles(sheet, sheet.shape[1] // sheet.shape[0], str(path))[1:]  # the first is the input
     names = RIGS[len(parts) // 2]
-    shown = [path.with_name(f"{path.name} ({name})") for name in names]
-    return _front_views("era3d", names, parts[0::2], parts[1::2], ERA3D_SPAN, shown, size, assume)
+    shown = [f"{path} ({name})" for name in names]
+    orbit = Orbit([AZIMUTHS[name] for name in names], "orthographic", span=ERA3D_SPAN)
+    return orbit_views("era3d", parts[0::2], shown, orbit, size, assume, [_decode(part) for part in parts[1::2]])
 
 
 def _era3d_sheets(folder: Path) -> list[Path]:
-    return [path for path in pictures.pictures_in(folder) if picture_ratio(path) in {1 + 2 * n for n in RIGS}]
-
-
-def picture_ratio(path: Path) -> int | None:
-    """How many squares side by side a picture file holds; None where that is no whole number or it is no picture."""
-    w, h = pictures.picture_size(path)
-    return w // h if h and w % h == 0 else None
-
-
-def pick(paths: Sequence[Path], sample: int, layout: str) -> Path:
-    """The `sample`-th of several samples, logged; raises InputError where there are fewer."""
-    if not 0 <= sample < len(paths):
-        raise InputError(f"sample {sample} does not exist: '{paths[0].parent}' holds {len(paths)} (from 0)")
-    if len(paths) > 1:
-        log.info("%s: %d samples, number %d is read: %s", layout, len(paths), sample, paths[sample].name)
-    return paths[sample]
+    return [path for path in files_in(folder) if squares_side_by_side(path) in {1 + 2 * n for n in RIGS}]
 
 
 def is_envision3d(folder: Path) -> bool:
+    """The first two views of stage 1 are there."""
     return (folder / "rgb0.png").is_file() and (folder / "rgb4.png").is_file()
 
 
 def read_envision3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
-    """Stage 1's rgb0.png, rgb4.png ... rgb28.png with normal<k>.png (RGBA) and masked_rgb/, 256x256; stage 2's other
-    24 views, which have no normals, from the same folder or from the sibling s2_val_out/<scene>.
+    """rgb0.png, rgb4.png ... rgb28.png of stage 1 with normal<k>.png (RGBA) and masked_rgb/, 256x256.
 
-    Normals are stored with X to the front, Y to the right and Z up, in one frame for all views.
+    The other 24 views of stage 2, which have no normals, come from the same folder or from the sibling
+    s2_val_out/<scene>. Normals are stored with X to the front, Y to the right and Z up, in one frame for all views.
     """
     second = folder.parent.parent / "s2_val_out" / folder.name
     places = [folder, second] if folder.parent.name == "s1_val_out" and second.is_dir() else [folder]
@@ -141,31 +151,28 @@ def read_envision3d(folder: Path, size: int | None, assume: Assume) -> tuple[Vie
     everything = [_first(places, f"rgb{k}.png") for k in range(32)]
     rest = [k for k in range(32) if k % 4]
     if any(everything[k].is_file() for k in rest):
-        pictures.require([everything[k] for k in range(32)], folder if len(places) == 1 else folder.parent.parent)
+        require_files([everything[k] for k in range(32)], folder if len(places) == 1 else folder.parent.parent)
         index = list(range(32))
     else:
-        pictures.require([everything[k] for k in anchors], folder)
+        require_files([everything[k] for k in anchors], folder)
         log.info("envision3d: only the 8 views of the first stage are there")
         index = anchors
-    found, maps = [], []
+    pictures, normal_maps = [], []
     has_normals = (folder / "normal0.png").is_file()
     if has_normals:
-        pictures.require([folder / f"normal{k}.png" for k in anchors], folder)
+        require_files([folder / f"normal{k}.png" for k in anchors], folder)
     for k in index:
-        picture = read_picture(everything[k])
-        normal = read_picture(folder / f"normal{k}.png") if has_normals and k % 4 == 0 else None
+        picture = images.read_image(everything[k])
+        normal = images.read_image(folder / f"normal{k}.png") if has_normals and k % 4 == 0 else None
         masked = [_first(places, f"{name}/rgb{k}.png") for name in ("masked_rgb", "s2_masked_rgb")]
-        cutter = normal if normal is not None and pictures.has_alpha(normal) else None
-        if cutter is None and (path := next((m for m in masked if m.is_file()), None)):
-            cutter = read_picture(path)
-        found.append(_with_alpha_of([picture], [cutter], [everything[k]])[0] if cutter is not None else picture)
-        maps.append(torch.zeros_like(picture[..., :3]) if normal is None else _decode(normal)[..., [1, 2, 0]])
-    h, w = found[0].shape[:2]
-    default = Orbit([11.25 * k for k in index], "perspective", 0.0, _ENVISION3D_RADIUS, _fov_deg(_ENVISION3D_FOCAL))
-    cameras = rig("envision3d", default, w, h, assume)
-    names = [str(everything[k]) for k in index]
-    rgba = pictures.cut_out(found, names, "envision3d")
-    return _finish(rgba, maps if has_normals else None, cameras, size, names)
+        matte = normal if normal is not None and has_alpha(normal) else None
+        if matte is None and (path := next((m for m in masked if m.is_file()), None)):
+            matte = images.read_image(path)
+        pictures.append(_with_alpha_of([picture], [matte], [everything[k]])[0] if matte is not None else picture)
+        normal_maps.append(torch.zeros_like(picture[..., :3]) if normal is None else _decode(normal)[..., [1, 2, 0]])
+    orbit = Orbit([11.25 * k for k in index], "perspective", 0.0, _ENVISION3D_RADIUS, _fov_deg(_ENVISION3D_FOCAL))
+    names = [everything[k] for k in index]
+    return orbit_views("envision3d", pictures, names, orbit, size, assume, normal_maps if has_normals else None)
 
 
 def _first(places: Sequence[Path], name: str) -> Path:
@@ -181,21 +188,21 @@ def _present(folder: Path, pattern: str, layout: str) -> tuple[str, ...]:
     there = {name for name in AZIMUTHS if (folder / pattern.format(name)).is_file()}
     for names in (RIGS[4], RIGS[6], RIGS[8]):
         if there <= set(names):
-            pictures.require([folder / pattern.format(name) for name in names], folder)
+            require_files([folder / pattern.format(name) for name in names], folder)
             return names
     raise InputError(f"'{folder}': views {', '.join(sorted(there))} are no {layout} set")
 
 
-def _with_alpha_of(found: Sequence[Tensor], cutters: Sequence[Tensor], names: Sequence[Path]) -> list[Tensor]:
-    """The pictures cut out by the alphas of `cutters`; those without an alpha of their own are on white."""
-    for picture, cutter, name in zip(found, cutters, names, strict=True):
-        if cutter.shape[-1] != 4:
+def _with_alpha_of(pictures: Sequence[Tensor], matted: Sequence[Tensor], names: Sequence[Path]) -> list[Tensor]:
+    """The pictures cut out by the alphas of `matted`; those without an alpha of their own are on white."""
+    for picture, matte, name in zip(pictures, matted, names, strict=True):
+        if matte.shape[-1] != 4:
             raise InputError(f"the mask picture of '{name}' has no transparency")
-        if cutter.shape[:2] != picture.shape[:2]:
+        if matte.shape[:2] != picture.shape[:2]:
             raise InputError(f"'{name}' and its normal map or mask differ in size")
     return [
-        images.off_white(p, c[..., 3:]) if p.shape[-1] == 3 else torch.cat([p[..., :3], c[..., 3:]], dim=-1)
-        for p, c in zip(found, cutters, strict=True)
+        images.uncomposite(p, c[..., 3:]) if p.shape[-1] == 3 else torch.cat([p[..., :3], c[..., 3:]], dim=-1)
+        for p, c in zip(pictures, matted, strict=True)
     ]
 
 
@@ -205,32 +212,76 @@ def _decode(picture: Tensor) -> Tensor:
     return unit * (picture[..., 3:] > 0.5) if picture.shape[-1] == 4 else unit
 
 
-def _front_views(
-    layout: str,
-    names: Sequence[str],
-    found: Sequence[Tensor],
-    maps: Sequence[Tensor] | None,
-    span: float,
-    paths: Sequence[Path],
-    size: int | None,
-    assume: Assume,
-) -> tuple[ViewSet, Placement]:
-    """Orthographic views by name, their normals in the front camera's frame."""
-    h, w = found[0].shape[:2]
-    cameras = rig(layout, Orbit([AZIMUTHS[n] for n in names], "orthographic", span=span), w, h, assume)
-    shown = [str(path) for path in paths]
-    rgba = pictures.cut_out(found, shown, layout)
-    return _finish(rgba, [_decode(m) for m in maps] if maps is not None else None, cameras, size, shown)
+def is_syncdreamer(folder: Path) -> bool:
+    """There is a picture of 16 squares side by side."""
+    return bool(_strips(folder))
 
 
-def _finish(
-    rgba: list[Tensor], maps: list[Tensor] | None, cameras: Cameras, size: int | None, names: list[str]
-) -> tuple[ViewSet, Placement]:
-    if maps is not None:
-        for normal, picture, name in zip(maps, rgba, names, strict=True):
-            if normal.shape[:2] != picture.shape[:2]:
-                raise InputError(f"'{name}' and its normal map differ in size")
-        # The front camera's frame is the world's unless it was told to stand elsewhere.
-        front = cameras.c2w[0, :3, :3]
-        maps = [normals.rotate(m, front) for m in maps]
-    return pictures.assemble(rgba, maps, cameras, size, names), Placement.identity()
+def read_syncdreamer(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
+    """<n>.png, one per sample: 16 views of 256x256 side by side, on white; elevation 30, focal 280 px, radius 1.5."""
+    strips = _strips(folder)
+    if not strips:
+        raise InputError(f"'{folder}' has no picture of {SYNCDREAMER_VIEWS} squares side by side")
+    path = pick_sample(strips, assume.sample, "syncdreamer")
+    pictures = split_tiles(images.read_image(path), SYNCDREAMER_VIEWS, str(path))
+    fov = math.degrees(2 * math.atan(128 / 280))
+    azimuths = [360 / SYNCDREAMER_VIEWS * k for k in range(SYNCDREAMER_VIEWS)]
+    orbit = Orbit(azimuths, "perspective", 30.0, 1.5, fov)
+    names = [f"{path} (view {k})" for k in range(SYNCDREAMER_VIEWS)]
+    return orbit_views("syncdreamer", pictures, names, orbit, size, assume)
+
+
+def _strips(folder: Path) -> list[Path]:
+    return [path for path in files_in(folder) if squares_side_by_side(path) == SYNCDREAMER_VIEWS]
+
+
+def is_sv3d(folder: Path) -> bool:
+    """A video with the input picture beside it under the same name, or 21 frames."""
+    videos = files_in(folder, ANIMATION_SUFFIXES + VIDEO_SUFFIXES)
+    return any(video.with_suffix(".jpg").is_file() for video in videos) or frame_count(folder) == SV3D_VIEWS
+
+
+def read_sv3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
+    """<n>.mp4 (and <n>.jpg, the input) or 21 frames, 576x576 on white; frame k is at azimuth 360 (k + 1) / 21.
+
+    The last frame is the input view; it becomes view 0. Field of view 33.8 degrees, radius 2. The elevation is that
+    of the input (SV3D_u) or was chosen (SV3D_p, by default 10). No file says it: 0 unless `elevation_deg` is given.
+    """
+    pictures, names = frames_in(folder, "sv3d", assume.sample)
+    if len(pictures) != SV3D_VIEWS:
+        raise InputError(f"'{names[0]}': SV3D makes {SV3D_VIEWS} frames, there are {len(pictures)}")
+    pictures, names = [pictures[-1], *pictures[:-1]], [names[-1], *names[:-1]]
+    log.info("sv3d: the last frame is the input view and becomes view 0")
+    azimuths = [360 / SV3D_VIEWS * k for k in range(SV3D_VIEWS)]
+    return orbit_views("sv3d", pictures, names, Orbit(azimuths, "perspective", 0.0, 2.0, 33.8), size, assume)
+
+
+def is_v3d(folder: Path) -> bool:
+    """A video, or pictures, of 18 or 24 frames."""
+    return frame_count(folder) in V3D_VIEWS
+
+
+def read_v3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
+    """<n>.mp4 or its frames, 18 or 24 of 512x512 on white, the input view first.
+
+    Field of view 60 degrees, radius 2, elevation 0.
+    """
+    pictures, names = frames_in(folder, "v3d", assume.sample)
+    azimuths = [360 / len(pictures) * k for k in range(len(pictures))]
+    return orbit_views("v3d", pictures, names, Orbit(azimuths, "perspective", 0.0, 2.0, 60.0), size, assume)
+
+
+def read_frames(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
+    """Numbered pictures, or one video, of any number of views in the order of the camera preset that `assume` names."""
+    if assume.cameras is None:
+        raise InputError(
+            f"'{folder}' says nothing of cameras: name a preset as `cameras`, for example ortho16, persp21 or "
+            "syncdreamer16, with one view per picture in the same order"
+        )
+    pictures, names = frames_in(folder, "frames", assume.sample)
+    if len(pictures) != len(preset(assume.cameras)):
+        raise InputError(
+            f"camera preset '{assume.cameras}' has {len(preset(assume.cameras))} views, '{folder}' has {len(pictures)}"
+        )
+    azimuths = [360 / len(pictures) * k for k in range(len(pictures))]
+    return orbit_views("frames", pictures, names, Orbit(azimuths, preset(assume.cameras).model), size, assume)
