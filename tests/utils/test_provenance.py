@@ -15,7 +15,7 @@ GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "comm
 
 def commit_seen_by(root: Path) -> str:
     """What provenance.commit() says when the package lies under `root`."""
-    program = "from nova3d import provenance; print(provenance.commit())"
+    program = "from nova3d.utils import provenance; print(provenance.commit())"
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -24,8 +24,8 @@ def commit_seen_by(root: Path) -> str:
 def copy(tmp_path: Path) -> Path:
     """A copy of the package's ground floor outside any checkout."""
     package = tmp_path / "nova3d"
-    package.mkdir()
-    for name in ("__init__.py", "provenance.py"):
+    (package / "utils").mkdir(parents=True)
+    for name in ("__init__.py", "utils/__init__.py", "utils/provenance.py"):
         shutil.copy(Path(nova3d.__file__).parent / name, package / name)
     return tmp_path
 
