@@ -5,7 +5,6 @@ headers state them, and a function that reads one tensor. Names are diffusers' (
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from nova3d.errors import InputError
 from nova3d.models import svd_original
 from nova3d.models.image_encoder import clip_layout
 from nova3d.models.svd_original import Shape, Taken
+from nova3d.utils import hub
 
 Part = Literal["unet", "vae", "image_encoder"]
 PARTS: tuple[Part, ...] = ("unet", "vae", "image_encoder")
@@ -68,7 +68,6 @@ _SIZES: dict[Part, tuple[str, ...]] = {
 }
 _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Stored(NamedTuple):
@@ -225,23 +224,10 @@ def _check_content(path: Path) -> None:
 
 
 def _download(name: str, part: Part, variant: str) -> Path:
-    if not _HUB_ID.fullmatch(name) or name.endswith((".safetensors", *_PICKLES)):
+    if not hub.is_hub_id(name):
         raise InputError(
             f"'{name}' does not exist: name a diffusers folder, SVD's original file or a hub id (owner/name)"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     single, index = _names(part, variant)
     wanted = ["config.json", single, index, single.replace(".safetensors", "-*-of-*.safetensors")]
-    try:
-        return Path(snapshot_download(name, allow_patterns=[f"{part}/{file}" for file in wanted]))
-    except GatedRepoError as error:
-        raise InputError(
-            f"the hub gives '{name}' only after its licence is accepted there and `hf auth login`"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"'{name}' is no folder here and the hub did not give it (wrong id, or no network?): {reason[0]}"
-        ) from error
+    return hub.download(name, [f"{part}/{file}" for file in wanted])
