@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,13 @@ def hash_json(value: Any) -> str:
 
 
 def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file, hex."""
+    """SHA-256 of a file, hex. A file that has not changed since is not read again by the same process."""
+    state = Path(path).stat()
+    return _hash_file(str(Path(path).resolve()), (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _hash_file(path: str, state: tuple[int, ...]) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
