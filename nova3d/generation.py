@@ -1,146 +1,126 @@
-"""The whole way: one picture to views, a textured mesh and a report, each stage's folder on disk."""
+"""One picture to views, a textured mesh and a report, each stage's folder on disk."""
 
-import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from torch import Tensor
 
 from nova3d import config as configs
 from nova3d import images
 from nova3d.cameras import orbit
+from nova3d.config import Sentinel
 from nova3d.fusion.config import FusionConfig
-from nova3d.utils import provenance
+from nova3d.utils import provenance, resources
 from nova3d.utils.files import writable_folder
+from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
     from nova3d.pipeline import Nova3DPipeline
 
-log = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]
-
 
 @dataclass
 class SampleConfig:
-    """What `scripts/sample.py` reads. steps 0, solver "" and guidance -1 mean the model's own values."""
+    """The keys of `scripts/sample.py`."""
 
     image: str = "assets/images/horse.png"
+    """The picture: with alpha, or on a plain background."""
     model: str = "assets/nova3d-mini"
+    """A model folder, the name of a shipped model or a hub id."""
     out: str = "outputs/views"
-    steps: int = 0
-    solver: str = ""  # euler, heun
-    guidance_low: float = -1.0  # scale at the input view (triangle) or at the first view (linear)
-    guidance_high: float = -1.0  # scale behind the object, at the last view (linear) or everywhere (constant)
-    guidance_kind: str = "triangle"  # triangle, linear, constant; low = high = 1: no guidance, half the time
-    noise_aug: float = 0.02  # deviation of the noise on the condition picture, pixels in [-1,1]
-    keep_input: bool = True  # view 0 shows the input picture itself
-    framed: bool = False  # the picture is already what view 0's camera sees
+    """The view folder to write."""
+    steps: Annotated[int | None, Sentinel(0)] = None
+    """Denoising steps; the pipeline calls them num_inference_steps. null: the model's own."""
+    solver: str | None = None
+    """euler or heun. null: the model's own."""
+    guidance_low: Annotated[float | None, Sentinel(-1)] = None
+    """Guidance scale at the input view (triangle) or at the first view (linear). null: the model's own."""
+    guidance_high: Annotated[float | None, Sentinel(-1)] = None
+    """Guidance scale behind the object (triangle), at the last view (linear) or everywhere (constant). null: the
+    model's own. Low and high of 1 turn guidance off at half the time."""
+    guidance_kind: str = "triangle"
+    """triangle: over the azimuth. linear: over the views, as SVD. constant: guidance_high everywhere."""
+    noise_aug: float = 0.02
+    """Standard deviation of the noise on the condition picture, pixels in [-1,1]; the pipeline's noise_aug_strength."""
+    keep_input: bool = True
+    """View 0 shows the input picture itself."""
+    framed: bool = False
+    """The picture is already what view 0's camera sees."""
     seed: int = 0
-    dtype: str = "float32"  # of the networks: float32, float16, bfloat16; the sampler's state is always float32
-    # The smallest pieces, and on an accelerator only the network that works: less memory, more time, the same result.
+    """Of all noise."""
+    dtype: str = "float32"
+    """Of the networks: float32, float16, bfloat16. The sampler's state is always float32."""
     low_memory: bool = False
-    compile: bool = False  # torch.compile of the UNet: pays only where many pictures follow one another
+    """The smallest pieces, and on an accelerator only the network that works: less memory, more time, the same
+    result."""
+    compile: bool = False
+    """torch.compile of the UNet: pays only where many pictures follow one another."""
 
 
 @dataclass
 class GenerateConfig:
-    """What `scripts/generate.py` reads; `sample.out` is overruled by OUT/views."""
+    """The keys of `scripts/generate.py`."""
 
     out: str = "outputs/demo"
+    """The folder to write."""
     sample: SampleConfig = field(default_factory=SampleConfig)
+    """Picture to views; `sample.out` is OUT/views whatever it says."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    """Views to mesh."""
     turntable_frames: int = 24
+    """Pictures of the report's turntable."""
     turntable_size: int = 320
+    """Their side in pixels."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Where everything of one run is."""
+    """What `generate` wrote."""
 
     views: Path
+    """The view folder."""
     mesh: Path
+    """The textured mesh, mesh.glb."""
     report: Path
+    """The report, one HTML file."""
     record: Path
+    """The provenance record, record.json."""
 
 
-def sample_views(config: SampleConfig, device: str, progress: Progress | None = None) -> tuple[Path, ViewSet, Tensor]:
-    """Picture to view folder; returns the folder, the views and the picture [h,w,4] as read.
+def generate(
+    image: str | Path | None = None,
+    out: str | Path | None = None,
+    config: GenerateConfig | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Generated:
+    """One picture to views, normal maps, a textured mesh and a report, as `scripts/generate.py` makes them.
 
-    The output folder is made and the picture checked before the model is loaded.
+    Args:
+        image: the picture's file: with alpha, or on a plain background. None: `config.sample.image`.
+        out: the folder to write. None: `config.out`.
+        config: the settings. None: `default_config()`.
+        device: where the networks and the fusion run.
+        progress: called as (done, total, stage) while it samples and fuses.
+
+    Returns:
+        The paths of what was written: `out`/views, `out`/mesh.glb, `out`/report.html and `out`/record.json.
+
+    Raises:
+        InputError: for an unreadable picture or model, an unwritable folder, and views without an object.
     """
-    folder = writable_folder(config.out)
-    picture = images.read_rgba(config.image)
-    pipeline = load_pipeline(config, device)
-    started = time.perf_counter()
-    views, task_iou = generate_views(pipeline, picture, config, progress)
-    entry = provenance.record(
-        "sample",
-        configs.to_dict(config),
-        image={"file": config.image, "sha256": provenance.hash_file(config.image)},
-        model=model_hashes(config.model),
-        seed=config.seed,
-        device=device,
-        task_iou=task_iou,
-        seconds=round(time.perf_counter() - started, 2),
-    )
-    return views.save(folder, entry), views, picture
-
-
-def generate_views(
-    pipeline: "Nova3DPipeline", picture: Tensor, config: SampleConfig, progress: Progress | None = None
-) -> tuple[ViewSet, list[float]]:
-    """The views of one picture [h,w,4], sampled as `config` says; what it leaves open the model decides.
-
-    And of each view, how far its colours and normals show one outline (`nova3d.metrics.task_iou`).
-    """
-    low = config.guidance_low if config.guidance_low >= 0 else pipeline.config.guidance_low
-    high = config.guidance_high if config.guidance_high >= 0 else pipeline.config.guidance_high
-    output = pipeline(
-        picture,
-        steps=config.steps or None,
-        solver=config.solver or None,
-        guidance=(low, high),
-        guidance_kind=config.guidance_kind,  # type: ignore[arg-type]  # refused by the pipeline otherwise
-        noise_aug=config.noise_aug,
-        keep_input=config.keep_input,
-        framed=config.framed,
-        seed=config.seed,
-        progress=progress,
-    )
-    assert isinstance(output.views, ViewSet) and isinstance(output.task_iou, Tensor)
-    return output.views, [round(value, 4) for value in output.task_iou.tolist()]
-
-
-def load_pipeline(config: SampleConfig, device: str) -> "Nova3DPipeline":
-    """The config's model on `device`, with its memory modes, ready for many pictures."""
-    from nova3d.pipeline import Nova3DPipeline
-    from nova3d.pipeline.memory import LOW_MEMORY
-
-    offload = config.low_memory and device != "cpu"
-    pipeline = Nova3DPipeline.load(config.model, "cpu" if offload else device, config.dtype)
-    if config.low_memory:
-        pipeline.set_memory(**asdict(LOW_MEMORY))
-    if offload:
-        pipeline.enable_model_cpu_offload(device=device)
-    if config.compile:
-        pipeline.compile_unet()
-    return pipeline
-
-
-def image_to_mesh(config: GenerateConfig, device: str, progress: Progress | None = None) -> Generated:
-    """Picture to `out`/views, `out`/mesh.glb, `out`/report.html and `out`/record.json."""
     from nova3d.fusion import reconstruct
     from nova3d.report import write_report
 
-    out = writable_folder(config.out)
+    config = config or default_config()
+    folder = writable_folder(out or config.out)
+    sampling = replace(config.sample, image=str(image or config.sample.image), out=str(folder / "views"))
+    config = replace(config, out=str(folder), sample=sampling)
     timings: dict[str, float] = {}
     started = time.perf_counter()
-    config.sample.out = str(out / "views")
-    folder, views, picture = sample_views(config.sample, device, progress)
+    view_folder, views, picture = sample_views(sampling, device, progress)
     timings["views"] = time.perf_counter() - started
 
     def fusing(share: float, message: str) -> None:
@@ -149,23 +129,15 @@ def image_to_mesh(config: GenerateConfig, device: str, progress: Progress | None
 
     result = reconstruct(views, config.fusion, device, fusing)
     timings |= {f"fusion: {name}": seconds for name, seconds in result.timings.items()}
-    entry = provenance.record(
-        "generate",
-        configs.to_dict(config),
-        image={"file": config.sample.image, "sha256": provenance.hash_file(config.sample.image)},
-        model=model_hashes(config.sample.model),
-        seed=config.sample.seed,
-        device=device,
-        health=result.report,
-    )
-    mesh = result.save(out / "mesh.glb", entry)
+    entry = _record("generate", config, sampling, device, health=result.report)
+    mesh = result.save(folder / "mesh.glb", entry)
     started = time.perf_counter()
     frames = turntable(mesh, config.turntable_frames, config.turntable_size)
     timings["turntable"] = time.perf_counter() - started
-    record = provenance.write(out, entry | {"timings": timings})
+    record = provenance.write(folder, entry | {"timings": timings})
     report = write_report(
-        out / "report.html",
-        title=Path(config.sample.image).stem.replace("_", " "),
+        folder / "report.html",
+        title=Path(sampling.image).stem.replace("_", " "),
         input_image=picture,
         input_mask=picture[..., 3],
         views=views,
@@ -176,7 +148,123 @@ def image_to_mesh(config: GenerateConfig, device: str, progress: Progress | None
         record=entry,
         notes=notes(result.report),
     )
-    return Generated(folder, mesh, report, record)
+    return Generated(view_folder, mesh, report, record)
+
+
+def default_config() -> GenerateConfig:
+    """The settings of the bundled model, those of `make demo` (configs/generate/mini.yaml)."""
+    return configs.load(GenerateConfig, resources.find("mini", "config", "generate"))
+
+
+def sample_views(config: SampleConfig, device: str, progress: Progress | None = None) -> tuple[Path, ViewSet, Tensor]:
+    """One picture to a view folder. The output folder is made and the picture read before the model is loaded.
+
+    Args:
+        config: the settings.
+        device: where the networks run.
+        progress: called as (steps done, steps, "sampling").
+
+    Returns:
+        The view folder, the views, and the picture as read: float32 [h,w,4] in [0,1].
+
+    Raises:
+        InputError: for an unreadable picture or model, or an unwritable folder.
+    """
+    folder = writable_folder(config.out)
+    picture = images.read_rgba(config.image)
+    pipeline = load_pipeline(config, device)
+    started = time.perf_counter()
+    views, task_iou = generate_views(pipeline, picture, config, progress)
+    seconds = round(time.perf_counter() - started, 2)
+    return (
+        views.save(folder, _record("sample", config, config, device, task_iou=task_iou, seconds=seconds)),
+        views,
+        picture,
+    )
+
+
+def generate_views(
+    pipeline: "Nova3DPipeline", picture: Tensor, config: SampleConfig, progress: Progress | None = None
+) -> tuple[ViewSet, list[float]]:
+    """The views of one picture, sampled as `config` says; the model decides what it leaves open.
+
+    Args:
+        pipeline: as `load_pipeline` gives it.
+        picture: float [h,w,4] in [0,1], straight alpha.
+        config: the settings; `image`, `model`, `out`, `dtype`, `low_memory` and `compile` are not read.
+        progress: called as (steps done, steps, "sampling").
+
+    Returns:
+        The views, and for each of them how far its colours and normals show one outline (`nova3d.metrics.task_iou`).
+
+    Raises:
+        InputError: as the pipeline does.
+    """
+
+    def report(
+        pipeline: "Nova3DPipeline", step: int, timestep: Tensor, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        if progress:
+            progress(step + 1, pipeline.num_timesteps, "sampling")
+        return tensors
+
+    own = pipeline.config
+    output = pipeline(
+        picture,
+        num_inference_steps=config.steps,
+        guidance_scale=(
+            own.guidance_low if config.guidance_low is None else config.guidance_low,
+            own.guidance_high if config.guidance_high is None else config.guidance_high,
+        ),
+        guidance_kind=config.guidance_kind,  # type: ignore[arg-type]  # refused by the pipeline otherwise
+        solver=config.solver,
+        noise_aug_strength=config.noise_aug,
+        seed=config.seed,
+        keep_input=config.keep_input,
+        framed=config.framed,
+        callback_on_step_end=report,
+    )
+    return output.views[0], [round(value, 4) for value in output.task_iou[0].tolist()]
+
+
+def load_pipeline(config: SampleConfig, device: str) -> "Nova3DPipeline":
+    """The config's model with its memory modes, ready for many pictures; its progress bar is off.
+
+    Args:
+        config: the settings; `model`, `dtype`, `low_memory` and `compile` are read.
+        device: where the networks run.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        InputError: where the model cannot be loaded.
+    """
+    from nova3d.pipeline import Nova3DPipeline
+    from nova3d.pipeline.memory import LOW_MEMORY
+
+    offload = config.low_memory and device != "cpu"
+    pipeline = Nova3DPipeline.load(config.model, "cpu" if offload else device, config.dtype)
+    pipeline.set_progress_bar_config(disable=True)  # the progress callback takes its place
+    if config.low_memory:
+        pipeline.set_memory(**asdict(LOW_MEMORY))
+    if offload:
+        pipeline.enable_model_cpu_offload(device=device)
+    if config.compile:
+        pipeline.compile_unet()
+    return pipeline
+
+
+def _record(stage: str, config: Any, sampling: SampleConfig, device: str, **facts: Any) -> dict[str, Any]:
+    return provenance.record(
+        stage,
+        configs.to_dict(config),
+        image={"file": sampling.image, "sha256": provenance.hash_file(sampling.image)},
+        model=model_hashes(sampling.model),
+        seed=sampling.seed,
+        device=device,
+        **facts,
+    )
 
 
 def turntable(mesh: Path, frames: int, size: int) -> Tensor:
@@ -200,7 +288,9 @@ def notes(health: dict[str, Any]) -> list[str]:
     return lines
 
 
-def model_hashes(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of every weights file of a model folder, by its path inside."""
-    root = Path(folder)
+def model_hashes(name: str | Path) -> dict[str, str]:
+    """SHA-256 of every weight file of a model, by its path inside the model folder."""
+    from nova3d.pipeline.pipeline import model_folder
+
+    root = model_folder(name)
     return {str(p.relative_to(root)): provenance.hash_file(p) for p in sorted(root.rglob("*.safetensors"))}

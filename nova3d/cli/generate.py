@@ -20,12 +20,12 @@ def generate(argv: Sequence[str] | None = None) -> None:
     common.add_device(arguments)
     options = arguments.parse_intermixed_args(argv)
 
-    from nova3d.generation import GenerateConfig, image_to_mesh
+    from nova3d import generation
 
     flags = {"sample.image": options.image, "sample.model": options.model, "out": options.out}
-    settings = common.load_config(GenerateConfig, "generate", options, flags)
+    settings = common.load_config(generation.GenerateConfig, "generate", options, flags)
     with common.progress_bar("generating") as bar:
-        made = image_to_mesh(settings, common.pick_device(options.device), bar)
+        made = generation.generate(config=settings, device=common.pick_device(options.device), progress=bar)
     print(f"views and normal maps: {made.views.resolve()}")
     print(f"textured mesh:         {made.mesh.resolve()}")
     print(f"record:                {made.record.resolve()}")

@@ -1,12 +1,24 @@
 """EDM diffusion as maths on plain tensors; knows no network."""
 
-from nova3d.diffusion.edm import denoised, loss, precondition, weight
-from nova3d.diffusion.guidance import guide, view_scales
-from nova3d.diffusion.noise import NoiseSchedule
-from nova3d.diffusion.sampler import SOLVERS, initial_noise, karras_sigmas, sample
+from nova3d.diffusion.edm import (
+    SOLVERS,
+    Guidance,
+    NoiseSchedule,
+    denoised,
+    guide,
+    initial_noise,
+    karras_sigmas,
+    loss,
+    precondition,
+    sample,
+    solver_step,
+    view_scales,
+    weight,
+)
 
 __all__ = [
     "SOLVERS",
+    "Guidance",
     "NoiseSchedule",
     "denoised",
     "guide",
@@ -15,6 +27,7 @@ __all__ = [
     "loss",
     "precondition",
     "sample",
+    "solver_step",
     "view_scales",
     "weight",
 ]

@@ -1,60 +1,104 @@
 """Nova3DPipeline: one picture of an object to 16 consistent views and 16 normal maps."""
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from nova3d.utils.compat import ensure_torchvision, verify_checksums
 
 ensure_torchvision()  # before anything imports diffusers
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from diffusers import DiffusionPipeline  # noqa: E402
+from diffusers.utils import BaseOutput  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import CLIPVisionModelWithProjection  # noqa: E402
 
-from nova3d import images  # noqa: E402
+from nova3d import images, normals  # noqa: E402
 from nova3d.cameras import Cameras, preset  # noqa: E402
-from nova3d.diffusion import SOLVERS, initial_noise, karras_sigmas, sample, view_scales  # noqa: E402
-from nova3d.diffusion.guidance import Guidance  # noqa: E402
-from nova3d.errors import InputError  # noqa: E402
+from nova3d.diffusion import (  # noqa: E402
+    SOLVERS,
+    Guidance,
+    initial_noise,
+    karras_sigmas,
+    precondition,
+    solver_step,
+    view_scales,
+)
+from nova3d.errors import InputError, first_line  # noqa: E402
+from nova3d.metrics import task_iou  # noqa: E402
 from nova3d.models.autoencoder import VideoAutoencoder, decode  # noqa: E402
 from nova3d.models.conditioning import Conditioning, condition  # noqa: E402
 from nova3d.models.denoiser import Denoiser  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
 from nova3d.pipeline.memory import Memory, fit  # noqa: E402
-from nova3d.pipeline.outputs import (  # noqa: E402
-    Nova3DOutput,
-    Output,
-    Picture,
-    as_output,
-    check_output,
-    dtype_named,
-    frame_picture,
-    outlines,
-    picture_seeds,
-    to_views,
-)
-from nova3d.tasks import TASKS  # noqa: E402
+from nova3d.tasks import TASKS, Task  # noqa: E402
+from nova3d.utils import hub, resources  # noqa: E402
+from nova3d.utils.files import read_json, write_json, write_text  # noqa: E402
+from nova3d.views import ViewSet  # noqa: E402
 
 if TYPE_CHECKING:
     from nova3d.models.svd import LoadReport
+
+Picture = Tensor | Image.Image
+OutputType = Literal["views", "pil", "np", "pt", "latent"]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+COMPONENTS = ("unet", "vae", "image_encoder")
+HALF_PRECISION_VARIANT = "fp16"
 
 # Added to a picture's seed: the sampler's own seed would repeat its first numbers in the pixels. torch's CPU generator
 # keeps the low 32 bits of a seed, so the offset must lie in those.
 PIXEL_NOISE_SEED = 0x9E37_79B9
 
+# Saved with a model, so that DiffusionPipeline finds the class by the name in model_index.json.
+CUSTOM_PIPELINE = "pipeline"
+CUSTOM_PIPELINE_CODE = "from nova3d.pipeline import Nova3DPipeline as Nova3DPipeline\n"
+
+
+@dataclass
+class Nova3DOutput(BaseOutput):
+    """What Nova3DPipeline returns: one entry per picture. Fields that `output_type` does not ask for are None."""
+
+    views: list[ViewSet] | None = None
+    """For "views": b view sets of 16 views."""
+    rgb: list[list[Image.Image]] | np.ndarray | Tensor | None = None
+    """The views' colours on white. "pil": b lists of v pictures; "np": float32 [b,v,h,w,3] in [0,1]; "pt": float32
+    [b,v,3,h,w] in [0,1]."""
+    normals: list[list[Image.Image]] | np.ndarray | Tensor | None = None
+    """The normal maps in the same forms: (n + 1) / 2 of unit vectors in the input view's frame, background mid-grey."""
+    task_iou: Tensor | None = None
+    """float32 [b,v] in [0,1], for all but "latent": how far colours and normals show one outline
+    (`nova3d.metrics.task_iou`), measured before the normals cut out the colours."""
+    latents: Tensor | None = None
+    """For "latent": float32 [b,t,v,4,h,w], scaled as the UNet sees them, tasks in the order of `nova3d.tasks`."""
+
 
 class Nova3DPipeline(DiffusionPipeline):
-    """The paper's generator: NovaUNet, SVD's autoencoder and a CLIP image encoder.
+    """The paper's generator: NovaUNet, Stable Video Diffusion's autoencoder and a CLIP image encoder.
 
-    size: pixels of the square views. camera_preset: the rig of `nova3d.cameras.preset` the model was trained on.
-    sigma_min, sigma_max, rho: the Karras noise levels. steps, solver, guidance_low, guidance_high: what
-    `__call__` uses where it is not told. The defaults are SVD's.
+    Args:
+        unet: denoises the RGB and the normal latents of all views together.
+        vae: encodes the input picture and decodes the views.
+        image_encoder: gives the input picture's CLIP embedding.
+        size: pixels of a side of the square views.
+        camera_preset: the name of the cameras (`nova3d.cameras.preset`) that the UNet was trained on.
+        sigma_min: the lowest noise level above 0.
+        sigma_max: the noise level that sampling starts from.
+        rho: curvature of the Karras noise levels.
+        steps: the default of `num_inference_steps`.
+        solver: the default of `solver`.
+        guidance_low: the default of `guidance_scale`'s first value.
+        guidance_high: the default of `guidance_scale`'s second value.
+
+    The defaults are those of Stable Video Diffusion.
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     unet: NovaUNet
     vae: VideoAutoencoder
@@ -89,109 +133,229 @@ class Nova3DPipeline(DiffusionPipeline):
             guidance_high=guidance_high,
         )
         self.memory = Memory()
+        self._guidance_scale: float | tuple[float, float] = (guidance_low, guidance_high)
+        self._guidance_kind: Guidance = "triangle"
+        self._num_timesteps = 0
+        self._interrupt = False
 
     @property
     def cameras(self) -> Cameras:
-        """The rig every output is seen from; view 0 is the input view."""
+        """The v cameras of every output; view 0 is the input view."""
         return preset(self.config.camera_preset, self.config.size)
+
+    @property
+    def guidance_scale(self) -> float | tuple[float, float]:
+        """The guidance scale of the current or last call, one value or (low, high)."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the guidance scale of the current or last call differs from 1 at any view."""
+        return bool((self._view_scales() != 1).any())
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of denoising steps of the current or last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the current call skips its remaining steps. A callback sets it by `pipeline._interrupt = True`."""
+        return self._interrupt
 
     def set_memory(
         self, batch: int = 0, sequential_guidance: bool = False, decode_views: int = 0, decode_rows: int = 0
     ) -> None:
-        """Cut the work to fit into memory; see nova3d.pipeline.memory.Memory. 0 and False, the defaults, cut nothing.
+        """Cut the work into pieces that need less memory; the result changes by no more than rounding.
 
-        What does not fit all the same is cut further when it happens, and stays so until the next `set_memory`. For
-        weights rather than activations, use diffusers' `enable_model_cpu_offload`. Raises InputError below 0.
+        Work that does not fit all the same is cut further when it runs out of memory, and stays so until the next
+        `set_memory`. For weights rather than activations, use diffusers' `enable_model_cpu_offload`.
+
+        Args:
+            batch: pictures that are encoded and denoised together, 0 for all.
+            sequential_guidance: run the two passes of guidance one after the other instead of as one batch.
+            decode_views: views that the autoencoder decodes together, 0 for all.
+            decode_rows: rows that it decodes together, 0 for whole pictures.
+
+        Raises:
+            InputError: for a negative value.
         """
         self.memory = Memory(batch, sequential_guidance, decode_views, decode_rows)
 
     def compile_unet(self, mode: str = "default", backend: str | Callable[..., Any] = "inductor") -> None:
-        """torch.compile of the UNet, in place: parameters keep their names. The first call, and the first of every
-        other shape of batch, pays for the compilation."""
+        """Compile the UNet in place with torch.compile; parameters keep their names.
+
+        The first call compiles, and so does the first call with another batch size.
+
+        Args:
+            mode: torch.compile's mode.
+            backend: torch.compile's backend.
+        """
         self.unet.compile(mode=mode, backend=backend, dynamic=False)
 
     @torch.no_grad()
     def __call__(
         self,
         image: Picture | Sequence[Picture],
-        steps: int | None = None,
-        guidance: tuple[float, float] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | tuple[float, float] | None = None,
         guidance_kind: Guidance = "triangle",
-        seed: int | Sequence[int] = 0,
         solver: str | None = None,
-        noise_aug: float = 0.02,
-        keep_input: bool = False,
+        noise_aug_strength: float = 0.02,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: int | Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        keep_input: bool = True,
         framed: bool = False,
-        output: Output = "views",
-        progress: Callable[[int, int, str], None] | None = None,
-    ) -> Nova3DOutput:
-        """Generate the views of one picture, or of each of a list.
+        output_type: OutputType = "views",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Any:
+        """Generate 16 views and 16 normal maps of the object in each picture.
 
-        image: RGBA, as PIL or float [h,w,4] in [0,1]; the object is cut out, centred and scaled here.
-        guidance: (low, high) scale, by `guidance_kind` over azimuth; (1, 1) turns guidance off at half the cost.
-        seed: one per picture, or one for all: picture i of a batch then uses seed + i. Either way a batch gives what
-        single calls give. solver: "euler" or "heun". noise_aug: deviation of the noise on the condition picture,
-        pixels in [-1,1]. keep_input: view 0's colours and mask are the framed input picture instead of the generated
-        ones. framed: the picture is already what view 0's camera sees (square, the object's own scale), so it is only
-        resized. output: the form of the result, see Nova3DOutput. progress: called as (steps done, steps, "sampling").
-        Raises InputError for a picture without an object, arguments that do not fit, and work that cannot be cut to
-        fit into the device's memory.
+        Args:
+            image: one picture or a sequence of b pictures, RGBA: PIL, or float [h,w,4] in [0,1] with straight alpha.
+                The object is cut out by its alpha, centred and scaled.
+            num_inference_steps: denoising steps, 1 or more. None: the model's own number.
+            guidance_scale: scale of classifier-free guidance, one value for all views or (low, high), distributed over
+                the views by `guidance_kind`. 1 at all views turns guidance off at half the cost. None: the model's own.
+            guidance_kind: "triangle": low at the input view, high behind the object. "linear": low at the first view,
+                high at the last. "constant": high at all views.
+            solver: "euler" or "heun". None: the model's own.
+            noise_aug_strength: standard deviation of the noise that is added to the condition picture in [-1,1].
+            generator: draws the noise of all pictures, or a sequence of b generators, one per picture. A CPU generator
+                gives the same noise on every device.
+            seed: instead of `generator`: an integer, from which picture i takes seed + i, or a sequence of b integers.
+                None: 0. With seeds a batch gives what single calls give.
+            latents: float [b,t,v,4,h,w], or [t,v,4,h,w] for one picture: standard normal noise to start from instead
+                of drawing it. It is scaled to `sigma_max` here.
+            keep_input: view 0 shows the framed input picture, its colours and mask, instead of the generated ones.
+            framed: the picture is already what view 0's camera sees (square, the object's own scale); only resize it.
+            output_type: the form of the result: "views", "pil", "np", "pt" or "latent"; see Nova3DOutput.
+            return_dict: return a Nova3DOutput instead of a tuple of its fields that are not None.
+            callback_on_step_end: called after each step as callback(pipeline, step, timestep, tensors), where timestep
+                is ln(sigma) / 4 of the step's noise level. The tensors that it returns are used from then on.
+            callback_on_step_end_tensor_inputs: the tensors to hand to the callback: "latents", float32 [b,t,v,4,h,w].
+
+        Returns:
+            A Nova3DOutput, or a tuple where `return_dict` is False.
+
+        Raises:
+            InputError: for a picture without an object, for arguments that do not fit, and for work that does not fit
+                into the device's memory in its smallest pieces.
         """
-        check_output(output)
-        single = isinstance(image, Tensor | Image.Image)
-        batch: Sequence[Picture] = [image] if isinstance(image, Tensor | Image.Image) else list(image)
-        if not batch:
+        if output_type not in get_args(OutputType):
+            raise InputError(f"output_type '{output_type}' is not one of {', '.join(get_args(OutputType))}")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise InputError(
+                f"a callback's tensor can be {', '.join(self._callback_tensor_inputs)}, got {min(unknown)}"
+            )
+        given: Sequence[Picture] = [image] if isinstance(image, Tensor | Image.Image) else list(image)
+        if not given:
             raise InputError("the list of pictures is empty")
-        seeds = picture_seeds(seed, len(batch))
+        noise_sources = _noise_sources(generator, seed, len(given))
         config = self.config
         if (solver := solver or config.solver) not in SOLVERS:
             raise InputError(f"solver '{solver}' is not one of {', '.join(SOLVERS)}")
-        low, high = guidance or (config.guidance_low, config.guidance_high)
+        self._guidance_scale = (config.guidance_low, config.guidance_high) if guidance_scale is None else guidance_scale
+        self._guidance_kind = guidance_kind
+        steps = config.steps if num_inference_steps is None else num_inference_steps
         try:
-            scales = view_scales(guidance_kind, low, high, self.cameras.azimuth_elevation()[:, 0])
-            sigmas = karras_sigmas(
-                config.steps if steps is None else steps, config.sigma_min, config.sigma_max, config.rho
-            )
+            self._view_scales()
+            sigmas = karras_sigmas(steps, config.sigma_min, config.sigma_max, config.rho)
         except ValueError as error:
             raise InputError(str(error)) from error
-        pictures = torch.stack([frame_picture(p, i, config.size, framed) for i, p in enumerate(batch)])
-        cond = self.encode_picture(pictures, noise_aug, seeds)
-        shape = (len(TASKS), len(self.cameras), *cond.latent.shape[1:])
-        noise = [initial_noise(shape, config.sigma_max, s, self._execution_device) for s in seeds]
-        report = (lambda done, total, _: progress(done, total, "sampling")) if progress else None
-        x = sample(self.denoiser(cond, scales), torch.stack(noise), sigmas, solver, report)
-        if output == "latent":
-            result = Nova3DOutput(latents=x[0].cpu() if single else list(x.cpu()))
+        self._num_timesteps, self._interrupt = steps, False
+
+        pictures = torch.stack([prepare_image(p, i, config.size, framed) for i, p in enumerate(given)])
+        conditioning = self.encode_image(pictures, noise_aug_strength, [pixels for pixels, _ in noise_sources])
+        shape = (len(TASKS), len(self.cameras), *conditioning.latent.shape[1:])
+        x = self.prepare_latents(shape, [source for _, source in noise_sources], latents)
+        with self.progress_bar(total=steps) as bar:
+            for step, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
+                if self.interrupt:
+                    continue
+                x = solver_step(self.denoiser(conditioning, self._view_scales()), x, sigma, next_sigma, solver)
+                if callback_on_step_end is not None:
+                    tensors = {name: {"latents": x}[name] for name in callback_on_step_end_tensor_inputs}
+                    _, _, _, timestep = precondition(sigma)
+                    x = callback_on_step_end(self, step, timestep, tensors).get("latents", x)
+                bar.update()
+
+        if output_type == "latent":
+            result = Nova3DOutput(latents=x.cpu())
         else:
             decoded = self.decode_latents(x)
-            kept = pictures if keep_input else [None] * len(batch)
+            kept = pictures if keep_input else [None] * len(given)
             views = [to_views(d, self.cameras, k) for d, k in zip(decoded, kept, strict=True)]
-            result = as_output(views, output, single)
-            agreement = [outlines(d) for d in decoded]
-            result.task_iou = agreement[0] if single else agreement
+            result = postprocess(views, output_type)
+            result.task_iou = torch.stack([outline_agreement(pair) for pair in decoded])
         self.maybe_free_model_hooks()
-        return result
+        return result if return_dict else result.to_tuple()
 
-    def encode_picture(self, pictures: Tensor, noise_aug: float, seed: int | Sequence[int]) -> Conditioning:
-        """Conditioning on framed pictures [b,size,size,4]; the pixel noise of picture i is a function of its seed."""
+    def encode_image(
+        self, pictures: Tensor, noise_aug_strength: float, generators: Sequence[torch.Generator]
+    ) -> Conditioning:
+        """Encode framed pictures into what the UNet is conditioned on.
+
+        Args:
+            pictures: float [b,size,size,4] in [0,1], straight alpha.
+            noise_aug_strength: standard deviation of the pixel noise, pixels in [-1,1].
+            generators: b generators that draw it.
+
+        Returns:
+            The conditioning of b objects on the execution device.
+        """
         rgb = (images.composite(pictures) * 2 - 1).permute(0, 3, 1, 2)
-        rngs = [torch.Generator().manual_seed(PIXEL_NOISE_SEED + s) for s in picture_seeds(seed, len(rgb))]
-        noise = torch.stack([torch.randn(rgb.shape[1:], generator=rng) for rng in rngs])
-        strength = torch.full((len(rgb),), noise_aug)
+        noise = torch.stack([torch.randn(rgb.shape[1:], generator=g, device=g.device).cpu() for g in generators])
+        strength = torch.full((len(rgb),), noise_aug_strength)
         given = [part.to(self._execution_device) for part in (rgb, strength, noise)]
 
         def run(memory: Memory) -> Conditioning:
             parts = zip(*(part.split(memory.batch or len(rgb)) for part in given), strict=True)
             return Conditioning.cat([condition(self.image_encoder, self.vae, *part) for part in parts])
 
-        cond, self.memory = fit("encoding", self.memory, run, lambda memory: memory.less_for_encoding(len(rgb)))
+        encoded, self.memory = fit("encoding", self.memory, run, lambda memory: memory.less_for_encoding(len(rgb)))
         self._offload(self.vae)  # its place in the offload order is at the end, where it is needed again
-        return cond
+        return encoded
 
-    def denoiser(self, cond: Conditioning, scales: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """D(x, sigma) on x [b,t,v,4,h,w] and scalar sigma, with guidance scales [v], cut as the memory settings say."""
-        device = cond.latent.device
-        denoise = Denoiser(self.unet, cond, self.cameras.azimuth_elevation().to(device), scales.to(device))
+    def prepare_latents(
+        self, shape: tuple[int, ...], generators: Sequence[torch.Generator], latents: Tensor | None = None
+    ) -> Tensor:
+        """The noise that sampling starts from.
+
+        Args:
+            shape: (t, v, 4, h, w) of one object.
+            generators: b generators that draw it, each for one object.
+            latents: standard normal noise [b,t,v,4,h,w] or [t,v,4,h,w] to take instead.
+
+        Returns:
+            float32 [b,t,v,4,h,w] on the execution device, of the standard deviation sqrt(sigma_max^2 + 1).
+
+        Raises:
+            InputError: where `latents` have another shape.
+        """
+        sigma_max, device = self.config.sigma_max, self._execution_device
+        if latents is None:
+            return torch.stack([initial_noise(shape, sigma_max, generator, device) for generator in generators])
+        latents = latents[None] if latents.dim() == len(shape) else latents
+        if (expected := (len(generators), *shape)) != latents.shape:
+            raise InputError(f"latents must have the shape {expected}, got {tuple(latents.shape)}")
+        return latents.to(device, torch.float32) * (sigma_max**2 + 1) ** 0.5
+
+    def denoiser(self, conditioning: Conditioning, scales: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The denoiser D(x, sigma) for the solver, cut into pieces as the memory settings say.
+
+        Args:
+            conditioning: of b objects.
+            scales: float [v], guidance scale of each view.
+
+        Returns:
+            A function of x, float32 [b,t,v,4,h,w], and a scalar sigma, to the estimate of x0, float32 [b,t,v,4,h,w].
+        """
+        device = conditioning.latent.device
+        denoise = Denoiser(self.unet, conditioning, self.cameras.azimuth_elevation().to(device), scales.to(device))
 
         def fitted(x: Tensor, sigma: Tensor) -> Tensor:
             result, self.memory = fit(
@@ -205,8 +369,14 @@ class Nova3DPipeline(DiffusionPipeline):
         return fitted
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Latents [b,t,v,4,h,w] to pictures [b,t,v,3,H,W] in [-1,1], float32 on the CPU, cut as the memory settings
-        say."""
+        """Decode latents, cut into pieces as the memory settings say.
+
+        Args:
+            latents: float [b,t,v,4,h,w], scaled as the UNet sees them.
+
+        Returns:
+            float32 [b,t,v,3,H,W] in [-1,1] on the CPU.
+        """
         decoded, self.memory = fit(
             "decoding",
             self.memory,
@@ -215,8 +385,14 @@ class Nova3DPipeline(DiffusionPipeline):
         )
         return decoded
 
+    def _view_scales(self) -> Tensor:
+        """[v] guidance scales of the current call. Raises ValueError for an unknown kind."""
+        scale = self._guidance_scale
+        low, high = scale if isinstance(scale, tuple | list) else (scale, scale)
+        return view_scales(self._guidance_kind, low, high, self.cameras.azimuth_elevation()[:, 0])
+
     def _offload(self, module: nn.Module) -> None:
-        """Off the accelerator with a module that is done, where `enable_model_cpu_offload` put hooks."""
+        """Move a module that is done off the accelerator, where `enable_model_cpu_offload` put hooks."""
         for hook in getattr(self, "_all_hooks", []):
             if getattr(hook, "model", None) is module:
                 hook.offload()
@@ -229,11 +405,19 @@ class Nova3DPipeline(DiffusionPipeline):
         dtype: str | torch.dtype = torch.float32,
         **unet_config: Any,
     ) -> "tuple[Nova3DPipeline, LoadReport]":
-        """An untrained pipeline on SVD's weights and settings, and the account of every key.
+        """An untrained pipeline on SVD's weights and settings. At step 0 each task's video is what SVD makes of it.
 
-        path_or_hub_id: a folder or hub id of an SVD pipeline, variant "" or "fp16". unet_config: NovaUNet's arguments
-        beyond SVD's. At step 0 each task's video is what SVD makes of the picture. Raises InputError where the weights
-        do not fit.
+        Args:
+            path_or_hub_id: a folder or hub id of an SVD pipeline, or its original .safetensors file.
+            variant: "" or "fp16", which of the folder's weight files to read.
+            dtype: of all networks, a torch dtype or its name in DTYPES.
+            **unet_config: NovaUNet's arguments beyond SVD's.
+
+        Returns:
+            The pipeline and the report on every key of the weights.
+
+        Raises:
+            InputError: where the weights do not fit.
         """
         from nova3d.models.svd import load_svd_parts
 
@@ -242,25 +426,199 @@ class Nova3DPipeline(DiffusionPipeline):
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: str = "cpu", dtype: str | torch.dtype = torch.float32, variant: str = ""
+        cls,
+        name: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = torch.float32,
+        variant: str | None = None,
     ) -> "Nova3DPipeline":
-        """`from_pretrained` of a local folder, with one-line errors instead of a library's traceback."""
-        path = Path(folder)
-        wanted = dtype_named(dtype)
+        """Load a trained model, with errors of one line instead of a library's traceback.
+
+        Args:
+            name: a model folder, the name of a shipped model ("nova3d-mini") or a hub id ("owner/name").
+            device: where the networks go.
+            dtype: of all networks, a torch dtype or its name in DTYPES.
+            variant: "fp16" for the weight files of that name. None: the plain files, or those of "fp16" where there
+                are no others.
+
+        Returns:
+            The pipeline in eval mode.
+
+        Raises:
+            InputError: where the model is missing, damaged or not finite.
+        """
+        wanted, path = dtype_named(dtype), model_folder(name)
         if not (path / "model_index.json").is_file():
-            raise InputError(f"'{folder}' is not a model folder: it has no model_index.json")
+            raise InputError(f"'{name}' is not a model folder: it has no model_index.json")
         if (path / "SHA256SUMS").is_file() and (faults := verify_checksums(path)):
-            raise InputError(f"model '{folder}' is damaged: {faults[0]}")
+            raise InputError(f"model '{name}' is damaged: {faults[0]}")
+        if not variant and has_only_variant(path, HALF_PRECISION_VARIANT):
+            variant = HALF_PRECISION_VARIANT
         try:
             pipeline: Nova3DPipeline = cls.from_pretrained(
                 path, dtype=wanted, variant=variant or None, local_files_only=True
             )
         except Exception as error:  # safetensors, json and diffusers each raise their own
             raise InputError(
-                f"model '{folder}' cannot be loaded, a file is truncated or missing: "
-                f"{str(error).splitlines()[0][:300] if str(error) else type(error).__name__}"
+                f"model '{name}' cannot be loaded, a file is truncated or missing: {first_line(error)}"
             ) from error
-        for name in ("unet", "vae", "image_encoder"):
-            if not all(bool(torch.isfinite(p).all()) for p in getattr(pipeline, name).parameters()):
-                raise InputError(f"model '{folder}' holds NaN or infinite weights in its {name}")
+        for part in COMPONENTS:
+            if not all(bool(torch.isfinite(p).all()) for p in getattr(pipeline, part).parameters()):
+                raise InputError(f"model '{name}' holds NaN or infinite weights in its {part}")
         return pipeline.to(device)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "Nova3DPipeline":
+        """diffusers' `from_pretrained`, with one dtype for all networks: float32 where none is named.
+
+        Args:
+            pretrained_model_name_or_path: a model folder or a hub id. No code of the folder is run.
+            **kwargs: diffusers' arguments: `dtype`, `variant`, `device_map`, `revision`, `cache_dir` ...
+
+        Returns:
+            The pipeline in eval mode.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            options = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+            named = {option: kwargs[option] for option in options if option in kwargs}
+            folder = hub.download(str(pretrained_model_name_or_path), **named)
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)  # else transformers takes the stored type and diffusers float32
+        pipeline: Nova3DPipeline = super().from_pretrained(folder, **kwargs)
+        return pipeline
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write model_index.json, and the line of code by which `DiffusionPipeline.from_pretrained(folder,
+        trust_remote_code=True)` finds this class."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        index = Path(save_directory) / "model_index.json"
+        name = [CUSTOM_PIPELINE, type(self).__name__]
+        write_json(index, read_json(index, dict, "model index") | {"_class_name": name}, indent=2)
+        write_text(Path(save_directory) / f"{CUSTOM_PIPELINE}.py", CUSTOM_PIPELINE_CODE)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
+        """model_index.json with this class in the place of the one that a folder's own code names."""
+        content: dict[str, Any] = super()._dict_from_json_file(json_file)
+        return content | {"_class_name": cls.__name__}
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder of a model given as a folder, a shipped model's name or a hub id.
+
+    Raises InputError where a hub id cannot be fetched. A folder that is not there is returned as it is.
+    """
+    found = resources.locate(name, "model")
+    if found is not None:
+        return found
+    return hub.download(str(name)) if hub.is_hub_id(name) else Path(name)
+
+
+def has_only_variant(folder: Path, variant: str) -> bool:
+    """Whether every weight file of a model folder is of a variant ("fp16")."""
+    files = list(folder.glob("*/*.safetensors"))
+    return bool(files) and all(f".{variant}." in path.name or f".{variant}-" in path.name for path in files)
+
+
+def dtype_named(name: str | torch.dtype) -> torch.dtype:
+    """The dtype of a name of DTYPES. Raises InputError for another."""
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise InputError(f"dtype '{name}' is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _noise_sources(
+    generator: torch.Generator | Sequence[torch.Generator] | None, seed: int | Sequence[int] | None, count: int
+) -> list[tuple[torch.Generator, torch.Generator]]:
+    """Of each picture, the generators of its pixel noise and of its latent noise."""
+    if generator is not None:
+        if seed is not None:
+            raise InputError("give either generator or seed")
+        generators = list(generator) if isinstance(generator, Sequence) else [generator] * count
+        if len(generators) != count:
+            raise InputError(f"{len(generators)} generators were given for {count} pictures; give one, or one each")
+        return [(g, g) for g in generators]
+    if isinstance(seed, Sequence):
+        seeds = [int(s) for s in seed]
+    else:
+        seeds = [int(seed or 0) + i for i in range(count)]
+    if len(seeds) != count:
+        raise InputError(f"{len(seeds)} seeds were given for {count} pictures; give one seed, or one per picture")
+    return [(pixel_noise_generator(s), torch.Generator().manual_seed(s)) for s in seeds]
+
+
+def pixel_noise_generator(seed: int) -> torch.Generator:
+    """The CPU generator of the pixel noise that belongs to a picture's seed."""
+    return torch.Generator().manual_seed(PIXEL_NOISE_SEED + seed)
+
+
+def prepare_image(picture: Picture, index: int, size: int, framed: bool) -> Tensor:
+    """Frame a picture as the default camera frames a unit object.
+
+    Args:
+        picture: RGBA, PIL or float [h,w,4] in [0,1], straight alpha.
+        index: its place in the batch, for messages.
+        size: pixels of the result.
+        framed: only resize it.
+
+    Returns:
+        float32 [size,size,4] in [0,1] on the CPU.
+
+    Raises:
+        InputError: where it has no object, is not RGBA, or is not square although `framed`.
+    """
+    if isinstance(picture, Image.Image):
+        picture = torch.from_numpy(np.asarray(picture.convert("RGBA")).copy()).float() / 255
+    if picture.dim() != 3 or picture.shape[-1] != 4:
+        raise InputError(f"picture {index} must be RGBA [h,w,4], got shape {tuple(picture.shape)}")
+    picture = picture.detach().float().cpu()
+    images.check_object(picture[..., 3], f"picture {index}")
+    if not framed:
+        return images.frame_object(picture, size)
+    if picture.shape[0] != picture.shape[1]:
+        raise InputError(f"picture {index} is said to be framed but is not square: {tuple(picture.shape[:2])}")
+    return images.resize(picture, size)
+
+
+def to_views(decoded: Tensor, cameras: Cameras, kept: Tensor | None = None) -> ViewSet:
+    """Decoded pictures as a ViewSet; the mask is the length of the decoded normal vectors.
+
+    Args:
+        decoded: float [t,v,3,h,w] in [-1,1].
+        cameras: of the v views.
+        kept: the framed picture [h,w,4] in [0,1] that view 0 shows instead of its own colours and mask.
+
+    Returns:
+        v views on white.
+    """
+    rgb = (decoded[Task.RGB].permute(0, 2, 3, 1) + 1) / 2
+    normal, mask = normals.decode((decoded[Task.NORMAL].permute(0, 2, 3, 1) + 1) / 2)
+    mask = ((mask - 0.3) / 0.4).clamp(0, 1)  # decoded lengths are soft over more than the outline: sharpen
+    if kept is not None:
+        rgb[0], mask[0] = images.composite(kept), kept[..., 3]
+    rgb = rgb * (mask > 0)[..., None] + (mask <= 0)[..., None].float()
+    return ViewSet(rgb, normal * (mask > 0)[..., None], mask, cameras)
+
+
+def outline_agreement(decoded: Tensor) -> Tensor:
+    """[v] `metrics.task_iou` of decoded pictures [t,v,3,h,w] in [-1,1]."""
+    rgb, vectors = (decoded[task].permute(0, 2, 3, 1) for task in (Task.RGB, Task.NORMAL))
+    return task_iou((rgb + 1) / 2, vectors)
+
+
+def postprocess(views: list[ViewSet], output_type: OutputType) -> Nova3DOutput:
+    """View sets in the form asked for; see Nova3DOutput."""
+    if output_type == "views":
+        return Nova3DOutput(views=views)
+    rgb, normal = torch.stack([v.rgb for v in views]), torch.stack([(v.normals + 1) / 2 for v in views])
+    return Nova3DOutput(rgb=_in_form(rgb, output_type), normals=_in_form(normal, output_type))
+
+
+def _in_form(frames: Tensor, output_type: OutputType) -> Any:
+    """[b,v,h,w,3] in [0,1] as lists of PIL pictures, a numpy array, or a tensor with channels before rows."""
+    if output_type == "pil":
+        return [[Image.fromarray(frame) for frame in images.to_uint8(views)] for views in frames]
+    return frames.numpy() if output_type == "np" else frames.permute(0, 1, 4, 2, 3).contiguous()

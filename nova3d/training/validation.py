@@ -75,8 +75,7 @@ class Validation:
             truth = self.reader.views(row)
             picture = torch.cat([truth.rgb[0], truth.mask[0][..., None]], dim=-1)
             with run.accelerator.autocast():
-                result = pipeline(picture, seed=run.config.seed, framed=True).views
-            assert isinstance(result, ViewSet)
+                result = pipeline(picture, seed=run.config.seed, keep_input=False, framed=True).views[0]
             values = torch.tensor(list(compare(result, truth).values()), dtype=torch.float64)
             sums += torch.stack([values.nan_to_num(), values.isfinite().double()], dim=1)
             _picture(folder / f"{weights}-{self.reader.samples[row]['uid']}.png", truth, result)
@@ -119,7 +118,9 @@ def pipeline_of(run: Run, state: dict[str, Tensor] | None = None) -> Nova3DPipel
             encoder.load_state_dict(_under(state, "trained_encoder."), assign=True)
             encoder.to(next(iter(state.values())).device)  # its buffers, which are in no state
     size = run.dataset.reader.cameras.width
-    return Nova3DPipeline(unet, run.model.vae, encoder, size=size, **vars(run.config.pipeline))
+    pipeline = Nova3DPipeline(unet, run.model.vae, encoder, size=size, **vars(run.config.pipeline))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def save_model(run: Run, folder: Path, step: int) -> None:

@@ -23,7 +23,7 @@ from nova3d import images
 from nova3d.diffusion import initial_noise
 from nova3d.errors import InputError
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline.pipeline import PIXEL_NOISE_SEED
+from nova3d.pipeline.pipeline import PIXEL_NOISE_SEED, pixel_noise_generator
 from nova3d.tasks import Task
 
 SIZE, VIEWS, STEPS, SCALE, SEED, NOISE_AUG = 32, 16, 3, 2.0, 7, 0.1
@@ -123,7 +123,7 @@ def test_clip_sees_what_svd_shows_it_from_pil_and_from_tensors(
     captured: list[Tensor] = []
     handle = ours.image_encoder.register_forward_hook(lambda _, given, out: captured.append(out.image_embeds))
     for picture in (rgba, tensor):
-        ours(picture, framed=True, steps=1, guidance=(1, 1), output="latent")
+        ours(picture, framed=True, num_inference_steps=1, guidance_scale=(1, 1), output_type="latent")
     handle.remove()
     assert len(captured) == 2
     for embeds in captured:
@@ -135,7 +135,7 @@ def test_the_vae_sees_the_noisy_picture_as_svd_s_does(
     svd: StableVideoDiffusionPipeline, ours: Nova3DPipeline, rgba: Image.Image, white: Image.Image
 ) -> None:
     picture = torch.from_numpy(np.asarray(rgba).copy()).float() / 255
-    cond = ours.encode_picture(picture[None], NOISE_AUG, SEED)
+    cond = ours.encode_image(picture[None], NOISE_AUG, [pixel_noise_generator(SEED)])
     prepared = svd.video_processor.preprocess(white, height=SIZE, width=SIZE)
     noise = torch.randn(prepared.shape, generator=torch.Generator().manual_seed(PIXEL_NOISE_SEED + SEED))
     latents = svd._encode_vae_image(prepared + NOISE_AUG * noise, "cpu", 1, do_classifier_free_guidance=True)
@@ -149,9 +149,9 @@ def test_each_task_s_denoising_is_svd_s_own(
 ) -> None:
     """At step 0 the additions are silent, so the RGB and the normal sequence are two SVD videos from two noises."""
     result = ours(
-        rgba, framed=True, steps=STEPS, guidance=(1.0, SCALE), guidance_kind=kind, seed=SEED, noise_aug=NOISE_AUG,
-        output="latent",
-    ).latents  # fmt: skip
+        rgba, framed=True, num_inference_steps=STEPS, guidance_scale=(1.0, SCALE), guidance_kind=kind, seed=SEED,
+        noise_aug_strength=NOISE_AUG, output_type="latent",
+    ).latents[0]  # fmt: skip
     noise = initial_noise((2, VIEWS, 4, 16, 16), 700.0, SEED, "cpu") / math.sqrt(700.0**2 + 1)
     for task in Task:
         video = svd(

@@ -15,48 +15,49 @@ from nova3d.diffusion import view_scales
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline.outputs import outlines
+from nova3d.pipeline.pipeline import outline_agreement, pixel_noise_generator
 from nova3d.tasks import TASKS, Task
 from nova3d.views import ViewSet
 
 SIZE = 16
+OWN = {"keep_input": False}  # view 0 as generated
 Same = Callable[..., bool]
 
 
 def test_output_is_sixteen_valid_views(pipeline: Nova3DPipeline, red: Tensor) -> None:
-    calls: list[tuple[int, int, str]] = []
-    views = pipeline(red, progress=lambda *call: calls.append(call)).views
+    calls: list[int] = []
+    views = pipeline(
+        red, keep_input=False, callback_on_step_end=lambda _, step, __, tensors: calls.append(step) or tensors
+    ).views[0]
     assert isinstance(views, ViewSet) and views.rgb.shape == (16, SIZE, SIZE, 3)
     assert views.rgb.min() >= 0 and views.rgb.max() <= 1 and bool(torch.isfinite(views.normals).all())
     lengths = views.normals.norm(dim=-1)
     assert bool(((lengths < 1e-6) | ((lengths - 1).abs() < 1e-4)).all())
     assert (views.rgb[views.mask == 0] == 1).all()
-    assert calls == [(1, 2, "sampling"), (2, 2, "sampling")]
+    assert calls == [0, 1] and pipeline.num_timesteps == 2
     assert torch.equal(views.cameras.c2w, pipeline.cameras.c2w)
 
 
 def test_a_seed_names_one_result_and_a_batch_is_its_singles(
     pipeline: Nova3DPipeline, same: Same, red: Tensor, blue: Tensor
 ) -> None:
-    first = pipeline(red, seed=4).views
-    assert same(first, pipeline(red, seed=4).views)
-    second = pipeline(blue, seed=5).views
-    batch = pipeline([red, blue], seed=4).views
+    first = pipeline(red, seed=4, **OWN).views[0]
+    assert same(first, pipeline(red, seed=4, **OWN).views[0])
+    second = pipeline(blue, seed=5, **OWN).views[0]
+    batch = pipeline([red, blue], seed=4, **OWN).views
     assert isinstance(batch, list) and len(batch) == 2
     assert same(batch[0], first, 2e-4) and same(batch[1], second, 2e-4)
-    assert not same(first, pipeline(red, seed=5).views, 0.02)
-    assert not same(pipeline(blue, seed=4).views, first, 1e-3)  # the picture matters
-    assert same(pipeline([red], seed=4).views[0], first)
+    assert not same(first, pipeline(red, seed=5, **OWN).views[0], 0.02)
+    assert not same(pipeline(blue, seed=4, **OWN).views[0], first, 1e-3)  # the picture matters
+    assert same(pipeline([red], seed=4, **OWN).views[0], first)
 
 
 def test_guidance_of_one_is_no_guidance(pipeline: Nova3DPipeline, monkeypatch: pytest.MonkeyPatch, red: Tensor) -> None:
-    cond = pipeline.encode_picture(torch.stack([images.frame_object(red, SIZE)]), 0.02, 0)
+    cond = pipeline.encode_image(torch.stack([images.frame_object(red, SIZE)]), 0.02, [pixel_noise_generator(0)])
     x, sigma = torch.randn(1, 2, 16, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(2.0)
     sizes: list[int] = []
     true = NovaUNet.forward
-    monkeypatch.setattr(
-        NovaUNet, "forward", lambda self, sample, *a: sizes.append(len(sample)) or true(self, sample, *a)
-    )
+    monkeypatch.setattr(NovaUNet, "forward", lambda self, x, *a, **k: sizes.append(len(x)) or true(self, x, *a, **k))
     with torch.no_grad():
         angles = pipeline.cameras.azimuth_elevation()[:, 0]
         plain, guided, nearly = (
@@ -77,7 +78,7 @@ def test_the_pixel_noise_and_the_latent_noise_are_independent(
     given: list[Tensor] = []
     true = module.condition
     monkeypatch.setattr(module, "condition", lambda *a: given.append(a[-1]) or true(*a))
-    pipeline.encode_picture(torch.stack([images.frame_object(red, SIZE)]), 0.02, 3)
+    pipeline.encode_image(torch.stack([images.frame_object(red, SIZE)]), 0.02, [pixel_noise_generator(3)])
     pixels = given[0].flatten()
     latents = initial_noise((2, 16, 4, 8, 8), 1.0, 3, "cpu").flatten()[: len(pixels)]
     assert abs(float(torch.corrcoef(torch.stack([pixels, latents]))[0, 1])) < 0.2
@@ -90,22 +91,22 @@ def test_the_outlines_of_both_tasks_are_compared_before_one_cuts_the_other(
     decoded[Task.RGB, 0, :, :, 4:] = 0.0  # an object on the right half
     decoded[Task.NORMAL, 0, :, :, :4] = 0.0  # a surface on the right half
     decoded[Task.NORMAL, 0, :, 4:] = 0.0  # of its upper part
-    assert outlines(decoded).tolist() == [0.5]
+    assert outline_agreement(decoded).tolist() == [0.5]
     found = pipeline([red, red]).task_iou
     assert len(found) == 2 and found[0].shape == (16,) and bool(((found[0] >= 0) & (found[0] <= 1)).all())
-    assert torch.equal(found[0], pipeline(red, keep_input=True).task_iou)  # of what was drawn, not of what is kept
-    assert pipeline(red, output="latent").task_iou is None
+    assert torch.equal(found[0], pipeline(red, keep_input=True).task_iou[0])  # of what was drawn, not of what is kept
+    assert pipeline(red, output_type="latent").task_iou is None
 
 
 def test_keep_input_and_framed(pipeline: Nova3DPipeline, same: Same, red: Tensor) -> None:
     framed = images.frame_object(red, SIZE)
-    kept = pipeline(red, keep_input=True).views
+    kept = pipeline(red, keep_input=True).views[0]
     torch.testing.assert_close(kept.rgb[0], images.composite(framed), atol=1e-6, rtol=0)
     torch.testing.assert_close(kept.mask[0], framed[..., 3])
-    assert same(kept[1:], pipeline(red).views[1:])
-    assert same(pipeline(framed, framed=True).views, pipeline(red).views)
+    assert same(kept[1:], pipeline(red, **OWN).views[0][1:])
+    assert same(pipeline(framed, framed=True, **OWN).views[0], pipeline(red, **OWN).views[0])
     pil = Image.fromarray(images.to_uint8(red), "RGBA")
-    assert same(pipeline(pil).views, pipeline(torch.from_numpy(images.to_uint8(red)) / 255).views)
+    assert same(pipeline(pil).views[0], pipeline(torch.from_numpy(images.to_uint8(red)) / 255).views[0])
     with pytest.raises(InputError, match="not square"):
         pipeline(red[:, 4:], framed=True)
     with pytest.raises(InputError, match="must be RGBA"):
@@ -126,7 +127,7 @@ def test_saving_and_loading_gives_the_same_views(
 ) -> None:
     loaded = Nova3DPipeline.load(saved)
     assert loaded.config.sigma_max == 80.0 and loaded.config.size == SIZE and loaded.unet.config.norm_groups == 8
-    assert same(loaded(red, seed=1).views, pipeline(red, seed=1).views)
+    assert same(loaded(red, seed=1).views[0], pipeline(red, seed=1).views[0])
 
 
 def test_damaged_model_folders_are_one_line(saved: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from nova3d.errors import InputError
 from nova3d.models import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.memory import LOW_MEMORY, Memory, fit
+from nova3d.pipeline.pipeline import pixel_noise_generator
 
 Make = Callable[..., Nova3DPipeline]
-GUIDED: dict[str, Any] = {"steps": 1, "guidance": (1.0, 2.0)}
+GUIDED: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": (1.0, 2.0)}
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Objects of every call of the UNet (conditional and unconditional ones alike)."""
     calls: list[int] = []
     true = NovaUNet.forward
-    monkeypatch.setattr(NovaUNet, "forward", lambda self, x, *a: calls.append(len(x)) or true(self, x, *a))
+    monkeypatch.setattr(NovaUNet, "forward", lambda self, x, *a, **k: calls.append(len(x)) or true(self, x, *a, **k))
     return calls
 
 
@@ -42,10 +43,10 @@ def test_denoising_in_pieces_is_the_same_denoising(
     make_pipeline: Make, red: Tensor, blue: Tensor, counted: list[int], settings: dict[str, Any], expected: list[int]
 ) -> None:
     pipeline = make_pipeline()
-    whole = pipeline([red, blue], output="latent", **GUIDED).latents
+    whole = pipeline([red, blue], output_type="latent", **GUIDED).latents
     counted.clear()
     pipeline.set_memory(**settings)
-    pieces = pipeline([red, blue], output="latent", **GUIDED).latents
+    pieces = pipeline([red, blue], output_type="latent", **GUIDED).latents
     assert counted == expected
     for a, b in zip(pieces, whole, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=0)
@@ -55,9 +56,9 @@ def test_everything_at_its_smallest_gives_the_same_views(
     make_pipeline: Make, red: Tensor, same: Callable[..., bool]
 ) -> None:
     pipeline = make_pipeline()
-    whole = pipeline(red, **GUIDED).views
+    whole = pipeline(red, **GUIDED).views[0]
     pipeline.set_memory(batch=1, sequential_guidance=True, decode_views=3, decode_rows=5)
-    assert same(pipeline(red, **GUIDED).views, whole, 1e-4)
+    assert same(pipeline(red, **GUIDED).views[0], whole, 1e-4)
     assert LOW_MEMORY.sequential_guidance and LOW_MEMORY.batch == LOW_MEMORY.decode_views == 1
     with pytest.raises(InputError, match="decode_rows must be 0"):
         pipeline.set_memory(decode_rows=-1)
@@ -81,11 +82,11 @@ def test_denoising_that_does_not_fit_is_cut_and_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     pipeline = make_pipeline()
-    settings = GUIDED | {"steps": 2}
-    whole = pipeline([red, blue], output="latent", seed=3, **settings).latents
+    settings = GUIDED | {"num_inference_steps": 2}
+    whole = pipeline([red, blue], output_type="latent", seed=3, **settings).latents
     out_above(pipeline.unet, limit, len, monkeypatch)
     with caplog.at_level(logging.WARNING, "nova3d"):
-        pieces = pipeline([red, blue], output="latent", seed=3, **settings).latents
+        pieces = pipeline([red, blue], output_type="latent", seed=3, **settings).latents
     for a, b in zip(pieces, whole, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=0)
     assert pipeline.memory == chosen
@@ -101,10 +102,10 @@ def test_decoding_that_does_not_fit_is_cut_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     pipeline = make_pipeline()
-    whole = pipeline(red, **GUIDED).views
+    whole = pipeline(red, **GUIDED).views[0]
     out_above(pipeline.vae.decoder.conv_out, limit, lambda x: x.shape[0] * x.shape[2] * x.shape[3], monkeypatch)
     with caplog.at_level(logging.WARNING, "nova3d"):
-        assert same(pipeline(red, **GUIDED).views, whole, 1e-4)
+        assert same(pipeline(red, **GUIDED).views[0], whole, 1e-4)
         assert (pipeline.memory.decode_views, pipeline.memory.decode_rows) == chosen
         pipeline(red, **GUIDED)  # it stays so: nothing runs out again, nothing is said again
     assert len(caplog.records) == (chosen != (0, 0))
@@ -115,9 +116,10 @@ def test_encoding_that_does_not_fit_is_cut(
 ) -> None:
     pipeline = make_pipeline()
     pictures = torch.rand(2, 16, 16, 4, generator=torch.Generator().manual_seed(0))
-    whole = pipeline.encode_picture(pictures, 0.1, [5, 9])
+    generators = lambda: [pixel_noise_generator(seed) for seed in (5, 9)]  # noqa: E731
+    whole = pipeline.encode_image(pictures, 0.1, generators())
     out_above(pipeline.vae.encoder, 1, len, monkeypatch)
-    pieces = pipeline.encode_picture(pictures, 0.1, [5, 9])
+    pieces = pipeline.encode_image(pictures, 0.1, generators())
     torch.testing.assert_close(pieces.latent, whole.latent, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(pieces.image_embeds, whole.image_embeds, atol=1e-5, rtol=1e-4)
     assert pipeline.memory == Memory(batch=1)

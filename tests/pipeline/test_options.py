@@ -16,17 +16,17 @@ from nova3d.pipeline import Nova3DPipeline
 from nova3d.views import ViewSet
 
 SIZE = 16
-QUICK: dict[str, Any] = {"steps": 1, "guidance": (1.0, 1.0)}
+QUICK: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": (1.0, 1.0)}
 Same = Callable[..., bool]
 Make = Callable[..., Nova3DPipeline]
 
 
 def test_outputs_are_the_same_views_in_every_form(pipeline: Nova3DPipeline, red: Tensor) -> None:
-    views = pipeline(red, **QUICK).views
+    views = pipeline(red, **QUICK).views[0]
     shown = {"rgb": views.rgb, "normals": (views.normals + 1) / 2}
-    as_np, as_pt, as_pil = (pipeline(red, output=form, **QUICK) for form in ("np", "pt", "pil"))
+    as_np, as_pt, as_pil = (pipeline(red, output_type=form, **QUICK) for form in ("np", "pt", "pil"))
     for name, expected in shown.items():
-        array, tensor, pictures = as_np[name], as_pt[name], as_pil[name]
+        array, tensor, pictures = as_np[name][0], as_pt[name][0], as_pil[name][0]
         assert array.dtype == np.float32 and np.array_equal(array, expected.numpy())
         assert tensor.dtype == torch.float32 and torch.equal(tensor, expected.permute(0, 3, 1, 2))
         assert len(pictures) == 16 and {(p.mode, p.size) for p in pictures} == {("RGB", (SIZE, SIZE))}
@@ -36,37 +36,40 @@ def test_outputs_are_the_same_views_in_every_form(pipeline: Nova3DPipeline, red:
 
 
 def test_latents_are_what_is_decoded(pipeline: Nova3DPipeline, red: Tensor, blue: Tensor) -> None:
-    latents = pipeline(red, output="latent", **QUICK).latents
+    latents = pipeline(red, output_type="latent", **QUICK).latents[0]
     assert latents.shape == (2, 16, 4, 8, 8) and latents.dtype == torch.float32
     rgb = pipeline.decode_latents(latents[None])[0, 0].permute(0, 2, 3, 1) / 2 + 0.5
-    views = pipeline(red, **QUICK).views
+    views = pipeline(red, keep_input=False, **QUICK).views[0]
     seen = views.mask > 0  # elsewhere the view shows white
     torch.testing.assert_close(rgb[seen], views.rgb[seen], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("output", ["views", "pil", "np", "pt", "latent"])
-def test_a_list_of_pictures_gives_lists(pipeline: Nova3DPipeline, red: Tensor, blue: Tensor, output: Any) -> None:
-    both, one = pipeline([red, blue], output=output, **QUICK), pipeline([red], output=output, **QUICK)
+def test_every_output_has_one_entry_a_picture(pipeline: Nova3DPipeline, red: Tensor, blue: Tensor, output: Any) -> None:
+    both, one = pipeline([red, blue], output_type=output, **QUICK), pipeline(red, output_type=output, **QUICK)
     names = {"views": ("views",), "latent": ("latents",)}.get(output, ("rgb", "normals"))
     assert set(both) == set(one) == set(names)  # and nothing that was not asked for
     for name in names:
-        assert isinstance(both[name], list) and len(both[name]) == 2 and len(one[name]) == 1
+        kind = {"views": list, "pil": list, "np": np.ndarray}.get(output, Tensor)
+        assert isinstance(both[name], kind) and len(both[name]) == 2 and len(one[name]) == 1
 
 
 def test_seeds_can_be_named_one_by_one(pipeline: Nova3DPipeline, red: Tensor, blue: Tensor) -> None:
-    apart = [pipeline(picture, seed=s, output="latent", **QUICK).latents for picture, s in ((red, 9), (blue, 4))]
-    together = pipeline([red, blue], seed=[9, 4], output="latent", **QUICK).latents
+    apart = [
+        pipeline(picture, seed=s, output_type="latent", **QUICK).latents[0] for picture, s in ((red, 9), (blue, 4))
+    ]
+    together = pipeline([red, blue], seed=[9, 4], output_type="latent", **QUICK).latents
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    assert torch.equal(pipeline(red, seed=(9,), output="latent", **QUICK).latents, apart[0])
-    assert torch.equal(pipeline(red, seed=np.int64(9), output="latent", **QUICK).latents, apart[0])
+    assert torch.equal(pipeline(red, seed=(9,), output_type="latent", **QUICK).latents[0], apart[0])
+    assert torch.equal(pipeline(red, seed=np.int64(9), output_type="latent", **QUICK).latents[0], apart[0])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"output": "jpg"}, "output 'jpg' is not one of views, pil, np, pt, latent"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"output_type": "jpg"}, "output_type 'jpg' is not one of views, pil, np, pt, latent"),
+        ({"num_inference_steps": 0}, "steps must be at least 1, got 0"),
         ({"seed": [1, 2]}, "2 seeds were given for 1 pictures"),
         ({"solver": "rk4"}, "solver 'rk4' is not one of euler, heun"),
         ({"guidance_kind": "square"}, "guidance 'square' is not one of triangle"),
@@ -76,22 +79,22 @@ def test_seeds_can_be_named_one_by_one(pipeline: Nova3DPipeline, red: Tensor, bl
 def test_arguments_that_do_not_fit_are_one_line(
     pipeline: Nova3DPipeline, red: Tensor, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Nova3DPipeline, "encode_picture", None)  # refused before any work
+    monkeypatch.setattr(Nova3DPipeline, "encode_image", None)  # refused before any work
     with pytest.raises(InputError, match=message) as caught:
         pipeline(**({"image": red} | arguments))
     assert "\n" not in str(caught.value)
 
 
 def test_every_solver_and_guidance_runs_and_matters(pipeline: Nova3DPipeline, red: Tensor) -> None:
-    calls: list[tuple[int, int, str]] = []
+    calls: list[int] = []
     found = [
         pipeline(
-            red, steps=2, guidance=(1.0, 3.0), guidance_kind=kind, solver=solver, output="latent",
-            progress=lambda *call: calls.append(call),
+            red, num_inference_steps=2, guidance_scale=(1.0, 3.0), guidance_kind=kind, solver=solver,
+            output_type="latent", callback_on_step_end=lambda _, step, __, tensors: calls.append(step) or tensors,
         ).latents
         for solver, kind in (("euler", "triangle"), ("heun", "triangle"), ("euler", "linear"), ("euler", "constant"))
     ]  # fmt: skip
-    assert calls == [(1, 2, "sampling"), (2, 2, "sampling")] * 4
+    assert calls == [0, 1] * 4
     assert all(bool(torch.isfinite(x).all()) for x in found)
     assert min(float((a - b).abs().max()) for i, a in enumerate(found) for b in found[:i]) > 1e-3
 
@@ -102,7 +105,7 @@ def test_saving_and_loading_keeps_weights_in_the_dtype_asked_for(
 ) -> None:
     original = make_pipeline()
     variant = "fp16" if dtype == torch.float16 else None
-    expected = original(red, output="latent", **QUICK).latents
+    expected = original(red, output_type="latent", **QUICK).latents
     for name in ("unet", "vae", "image_encoder"):
         getattr(original, name).to(dtype)
     original.save_pretrained(tmp_path, safe_serialization=True, variant=variant)
@@ -117,15 +120,15 @@ def test_saving_and_loading_keeps_weights_in_the_dtype_asked_for(
             assert all(torch.equal(value, theirs[key]) and theirs[key].dtype == dtype for key, value in ours.items())
     inputs: list[Tensor] = []
     true = NovaUNet.forward
-    monkeypatch.setattr(NovaUNet, "forward", lambda self, *a: inputs.extend(a) or true(self, *a))
-    latents = loaded(red, output="latent", **QUICK).latents
+    monkeypatch.setattr(NovaUNet, "forward", lambda self, *a, **k: inputs.extend(a) or true(self, *a, **k))
+    latents = loaded(red, output_type="latent", **QUICK).latents
     assert inputs[0].dtype == dtype and {x.dtype for x in inputs[1:5:2]} <= {torch.float32, dtype}
     assert inputs[1].dtype == torch.float32  # the noise level is not rounded
     assert latents.dtype == torch.float32
     # The same weights at other addresses: on some processors kernels then sum in another order.
     tolerance = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.15}[dtype] * float(expected.abs().max())
     torch.testing.assert_close(latents, expected, atol=tolerance, rtol=0)
-    assert bool(torch.isfinite(loaded(red, **QUICK).views.rgb).all())
+    assert bool(torch.isfinite(loaded(red, **QUICK).views[0].rgb).all())
     up = Nova3DPipeline.load(tmp_path, variant=variant or "")  # float32, whatever is stored
     assert up.unet.dtype == torch.float32
 
@@ -141,7 +144,7 @@ def test_model_offload_moves_each_network_in_and_out_and_changes_nothing(
     from accelerate.hooks import CpuOffload, UserCpuOffloadHook
 
     pipeline = make_pipeline()
-    expected = pipeline(red, **QUICK).views
+    expected = pipeline(red, **QUICK).views[0]
     pipeline.enable_model_cpu_offload(device="cpu")  # the hooks are the same; only the device is not another one
     names = {id(getattr(pipeline, name)): name for name in ("unet", "vae", "image_encoder")}
     events: list[str] = []
@@ -155,7 +158,7 @@ def test_model_offload_moves_each_network_in_and_out_and_changes_nothing(
     for settings in ({}, {"decode_views": 2}):
         pipeline.set_memory(**settings)
         events.clear()
-        assert same(pipeline(red, **QUICK).views, expected, 1e-4)
+        assert same(pipeline(red, **QUICK).views[0], expected, 1e-4)
         # CLIP, the VAE's encoder and off with it, the UNet, the VAE's decoder.
         assert events[:4] == ["+image_encoder", "+vae", "-vae", "+unet"] and set(events[4:]) == {"+vae"}
     # Entering the UNet puts CLIP off the accelerator, entering the VAE the UNet.
@@ -169,7 +172,7 @@ def test_offload_leaves_the_device_to_the_hooks(
     pipeline = make_pipeline()
     monkeypatch.setattr(Nova3DPipeline, "device", property(lambda self: torch.device("meta")))
     monkeypatch.setattr(Nova3DPipeline, "_execution_device", property(lambda self: torch.device("cpu")))
-    assert pipeline(red, output="latent", **QUICK).latents.device.type == "cpu"
+    assert pipeline(red, output_type="latent", **QUICK).latents.device.type == "cpu"
 
 
 def test_compiling_changes_neither_result_nor_names(
@@ -181,7 +184,7 @@ def test_compiling_changes_neither_result_nor_names(
         block_out_channels=(32,),
         num_attention_heads=(2,),
     )
-    names, expected = set(pipeline.unet.state_dict()), pipeline(red, steps=1).views
+    names, expected = set(pipeline.unet.state_dict()), pipeline(red, num_inference_steps=1).views[0]
     torch._dynamo.reset()
     graphs: list[int] = []
 
@@ -190,10 +193,10 @@ def test_compiling_changes_neither_result_nor_names(
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     pipeline.compile_unet(backend=backend)
-    assert same(pipeline(red, steps=1).views, expected, 1e-3)
+    assert same(pipeline(red, num_inference_steps=1).views[0], expected, 1e-3)
     compiled = len(graphs)
     assert compiled > 0 and max(graphs) > 100  # the network, not a scrap of it
-    assert same(pipeline(red, steps=1).views, expected, 1e-3)
+    assert same(pipeline(red, num_inference_steps=1).views[0], expected, 1e-3)
     assert len(graphs) == compiled  # and not again for the next picture
     assert set(pipeline.unet.state_dict()) == names
     pipeline.save_pretrained(tmp_path)
@@ -208,8 +211,8 @@ def test_the_network_is_told_the_cameras_that_training_told_it(
     pipeline = make_pipeline()
     given: list[Tensor] = []
     true = NovaUNet.forward
-    monkeypatch.setattr(NovaUNet, "forward", lambda self, *a: given.append(a[4]) or true(self, *a))
-    pipeline([red, red], output="latent", **QUICK)
+    monkeypatch.setattr(NovaUNet, "forward", lambda self, *a, **k: given.append(a[4]) or true(self, *a, **k))
+    pipeline([red, red], output_type="latent", **QUICK)
     assert given[0].shape == (2, 16, 2) and given[0].dtype == torch.float32
     rig = orbit(16, size=8)
     plain = torch.zeros(16, 8, 8, 3)

@@ -1,0 +1,1 @@
+from nova3d.pipeline import Nova3DPipeline as Nova3DPipeline
