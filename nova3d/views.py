@@ -1,7 +1,7 @@
 """ViewSet: views of one object with normals, masks and cameras; the currency between the stages.
 
 Folder format: `rgb/000.png ...` (straight-alpha RGBA), `normal/000.png ...` (encoded world normals, RGB),
-`transforms.json` (nerfstudio style, frames in view order) and `record.json` (provenance).
+`transforms.json` (see `nova3d.transforms`; frames in view order) and `record.json` (provenance).
 """
 
 import json
@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+import torch.nn.functional as F
 from torch import Tensor
 
 from nova3d import images, normals
@@ -26,10 +25,13 @@ from nova3d.utils.files import write_json
 class ViewSet:
     """v views of one object.
 
-    rgb [v,h,w,3] float [0,1], composited on white. normals [v,h,w,3] unit world normals; zero on background and
-    wherever the normal is not known, so views without any normal maps have zeros everywhere (`has_normals`): the
-    fusion's normal loss and every measure of angles then skip those pixels. mask [v,h,w] float [0,1] coverage, the
-    only thing that says what is object. cameras: v cameras of the same width and height.
+    Attributes:
+        rgb: [v,h,w,3] float in [0,1], composited on white.
+        normals: [v,h,w,3] unit vectors in the world frame, zero on background and wherever the normal is not known.
+            Views without normal maps have zeros everywhere (`has_normals`). The fusion's normal loss and every measure
+            of angles skip such pixels.
+        mask: [v,h,w] float coverage in [0,1], the only thing that says what is object.
+        cameras: v cameras of h x w pixels.
     """
 
     rgb: Tensor
@@ -46,6 +48,26 @@ class ViewSet:
                 f"mask {tuple(self.mask.shape)}, cameras {expected}"
             )
 
+    @staticmethod
+    def from_rgba(rgba: Tensor, normals: Tensor | None, cameras: Cameras, size: int | None = None) -> "ViewSet":
+        """Views from cut-out pictures.
+
+        Args:
+            rgba: [v,h,w,4] float in [0,1], straight alpha; alpha becomes the mask.
+            normals: [v,h,w,3] unit world normals or zero, cut to the mask; None where there are none.
+            cameras: v cameras of h x w pixels.
+            size: pixels of the pictures' longer side in the result; None keeps theirs.
+
+        Returns:
+            The views, with cameras of the same field of view.
+        """
+        surface = torch.zeros_like(rgba[..., :3]) if normals is None else normals * (rgba[..., 3:] > 0)
+        if size is not None and size != max(cameras.width, cameras.height):
+            width, height = scaled_size(cameras.width, cameras.height, size)
+            rgba, surface = images.resize(rgba, width, height), _resize_normals(surface, width, height)
+            cameras = cameras.resized(width, height)
+        return ViewSet(images.composite(rgba), surface * (rgba[..., 3:] > 0), rgba[..., 3], cameras)
+
     def __len__(self) -> int:
         return len(self.cameras)
 
@@ -59,13 +81,59 @@ class ViewSet:
         return ViewSet(self.rgb[index], self.normals[index], self.mask[index], self.cameras[index])
 
     def to(self, device: torch.device | str) -> "ViewSet":
+        """The same views with all tensors on a device."""
         return ViewSet(self.rgb.to(device), self.normals.to(device), self.mask.to(device), self.cameras.to(device))
 
+    def straight_alpha(self, index: int) -> Tensor:
+        """View `index` as RGBA [h,w,4] float in [0,1]: its colours without the white they were composited on."""
+        alpha = self.mask[index][..., None].clamp(0, 1)
+        quantised = (alpha * 255).round() / 255  # what the file will hold: divide by that, not by the float
+        return images.uncomposite(self.rgb[index], quantised)
+
+    def resized(self, size: int | None) -> "ViewSet":
+        """The same views with `size` pixels along the longer side; `self` where they have that or `size` is None."""
+        if size is None or size == max(self.cameras.width, self.cameras.height):
+            return self
+        rgba = torch.stack([self.straight_alpha(i) for i in range(len(self))])
+        return ViewSet.from_rgba(rgba, self.normals, self.cameras, size)
+
+    def rotated(self, rotation: Tensor) -> "ViewSet":
+        """The same pictures in a rotated world.
+
+        Args:
+            rotation: [3,3] float32 orthonormal, from the old world frame to the new one.
+
+        Returns:
+            The views with cameras and world normals in the new frame.
+        """
+        c2w = self.cameras.c2w.clone()
+        c2w[:, :3] = rotation @ c2w[:, :3]
+        return replace(self, normals=normals.rotate(self.normals, rotation), cameras=replace(self.cameras, c2w=c2w))
+
+    def rotated_to(self, index: int) -> "ViewSet":
+        """The same views with view `index` as the input view.
+
+        World normals and cameras are re-expressed by the rotation about +Y that brings view `index` to azimuth 0.
+        Views are rolled so that it is view 0.
+        """
+        rotation = yaw_rotation(-self.cameras.azimuth_elevation()[index, 0])
+        return self[[(index + k) % len(self) for k in range(len(self))]].rotated(rotation)
+
     def save(self, folder: str | Path, record: Mapping[str, Any] | None = None) -> Path:
-        """Write the folder format; `record` becomes record.json and the PNGs' text chunks.
+        """Write the folder format.
 
         Colour is stored un-premultiplied from the white composite, so that loading gives the same composite to
-        within rounding. Raises InputError where the folder cannot be written.
+        within rounding. Every file is written aside and renamed, transforms.json after the pictures.
+
+        Args:
+            folder: made where it is missing; other files in it stay.
+            record: becomes record.json and the PNGs' text chunks.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: where the folder cannot be written.
         """
         folder = Path(folder)
         text = {"nova3d": json.dumps(record, sort_keys=True, default=str)} if record else None
@@ -85,19 +153,21 @@ class ViewSet:
             raise InputError(f"cannot write views to '{folder}': {error.strerror or error}") from error
         return folder
 
-    def straight_alpha(self, index: int) -> Tensor:
-        """View `index` as RGBA [h,w,4] in [0,1]: its colours without the white they were composited on."""
-        alpha = self.mask[index][..., None].clamp(0, 1)
-        quantised = (alpha * 255).round() / 255  # what the file will hold: divide by that, not by the float
-        return images.off_white(self.rgb[index], quantised)
-
     @staticmethod
     def load(folder: str | Path) -> "ViewSet":
         """Read the folder format, whoever wrote it.
 
         A frame's `file_path` may lack its suffix; `normal_path` defaults to the same name under `normal/`. RGB
-        pictures without alpha take their mask from the normal map. Raises InputError naming the first thing wrong:
-        a missing folder, file or frame, a wrong size.
+        pictures without alpha take their mask from the normal map.
+
+        Args:
+            folder: a folder with a transforms.json and the pictures that it names.
+
+        Returns:
+            The views, on the CPU.
+
+        Raises:
+            InputError: naming the first thing wrong: a missing folder, file or frame, or a wrong size.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -107,62 +177,48 @@ class ViewSet:
             raise InputError(f"'{folder}' is not a view folder: it has no transforms.json")
         transforms = read_transforms(path)
         cameras = cameras_from_transforms(transforms, str(path))
-        size = (cameras.width, cameras.height)
-        rgb, normal, mask = [], [], []
+        rgba, surface = [], []
         for i, frame in enumerate(transforms["frames"]):
             file = str(frame.get("file_path", f"rgb/{i:03d}.png"))
             file = file if Path(file).suffix else f"{file}.png"
-            picture = _read(folder / file, size)
-            encoded = _read(folder / str(frame.get("normal_path", f"normal/{Path(file).name}")), size)
-            n, from_normals = normals.decode(encoded[..., :3])
+            picture = _read_image(folder / file, cameras)
+            encoded = _read_image(folder / str(frame.get("normal_path", f"normal/{Path(file).name}")), cameras)
+            normal, from_normals = normals.decode(encoded[..., :3])
             alpha = picture[..., 3] if picture.shape[-1] == 4 else (from_normals > 0.5).float()
-            rgb.append(images.composite(torch.cat([picture[..., :3], alpha[..., None]], dim=-1)))
-            normal.append(n * (alpha > 0)[..., None])
-            mask.append(alpha)
-        return ViewSet(torch.stack(rgb), torch.stack(normal), torch.stack(mask), cameras)
-
-    def rotated_to(self, index: int) -> "ViewSet":
-        """The same views with view `index` as the input view: it comes first and its yaw becomes the front.
-
-        World normals and cameras are re-expressed by the rotation about +Y that brings view `index` to azimuth
-        0; views are rolled so that it is view 0.
-        """
-        azimuth = self.cameras.azimuth_elevation()[index, 0]
-        turn = yaw_rotation(-azimuth)
-        order = [(index + k) % len(self) for k in range(len(self))]
-        c2w = self.cameras.c2w.clone()
-        c2w[:, :3] = turn @ c2w[:, :3]
-        cameras = replace(self.cameras, c2w=c2w)[order]
-        return ViewSet(self.rgb[order], normals.rotate(self.normals[order], turn), self.mask[order], cameras)
+            rgba.append(torch.cat([picture[..., :3], alpha[..., None]], dim=-1))
+            surface.append(normal)
+        return ViewSet.from_rgba(torch.stack(rgba), torch.stack(surface), cameras)
 
 
 def yaw_rotation(angle: Tensor) -> Tensor:
-    """[3,3] rotation about +Y by `angle` radians, counter-clockwise seen from above (azimuth grows by it)."""
+    """Rotation about +Y, counter-clockwise seen from above, so that azimuths grow by its angle.
+
+    Args:
+        angle: scalar float, radians.
+
+    Returns:
+        [3,3] float.
+    """
     sin, cos = angle.sin(), angle.cos()
     zero, one = torch.zeros_like(sin), torch.ones_like(sin)
     return torch.stack([torch.stack(r) for r in ([cos, zero, sin], [zero, one, zero], [-sin, zero, cos])])
 
 
-def read_picture(path: Path) -> Tensor:
-    """A picture file as float [h,w,3], or [h,w,4] (straight alpha) where it has transparency, in [0,1].
-
-    Raises InputError where it is missing, broken or of more than 8 bits per channel.
-    """
-    if not path.is_file():
-        raise InputError(f"view folder is incomplete: '{path}' is missing")
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise InputError(f"'{path}' has mode {opened.mode}: save it with 8 bits per channel")
-            alpha = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-            pixels = np.asarray(opened.convert("RGBA" if alpha else "RGB")).copy()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"'{path}' cannot be read as an image: {error}") from error
-    return torch.from_numpy(pixels).float() / 255
+def scaled_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height, in pixels, of a picture scaled so that its longer side has `size` pixels."""
+    share = size / max(width, height)
+    return max(1, round(width * share)), max(1, round(height * share))
 
 
-def _read(path: Path, size: tuple[int, int]) -> Tensor:
-    picture = read_picture(path)
-    if (picture.shape[1], picture.shape[0]) != size:
-        raise InputError(f"'{path}' is {picture.shape[1]}x{picture.shape[0]}, transforms.json says {size[0]}x{size[1]}")
+def _resize_normals(surface: Tensor, width: int, height: int) -> Tensor:
+    mean = images.interpolate(surface, width, height)
+    # A mean of less than a quarter of a unit is mostly background, or of normals that contradict each other.
+    return F.normalize(mean, dim=-1) * (mean.norm(dim=-1, keepdim=True) > 0.25)
+
+
+def _read_image(path: Path, cameras: Cameras) -> Tensor:
+    picture = images.read_image(path)
+    h, w = picture.shape[:2]
+    if (w, h) != (cameras.width, cameras.height):
+        raise InputError(f"'{path}' is {w}x{h}, transforms.json says {cameras.width}x{cameras.height}")
     return picture

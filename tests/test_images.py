@@ -59,6 +59,45 @@ def test_framing_never_mixes_in_the_hidden_colour() -> None:
     assert framed[..., 0][framed[..., 3] > 0.01].min() > 0.99
 
 
+def triangle_weights(n: int, m: int) -> Tensor:
+    """[m,n] weights that resample n pixels to m: a triangle as wide as two of the larger pixels, float64."""
+    scale = n / m
+    wide = max(scale, 1.0)
+    centre = (torch.arange(m, dtype=torch.float64) + 0.5) * scale
+    weights = (1 - (torch.arange(n, dtype=torch.float64) + 0.5 - centre[:, None]).abs() / wide).clamp_min(0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 12), (9, 12), (40, 7), (24, 18), (31, 45)])
+def test_resizing_is_a_weighted_mean_of_premultiplied_colours(width: int, height: int) -> None:
+    picture = torch.rand(18, 24, 4, generator=torch.Generator().manual_seed(0))
+    picture[:9, ..., 3] *= 0.1  # mostly transparent: its colours count little
+    across, down = triangle_weights(24, width), triangle_weights(18, height)
+    alpha = torch.einsum("yi,xj,ij->yx", down, across, picture[..., 3].double())
+    colour = torch.einsum("yi,xj,ijc->yxc", down, across, (picture[..., :3] * picture[..., 3:]).double())
+    resized = images.resize(picture, width, height)
+    assert resized.shape == (height, width, 4)
+    torch.testing.assert_close(resized[..., 3], alpha.float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(resized[..., :3], (colour / alpha[..., None]).float(), atol=1e-4, rtol=0)
+
+
+def test_resizing_never_mixes_in_the_hidden_colour() -> None:
+    picture = draw([(0, 0)], 40, (100, 100), (30, 30))
+    picture[..., 1][picture[..., 3] == 0] = 1.0  # bright green under the transparency
+    resized = images.resize(picture, 17)
+    assert resized.shape == (17, 17, 4)
+    assert resized[..., 1].max() < 1e-3
+    assert resized[..., 0][resized[..., 3] > 0.01].min() > 0.99
+
+
+def test_resizing_keeps_pictures_of_that_size_and_works_on_stacks() -> None:
+    pictures = torch.rand(3, 10, 14, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(images.resize(pictures, 14, 10), pictures)
+    stack = images.resize(pictures, 6, 4)
+    for i in range(3):
+        torch.testing.assert_close(stack[i], images.resize(pictures[i], 6, 4))
+
+
 def write(path: Path, pixels: np.ndarray) -> Path:
     Image.fromarray(pixels).save(path)
     return path
@@ -176,8 +215,23 @@ def test_animation_has_all_frames(tmp_path: Path) -> None:
         assert opened.n_frames == 4  # type: ignore[attr-defined]
 
 
-def test_off_white_is_what_composite_was_made_of():
+def test_premultiplied_colours_come_back() -> None:
+    picture = torch.rand(5, 7, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(images.unpremultiply(images.premultiply(picture)), picture, atol=1e-6, rtol=1e-5)
+    picture[..., 3] = 0
+    assert (images.unpremultiply(images.premultiply(picture)) == 0).all()
+
+
+def test_an_interrupted_write_leaves_the_old_picture(tmp_path: Path) -> None:
+    images.save_image(tmp_path / "x.png", torch.zeros(4, 4, 3))
+    with pytest.raises(TypeError):
+        images.save_image(tmp_path / "x.png", torch.zeros(4, 4, 7))
+    assert images.read_image(tmp_path / "x.png").shape == (4, 4, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_uncomposite_is_what_composite_was_made_of():
     alpha = torch.tensor([0.0, 0.2, 0.5, 1.0])[:, None]
     rgb = torch.tensor([[0.3, 0.6, 0.9]]).expand(4, 3)
-    rgba = images.off_white(images.composite(torch.cat([rgb, alpha], dim=-1)), alpha)
+    rgba = images.uncomposite(images.composite(torch.cat([rgb, alpha], dim=-1)), alpha)
     assert torch.allclose(rgba[1:], torch.cat([rgb, alpha], dim=-1)[1:], atol=1e-6) and rgba[0].tolist() == [0, 0, 0, 0]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nova3d import cameras
 from nova3d.errors import InputError
-from nova3d.views import ViewSet, read_picture, yaw_rotation
+from nova3d.images import read_image
+from nova3d.views import ViewSet, yaw_rotation
 
 Make = Callable[..., ViewSet]
 
@@ -76,7 +77,7 @@ def test_a_broken_folder_names_the_first_thing_wrong(tmp_path: Path, make_views:
     (folder / "normal/003.png").write_text("not a picture")
     fails(r"normal/003\.png' cannot be read as an image")
     (folder / "rgb/002.png").unlink()
-    fails(r"rgb/002\.png' is missing")
+    fails(r"rgb/002\.png' does not exist")
     (folder / "transforms.json").write_text("{")
     fails(r"transforms\.json' is not valid JSON")
     (folder / "transforms.json").write_text("[]")
@@ -100,7 +101,7 @@ def test_no_normals_is_zeros_and_survives(tmp_path: Path, make_views: Make) -> N
 @pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 3), ("P", 3), ("RGBA", 4), ("LA", 4)])
 def test_pictures_of_every_mode_are_read(tmp_path: Path, mode: str, channels: int) -> None:
     Image.new("L", (6, 4), 51).convert(mode).save(tmp_path / "a.png")
-    picture = read_picture(tmp_path / "a.png")
+    picture = read_image(tmp_path / "a.png")
     assert picture.shape == (4, 6, channels)
     assert picture[..., :3].unique().tolist() == pytest.approx([0.2])
 
@@ -108,12 +109,12 @@ def test_pictures_of_every_mode_are_read(tmp_path: Path, mode: str, channels: in
 def test_deep_and_truncated_pictures_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 60000, dtype=np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(InputError, match=r"deep\.png' has mode I;16: save it with 8 bits"):
-        read_picture(tmp_path / "deep.png")
+        read_image(tmp_path / "deep.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "cut.png")
     whole = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"cut\.png' cannot be read as an image"):
-        read_picture(tmp_path / "cut.png")
+        read_image(tmp_path / "cut.png")
 
 
 def test_an_output_that_cannot_be_written_is_one_clear_line(tmp_path: Path, make_views: Make) -> None:
@@ -168,6 +169,23 @@ def test_turning_keeps_normals_in_camera_frames_and_colours(make_views: Make) ->
     torch.testing.assert_close(after, before[[3, 0, 1, 2]], atol=1e-5, rtol=0)
     back = turned.rotated_to(1)
     torch.testing.assert_close(back.normals, views.normals, atol=1e-5, rtol=0)
+
+
+def test_resized_views_are_of_the_same_things(make_views: Make) -> None:
+    views = make_views()
+    assert views.resized(24) is views
+    assert views.resized(None) is views
+    small = views.resized(12)
+    assert small.mask.shape == (4, 12, 12)
+    assert float(small.mask.mean()) == pytest.approx(float(views.mask.mean()), abs=0.01)
+    assert torch.equal(small.cameras.c2w, views.cameras.c2w)
+    point = torch.tensor([[0.1, 0.2, 0.3]])
+    torch.testing.assert_close(small.cameras.project(point)[0], views.cameras.project(point)[0] / 2)
+    known = small.normals.norm(dim=-1)
+    assert ((known < 1e-6) | ((known - 1).abs() < 1e-5)).all()
+    assert (known[small.mask == 0] == 0).all()
+    facing = replace(views, normals=views.mask[..., None] * torch.tensor([0.0, 0.0, 1.0]))
+    assert (facing.resized(12).normals[:, 6, 6] == torch.tensor([0.0, 0.0, 1.0])).all()
 
 
 def test_yaw_grows_with_azimuth() -> None:

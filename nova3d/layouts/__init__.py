@@ -1,16 +1,13 @@
 """Views that any tool or published method wrote, read as `nova3d.views.ViewSet`. docs/layouts.md describes each."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from nova3d.errors import InputError
-from nova3d.layouts import named, orbits, pictures, transforms
-from nova3d.layouts.base import Assume, Loaded
+from nova3d.layouts import published, transforms
+from nova3d.layouts.base import Assume, Layout, Loaded, Orbit, orbit_views
 from nova3d.layouts.checks import check_for_fusion
 from nova3d.layouts.placement import Placement, normalise
-from nova3d.transforms import read_transforms
 from nova3d.views import ViewSet
 
 __all__ = [
@@ -18,31 +15,47 @@ __all__ = [
     "Assume",
     "Layout",
     "Loaded",
+    "Orbit",
     "Placement",
     "check_for_fusion",
     "detect",
     "load",
     "normalise",
+    "orbit_views",
     "read",
 ]
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Layout:
-    """matches: whether a folder looks like this one. read: (folder, size, assume) to views and their placement."""
-
-    matches: Callable[[Path], bool]
-    read: Callable[[Path, int | None, Assume], tuple[ViewSet, Placement]]
+# Every layout by its name, in the order in which `detect` asks.
+LAYOUTS: dict[str, Layout] = {
+    "nova3d": Layout(transforms.is_nova3d, transforms.read_nova3d),
+    "transforms": Layout(transforms.is_transforms, transforms.read_transforms_views),
+    "wonder3d": Layout(published.is_wonder3d, published.read_wonder3d),
+    "envision3d": Layout(published.is_envision3d, published.read_envision3d),
+    "syncdreamer": Layout(published.is_syncdreamer, published.read_syncdreamer),
+    "era3d": Layout(published.is_era3d, published.read_era3d),
+    "sv3d": Layout(published.is_sv3d, published.read_sv3d),
+    "v3d": Layout(published.is_v3d, published.read_v3d),
+    "frames": Layout(None, published.read_frames),  # pictures alone say nothing of cameras
+}
 
 
 def load(folder: str | Path, layout: str = "auto", size: int | None = None, assume: Assume | None = None) -> Loaded:
-    """Read the views in `folder`, whoever wrote them, in our frame, with the placement from the source's frame.
+    """Read the views in a folder, whoever wrote them.
 
-    layout: a name in LAYOUTS, or "auto" to tell it from the files. size: pixels of the pictures' longer side; None
-    keeps the files'. assume: what the layout does not say. A folder of our own is read unchanged. Raises InputError
-    with one line for whatever cannot be read.
+    Args:
+        folder: the folder, or a transforms.json file.
+        layout: a name in LAYOUTS, or "auto" to tell it from the files.
+        size: pixels of the pictures' longer side in the result; None keeps the files' own.
+        assume: what the layout does not say.
+
+    Returns:
+        The views in our frame, the layout's name, and the placement from the source's frame. A folder of our own is
+        read unchanged.
+
+    Raises:
+        InputError: in one line, for whatever cannot be read.
     """
     folder, assume = Path(folder), assume or Assume()
     if size is not None and size < 1:
@@ -50,7 +63,7 @@ def load(folder: str | Path, layout: str = "auto", size: int | None = None, assu
     name = detect(folder) if layout == "auto" else layout
     if name not in LAYOUTS:
         raise InputError(f"layout '{name}' is not one of auto, {', '.join(LAYOUTS)}")
-    _require_folder(folder)
+    _require(folder)
     views, placement = LAYOUTS[name].read(folder, size, assume)
     log.info("%d views of %dx%d from '%s' (%s)", len(views), views.cameras.width, views.cameras.height, folder, name)
     return Loaded(views, name, placement)
@@ -62,13 +75,25 @@ def read(folder: str | Path, layout: str = "auto", size: int | None = None, assu
 
 
 def detect(folder: str | Path) -> str:
-    """The layout of a folder, a name in LAYOUTS, told by its files. Raises InputError where there is none."""
+    """Tell the layout of a folder by its files.
+
+    Args:
+        folder: the folder, or a transforms.json file.
+
+    Returns:
+        A name in LAYOUTS.
+
+    Raises:
+        InputError: where the folder does not exist or is like none of the layouts.
+    """
     folder = Path(folder)
-    _require_folder(folder)
+    _require(folder)
+    if folder.is_file():
+        return "transforms"
     for name, layout in LAYOUTS.items():
-        if layout.matches(folder):
+        if layout.matches is not None and layout.matches(folder):
             return name
-    if folder.is_dir() and not any(folder.iterdir()):
+    if not any(folder.iterdir()):
         raise InputError(f"view folder '{folder}' is empty")
     raise InputError(
         f"'{folder}' looks like none of the known layouts ({', '.join(LAYOUTS)}): name one, or pass numbered pictures "
@@ -76,39 +101,6 @@ def detect(folder: str | Path) -> str:
     )
 
 
-def _require_folder(folder: Path) -> None:
-    if not folder.is_dir() and transforms.find(folder) is None:
+def _require(folder: Path) -> None:
+    if not folder.is_dir() and not transforms.is_transforms(folder):
         raise InputError(f"view folder '{folder}' does not exist")
-
-
-def _is_ours(folder: Path) -> bool:
-    path = folder / transforms.FILES[0]
-    if not path.is_file():
-        return False
-    frames = read_transforms(path).get("frames")
-    first = frames[0] if isinstance(frames, list) and frames and isinstance(frames[0], dict) else {}
-    return "normal_path" in first or (folder / "normal").is_dir()
-
-
-def _read_ours(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
-    if assume != Assume():
-        raise InputError(f"'{folder}' is a nova3d view folder, which says everything itself: nothing may be assumed")
-    return pictures.resized(ViewSet.load(folder), size), Placement.identity()
-
-
-def _in_folder(matches: Callable[[Path], bool]) -> Callable[[Path], bool]:
-    return lambda folder: folder.is_dir() and matches(folder)
-
-
-# In the order in which `detect` asks.
-LAYOUTS: dict[str, Layout] = {
-    "nova3d": Layout(_in_folder(_is_ours), _read_ours),
-    "transforms": Layout(lambda folder: transforms.find(folder) is not None, transforms.read),
-    "wonder3d": Layout(_in_folder(named.is_wonder3d), named.read_wonder3d),
-    "envision3d": Layout(_in_folder(named.is_envision3d), named.read_envision3d),
-    "syncdreamer": Layout(_in_folder(orbits.is_syncdreamer), orbits.read_syncdreamer),
-    "era3d": Layout(_in_folder(named.is_era3d), named.read_era3d),
-    "sv3d": Layout(_in_folder(orbits.is_sv3d), orbits.read_sv3d),
-    "v3d": Layout(_in_folder(orbits.is_v3d), orbits.read_v3d),
-    "frames": Layout(lambda folder: False, orbits.read_frames),  # only when named: pictures alone say nothing
-}

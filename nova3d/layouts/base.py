@@ -1,14 +1,23 @@
-"""What every layout's reader shares: what may be assumed, the rig of an orbit, and what a reading gives."""
+"""What the readers of layouts share: options, files, masks, and the views of an orbit of pictures.
+
+A layout is a pair of functions, `Layout`. A new one needs one file and one line in `nova3d.layouts.LAYOUTS`;
+docs/extending.md has a complete example.
+"""
 
 import logging
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from nova3d import images, normals
 from nova3d.cameras import ORTHO_SPAN, CameraModel, Cameras, look_from, preset
 from nova3d.errors import InputError
+from nova3d.images import ANIMATION_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from nova3d.layouts.placement import Placement
 from nova3d.views import ViewSet
 
@@ -19,11 +28,16 @@ log = logging.getLogger(__name__)
 class Assume:
     """What a layout does not say. None (or "auto") takes the layout's own default, which the log states.
 
-    cameras: a preset's name (`nova3d.cameras.preset`) instead of the layout's rig. elevation_deg, radius, fov_deg
-    (perspective), span (orthographic, world units across the image): single numbers of the rig. azimuth_deg: azimuth
-    of view 0, the input view. sample: which sample of several in the folder (files sorted by name).
-    Of a transforms.json only: up, the world's up axis, "z", "y" or "cameras" (the mean of the cameras' own up);
-    front, the index of the view that becomes view 0 at azimuth 0.
+    Attributes:
+        cameras: a preset's name (`nova3d.cameras.preset`) instead of the layout's rig.
+        elevation_deg: of all cameras, in degrees.
+        azimuth_deg: of view 0, the input view, in degrees.
+        radius: the cameras' distance from the origin, in world units.
+        fov_deg: field of view across the width of perspective pictures, in degrees.
+        span: world units across the width of orthographic pictures.
+        sample: which sample of several in the folder, from 0 (files sorted by name).
+        up: of a transforms.json only, the world's up axis: "z", "y" or "cameras" (the mean of the cameras' own up).
+        front: of a transforms.json only, the index of the view that becomes view 0 at azimuth 0.
     """
 
     cameras: str | None = None
@@ -38,8 +52,28 @@ class Assume:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How one kind of view folder is told and read.
+
+    Attributes:
+        matches: whether an existing folder looks like this layout; None where the layout must be named.
+        read: (folder, size, assume) to the views in our frame and their placement from the source's frame. `size` is
+            the pixels of the pictures' longer side, None for the files' own. Raises InputError in one line.
+    """
+
+    matches: Callable[[Path], bool] | None
+    read: Callable[[Path, int | None, Assume], tuple[ViewSet, Placement]]
+
+
+@dataclass(frozen=True)
 class Loaded:
-    """views, the layout they were read as, and the placement: from the source's frame to ours."""
+    """Views that were read.
+
+    Attributes:
+        views: in our frame.
+        layout: the name they were read as.
+        placement: from the source's world frame to ours.
+    """
 
     views: ViewSet
     layout: str
@@ -48,7 +82,16 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Orbit:
-    """A rig of one elevation: azimuths_deg of the views in order, all facing the origin."""
+    """Cameras at one elevation, all facing the origin.
+
+    Attributes:
+        azimuths_deg: of the views in order, in degrees.
+        model: "orthographic" or "perspective".
+        elevation_deg: in degrees.
+        radius: distance from the origin, in world units.
+        fov_deg: field of view across the width, in degrees (perspective).
+        span: world units across the width (orthographic).
+    """
 
     azimuths_deg: Sequence[float]
     model: CameraModel
@@ -58,7 +101,7 @@ class Orbit:
     span: float = ORTHO_SPAN
 
     def cameras(self, width: int, height: int) -> Cameras:
-        """The rig for width x height pictures; `span` and `fov_deg` hold across the width."""
+        """The cameras for pictures of width x height pixels."""
         azimuth = torch.deg2rad(torch.tensor(self.azimuths_deg, dtype=torch.float64))
         elevation = torch.full_like(azimuth, math.radians(self.elevation_deg))
         c2w = look_from(azimuth, elevation, self.radius).float()
@@ -68,8 +111,70 @@ class Orbit:
         return Cameras(c2w, intrinsics, width, height, self.model)
 
 
+def orbit_views(
+    layout: str,
+    pictures: Sequence[Tensor],
+    names: Sequence[str | Path],
+    orbit: Orbit,
+    size: int | None,
+    assume: Assume,
+    normal_maps: Sequence[Tensor] | None = None,
+) -> tuple[ViewSet, Placement]:
+    """The views of an orbit whose files name no cameras: what most layouts' `read` ends with.
+
+    Args:
+        layout: the layout's name, for the log.
+        pictures: v of [h,w,3|4] float in [0,1]. Those without transparency are cut out of their plain background.
+        names: of the pictures, for messages.
+        orbit: the layout's own cameras, with one azimuth for each picture.
+        size: pixels of the pictures' longer side in the result; None keeps theirs.
+        assume: what replaces the layout's own values.
+        normal_maps: v of [h,w,3] unit normals or zero, in the frame of the front camera (view 0 at azimuth 0).
+
+    Returns:
+        The views, and the identity placement: the source's frame is ours.
+
+    Raises:
+        InputError: where `assume` does not fit the layout, a picture cannot be cut out, or sizes differ.
+    """
+    height, width = pictures[0].shape[:2]
+    cameras = rig(layout, orbit, width, height, assume)
+    cut = [with_alpha(picture, str(name)) for picture, name in zip(pictures, names, strict=True)]
+    log_keyed(sum(keyed for _, keyed in cut), len(cut), layout)
+    rgba = [picture for picture, _ in cut]
+    if normal_maps is not None:
+        for normal, picture, name in zip(normal_maps, rgba, names, strict=True):
+            if normal.shape[:2] != picture.shape[:2]:
+                raise InputError(f"'{name}' and its normal map differ in size")
+    for picture, name in zip(rgba, names, strict=True):
+        if picture.shape[:2] != (height, width):
+            raise InputError(
+                f"'{name}' is {picture.shape[1]}x{picture.shape[0]}, the others are {width}x{height}: "
+                "all views must have one size"
+            )
+    surface = None
+    if normal_maps is not None:
+        # The front camera's frame is the world's unless it was told to stand elsewhere.
+        surface = torch.stack([normals.rotate(normal, cameras.c2w[0, :3, :3]) for normal in normal_maps])
+    return ViewSet.from_rgba(torch.stack(rgba), surface, cameras, size), Placement.identity()
+
+
 def rig(layout: str, default: Orbit, width: int, height: int, assume: Assume) -> Cameras:
-    """`default` with what `assume` says instead, logged; raises InputError where a preset has another view count."""
+    """A layout's cameras with what `assume` says instead; the log states them.
+
+    Args:
+        layout: the layout's name, for the log.
+        default: the layout's own cameras.
+        width: of the pictures, in pixels.
+        height: of the pictures, in pixels.
+        assume: a preset's name, or single numbers of the orbit.
+
+    Returns:
+        One camera for each azimuth of `default`.
+
+    Raises:
+        InputError: where a preset has another number of views, or a number means nothing to these cameras.
+    """
     count = len(default.azimuths_deg)
     given = [name for name in ("elevation_deg", "radius", "fov_deg", "span") if getattr(assume, name) is not None]
     if assume.cameras is not None:
@@ -114,3 +219,123 @@ def _check_numbers(model: CameraModel, assume: Assume) -> None:
     wrong = "fov_deg" if model == "orthographic" else "span"
     if values[wrong] is not None:
         raise InputError(f"these cameras are {model}: '{wrong}' means nothing to them")
+
+
+def has_alpha(picture: Tensor) -> bool:
+    """Whether a picture [h,w,3|4] float in [0,1] is transparent anywhere."""
+    return picture.shape[-1] == 4 and bool((picture[..., 3] < 1).any())
+
+
+def with_alpha(picture: Tensor, name: str) -> tuple[Tensor, bool]:
+    """A picture with an alpha that separates the object.
+
+    Keying finds what has the border's colour and is connected to the border. Parts of the object that have the
+    background's colour and touch it are lost.
+
+    Args:
+        picture: [h,w,3|4] float in [0,1].
+        name: the picture's name for the message.
+
+    Returns:
+        rgba: [h,w,4] float in [0,1], straight alpha.
+        keyed: whether its plain background was keyed, since it has no transparency.
+
+    Raises:
+        InputError: where there is neither transparency nor a plain background.
+    """
+    if has_alpha(picture):
+        return picture, False
+    alpha = images.matte_plain_background(picture[..., :3], name)
+    return torch.cat([picture[..., :3], alpha[..., None]], dim=-1), True
+
+
+def log_keyed(keyed: int, count: int, layout: str) -> None:
+    """Log how many of `count` pictures had no mask and were keyed; nothing where none was."""
+    if keyed:
+        log.info("%s: %d of %d pictures have no mask; their plain background is keyed out", layout, keyed, count)
+
+
+def files_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """The files of a folder with one of the suffixes, in natural order (2.png before 10.png)."""
+    found = [path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in set(suffixes)]
+    return sorted(found, key=_natural_key)
+
+
+def _natural_key(path: Path) -> list[str | int]:
+    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", path.name)]
+
+
+def frames_in(folder: Path, layout: str, sample: int) -> tuple[list[Tensor], list[str]]:
+    """The frames of a folder's `sample`-th animation or video or, without any, its pictures.
+
+    Args:
+        folder: an existing folder.
+        layout: the layout's name, for the log.
+        sample: which animation or video, from 0.
+
+    Returns:
+        pictures: v of [h,w,3|4] float in [0,1].
+        names: of the pictures, for messages.
+
+    Raises:
+        InputError: where there is nothing, or a file cannot be read.
+    """
+    moving = files_in(folder, ANIMATION_SUFFIXES + VIDEO_SUFFIXES)
+    if moving:
+        path = pick_sample(moving, sample, layout)
+        pictures = images.read_frames(path)
+        return pictures, [f"{path} (frame {k})" for k in range(len(pictures))]
+    paths = files_in(folder)
+    if not paths:
+        raise InputError(f"'{folder}' holds no pictures and no video")
+    return [images.read_image(path) for path in paths], [str(path) for path in paths]
+
+
+def frame_count(folder: Path) -> int:
+    """The number of frames of a folder's first animation or video or, without any, of its pictures."""
+    moving = files_in(folder, ANIMATION_SUFFIXES + VIDEO_SUFFIXES)
+    return len(images.read_frames(moving[0])) if moving else len(files_in(folder))
+
+
+def require_files(paths: Sequence[Path], folder: Path) -> None:
+    """Raise InputError naming those of the files that are missing, relative to `folder`."""
+    missing = [
+        str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths if not path.is_file()
+    ]
+    if missing:
+        names = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+        raise InputError(f"'{folder}' is incomplete: {names} missing")
+
+
+def pick_sample(paths: Sequence[Path], sample: int, layout: str) -> Path:
+    """The `sample`-th of several samples, logged; raises InputError where there are fewer."""
+    if not 0 <= sample < len(paths):
+        raise InputError(f"sample {sample} does not exist: '{paths[0].parent}' holds {len(paths)} (from 0)")
+    if len(paths) > 1:
+        log.info("%s: %d samples, number %d is read: %s", layout, len(paths), sample, paths[sample].name)
+    return paths[sample]
+
+
+def squares_side_by_side(path: Path) -> int | None:
+    """How many squares side by side a picture file holds; None where that is not a whole number, or for other files."""
+    width, height = images.image_size(path)
+    return width // height if height and width % height == 0 else None
+
+
+def split_tiles(sheet: Tensor, count: int, name: str) -> list[Tensor]:
+    """Cut a wide picture into tiles.
+
+    Args:
+        sheet: [h,count*w,c] float.
+        count: the number of tiles.
+        name: the picture's name for the message.
+
+    Returns:
+        `count` of [h,w,c], from left to right.
+
+    Raises:
+        InputError: where the width is not a multiple of `count`.
+    """
+    if sheet.shape[1] % count:
+        raise InputError(f"'{name}' is {sheet.shape[1]} pixels wide, which is not {count} pictures side by side")
+    return list(sheet.split(sheet.shape[1] // count, dim=1))

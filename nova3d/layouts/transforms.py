@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nova3d import normals
+from nova3d import images
 from nova3d.cameras import CameraModel, Cameras
 from nova3d.errors import InputError
-from nova3d.layouts import pictures
-from nova3d.layouts.base import Assume
+from nova3d.layouts.base import Assume, log_keyed, require_files, with_alpha
 from nova3d.layouts.placement import Placement
 from nova3d.transforms import camera_model, frames_of, intrinsics, poses, read_transforms
-from nova3d.views import ViewSet, read_picture, yaw_rotation
+from nova3d.views import ViewSet, scaled_size, yaw_rotation
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +26,51 @@ FILES = ("transforms.json", "transforms_train.json")  # the second is the synthe
 _UPS = ("auto", "z", "y", "cameras")
 
 
-def find(folder: Path) -> Path | None:
+def is_nova3d(folder: Path) -> bool:
+    """A transforms.json with `normal_path` in its first frame, or a `normal/` folder beside it."""
+    path = folder / FILES[0]
+    if not path.is_file():
+        return False
+    frames = read_transforms(path).get("frames")
+    first = frames[0] if isinstance(frames, list) and frames and isinstance(frames[0], dict) else {}
+    return "normal_path" in first or (folder / "normal").is_dir()
+
+
+def read_nova3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
+    """A view folder of our own, unchanged but for its size; nothing may be assumed."""
+    if assume != Assume():
+        raise InputError(f"'{folder}' is a nova3d view folder, which says everything itself: nothing may be assumed")
+    return ViewSet.load(folder).resized(size), Placement.identity()
+
+
+def is_transforms(folder: Path) -> bool:
+    """A folder with one of FILES, or a JSON file itself."""
+    return _find(folder) is not None
+
+
+def _find(folder: Path) -> Path | None:
     """The transforms file of a folder, or the file itself; None where there is none."""
     if folder.is_file():
         return folder if folder.suffix.lower() == ".json" else None
     return next((folder / name for name in FILES if (folder / name).is_file()), None)
 
 
-def read(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
-    """The views of a transforms.json in our frame, and the placement from the file's frame.
+def read_transforms_views(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
+    """The views of any tool's transforms.json.
 
-    Raises InputError, naming the file and frame, for everything that cannot be read faithfully: distortion, fisheye,
-    poses that are not rigid, missing intrinsics or pictures, pictures without any way to tell the object.
+    Args:
+        folder: the folder, or the file itself.
+        size: pixels of the pictures' longer side in the result; None keeps the files' own.
+        assume: `up` and `front` are used.
+
+    Returns:
+        The views in our frame, without normals, and the placement from the file's frame.
+
+    Raises:
+        InputError: naming the file and frame, for everything that cannot be read faithfully: distortion, fisheye,
+            poses that are not rigid, missing intrinsics or pictures, pictures without any way to tell the object.
     """
-    path = find(folder)
+    path = _find(folder)
     if path is None:
         raise InputError(f"'{folder}' has no {FILES[0]}")
     source = str(path)
@@ -49,28 +79,29 @@ def read(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Place
     frames = frames_of(transforms, source)
     c2w = poses(frames, source)
     files = [_picture_path(path.parent, frame, i, source) for i, frame in enumerate(frames)]
-    pictures.require(files, path.parent)
+    require_files(files, path.parent)
     masks = _mask_paths(path.parent, frames)
     rgba, lenses, keyed = [], [], 0
     for i, (frame, file) in enumerate(zip(frames, files, strict=True)):
-        picture = read_picture(file)
+        picture = images.read_image(file)
         h, w = picture.shape[:2]
         lens = intrinsics(transforms, frame, w, h, model, f"{source}: frame {i}")
         if masks:
             cut = _with_mask(picture, file, masks[i])
         else:
-            cut, was_keyed = pictures.cut_one(picture, str(file))
+            cut, was_keyed = with_alpha(picture, str(file))
             keyed += was_keyed
-        cut = pictures.fitted(cut, size)  # at once: a capture of photographs does not fit in memory
+        if size is not None:
+            # At once: a capture of photographs does not fit in memory.
+            cut = images.resize(cut, *scaled_size(w, h, size))
         lenses.append(lens * torch.tensor([cut.shape[1] / w, cut.shape[0] / h] * 2))
         rgba.append(cut)
     focal = torch.stack(lenses)
-    pictures.log_keyed(keyed, len(rgba), "transforms")
+    log_keyed(keyed, len(rgba), "transforms")
     _log_assumed_lens(transforms, frames, source)
     rgba, focal = _one_size(rgba, focal, files)
     cameras = Cameras(c2w, focal, rgba[0].shape[1], rgba[0].shape[0], model)
-    views = pictures.assemble(rgba, None, cameras, None, [str(file) for file in files])
-    return _to_our_frame(views, model, assume)
+    return _to_our_frame(ViewSet.from_rgba(torch.stack(rgba), None, cameras), model, assume)
 
 
 def _picture_path(folder: Path, frame: dict[str, Any], index: int, source: str) -> Path:
@@ -78,9 +109,9 @@ def _picture_path(folder: Path, frame: dict[str, Any], index: int, source: str) 
     if not isinstance(name, str) or not name:
         raise InputError(f"{source}: frame {index}: key 'file_path' is missing")
     path = folder / name
-    if path.suffix.lower() in pictures.PICTURES:
+    if path.suffix.lower() in images.IMAGE_SUFFIXES:
         return path
-    candidates = [path.with_name(path.name + suffix) for suffix in pictures.PICTURES]
+    candidates = [path.with_name(path.name + suffix) for suffix in images.IMAGE_SUFFIXES]
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
 
 
@@ -94,12 +125,12 @@ def _mask_paths(folder: Path, frames: list[dict[str, Any]]) -> list[Path]:
         raise InputError(f"'{folder}': frames {without[:6]} have no mask_path and others have: give all or none")
     log.info("transforms: masks of mask_path, white is object")
     paths = [folder / str(name) for name in named]
-    pictures.require(paths, folder)
+    require_files(paths, folder)
     return paths
 
 
 def _with_mask(picture: Tensor, file: Path, mask_path: Path) -> Tensor:
-    mask = read_picture(mask_path)
+    mask = images.read_image(mask_path)
     if mask.shape[:2] != picture.shape[:2]:
         raise InputError(
             f"mask '{mask_path}' is {mask.shape[1]}x{mask.shape[0]}, its picture '{file.name}' is "
@@ -129,7 +160,7 @@ def _one_size(rgba: list[Tensor], intrinsics: Tensor, files: list[Path]) -> tupl
             )
     log.info("transforms: pictures of several sizes, all resized to the smallest, %dx%d", w, h)
     share = torch.tensor([[w / width, h / height] * 2 for width, height in zip(widths, heights, strict=True)])
-    return [pictures.scaled(p[None], w, h)[0] for p in rgba], intrinsics * share
+    return [images.resize(p, w, h) for p in rgba], intrinsics * share
 
 
 def _to_our_frame(views: ViewSet, model: CameraModel, assume: Assume) -> tuple[ViewSet, Placement]:
@@ -144,7 +175,7 @@ def _to_our_frame(views: ViewSet, model: CameraModel, assume: Assume) -> tuple[V
         {"z": "+Z", "y": "+Y", "cameras": "the mean of the cameras' up axes"}[up],
         " (as given)" if assume.up != "auto" else "",
     )
-    views = turned(views, turn.float())
+    views = views.rotated(turn.float())
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3] = turn
     if assume.front is not None:
@@ -154,14 +185,6 @@ def _to_our_frame(views: ViewSet, model: CameraModel, assume: Assume) -> tuple[V
         views = views.rotated_to(assume.front)
         matrix[:3, :3] = yaw @ matrix[:3, :3]
     return views, Placement(matrix)
-
-
-def turned(views: ViewSet, turn: Tensor) -> ViewSet:
-    """The same views in a world turned by `turn` [3,3]."""
-    c2w = views.cameras.c2w.clone()
-    c2w[:, :3] = turn @ c2w[:, :3]
-    cameras = Cameras(c2w, views.cameras.intrinsics, views.cameras.width, views.cameras.height, views.cameras.model)
-    return ViewSet(views.rgb, normals.rotate(views.normals, turn), views.mask, cameras)
 
 
 def _to_up(cameras: Cameras, up: str) -> Tensor:

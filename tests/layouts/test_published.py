@@ -68,12 +68,12 @@ def write_wonder3d(folder: Path, views: ViewSet, names: tuple[str, ...]) -> None
 
 def test_the_published_poses_are_where_the_names_say() -> None:
     got = {name: round(published_azimuth(w2c)) for name, w2c in {**WONDER3D, **ERA3D_MORE}.items()}
-    assert got == layouts.named.AZIMUTHS
+    assert got == layouts.published.AZIMUTHS
 
 
 @pytest.mark.parametrize("count", [4, 6])
 def test_wonder3d(tmp_path: Path, truth: Truth, hull_iou: Compare, angle_deg: Angle, count: int) -> None:
-    names = layouts.named.RIGS[count]
+    names = layouts.published.RIGS[count]
     views = six(truth, 1.35, names)
     write_wonder3d(tmp_path, views, names)
     assert layouts.detect(tmp_path) == "wonder3d"
@@ -89,7 +89,7 @@ def test_wonder3d(tmp_path: Path, truth: Truth, hull_iou: Compare, angle_deg: An
 
 
 def test_wonder3d_without_normals_reads_the_masked_colours(tmp_path: Path, truth: Truth) -> None:
-    names = layouts.named.RIGS[6]
+    names = layouts.published.RIGS[6]
     views = six(truth, 1.35, names)
     write_wonder3d(tmp_path, views, names)
     for path in tmp_path.glob("normals_000_*"):
@@ -100,7 +100,7 @@ def test_wonder3d_without_normals_reads_the_masked_colours(tmp_path: Path, truth
 
 
 def test_wonder3d_missing_views_are_named(tmp_path: Path, truth: Truth) -> None:
-    names = layouts.named.RIGS[6]
+    names = layouts.published.RIGS[6]
     write_wonder3d(tmp_path, six(truth, 1.35, names), names)
     (tmp_path / "normals_000_back.png").unlink()
     with pytest.raises(InputError, match=r"incomplete: normals_000_back\.png missing"):
@@ -111,7 +111,7 @@ def test_wonder3d_missing_views_are_named(tmp_path: Path, truth: Truth) -> None:
 
 
 def test_an_input_azimuth_turns_cameras_and_normals_together(tmp_path: Path, truth: Truth, angle_deg: Angle) -> None:
-    names = layouts.named.RIGS[6]
+    names = layouts.published.RIGS[6]
     views = six(truth, 1.35, names)
     write_wonder3d(tmp_path, views, names)
     got = layouts.read(tmp_path, assume=layouts.Assume(azimuth_deg=30))
@@ -123,7 +123,7 @@ def test_an_input_azimuth_turns_cameras_and_normals_together(tmp_path: Path, tru
 
 @pytest.mark.parametrize("count", [4, 6, 8])
 def test_era3d(tmp_path: Path, truth: Truth, hull_iou: Compare, angle_deg: Angle, count: int) -> None:
-    names = layouts.named.RIGS[count]
+    names = layouts.published.RIGS[count]
     views = six(truth, 1.0, names)
     for i, name in enumerate(names):
         alpha = views.mask[i][..., None]
@@ -137,7 +137,7 @@ def test_era3d(tmp_path: Path, truth: Truth, hull_iou: Compare, angle_deg: Angle
 
 
 def test_era3d_side_by_side(tmp_path: Path, truth: Truth, hull_iou: Compare, angle_deg: Angle) -> None:
-    names = layouts.named.RIGS[6]
+    names = layouts.published.RIGS[6]
     views = six(truth, 1.25, names)  # at its own span of 1 the llama touches the border, which cannot be keyed
     row = [views.rgb[0]]
     for i in range(6):

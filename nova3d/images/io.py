@@ -1,0 +1,188 @@
+"""Image files: pictures, animations and videos read as float tensors, and written."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, ImageSequence, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from nova3d.errors import InputError
+from nova3d.images.framing import check_object, matte_plain_background
+from nova3d.utils.files import replacing
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+ANIMATION_SUFFIXES = (".gif",)  # read by Pillow
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".avi")  # read by PyAV
+
+
+@contextmanager
+def _opened(path: str | Path, kind: str = "image") -> Iterator[Image.Image]:
+    """Open an image file for the block; what Pillow raises there becomes an InputError that names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{kind} '{path}' does not exist")
+    try:
+        with Image.open(path) as opened:
+            yield opened
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"'{path}' cannot be read as an {kind}: {error}") from error
+
+
+def _has_alpha(opened: Image.Image) -> bool:
+    return opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
+
+
+def read_rgba(path: str | Path) -> Tensor:
+    """Read a picture of one object, cut out.
+
+    A picture without transparency is cut out of its own plain background (`matte_plain_background`).
+
+    Args:
+        path: the file. A turned phone picture is set upright.
+
+    Returns:
+        [h,w,4] float32 in [0,1], straight alpha.
+
+    Raises:
+        InputError: where the file is missing or not an image, its background is not plain, or there is (almost)
+            nothing in the picture.
+    """
+    with _opened(path) as opened:
+        has_alpha = _has_alpha(opened)
+        pixels = np.asarray(ImageOps.exif_transpose(opened).convert("RGBA"))  # phones store turned pictures
+    rgba = torch.from_numpy(pixels.copy()).float() / 255
+    if not has_alpha or bool((rgba[..., 3] == 1).all()):
+        rgba[..., 3] = matte_plain_background(rgba[..., :3], str(path))
+    check_object(rgba[..., 3], str(path))
+    return rgba
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read a picture as it is.
+
+    Args:
+        path: the file, of any mode with 8 bits per channel.
+
+    Returns:
+        [h,w,3] float32 in [0,1], or [h,w,4] (straight alpha) where the file has transparency.
+
+    Raises:
+        InputError: where the file is missing, broken, or of more than 8 bits per channel.
+    """
+    with _opened(path) as opened:
+        if opened.mode.startswith(("I", "F")):
+            raise InputError(f"'{path}' has mode {opened.mode}: save it with 8 bits per channel")
+        pixels = np.asarray(opened.convert("RGBA" if _has_alpha(opened) else "RGB")).copy()
+    return torch.from_numpy(pixels).float() / 255
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image file in pixels, from its header; (0, 0) where it is not an image."""
+    try:
+        with _opened(path) as opened:
+            return opened.size
+    except InputError:
+        return 0, 0
+
+
+def read_frames(path: str | Path) -> list[Tensor]:
+    """Read the frames of an animated GIF or of a video.
+
+    Args:
+        path: a file with one of ANIMATION_SUFFIXES or VIDEO_SUFFIXES. Videos need PyAV.
+
+    Returns:
+        [h,w,3] float32 in [0,1] for each frame, or [h,w,4] for those of a GIF with transparency.
+
+    Raises:
+        InputError: where the file is missing, broken or without frames, or PyAV is not installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() in ANIMATION_SUFFIXES:
+        with _opened(path, "animation") as opened:
+            mode = "RGBA" if "transparency" in opened.info else "RGB"
+            frames = [np.asarray(frame.convert(mode)).copy() for frame in ImageSequence.Iterator(opened)]
+    else:
+        frames = _video_frames(path)
+    return [torch.from_numpy(frame).float() / 255 for frame in frames]
+
+
+def _video_frames(path: Path) -> list[np.ndarray]:
+    if not path.is_file():
+        raise InputError(f"video '{path}' does not exist")
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(
+            f"reading the video '{path}' needs PyAV: `pip install av`, or pass its frames as numbered PNG files"
+        ) from error
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.error.FFmpegError, OSError, IndexError) as error:
+        raise InputError(f"'{path}' cannot be read as a video: {error}") from error
+    if not frames:
+        raise InputError(f"the video '{path}' has no frames")
+    return frames
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """Float in [0,1] (clipped to it) to uint8, rounded, as a numpy array of the same shape."""
+    return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def save_image(path: str | Path, image: Tensor | np.ndarray, text: Mapping[str, str] | None = None) -> None:
+    """Write a PNG file, aside and renamed.
+
+    Args:
+        path: the file.
+        image: [h,w], [h,w,3] or [h,w,4]; float in [0,1], or uint8.
+        text: what goes into the file's text chunks.
+    """
+    pixels = to_uint8(image) if isinstance(image, Tensor) and image.dtype != torch.uint8 else np.asarray(image)
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    with replacing(path) as aside:
+        Image.fromarray(pixels).save(aside, format="PNG", pnginfo=info)
+
+
+def save_animation(path: str | Path, frames: Tensor, seconds_per_frame: float = 0.12) -> None:
+    """Write a looping animation, aside and renamed.
+
+    Args:
+        path: the file; its suffix, .webp or .gif, is the format.
+        frames: [n,h,w,3] float in [0,1].
+        seconds_per_frame: how long each frame is shown.
+    """
+    pictures = [Image.fromarray(frame) for frame in to_uint8(frames)]
+    options: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "loop": 0}
+    with replacing(path) as aside:
+        pictures[0].save(aside, duration=round(seconds_per_frame * 1000), **options)
+
+
+def grid(images: Tensor, columns: int, padding: int = 2, background: float = 1.0) -> Tensor:
+    """Tile images row by row into one picture.
+
+    Args:
+        images: [n,h,w,c] float in [0,1].
+        columns: tiles in a row.
+        padding: pixels between tiles and around them.
+        background: the padding's level, in [0,1].
+
+    Returns:
+        [rows * (h + padding) + padding, columns * (w + padding) + padding, c] float in [0,1].
+    """
+    n, h, w, c = images.shape
+    rows = math.ceil(n / columns)
+    sheet = images.new_full((rows * (h + padding) + padding, columns * (w + padding) + padding, c), background)
+    for index in range(n):
+        y = padding + (index // columns) * (h + padding)
+        x = padding + (index % columns) * (w + padding)
+        sheet[y : y + h, x : x + w] = images[index]
+    return sheet
