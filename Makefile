@@ -23,18 +23,23 @@ STAMP := $(VENV)/.installed
 # open_clip for its tests, beside the torch it fits; requirements-open-clip.txt says why not in $(VENV) itself.
 OPEN_CLIP := $(if $(CONSTRAINTS),$(VENV)/open_clip/.installed)
 
+# Optional extras with tests of their own, in an environment apart: they are large, and `make test` needs none.
+EXTRAS_VENV = .venv-extras
+TESTED_EXTRAS = adam8bit,mesh2sdf,ray,video,wandb
+
 # Blender is GPL and needs its own Python and NumPy: an environment and a program apart (configs: engine.python).
 BLENDER_VENV = .venv-blender
 BLENDER_PYTHON = python3.11
 BLENDER_STAMP := $(BLENDER_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint doctor blender clean
+.PHONY: help setup demo test test-extras lint doctor blender clean
 
 help:
 	@echo "make demo              set up, then one picture to a textured mesh with the bundled mini model ($(OUT))"
 	@echo "make demo IMAGE=x.png  the same with your own picture"
 	@echo "make test              set up, then lint, types and all tests that need no GPU and no network"
+	@echo "make test-extras       the tests of optional extras ($(TESTED_EXTRAS)), in $(EXTRAS_VENV)"
 	@echo "make setup             the virtual environment only ($(VENV)); costs nothing when it is up to date"
 	@echo "make lint              ruff check, ruff format --check, mypy"
 	@echo "make blender           the Cycles render engine: Blender 4.5 as a module into $(BLENDER_VENV) (about 1 GB)"
@@ -43,7 +48,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints-cpu.txt
+$(STAMP): pyproject.toml setup.py constraints-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "error: '$(PYTHON)' is missing or older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Set-up: nova3d[$(EXTRAS)] with torch, diffusers and transformers into $(VENV)."
@@ -73,6 +78,11 @@ test: export HF_HUB_OFFLINE = 1
 test: lint $(OPEN_CLIP)
 	$(if $(OPEN_CLIP),PYTHONPATH=$(dir $(OPEN_CLIP)) $(PY) -m pytest tests/models/test_image_encoder.py tests/metrics/test_perceptual.py)
 	$(PY) -m pytest -n 2
+
+test-extras: export OMP_NUM_THREADS = 1
+test-extras:
+	$(MAKE) setup VENV=$(EXTRAS_VENV) EXTRAS=dev,$(TESTED_EXTRAS)
+	$(EXTRAS_VENV)/bin/python -m pytest -m extras
 
 $(VENV)/open_clip/.installed: requirements-open-clip.txt $(STAMP)
 	$(PY) -m pip install -q --no-deps --upgrade --target $(dir $@) -r requirements-open-clip.txt

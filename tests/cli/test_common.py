@@ -1,14 +1,11 @@
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from nova3d.cli import common
 from nova3d.errors import InputError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.commands import run_script
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +58,8 @@ def test_parser_shows_its_example_and_reads_overrides() -> None:
     assert arguments.overrides == ["a=1", "b.c=2"]
 
 
-def doctor(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "scripts/doctor.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-
-
 def test_doctor_reports_a_missing_model_in_one_line_and_code_2(tmp_path: Path) -> None:
-    done = doctor("--model", str(tmp_path))
+    done = run_script("doctor", "--model", tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert str(tmp_path) in done.stderr
@@ -77,6 +70,6 @@ def test_doctor_reports_a_missing_model_in_one_line_and_code_2(tmp_path: Path) -
 
 def test_doctor_is_content_with_a_whole_model(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
-    done = doctor("--model", str(tmp_path))
+    done = run_script("doctor", "--model", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "all that is needed is here" in done.stdout

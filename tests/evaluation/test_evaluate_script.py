@@ -1,24 +1,12 @@
 """scripts/evaluate.py as a user runs it."""
 
 import json
-import runpy
 import shutil
-import sys
-from pathlib import Path
-
-import pytest
 
 from nova3d import config
 from nova3d.evaluation import Protocol, Table
 from tests.evaluation.samples import ball
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_script(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-    runpy.run_path(str(ROOT / "scripts/evaluate.py"), run_name="__main__")
-
+from tests.helpers.commands import ROOT, call_script
 
 SMALL = ["hull_cells=0", "meshes.surface_samples=200", "meshes.ious=[iou16_flood]"]
 
@@ -27,7 +15,7 @@ def test_script_prints_the_table_and_writes_the_files(folders, tmp_path, monkeyp
     predictions, references = folders
     arguments = ["--predictions", predictions, "--references", references, "--out", tmp_path / "out"]
     arguments += ["--protocol", "mini", "--device", "cpu", *SMALL]
-    run_script(monkeypatch, *arguments)
+    assert call_script(monkeypatch, "evaluate", *arguments) == 0
     printed = capsys.readouterr().out
     protocol = config.load(Protocol, ROOT / "configs/eval/mini.yaml", SMALL)
     assert f"protocol: mini ({protocol.hash})" in printed
@@ -36,23 +24,20 @@ def test_script_prints_the_table_and_writes_the_files(folders, tmp_path, monkeyp
     assert written == {"objects", "scores.csv", "scores.json", "scores.md", "scores.tex"}
     record = json.loads((tmp_path / "out/scores.json").read_text())["record"]
     assert record["predictions"] == [str(predictions)]
-    with pytest.raises(SystemExit) as stopped:
-        run_script(monkeypatch, *arguments, "seeed=1")
-    assert stopped.value.code == 2
+    assert call_script(monkeypatch, "evaluate", *arguments, "seeed=1") == 2
     assert "did you mean 'seed'?" in capsys.readouterr().err
 
 
 def test_script_compares_with_a_baseline_of_the_same_protocol_only(folders, tmp_path, monkeypatch, capsys):
     predictions, references = folders
     common = ["--references", references, "--protocol", "mini", "--device", "cpu"]
-    run_script(monkeypatch, "--predictions", references, *common, "--out", tmp_path / "true", *SMALL)
+    true = ["--predictions", references, *common, "--out", tmp_path / "true"]
+    assert call_script(monkeypatch, "evaluate", *true, *SMALL) == 0
     again = ["--predictions", predictions, *common, "--baseline", tmp_path / "true", "--out", tmp_path / "out"]
-    run_script(monkeypatch, *again, "--published", *SMALL)
+    assert call_script(monkeypatch, "evaluate", *again, "--published", *SMALL) == 0
     assert (tmp_path / "out/comparison").is_dir()
     assert "NOVA3D, Table I" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        run_script(monkeypatch, *again, *SMALL, "seed=1")
-    assert stopped.value.code == 2
+    assert call_script(monkeypatch, "evaluate", *again, *SMALL, "seed=1") == 2
     assert "not comparable" in capsys.readouterr().err
 
 
@@ -61,16 +46,15 @@ def test_script_names_the_protocols_and_refuses_another_baseline_before_the_work
 ):
     predictions, references = folders
     arguments = ["--predictions", predictions, "--references", references, "--out", tmp_path / "out", *SMALL]
-    run_script(monkeypatch, *arguments, "--protocol", "mini")
+    assert call_script(monkeypatch, "evaluate", *arguments, "--protocol", "mini") == 0
     monkeypatch.setattr("nova3d.evaluation.cache.score_folders", None)  # calling it would fail otherwise
     for given, said in (
         (["--protocol", "mimi"], "'mimi' is neither a file nor one of eschernet-v1, mesh-aligned"),
         (["--protocol", "mini", "--baseline", tmp_path / "out", "seed=1"], "not comparable; score both under one"),
     ):
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            run_script(monkeypatch, *arguments, *given)
-        assert stopped.value.code == 2 and said in capsys.readouterr().err
+        assert call_script(monkeypatch, "evaluate", *arguments, *given) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_script_is_told_what_a_layout_does_not_say(tmp_path, monkeypatch, capsys):
@@ -82,8 +66,7 @@ def test_script_is_told_what_a_layout_does_not_say(tmp_path, monkeypatch, capsys
     arguments = ["--predictions", tmp_path / "pred", "--references", tmp_path / "ref", "--out", tmp_path / "out"]
     arguments += ["--protocol", "mini", "--device", "cpu", "--layout", "frames", "kinds=[views]"]
     for assumed, said in ([], "says nothing of cameras"), (["--assume", "cameras=syncdreamer16"], "camera"):
-        with pytest.raises(SystemExit) as stopped:
-            run_script(monkeypatch, *arguments, *assumed)
-        assert stopped.value.code == 2 and said in capsys.readouterr().err
-    run_script(monkeypatch, *arguments, "--assume", "cameras=ortho16")
+        assert call_script(monkeypatch, "evaluate", *arguments, *assumed) == 2
+        assert said in capsys.readouterr().err
+    assert call_script(monkeypatch, "evaluate", *arguments, "--assume", "cameras=ortho16") == 0
     assert Table.load(tmp_path / "out").rows["cup"]["psnr"] > 50

@@ -92,6 +92,7 @@ def test_mesh2sdf_is_called_as_syncdreamer_calls_it(monkeypatch):
     assert calls[0] == (64, False, False, ball(0.4).faces.shape)
 
 
+@pytest.mark.extras
 def test_the_real_mesh2sdf_agrees_with_the_flood_on_closed_meshes():
     pytest.importorskip("mesh2sdf")
     assert mesh2sdf_iou(ball(0.4), ball(0.5)) == pytest.approx(0.8**3, abs=0.03)

@@ -2,8 +2,6 @@
 
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +22,7 @@ from nova3d.experiments.tables import NOT_PRINTED, verdict
 from nova3d.models import NovaUNet
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.pipeline import Nova3DPipeline
+from tests.helpers.commands import call_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 16
@@ -270,8 +269,6 @@ def test_the_script_refuses_bad_input_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(ROOT)
-    arguments = ["reproduce.py", "table1", "--objects", str(tmp_path / "none"), "seeds=[3]", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "scripts/reproduce.py"), run_name="__main__")
-    assert ended.value.code == 2 and "none' does not exist" in capsys.readouterr().err
+    arguments = ["table1", "--objects", tmp_path / "none", "seeds=[3]", "--device", "cpu"]
+    assert call_script(monkeypatch, "reproduce", *arguments) == 2
+    assert "none' does not exist" in capsys.readouterr().err

@@ -18,6 +18,7 @@ Compare = Callable[..., float]
 Angle = Callable[[Tensor, Tensor], Tensor]
 
 
+@pytest.mark.extras
 def test_video(tmp_path: Path, truth: Truth) -> None:
     av = pytest.importorskip("av")
     views = truth([(20.0 * k, 0.0) for k in range(18)], 32, 2.0, 16 / math.tan(math.radians(30)))

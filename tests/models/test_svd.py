@@ -1,12 +1,8 @@
 """Loading SVD in diffusers' layout: the function at step 0, the account of the keys, and the sources."""
 
 import json
-import logging
 import re
-import runpy
-import sys
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +11,8 @@ import torch
 from nova3d.models import NovaUNet, svd_files
 from nova3d.models.svd import LoadReport, inspect_svd, load_svd
 from nova3d.models.unet import SVD_FPS_ID, SVD_MOTION_ID
+from tests.helpers.commands import call_script
 
-ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -173,18 +169,13 @@ def test_the_hub_s_errors_are_one_line(monkeypatch, refused) -> None:
 
 
 def test_the_script_prints_and_writes_the_account(svd, monkeypatch, capsys, tmp_path) -> None:
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     file = tmp_path / "account.json"
-    script = ["inspect_weights.py", str(svd[1]), "--unet-only", "--keys", "--json", str(file)]
-    monkeypatch.setattr(sys, "argv", script)
     forbid_reading(monkeypatch)
-    runpy.run_path(str(ROOT / "scripts/inspect_weights.py"), run_name="__main__")
+    arguments = [svd[1], "--unet-only", "--keys", "--json", file]
+    assert call_script(monkeypatch, "inspect_weights", *arguments) == 0
     printed = capsys.readouterr().out
     report = inspect_svd(svd[1])
     assert printed.startswith(str(report))
     assert "reshaped  add_embedding.linear_1.weight" in printed
     assert json.loads(file.read_text()) == report.to_dict()
-    monkeypatch.setattr(sys, "argv", ["inspect_weights.py", str(tmp_path)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "scripts/inspect_weights.py"), run_name="__main__")
-    assert ended.value.code == 2
+    assert call_script(monkeypatch, "inspect_weights", tmp_path) == 2

@@ -1,8 +1,6 @@
 """From configs to view folders: scripts/sample.py and the functions behind it."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from nova3d.generation import GenerateConfig, SampleConfig, sample_views
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.memory import LOW_MEMORY, Memory
 from nova3d.views import ViewSet
+from tests.helpers.commands import run_script
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,7 +77,6 @@ def test_a_config_s_options_reach_the_pipeline(model: Path, monkeypatch: pytest.
 )
 def test_bad_values_end_in_one_line(model: Path, picture: Path, tmp_path: Path, override: str, message: str) -> None:
     arguments = [f"image={picture}", f"model={model}", f"out={tmp_path / 'out'}", override, "--device", "cpu"]
-    command = [sys.executable, str(ROOT / "scripts/sample.py"), *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    result = run_script("sample", *arguments)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert f"error: {message}" in result.stderr.strip().splitlines()[-1]

@@ -22,6 +22,7 @@ def losses(config: TrainConfig) -> list[tuple[int, float, float]]:
     return [(row["step"], row["loss_rgb"], row["loss_normal"]) for row in rows]
 
 
+@pytest.mark.extras
 def test_eight_bit_adam_follows_adams_loss_curve_and_resumes_exactly(make_config: Make) -> None:
     """Means of ten steps, against the known ones of 32-bit AdamW on the same draws."""
     pytest.importorskip("bitsandbytes")
@@ -37,6 +38,7 @@ def test_eight_bit_adam_follows_adams_loss_curve_and_resumes_exactly(make_config
     assert losses(resumed) == losses(config)[48:]
 
 
+@pytest.mark.extras
 def test_eight_bit_moments_take_a_quarter_of_the_memory(make_config: Make) -> None:
     pytest.importorskip("bitsandbytes")
     run = prepare(make_config(optim=OptimConfig(eight_bit=True)), "cpu")
@@ -49,6 +51,7 @@ def test_eight_bit_moments_take_a_quarter_of_the_memory(make_config: Make) -> No
     assert held == pytest.approx(2 * sum(p.numel() for p in large), rel=0.02)
 
 
+@pytest.mark.extras
 def test_wandb_keeps_a_run_on_the_disk(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
     wandb.teardown()  # it keeps the mode it was first used in
@@ -63,6 +66,7 @@ def test_wandb_keeps_a_run_on_the_disk(make_config: Make, monkeypatch: pytest.Mo
         assert written in content, written
 
 
+@pytest.mark.extras
 def test_wandb_without_an_account_is_one_line(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ def test_ray_is_asked_for_in_one_line(make_job: MakeJob, monkeypatch: pytest.Mon
         job.run(make_job({"a": {}}, launcher="ray"))
 
 
+@pytest.mark.extras
 def test_ray_actors_render_their_shares_on_their_gpus(
     two_gpus: None, make_job: MakeJob, same_files: Same, tmp_path: Path
 ) -> None:
