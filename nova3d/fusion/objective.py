@@ -7,9 +7,9 @@ from torch import Tensor
 
 from nova3d.fusion import losses
 from nova3d.fusion.conflict import CLOSED_FORM, MLP, TRIMMED, closed_form
-from nova3d.fusion.march import Marcher
+from nova3d.fusion.rays import Marcher
 from nova3d.fusion.rendering import composite, gather_rays, sample_weights
-from nova3d.fusion.sampling import RayPool, sample_rays
+from nova3d.fusion.occupancy import RayPool, sample_rays
 from nova3d.fusion.schedules import value_at
 from nova3d.fusion.state import Fit, unit
 

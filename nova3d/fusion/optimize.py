@@ -18,9 +18,9 @@ from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.conflict import NONE, ConflictField, penalty
 from nova3d.fusion.encoding import pick_backend
 from nova3d.fusion.fields import ColourField, SDFField, Sharpness
-from nova3d.fusion.march import pick_marcher
+from nova3d.fusion.rays import pick_marcher
 from nova3d.fusion.poses import PoseRefiner
-from nova3d.fusion.sampling import RayPool, grid_points, visual_hull
+from nova3d.fusion.occupancy import RayPool, grid_points, visual_hull
 from nova3d.fusion.state import Fit
 from nova3d.views import ViewSet
 

@@ -11,7 +11,7 @@ from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.conflict import ConflictField
 from nova3d.fusion.fields import ColourField, SDFField, Sharpness
 from nova3d.fusion.poses import PoseRefiner
-from nova3d.fusion.sampling import Hull, grid_points
+from nova3d.fusion.occupancy import Hull, grid_points
 
 _OUTSIDE = 0.1  # cached SDF where the hull forbids a surface
 _CHUNK = 1 << 16

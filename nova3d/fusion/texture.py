@@ -14,7 +14,7 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.fusion.atlas import Atlas, unwrap
 from nova3d.fusion.config import TextureConfig
-from nova3d.fusion.sampling import pixel_size
+from nova3d.fusion.occupancy import pixel_size
 from nova3d.rendering.raster import barycentric, nearest_faces
 from nova3d.views import ViewSet
 

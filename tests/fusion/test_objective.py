@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from nova3d.fusion import losses, objective
-from nova3d.fusion.march import TorchMarcher
+from nova3d.fusion.rays import TorchMarcher
 from nova3d.fusion.optimize import fit
-from nova3d.fusion.sampling import RayPool
+from nova3d.fusion.occupancy import RayPool
 
 TERMS = ("colour", "normal", "mask", "eikonal", "sparse", "smooth")
 

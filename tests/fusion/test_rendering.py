@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from nova3d.cameras import orbit
-from nova3d.fusion.march import March, TorchMarcher
+from nova3d.fusion.rays import March, TorchMarcher
 from nova3d.fusion.rendering import composite, gather_rays, sample_weights, section_alpha, section_weights
-from nova3d.fusion.sampling import grid_points, lookup, sample_rays
+from nova3d.fusion.occupancy import grid_points, lookup, sample_rays
 
 RADIUS = 0.35
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.fusion.config import HullConfig, SamplingConfig
-from nova3d.fusion.march import March
+from nova3d.fusion.rays import March
 from nova3d.fusion.rendering import section_alpha, section_weights
 from nova3d.hull import carve, dilate
 from nova3d.views import ViewSet

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nova3d.cameras import orbit
 from nova3d.errors import InputError
-from nova3d.fusion.march import March, NerfaccMarcher, TorchMarcher, box_interval, pick_marcher
-from nova3d.fusion.sampling import Hull, grid_points
+from nova3d.fusion.rays import March, NerfaccMarcher, TorchMarcher, box_interval, pick_marcher
+from nova3d.fusion.occupancy import Hull, grid_points
 
 RADIUS, STEPS = 0.6, 40
 BOX = torch.tensor([[-0.5, -0.4, -0.45], [0.4, 0.5, 0.3]])
@@ -133,7 +133,7 @@ def test_a_cpu_marches_with_torch(name):
 
 
 def test_auto_on_cuda_takes_nerfacc_where_it_was_built_and_says_so(monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "nova3d.fusion.march")
+    caplog.set_level(logging.INFO, "nova3d.fusion.rays")
     built = SimpleNamespace(_C=object())
     monkeypatch.setattr(importlib, "import_module", lambda name: built)
     assert isinstance(pick_marcher("auto", "cuda"), NerfaccMarcher)
