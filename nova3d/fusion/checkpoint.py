@@ -1,22 +1,20 @@
-"""What a fit needs to go on from a step: in memory after a fall, on disk after an interruption."""
+"""What a fit needs to go on from a step: in memory after divergence, on disk after an interruption."""
 
-import contextlib
 import copy
 import hashlib
 import logging
-import os
 import pickle
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nova3d import config as configs
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
 from nova3d.fusion.config import FusionConfig
-from nova3d.fusion.objective import Scene
-from nova3d.fusion.state import Fit
+from nova3d.fusion.state import FusionState
+from nova3d.utils.files import replacing
 from nova3d.utils.provenance import hash_json
 from nova3d.views import ViewSet
 
@@ -25,91 +23,108 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Snapshot:
-    """step: steps done. residual: the running mean colour residual. rate, falls: see `optimize.fit` on divergence.
+    """A copy of a fit's counters and of everything that is trained. The names are the keys of the file.
 
-    history: the losses so far. tensors: parameters and optimiser, empty for the run in progress.
+    residual, rate, falls: `mean_residual`, `rate_scale` and `restarts` of `FusionState`. tensors: the state of every
+    module by name, of the optimiser, and what rays are drawn from ("scene").
     """
 
-    step: int = 0
-    seconds: float = 0.0
-    residual: float = 0.0
-    rate: float = 1.0
-    falls: int = 0
+    step: int
+    seconds: float
+    residual: float
+    rate: float
+    falls: int
     history: list[dict[str, float]] = field(default_factory=list)
     tensors: dict[str, Any] = field(default_factory=dict)
 
-    def copy(self, state: Fit, scene: Scene, optimizer: torch.optim.Optimizer) -> "Snapshot":
-        """This run's counters with a copy of everything that is trained."""
-        tensors = {"optimizer": optimizer.state_dict()} | {n: m.state_dict() for n, m in state.modules().items()}
+    @staticmethod
+    def of(state: FusionState) -> "Snapshot":
+        """Copy a state."""
+        tensors = {"optimizer": state.optimizer.state_dict()}
+        tensors |= {name: module.state_dict() for name, module in state.modules().items()}
         tensors["scene"] = {
-            "cache": scene.cache,
+            "cache": state.cached_sdf,
             "hull": state.hull.distance,
             "margin": state.margin,
-            "carved_at": scene.carved_at,
+            "carved_at": state.carved_at,
             "open_levels": state.sdf.open_levels,
         }
-        return replace(self.detached(), tensors=copy.deepcopy(tensors))
+        return Snapshot(
+            state.step,
+            state.seconds,
+            state.mean_residual,
+            state.rate_scale,
+            state.restarts,
+            list(state.history),
+            copy.deepcopy(tensors),
+        )
 
-    def detached(self) -> "Snapshot":
-        """The counters alone, to run on from."""
-        return replace(self, history=list(self.history), tensors={})
-
-    def restore(self, state: Fit, scene: Scene, optimizer: torch.optim.Optimizer) -> None:
-        """Put the tensors back, and what was drawn from them: the hull by the poses then, and the cached SDF."""
+    def restore(self, state: FusionState) -> None:
+        """Copy this into a state of the same views and config."""
         tensors = copy.deepcopy(self.tensors)
-        seen = tensors["scene"]
-        state.step, state.margin, state.hull.distance = self.step, seen["margin"], seen["hull"]
-        state.sdf.open_levels, scene.carved_at, scene.cache = seen["open_levels"], seen["carved_at"], seen["cache"]
-        if len(scene.cache):
-            scene.occupancy, scene.box = state.hull.occupancy(state.margin), state.hull.extent(state.margin)
-        optimizer.load_state_dict(tensors["optimizer"])
+        scene = tensors["scene"]
+        state.step, state.seconds, state.history = self.step, self.seconds, list(self.history)
+        state.mean_residual, state.rate_scale, state.restarts = self.residual, self.rate, self.falls
+        state.margin, state.hull.distance, state.cached_sdf = scene["margin"], scene["hull"], scene["cache"]
+        state.sdf.open_levels, state.carved_at = scene["open_levels"], scene["carved_at"]
+        if len(state.cached_sdf):
+            state.occupancy, state.box = state.hull.occupancy(state.margin), state.hull.bounds(state.margin)
+        # The groups' settings are those of the config; a file of an earlier release lacks some.
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": tensors["optimizer"]["state"], "param_groups": groups})
         for name, module in state.modules().items():
             module.load_state_dict(tensors[name])
 
     def save(self, path: Path, config: FusionConfig, views: ViewSet | None) -> None:
-        """Write beside `path` and rename. `views` None: they are not checked when this is loaded.
+        """Write a file that `load` accepts for the same config and views.
 
-        Raises InputError where it cannot be written.
+        Args:
+            path: the file.
+            config: of the fit.
+            views: of the fit; None: they are not checked when the file is loaded.
+
+        Raises:
+            InputError: where it cannot be written.
         """
-        content = vars(self) | {"config": _key(config), "views": _fingerprint(views) if views else None}
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        content = vars(self) | {"config": _config_key(config), "views": _fingerprint(views) if views else None}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(content, aside)
-            aside.replace(path)
+            with replacing(path) as aside:
+                torch.save(content, aside)
         except OSError as error:
             raise InputError(f"cannot save the fit to '{path}': {error.strerror or error}") from error
-        finally:
-            with contextlib.suppress(OSError):  # of a folder that is none, which is already being said
-                aside.unlink(missing_ok=True)
 
     @staticmethod
-    def load(
-        path: Path, state: Fit, scene: Scene, optimizer: torch.optim.Optimizer, views: ViewSet
-    ) -> "Snapshot | None":
-        """Restore from `path` where it holds this very run; otherwise say why not and return None."""
+    def load(path: Path, state: FusionState) -> bool:
+        """Restore a state from a file where it is of this very run; otherwise log why it is not.
+
+        Args:
+            path: the file, which may be missing.
+            state: a fit that has not begun.
+
+        Returns:
+            Whether the state was restored.
+        """
         if not path.is_file():
-            return None
+            return False
         try:
-            content = torch.load(path, map_location=views.mask.device, weights_only=True)
-            found = content.pop("config"), content.pop("views")
+            content = torch.load(path, map_location=state.device, weights_only=True)
+            config, views = content.pop("config"), content.pop("views")
             snapshot = Snapshot(**content)
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]  # an EOFError says nothing
-            log.warning("'%s' cannot be read (%s): starting anew", path, reason)
-            return None
-        other = "config" if found[0] != _key(state.config) else ""
-        other = other or ("set of views" if found[1] not in (None, _fingerprint(views)) else "")
+            log.warning("'%s' cannot be read (%s): starting anew", path, first_line(error))
+            return False
+        other = "config" if config != _config_key(state.config) else ""
+        other = other or ("set of views" if views not in (None, _fingerprint(state.views)) else "")
         if other:
             log.warning("'%s' is of another %s: starting anew", path, other)
-            return None
-        snapshot.restore(state, scene, optimizer)
+            return False
+        snapshot.restore(state)
         log.info("going on from step %d of '%s'", snapshot.step, path)
-        return snapshot.detached()
+        return True
 
 
-def _key(config: FusionConfig) -> str:
-    """Of all that changes the fit; extraction, texture and the time budget do not."""
+def _config_key(config: FusionConfig) -> str:
+    """A hash of all settings that change the fit; those of extraction, texture and the time budget do not."""
     plain = configs.to_dict(config)
     kept = {name: part for name, part in plain.items() if name not in ("extract", "texture")}
     kept["optim"] = {name: value for name, value in kept["optim"].items() if name != "time_budget"}

@@ -1,8 +1,9 @@
-"""The schema of `configs/fusion/*.yaml`. Lengths are world units (the object's longest side is 1, an image spans 1.5).
+"""The schema of `configs/fusion/*.yaml`. Lengths are world units: the object's longest side is 1, an image spans 1.5.
 
-The paper names the terms of the loss but prints no weight; each default names where its value comes from.
-Systems cited: Wonder3D (arXiv 2310.15008, released code), NeuS (2106.10689), SparseNeuS (2206.05737),
-instant-nsr-pl (bennyguo), BARF (2104.06405). Values marked "measured" were chosen by `benchmarks/fusion.py`.
+The paper names the terms of the loss but prints no weight, so each default says where its value comes from.
+Systems cited: Wonder3D (arXiv 2310.15008, released code), NeuS (2106.10689), SparseNeuS (2206.05737), Instant-NGP
+(2201.05989), Neuralangelo (2306.03092), instant-nsr-pl (bennyguo), BARF (2104.06405). "Measured" values were chosen
+with `benchmarks/fusion.py`.
 """
 
 import dataclasses
@@ -10,119 +11,195 @@ from dataclasses import dataclass
 from typing import Any
 
 from nova3d.errors import InputError
-from nova3d.fusion.schedules import check
 
-# A weight that may change over the run: a number, or [start, value, value, stop] (see nova3d.fusion.schedules).
 Weight = Any
+"""A loss weight: a number, or a schedule [start, value, value, stop] over the share of the run."""
 
 CONFLICT_MODES = ("mlp", "closed_form", "trimmed", "none")
 
 
 @dataclass
 class EncodingConfig:
-    """The multi-resolution hash grid (Instant-NGP, 2201.05989)."""
+    """The multi-resolution hash grid (Instant-NGP, arXiv 2201.05989)."""
 
-    backend: str = "auto"  # torch | numba (CPU) | tcnn (CUDA); auto: the fastest one that is installed
+    backend: str = "auto"
+    """torch, numba (CPU) or tcnn (CUDA); auto takes the fastest one that is installed."""
     levels: int = 10
-    features: int = 2  # per level; Instant-NGP
-    log2_table: int = 15  # entries per level; Instant-NGP and Wonder3D 19, which 256 px images do not need (measured)
-    base: int = 16  # cells across the box at the coarsest level; Instant-NGP
-    finest: int | None = None  # at the finest level; null: the images' height (measured: finer diverges)
-    start_levels: float = 4.0  # open at the start, then one by one; Neuralangelo, Wonder3D: 4
-    open_until: float = 0.8  # share of the run after which all levels are open (measured)
-    init: float = 1e-4  # tables start uniform in +-init; Instant-NGP
+    """Number of grid levels."""
+    features: int = 2
+    """Features per level. Instant-NGP: 2."""
+    log2_table: int = 15
+    """Log2 of the entries per level. Instant-NGP and Wonder3D: 19, which 256 px images do not need (measured)."""
+    base: int = 16
+    """Cells across the box at the coarsest level. Instant-NGP: 16."""
+    finest: int | None = None
+    """Cells across the box at the finest level; null: the images' height (measured: finer grids diverge)."""
+    start_levels: float = 4.0
+    """Levels that are open at the start; the others open one by one. Neuralangelo and Wonder3D: 4."""
+    open_until: float = 0.8
+    """Share of the run after which all levels are open (measured)."""
+    init: float = 1e-4
+    """Tables start uniform in +-init. Instant-NGP: 1e-4."""
 
 
 @dataclass
 class FieldConfig:
-    hidden: int = 64  # one hidden layer; Wonder3D
-    geometry_features: int = 12  # beside the SDF; Wonder3D
-    beta: float = 100.0  # of the softplus; NeuS
-    colour_hidden: int = 64  # two hidden layers; Wonder3D
-    inv_s: float = 60.0  # sharpness at the start; NeuS and Wonder3D exp(3) = 20 on a sphere; a hull is a better guess
-    normals: str = "analytic"  # or "tetrahedral": finite differences over a cell of the finest open level; Neuralangelo
-    radius: float = 0.6  # half the side of the box the field fills; the object's own half side is 0.5
-    init: str = "hull"  # "hull": fit the visual hull first; "sphere": the geometric initialisation of IDR and NeuS
+    """The networks of signed distance and colour, and the sharpness of the surface."""
+
+    hidden: int = 64
+    """Width of the SDF network's one hidden layer. Wonder3D: 64."""
+    geometry_features: int = 12
+    """Outputs of the SDF network beside the distance. Wonder3D: 12."""
+    beta: float = 100.0
+    """Sharpness of the softplus activation. NeuS: 100."""
+    colour_hidden: int = 64
+    """Width of the colour network's two hidden layers. Wonder3D: 64."""
+    inv_s: float = 60.0
+    """1/s at the start. NeuS and Wonder3D: exp(3) = 20 on a sphere; a visual hull is a better first guess."""
+    normals: str = "analytic"
+    """analytic, or tetrahedral: finite differences over a cell of the finest open level, as in Neuralangelo."""
+    radius: float = 0.6
+    """Half the side of the box that the field fills; the object's own half side is 0.5."""
+    init: str = "hull"
+    """hull: regress the visual hull's distance first; sphere: the geometric initialisation of IDR and NeuS."""
 
 
 @dataclass
 class HullConfig:
-    resolution: int = 96  # cells across the box of the visual hull and of the cached SDF that guides sampling
-    dilate: float = 0.02  # how far outside the hull the surface may lie
-    tolerance: float = 0.1  # share of views that may disagree before a cell is carved away (one of 16)
-    fit_steps: int = 120  # steps that regress the hull's distance, without rendering
-    refresh: int = 25  # steps between two readings of the SDF into the cache
+    """The visual hull, and the SDF cached on its grid, which guide the sampling."""
+
+    resolution: int = 96
+    """Grid nodes along each side of the box."""
+    dilate: float = 0.02
+    """How far outside the hull the surface may lie."""
+    tolerance: float = 0.1
+    """Share of the views that may see background at a node which is kept (1 of 16)."""
+    fit_steps: int = 120
+    """Steps that regress the hull's distance before any rendering."""
+    refresh: int = 25
+    """Steps between two evaluations of the cached SDF."""
 
 
 @dataclass
 class SamplingConfig:
-    backend: str = "auto"  # of the march through empty space: torch | nerfacc (CUDA); auto: the latter where it works
-    rays: int = 256  # per step (measured: more steps beat more rays)
-    samples: int = 16  # per ray
-    probes: int = 128  # steps of the march across the box, where the cached SDF is read to place the samples
-    min_weight: float = 1e-3  # samples with less weight are not asked for colour, normal and conflict
-    random_points: int = 256  # per step, for the regularisers; Wonder3D 2048 beside 262144 samples
-    foreground: float = 0.7  # share of rays drawn on the object, the others on the ring around it
-    ring_px: float = 6.0  # width of that ring at 256 px
+    """Rays per step and points per ray."""
+
+    backend: str = "auto"
+    """Ray marching by torch or nerfacc (CUDA); auto takes nerfacc where it works."""
+    rays: int = 256
+    """Rays per step (measured: more steps are better than more rays)."""
+    samples: int = 16
+    """Samples per ray."""
+    probes: int = 128
+    """Marching steps across the box's diagonal, at which the cached SDF is read."""
+    min_weight: float = 1e-3
+    """Samples with a lower rendering weight get no colour, normal and conflict."""
+    random_points: int = 256
+    """Random points per step for the regularisers. Wonder3D: 2048 beside 262144 samples."""
+    foreground: float = 0.7
+    """Share of the rays drawn on the object; the others come from the ring around it."""
+    ring_px: float = 6.0
+    """Width of that ring in pixels at 256 px."""
 
 
 @dataclass
 class LossConfig:
-    colour: Weight = 1.0  # the paper's sum has no weights
-    normal: Weight = 1.0  # Wonder3D
-    mask: Weight = 1.0  # Wonder3D
-    eikonal: Weight = 0.1  # NeuS; Wonder3D 0.2, "too large causes holes in thin objects"
-    sparse: Weight = 0.1  # Wonder3D 0.5, SparseNeuS 0.02
-    smooth: Weight = 0.1  # Wonder3D 1.0
-    sparse_tau: float = 200.0  # SparseNeuS: 100 where the box's half side is 1
-    smooth_delta: float = 0.005  # Wonder3D: 0.01 where the box's half side is 1
-    normal_keep: float = 1.0  # share of rays with the lowest normal error that count; Wonder3D 0.8, blunter (measured)
-    input_view: float = 2.0  # weight of view 0, the one picture that is not generated
+    """Weights of the terms of eq. 6. Each may be a number or a schedule [start, value, value, stop]."""
+
+    colour: Weight = 1.0
+    """Colour term, eq. 5. The paper's sum has no weights."""
+    normal: Weight = 1.0
+    """Normal term. Wonder3D: 1."""
+    mask: Weight = 1.0
+    """Mask term. Wonder3D: 1."""
+    eikonal: Weight = 0.1
+    """Eikonal term. NeuS: 0.1; Wonder3D: 0.2, "too large causes holes in thin objects"."""
+    sparse: Weight = 0.1
+    """Sparsity term. Wonder3D: 0.5; SparseNeuS: 0.02."""
+    smooth: Weight = 0.1
+    """Smoothness term. Wonder3D: 1."""
+    sparse_tau: float = 200.0
+    """tau of the sparsity term. SparseNeuS: 100 where the box's half side is 1."""
+    smooth_delta: float = 0.005
+    """Standard deviation of the smoothness term's offsets. Wonder3D: 0.01 where the box's half side is 1."""
+    normal_keep: float = 1.0
+    """Share of the rays, lowest normal error first, that count. Wonder3D: 0.8, which is blunter (measured)."""
+    input_view: float = 2.0
+    """Weight of view 0, the one picture that is not generated."""
 
     def __post_init__(self) -> None:
         for name in ("colour", "normal", "mask", "eikonal", "sparse", "smooth"):
-            check(f"loss.{name}", getattr(self, name))
+            check_weight(f"loss.{name}", getattr(self, name))
 
 
 @dataclass
 class PoseConfig:
-    """The per-view refinement M_v (paper III)."""
+    """The per-view pose refinement M_v (paper III)."""
 
     enabled: bool = True
-    start: float = 0.05  # share of the run before which, and after `stop` of which, poses stand still
+    """Whether poses are refined."""
+    start: float = 0.05
+    """Share of the run before which poses are fixed."""
     stop: float = 0.8
-    lr: float = 1e-3  # BARF
-    final_lr: float = 0.01  # of the first; BARF
-    average: float = 0.98  # of the running mean that is taken when the poses are frozen: of about the last 50 steps
-    prior_rotation: float = 0.004  # per radian (measured)
-    prior_translation: float = 0.004  # per world unit (measured)
-    recarve: float = 0.2  # share of the run after which the hull is carved anew by the poses so far
-    slack: float = 0.06  # how much further outside the hull the surface may lie while poses may still be wrong
+    """Share of the run after which poses are fixed."""
+    lr: float = 1e-3
+    """Learning rate. BARF: 1e-3."""
+    final_lr: float = 0.01
+    """Learning rate at `stop` as a share of `lr`. BARF: 0.01."""
+    average: float = 0.98
+    """Decay of the running mean that replaces the poses when they are frozen (about the last 50 steps)."""
+    prior_rotation: float = 0.004
+    """Weight of the rotation prior per radian (measured)."""
+    prior_translation: float = 0.004
+    """Weight of the translation prior per world unit (measured)."""
+    recarve: float = 0.2
+    """Share of the run after which the hull is carved again with the current poses."""
+    slack: float = 0.06
+    """How much further outside the hull the surface may lie while poses move."""
     max_rotation_deg: float = 8.0
+    """Largest rotation of a view, in degrees."""
     max_translation: float = 0.1
-    normals_follow: bool = False  # whether a view's normals turn with its pose; they share one frame, so no
+    """Largest translation of a view."""
+    normals_follow: bool = False
+    """Whether a view's normals rotate with its pose. All normal maps share one frame, so by default they do not."""
 
 
 @dataclass
 class ConflictConfig:
-    """The conflict field f_psi and its penalty lambda_0 (paper III)."""
+    """The conflict field f_psi and its penalty lambda_0 (paper III, eq. 5)."""
 
-    mode: str = "mlp"  # the paper's f_psi; ablation arms: closed_form (no network), trimmed (Wonder3D), none
-    start: float = 0.2  # share of the run before which H is 0, so that "ignore everything" is never the cheapest answer
+    mode: str = "mlp"
+    """mlp: the paper's f_psi. Ablation arms: closed_form (no network), trimmed (Wonder3D), none."""
+    start: float = 0.2
+    """Share of the run before which H is 0, so that ignoring everything is never the cheapest answer."""
     hidden: int = 64
+    """Width of f_psi's hidden layers."""
     layers: int = 2
-    bands: int = 5  # of the positional encoding of x (measured)
+    """Number of f_psi's hidden layers."""
+    bands: int = 5
+    """Frequency bands of the positional encoding of x (measured)."""
     view_embedding: int = 16
-    bias: float = -4.0  # h starts at sigmoid(bias) = 0.02
-    lambda_start: float = 1.0  # annealed to lambda_end; H* = r / (2 lambda_0): at 0.15 a residual of 0.3 is ignored
+    """Width of the view embedding l."""
+    bias: float = -4.0
+    """Bias of f_psi's output: h starts at sigmoid(bias) = 0.02."""
+    lambda_start: float = 1.0
+    """lambda_0 at `start`."""
     lambda_end: float = 0.15
-    floor: float = 10.5  # lambda_0 stays above this times the mean residual: mean H then stays below 1 / (2 floor)
-    consensus: bool = True  # after the fit, H rests on what the other views show there; false: the paper alone
-    polish_steps: int = 600  # in which f_psi learns that (measured)
+    """lambda_0 at the end. H* = r / (2 lambda_0), so at 0.15 a residual of 0.3 is ignored."""
+    floor: float = 10.5
+    """lambda_0 stays above this multiple of the mean residual; mean H then stays below 1 / (2 floor)."""
+    consensus: bool = True
+    """After the fit, base H on what the other views show at the same point; false: the paper alone."""
+    polish_steps: int = 600
+    """Steps in which f_psi learns from the consensus (measured)."""
     polish_rays: int = 2048
-    trim: float = 0.2  # share of rays that "trimmed" leaves out; Wonder3D
-    detach: bool = True  # whether f_psi's inputs and rendering weights carry no gradient to geometry and colour
-    warn_mean: float = 0.5  # mean H on the foreground above which the log warns
+    """Pixels per step of that."""
+    trim: float = 0.2
+    """Share of the rays that `trimmed` leaves out. Wonder3D: 0.2."""
+    detach: bool = True
+    """Whether f_psi's inputs and rendering weights are detached from geometry and colour."""
+    warn_mean: float = 0.5
+    """Mean H on the foreground above which a warning is logged."""
 
     def __post_init__(self) -> None:
         if self.mode not in CONFLICT_MODES:
@@ -131,41 +208,74 @@ class ConflictConfig:
 
 @dataclass
 class OptimConfig:
-    steps: int = 1000  # measured
-    lr_grid: float = 1e-2  # Wonder3D 1e-3 for 3000 steps, instant-nsr-pl 1e-2
-    lr_mlp: float = 1e-3  # Wonder3D 1e-3 geometry; measured
-    lr_inv_s: float = 1e-3  # Wonder3D
-    lr_conflict: float = 1e-2  # f_psi starts late and has little time (measured)
+    """The optimiser and its schedule."""
+
+    steps: int = 1000
+    """Number of steps (measured)."""
+    lr_grid: float = 1e-2
+    """Learning rate of the hash grid. Wonder3D: 1e-3 for 3000 steps; instant-nsr-pl: 1e-2."""
+    lr_mlp: float = 1e-3
+    """Learning rate of the SDF and colour networks. Wonder3D: 1e-3 (measured)."""
+    lr_inv_s: float = 1e-3
+    """Learning rate of the sharpness. Wonder3D: 1e-3."""
+    lr_conflict: float = 1e-2
+    """Learning rate of f_psi, which starts late and has little time (measured)."""
     warm_up: float = 0.03
-    final_lr: float = 0.05  # of the first; NeuS
+    """Share of the run with a linear warm-up."""
+    final_lr: float = 0.05
+    """Learning rate at the end as a share of the first. NeuS: 0.05."""
     seed: int = 0
-    time_budget: float | None = None  # seconds for the whole reconstruction; the schedule is hurried to meet it
+    """Seed of everything random."""
+    time_budget: float | None = None
+    """Seconds for the whole reconstruction, which the schedule is shortened to meet; null: no limit."""
 
 
 @dataclass
 class ExtractConfig:
-    resolution: int = 192  # marching cubes cells across the box; Wonder3D
-    coarse: int = 64  # only cells of this grid that are near the surface are evaluated finely
-    min_component: float = 0.01  # parts with less than this share of the largest one's area are dropped
-    faces: int = 20000  # budget after decimation
+    """Mesh extraction by marching cubes."""
+
+    resolution: int = 192
+    """Marching cubes cells across the box. Wonder3D: 192."""
+    coarse: int = 64
+    """Cells of the coarse grid; only those near the surface are evaluated finely."""
+    min_component: float = 0.01
+    """Components with less than this share of the largest one's area are dropped."""
+    faces: int = 20000
+    """Number of faces after decimation."""
+    kernel: str = "skimage"
+    """Marching cubes by skimage or mcubes (PyMCubes, an optional package), with equal surfaces."""
 
 
 @dataclass
 class TextureConfig:
-    mode: str = "uv"  # "uv": an atlas with a texture; "vertex": vertex colours only
+    """The texture and its atlas."""
+
+    mode: str = "uv"
+    """uv: an atlas with a texture; vertex: vertex colours only."""
     size: int = 1024
-    atlas: str = "projected"  # flat projections, in a second; "xatlas": fewer, less stretched charts in 5 to 15 s
-    atlas_seconds: float = 60.0  # after which xatlas is ended and the projections take over
-    power: float = 2.0  # views are blended by cos^power * (1 - H)^2
-    top_views: int = 3  # best views per texel that are blended; 0: all (measured: equal on true views, else sharper)
-    input_view: float = 3.0  # weight of view 0, the one picture that is not generated
-    min_cos: float = 0.15  # more grazing views are not used
-    erode_px: float = 1.0  # rim of the masks, at 256 px, whose colours are not used
-    smooth_unseen: bool = True  # shift the colour field's fill to meet the baked colours at the border
+    """Side of the texture in texels."""
+    atlas: str = "projected"
+    """projected: flat projections, in a second; xatlas: fewer, less stretched charts in 5 to 15 seconds."""
+    atlas_seconds: float = 60.0
+    """Time limit of xatlas, after which `projected` is used."""
+    power: float = 2.0
+    """Views are blended by cos^power * (1 - H)^2."""
+    top_views: int | None = 3
+    """Best views per texel that are blended; null: all (measured: equal on true views, otherwise sharper)."""
+    input_view: float = 3.0
+    """Weight of view 0, the one picture that is not generated."""
+    min_cos: float = 0.15
+    """Least cosine between the surface normal and the direction to a view that is used."""
+    erode_px: float = 1.0
+    """Width of the masks' rim, in pixels at 256 px, whose colours are not used."""
+    smooth_unseen: bool = True
+    """Shift the colour field where no view sees the surface, so that it meets the baked colours."""
 
 
 @dataclass
 class FusionConfig:
+    """All settings of `nova3d.fusion.reconstruct`."""
+
     encoding: EncodingConfig = dataclasses.field(default_factory=EncodingConfig)
     field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
     hull: HullConfig = dataclasses.field(default_factory=HullConfig)
@@ -176,3 +286,20 @@ class FusionConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     extract: ExtractConfig = dataclasses.field(default_factory=ExtractConfig)
     texture: TextureConfig = dataclasses.field(default_factory=TextureConfig)
+
+
+def check_weight(name: str, weight: Any) -> None:
+    """Check a loss weight.
+
+    Args:
+        name: the config key, for the message.
+        weight: a number, or [start, value, value, stop] with 0 <= start < stop <= 1.
+
+    Raises:
+        InputError: naming the key, where `weight` is neither.
+    """
+    numbers = weight if isinstance(weight, list | tuple) else [weight]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        raise InputError(f"{name}: '{weight}' must be a number or [start, value, value, stop]")
+    if isinstance(weight, list | tuple) and (len(weight) != 4 or not 0 <= weight[0] < weight[3] <= 1):
+        raise InputError(f"{name}: {list(weight)} must be [start, value, value, stop] with 0 <= start < stop <= 1")

@@ -1,77 +1,172 @@
-"""The conflict field h = f_psi(f_c, f_g, d(v), l, x) (paper III) and the schedule of its penalty."""
+"""Conflict maps: where the views contradict each other, as H and the colour residual of every pixel (paper III).
 
-import math
-from itertools import pairwise
+They are made on the finished surface. Shapes: v views, h w pixels, n pixels in which the surface is seen.
+"""
 
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import trimesh
+from scipy.spatial import cKDTree
+from torch import Tensor
 
-from nova3d.fusion.config import CONFLICT_MODES, ConflictConfig
+from nova3d.fusion import texture
+from nova3d.fusion.config import CONFLICT_MODES
+from nova3d.fusion.losses import closed_form_conflict, colour_loss
+from nova3d.fusion.state import FusionState
+from nova3d.views import ViewSet
 
-MLP, CLOSED_FORM, TRIMMED, NONE = CONFLICT_MODES
+MLP, CLOSED_FORM, TRIMMED, _ = CONFLICT_MODES
+
+_CHUNK = 1 << 16  # points at a time
+_WEISZFELD_STEPS = 3  # five to seven views see a point, and most of them agree
+_MIN_DISTANCE = 0.01  # between colours; keeps Weiszfeld's weights finite
+_MIN_OTHERS = 2  # with one other view that differs, nothing tells which of the two is wrong
 
 
-class ConflictField(nn.Module):
-    """How far one view may contradict the others at a point: h in [0,1], starting near sigmoid(bias).
+@dataclass(frozen=True)
+class SurfacePixels:
+    """The n pixels of all views, one view after another, in which the mesh is seen on the object.
 
-    Beside x itself it is given waves of x, the longest as wide as the box: a fault is a small patch of one view.
+    hit: [v,h,w] bool. view: [n] int64. points, directions, normals: [n,3] float32, world frame. rgb: [n,3] float32
+    and mask: [n,1] float32 of the pictures, in [0,1].
     """
 
-    bands: Tensor
+    hit: Tensor
+    view: Tensor
+    points: Tensor
+    directions: Tensor
+    normals: Tensor
+    rgb: Tensor
+    mask: Tensor
 
-    def __init__(
-        self,
-        colour_features: int,
-        geometry_features: int,
-        views: int,
-        config: ConflictConfig,
-        generator: torch.Generator | None = None,
-        radius: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.detach = config.detach
-        self.embedding = nn.Parameter(torch.randn(views, config.view_embedding, generator=generator) * 0.1)
-        bands = 2.0 ** torch.arange(config.bands) * math.pi / radius
-        self.register_buffer("bands", bands, persistent=False)
-        width = colour_features + geometry_features + 3 + config.view_embedding + 3 + 6 * config.bands
-        sizes = [width, *[config.hidden] * config.layers]
-        layers = [nn.Linear(i, o) for i, o in pairwise(sizes)]
-        self.hidden = nn.ModuleList(layers)
-        self.head = nn.Linear(config.hidden, 1)
-        with torch.no_grad():
-            for layer in layers:
-                shape = layer.weight.shape
-                layer.weight.copy_(torch.randn(shape, generator=generator) * (2 / shape[1]) ** 0.5)
-                layer.bias.zero_()
-            self.head.weight.copy_(torch.randn(1, config.hidden, generator=generator) * 0.05)
-            self.head.bias.fill_(config.bias)
+    def residual(self, colours: Tensor) -> Tensor:
+        """||C - C^||_2 [n] of straight colours [n,3] against the pictures, whose background is white."""
+        return (colours * self.mask + 1 - self.mask - self.rgb).norm(dim=-1)
 
-    def forward(self, f_c: Tensor, f_g: Tensor, directions: Tensor, view: Tensor, x: Tensor) -> Tensor:
-        """h [n] at points x [n,3] seen along directions [n,3] by views [n], features f_c [n,c] and f_g [n,g].
-
-        With `detach` nothing but f_psi itself learns from h: otherwise geometry could thin out where h is small.
-        """
-        inputs = [f_c, f_g, directions, x]
-        if self.detach:
-            inputs = [tensor.detach() for tensor in inputs]
-        waves = (inputs[3][..., None] * self.bands).flatten(1)
-        hidden = torch.cat([*inputs, waves.sin(), waves.cos(), self.embedding.index_select(0, view)], dim=-1)
-        for layer in self.hidden:
-            hidden = F.relu(layer(hidden))
-        return torch.sigmoid(self.head(hidden)[:, 0])
+    def scatter(self, values: Tensor) -> Tensor:
+        """Values [n] as maps [v,h,w], 0 elsewhere."""
+        maps = torch.zeros(self.hit.shape)
+        maps[self.hit] = values
+        return maps
 
 
-def penalty(progress: float, config: ConflictConfig) -> float:
-    """lambda_0 at `progress` in [0,1] of the run: geometric from lambda_start (at `start`) to lambda_end (at 1)."""
-    share = min(1.0, max(0.0, (progress - config.start) / max(1e-9, 1 - config.start)))
-    return float(config.lambda_start * (config.lambda_end / config.lambda_start) ** share)
+def conflict_maps(state: FusionState, mesh: trimesh.Trimesh, views: ViewSet) -> tuple[Tensor, Tensor]:
+    """H and the colour residual where each view's rays meet the mesh, 0 elsewhere.
 
+    With `conflict.consensus` (not in the paper) H is based on what the other views show at the same point instead of
+    the fit's colours, which are too soft to tell a fault from fine texture: f_psi then learns on by eq. 5 with that.
 
-def closed_form(residual: Tensor, lambda_0: float) -> Tensor:
-    """H* = min(1, r / (2 lambda_0)): what eq. 5 asks of H where nothing ties pixels together.
+    Args:
+        state: the finished fit.
+        mesh: its surface.
+        views: the pictures with refined cameras, on the CPU.
 
-    With it the colour term is r - r^2 / (4 lambda_0) below r = 2 lambda_0 and lambda_0 beyond (Black and Rangarajan
-    1996, line processes), up to the gradient of H*, which is zero at the optimum.
+    Returns:
+        conflict: [v,h,w] float32 in [0,1]. By `conflict.mode`: mlp, the volume-rendered f_psi of a sharp surface;
+            closed_form, H* of the residual; trimmed, 1 for the share with the largest residuals; none, 0.
+        residual: [v,h,w] float32, ||C - C^||_2 of the fit's own colours.
     """
-    return (residual / (2 * lambda_0)).clamp(0, 1)
+    config = state.config.conflict
+    pixels = surface_pixels(mesh, views)
+    points = pixels.points.to(state.device)
+    colours, f_c, f_g = state.surface_features(points)
+    residual = evidence = pixels.residual(colours.cpu())
+    lambda_0 = state.lambda_0
+    if config.consensus and config.mode in (MLP, CLOSED_FORM, TRIMMED) and len(residual):
+        equal = replace(state.config.texture, input_view=1.0)  # every view has one vote
+        projector = texture.make_projector(views, views.cameras, mesh, torch.zeros_like(views.mask), equal)
+        colours, others = consensus(pixels, projector)
+        evidence = torch.where(others >= _MIN_OTHERS, pixels.residual(colours), residual)
+        lambda_0 = max(config.lambda_end, config.floor * float(evidence.mean()))
+    conflict = torch.zeros_like(residual)
+    if config.mode == MLP:
+        inputs = (f_c, f_g, pixels.directions.to(state.device), pixels.view.to(state.device), points)
+        if config.consensus and len(evidence):
+            train_conflict(state, inputs, evidence.to(state.device), lambda_0)
+        conflict = state.surface_conflict(*inputs)
+    elif config.mode == CLOSED_FORM:
+        conflict = closed_form_conflict(evidence, lambda_0)
+    elif config.mode == TRIMMED and bool((evidence > 0).any()):
+        # numpy, because torch.quantile refuses this many numbers
+        conflict = (evidence > float(np.quantile(evidence.numpy(), 1 - config.trim))).float()
+    return pixels.scatter(conflict.cpu()), pixels.scatter(residual)
+
+
+def surface_pixels(mesh: trimesh.Trimesh, views: ViewSet) -> SurfacePixels:
+    """Find the pixels in which a mesh is seen on the object.
+
+    Args:
+        mesh: the surface.
+        views: the pictures with refined cameras, on the CPU.
+
+    Returns:
+        The pixels with their surface points.
+    """
+    cameras = views.cameras
+    depth = texture.depth_maps(mesh, cameras)
+    hit = (depth > 0) & (views.mask > 0.5)
+    origins, directions = (rays[hit] for rays in cameras.rays())
+    view = torch.nonzero(hit)[:, 0]
+    c2w = cameras.c2w[view]
+    back = c2w[:, :3, 2]
+    # Depth is along the camera's axis; a perspective ray is oblique to it.
+    offset = ((c2w[:, :3, 3] - origins) * back).sum(dim=-1)
+    along = -(directions * back).sum(dim=-1)
+    points = origins + ((depth[hit] - offset) / along)[:, None] * directions
+    # A vertex lies within a pixel or two, near enough for its normal.
+    nearest = cKDTree(np.asarray(mesh.vertices)).query(points.numpy())[1] if len(points) else []
+    normals = torch.from_numpy(np.array(mesh.vertex_normals)[nearest]).float().reshape(-1, 3)
+    return SurfacePixels(hit, view, points, directions, normals, views.rgb[hit], views.mask[hit][:, None])
+
+
+def consensus(pixels: SurfacePixels, projector: texture.Projector) -> tuple[Tensor, Tensor]:
+    """What the other views show at each pixel's point: their geometric median (Weiszfeld 1937).
+
+    It is weighted as the texture is. The un-squared norm of eq. 5 asks for this colour where a point's colour is free.
+    A pixel's own view is left out, or it would confirm itself.
+
+    Args:
+        pixels: the n pixels.
+        projector: the views.
+
+    Returns:
+        colours: [n,3] float32, straight, in [0,1].
+        others: [n] int64, how many views these are.
+    """
+    colours, others = [], []
+    parts = (t.split(_CHUNK) for t in (pixels.view, pixels.points, pixels.normals))
+    for view, points, normals in zip(*parts, strict=True):
+        shown, weight = texture.project(points, normals, projector)  # v n 3, v n
+        weight[view, torch.arange(len(view))] = 0
+        median = (shown * weight[..., None]).sum(dim=0) / weight.sum(dim=0).clamp_min(1e-8)[:, None]
+        for _ in range(_WEISZFELD_STEPS):
+            near = weight / (shown - median).norm(dim=-1).clamp_min(_MIN_DISTANCE)
+            median = (shown * near[..., None]).sum(dim=0) / near.sum(dim=0).clamp_min(1e-8)[:, None]
+        colours.append(median)
+        others.append((weight > 0).sum(dim=0))
+    return torch.cat(colours), torch.cat(others)
+
+
+def train_conflict(state: FusionState, inputs: tuple[Tensor, ...], residual: Tensor, lambda_0: float) -> None:
+    """Train f_psi alone by eq. 5, with the residual given.
+
+    Args:
+        state: its `conflict` is updated.
+        inputs: arguments of `ConflictField.forward`, each [n,...].
+        residual: [n] float32 in the place of ||C - C^||_2.
+        lambda_0: the penalty.
+    """
+    config, rate = state.config.conflict, state.config.optim.lr_conflict
+    optimizer = torch.optim.Adam(state.conflict.parameters(), lr=rate)
+    generator = torch.Generator().manual_seed(state.config.optim.seed)
+    for step in range(config.polish_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - step / config.polish_steps)
+        ids = torch.randint(len(residual), (config.polish_rays,), generator=generator).to(residual.device)
+        h = state.conflict(*(tensor.index_select(0, ids) for tensor in inputs))
+        loss = colour_loss(residual.index_select(0, ids), h, lambda_0, torch.ones_like(h))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()

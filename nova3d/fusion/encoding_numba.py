@@ -1,36 +1,35 @@
-"""The fast backend of the hash grid on a CPU: fused loops compiled by numba, with their derivatives by hand.
+"""The hash grid on a CPU: fused loops compiled by numba, with hand-written derivatives.
 
-Points are shared out between threads where results are gathered, levels where gradients are scattered: no two threads
-ever write to one place, so results do not depend on how many there are.
+Gathers are split between threads by points and scatters by levels. No two threads write to the same place, so results
+do not depend on the number of threads.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from nova3d.fusion.encoding import GridLayout
+from nova3d.fusion.encoding import PRIME_Y, PRIME_Z, GridLayout, HashGrid
 
-_PRIME_Y, _PRIME_Z = np.uint32(2654435761), np.uint32(805459861)
-# Typed as anything: numba's own types know nothing of the functions it compiles.
+_PRIME_Y, _PRIME_Z = np.uint32(PRIME_Y), np.uint32(PRIME_Z)
+# Typed as Any: numba's own types say nothing about the functions it compiles.
 _loop: Any = njit(nogil=True, fastmath=True, cache=True)
 _inline: Any = njit(inline="always")
 
-_FEWEST = 512  # points per thread below which another thread costs more than it saves
+_MIN_POINTS = 512  # points per thread below which another thread costs more than it saves
 
 
-class Kernel:
-    """Reads tables of one layout."""
+class Grid(HashGrid):
+    """The hash grid with compiled forward, backward and double backward."""
 
-    def __init__(self, layout: "GridLayout") -> None:
-        self.layout = layout
+    def __init__(self, layout: GridLayout, init: float = 1e-4, generator: torch.Generator | None = None) -> None:
+        super().__init__(layout, init, generator)
         # Resolution 0 marks a hashed level.
         resolutions = [r if dense else 0 for r, dense in zip(layout.resolutions, layout.dense, strict=True)]
         # A tuple's length is known when a loop is compiled: loops over features are unrolled.
@@ -38,80 +37,81 @@ class Kernel:
         self.scales = np.array(layout.scales, dtype=np.float32)
         self.meta = tuple(np.array(v, dtype=np.uint32) for v in (resolutions, layout.sizes, layout.offsets))
 
-    def query(self, x: Tensor, table: Tensor, levels: int) -> "Query":
-        return Query(self, x, table, levels)
+    def forward(self, x: Tensor, levels: int) -> "NumbaQuery":
+        """See `nova3d.fusion.encoding.HashGrid`."""
+        return NumbaQuery(self, x, self.table, levels)
 
     def arguments(self, x: np.ndarray) -> tuple[Any, ...]:
-        """What every compiled loop is told of the layout, scales in the points' precision."""
+        """What every compiled loop needs of the layout, with scales in the points' precision."""
         return self.ones, self.scales.astype(x.dtype), *self.meta
 
 
-class Query:
-    """Features of points x [n,3] on the first levels of a table; see `nova3d.fusion.encoding.GridQuery`."""
+class NumbaQuery:
+    """See `nova3d.fusion.encoding.GridQuery`."""
 
-    def __init__(self, kernel: Kernel, x: Tensor, table: Tensor, levels: int) -> None:
-        self.kernel, self.x, self.table = kernel, x, table
-        self.features: Tensor = _Features.apply(x, table, kernel, levels)
+    def __init__(self, grid: Grid, x: Tensor, table: Tensor, levels: int) -> None:
+        self.grid, self.x, self.table = grid, x, table
+        self.features: Tensor = _Features.apply(x, table, grid, levels)
 
     def pull_back(self, cotangent: Tensor, rows: Tensor | None = None) -> Tensor:
         """See `nova3d.fusion.encoding.GridQuery`."""
         x = self.x if rows is None else self.x.index_select(0, rows)
-        gradient: Tensor = _PullBack.apply(x, self.table, cotangent, self.kernel)
+        gradient: Tensor = _PullBack.apply(x, self.table, cotangent, self.grid)
         return gradient
 
 
 class _Features(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, kernel: Kernel, levels: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, table: Tensor, grid: Grid, levels: int) -> Tensor:
         ctx.save_for_backward(x, table)
-        ctx.kernel = kernel
-        out = x.new_empty(len(x), levels * kernel.layout.features)
+        ctx.grid = grid
+        out = x.new_empty(len(x), levels * grid.layout.features)
         p, t, o = _array(x), _array(table), out.numpy()
-        meta = kernel.arguments(p)
-        _over(len(x), lambda a, b: _interpolate(p[a:b], t, *meta, o[a:b]), _FEWEST)
+        meta = grid.arguments(p)
+        _over(len(x), lambda a, b: _interpolate(p[a:b], t, *meta, o[a:b]), _MIN_POINTS)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, table = ctx.saved_tensors
         p, g = _array(x), _array(grads[0])
-        meta = ctx.kernel.arguments(p)
+        meta = ctx.grid.arguments(p)
         d_table, d_x = None, None
         if ctx.needs_input_grad[1]:
             d_table = torch.zeros_like(table)
-            levels, out = g.shape[1] // ctx.kernel.layout.features, d_table.numpy()
+            levels, out = g.shape[1] // ctx.grid.layout.features, d_table.numpy()
             _over(levels, lambda a, b: _scatter_features(p, g, *meta, a, b, out), 1)
         if ctx.needs_input_grad[0]:
             d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
             t, out_x = _array(table), d_x.numpy()
-            _over(len(x), lambda a, b: _pull(p[a:b], t, g[a:b], *meta, out_x[a:b]), _FEWEST)
+            _over(len(x), lambda a, b: _pull(p[a:b], t, g[a:b], *meta, out_x[a:b]), _MIN_POINTS)
         return d_x, d_table, None, None
 
 
 class _PullBack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, cotangent: Tensor, kernel: Kernel) -> Tensor:
+    def forward(ctx: Any, x: Tensor, table: Tensor, cotangent: Tensor, grid: Grid) -> Tensor:
         ctx.save_for_backward(x, table, cotangent)
-        ctx.kernel = kernel
+        ctx.grid = grid
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         p, t, c, o = _array(x), _array(table), _array(cotangent), out.numpy()
-        meta = kernel.arguments(p)
-        _over(len(x), lambda a, b: _pull(p[a:b], t, c[a:b], *meta, o[a:b]), _FEWEST)
+        meta = grid.arguments(p)
+        _over(len(x), lambda a, b: _pull(p[a:b], t, c[a:b], *meta, o[a:b]), _MIN_POINTS)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, table, cotangent = ctx.saved_tensors
         p, t, c, g = _array(x), _array(table), _array(cotangent), _array(grads[0])
-        meta = ctx.kernel.arguments(p)
+        meta = ctx.grid.arguments(p)
         d_table, d_c = torch.zeros_like(table), torch.empty_like(cotangent, memory_format=torch.contiguous_format)
-        levels, out_t, out_c = c.shape[1] // ctx.kernel.layout.features, d_table.numpy(), d_c.numpy()
+        levels, out_t, out_c = c.shape[1] // ctx.grid.layout.features, d_table.numpy(), d_c.numpy()
         _over(levels, lambda a, b: _scatter_pull(p, t, c, g, *meta, a, b, out_t, out_c), 1)
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
             out_x = d_x.numpy()
-            _over(len(x), lambda a, b: _second(p[a:b], t, c[a:b], g[a:b], *meta, out_x[a:b]), _FEWEST)
+            _over(len(x), lambda a, b: _second(p[a:b], t, c[a:b], g[a:b], *meta, out_x[a:b]), _MIN_POINTS)
         return d_x, d_table, d_c, None
 
 

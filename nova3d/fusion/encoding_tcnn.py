@@ -1,22 +1,18 @@
-"""The backend of the hash grid on CUDA through tiny-cuda-nn's own kernels (optional; requirements-cuda.txt)."""
-
-from typing import TYPE_CHECKING
+"""The hash grid on CUDA by tiny-cuda-nn's own kernels (optional; requirements-cuda.txt)."""
 
 import tinycudann
 import torch
 from torch import Tensor
 
 from nova3d.errors import InputError
-
-if TYPE_CHECKING:
-    from nova3d.fusion.encoding import GridLayout
+from nova3d.fusion.encoding import GridLayout, HashGrid
 
 
-class Kernel:
-    """Reads tables of one layout: the module is tiny-cuda-nn's, the parameters are the caller's."""
+class Grid(HashGrid):
+    """The hash grid with tiny-cuda-nn's module and our table as its parameters."""
 
-    def __init__(self, layout: "GridLayout") -> None:
-        self.layout = layout
+    def __init__(self, layout: GridLayout, init: float = 1e-4, generator: torch.Generator | None = None) -> None:
+        super().__init__(layout, init, generator)
         settings = {
             "otype": "HashGrid",
             "n_levels": layout.levels,
@@ -26,24 +22,26 @@ class Kernel:
             "per_level_scale": layout.growth,
             "interpolation": "Linear",
         }
-        self.module = tinycudann.Encoding(3, settings, dtype=torch.float32)
-        expected = layout.entries * layout.features
-        if self.module.params.numel() != expected:
+        # In a tuple, so that its own parameters are not part of this module's.
+        self.encoding = (tinycudann.Encoding(3, settings, dtype=torch.float32),)
+        expected, found = layout.entries * layout.features, self.encoding[0].params.numel()
+        if found != expected:
             raise InputError(
-                f"tinycudann lays this grid out with {self.module.params.numel()} numbers, nova3d with {expected}: "
+                f"tinycudann lays this grid out with {found} numbers, nova3d with {expected}: "
                 "use encoding.backend=torch"
             )
 
-    def query(self, x: Tensor, table: Tensor, levels: int) -> "Query":
-        return Query(self.module, x, table, levels * self.layout.features)
+    def forward(self, x: Tensor, levels: int) -> "TcnnQuery":
+        """See `nova3d.fusion.encoding.HashGrid`."""
+        return TcnnQuery(self.encoding[0], x, self.table, levels * self.layout.features)
 
 
-class Query:
-    """See `nova3d.fusion.encoding.GridQuery`; the Jacobian is autograd's, through tiny-cuda-nn's double backward."""
+class TcnnQuery:
+    """See `nova3d.fusion.encoding.GridQuery`; the Jacobian is autograd's, by tiny-cuda-nn's double backward."""
 
     def __init__(self, module: torch.nn.Module, x: Tensor, table: Tensor, width: int) -> None:
         self.x = x if x.requires_grad else x.detach().requires_grad_()
-        with torch.enable_grad():  # the Jacobian is wanted of values nobody trains, too
+        with torch.enable_grad():  # the Jacobian is also wanted for values that are not trained
             self.all = torch.func.functional_call(module, {"params": table}, (self.x,))
         self.width = width
         self.features = self.all[:, :width]

@@ -1,8 +1,6 @@
 """Writing meshes: GLB with a PBR base-colour texture, OBJ with its material, PLY with vertex colours."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,15 +15,22 @@ from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.transforms import cameras_to_transforms, write_transforms
-from nova3d.utils.files import writable_folder
+from nova3d.utils.files import replacing, writable_folder, write_text
 
 SUFFIXES = (".glb", ".obj", ".ply")
 
 
 def check_output(path: str | Path) -> Path:
-    """Make sure a mesh can be written to `path`, before the long work: suffix known, folder made and writable.
+    """Check, before the long work, that a mesh can be written; its folder is made.
 
-    Raises InputError otherwise; returns the absolute path.
+    Args:
+        path: the file, with a suffix of SUFFIXES.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        InputError: where the suffix is unknown, the path is a folder or its folder cannot be written.
     """
     path = Path(path).absolute()
     if path.suffix.lower() not in SUFFIXES:
@@ -39,7 +44,18 @@ def check_output(path: str | Path) -> Path:
 def textured(
     vertices: np.ndarray, faces: np.ndarray, uv: np.ndarray, texture: np.ndarray, normals: np.ndarray
 ) -> trimesh.Trimesh:
-    """A mesh with a base-colour texture [h,w,3] uint8 sRGB; uv [n,2] with the origin at the lower left."""
+    """A mesh with a base-colour texture.
+
+    Args:
+        vertices: [n,3] float64, world frame.
+        faces: [f,3] int64.
+        uv: [n,2] float64 in [0,1], origin at the lower left.
+        texture: [h,w,3] uint8 sRGB.
+        normals: [n,3] float64 unit vectors.
+
+    Returns:
+        The mesh with a PBR material.
+    """
     material = trimesh.visual.material.PBRMaterial(
         baseColorTexture=Image.fromarray(texture), metallicFactor=0.0, roughnessFactor=1.0
     )
@@ -48,7 +64,7 @@ def textured(
 
 
 def coloured(mesh: trimesh.Trimesh, colours: np.ndarray) -> trimesh.Trimesh:
-    """A copy of the mesh with vertex colours [n,3] in [0,1] sRGB."""
+    """A copy of a mesh of n vertices with vertex colours [n,3] float32 sRGB in [0,1]."""
     rgba = np.concatenate([(colours * 255).round().clip(0, 255), np.full((len(colours), 1), 255)], axis=1)
     return trimesh.Trimesh(
         mesh.vertices,
@@ -62,18 +78,27 @@ def coloured(mesh: trimesh.Trimesh, colours: np.ndarray) -> trimesh.Trimesh:
 def write(
     path: str | Path, mesh: trimesh.Trimesh, solid: trimesh.Trimesh, record: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write by suffix: GLB and OBJ hold `mesh` (textured), PLY holds `solid` (vertex colours, no doubled vertices).
+    """Write a mesh by its suffix, aside first, so that an interrupted run leaves no broken file.
 
-    A GLB carries `record` in its asset's extras. Written under a temporary name first, so that an interrupted run
-    leaves no broken file. Raises InputError where the file cannot be written.
+    Args:
+        path: the file, with a suffix of SUFFIXES.
+        mesh: textured, for GLB and OBJ.
+        solid: with vertex colours and no doubled vertices, for PLY.
+        record: provenance for a GLB's extras.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        InputError: where the file cannot be written.
     """
     path = check_output(path)
     try:
         match path.suffix.lower():
             case ".glb":
-                _replace(path, _glb(mesh, record))
+                _write(path, _glb(mesh, record))
             case ".ply":
-                _replace(path, trimesh.exchange.ply.export_ply(solid))
+                _write(path, trimesh.exchange.ply.export_ply(solid))
             case ".obj":
                 _write_obj(path, mesh)
     except OSError as error:
@@ -88,8 +113,18 @@ def maps_folder(mesh_path: str | Path) -> Path:
 
 
 def write_maps(mesh_path: str | Path, cameras: Cameras, conflict: Tensor) -> Path:
-    """Beside a mesh: a folder `NAME_fusion` with conflict/000.png ... (grey, white = 1) and the refined
-    transforms.json; returns it. conflict [v,h,w] in [0,1]. Raises InputError where it cannot be written.
+    """Write conflict maps and refined cameras to the folder `NAME_fusion` beside a mesh.
+
+    Args:
+        mesh_path: the mesh file.
+        cameras: the refined cameras, for transforms.json.
+        conflict: [v,h,w] float32 in [0,1], for conflict/000.png ... (grey, white is 1).
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: where it cannot be written.
     """
     folder = maps_folder(mesh_path)
     transforms = cameras_to_transforms(cameras)
@@ -106,7 +141,7 @@ def write_maps(mesh_path: str | Path, cameras: Cameras, conflict: Tensor) -> Pat
 
 def _glb(mesh: trimesh.Trimesh, record: Mapping[str, Any] | None) -> bytes:
     if isinstance(mesh.visual, trimesh.visual.ColorVisuals):
-        # glTF wants COLOR_0 linear, trimesh writes it as it is.
+        # glTF's COLOR_0 is linear, but trimesh writes colours as they are.
         srgb = torch.from_numpy(np.asarray(mesh.visual.vertex_colors)[:, :3] / 255)
         mesh = coloured(mesh, images.srgb_to_linear(srgb).numpy())
     extras = json.loads(json.dumps(dict(record or {}), default=str))
@@ -120,7 +155,7 @@ def _glb(mesh: trimesh.Trimesh, record: Mapping[str, Any] | None) -> bytes:
 
 def _write_obj(path: Path, mesh: trimesh.Trimesh) -> None:
     if isinstance(mesh.visual, trimesh.visual.TextureVisuals):
-        # MTL multiplies the map by Kd, of which trimesh makes 0.4: white shows the texture as it is. No highlights.
+        # MTL multiplies the map by Kd, which trimesh sets to 0.4. White shows the texture as it is.
         white, black = [255] * 4, [0, 0, 0, 255]
         material = trimesh.visual.material.SimpleMaterial(
             image=cast(Any, mesh.visual.material).baseColorTexture,
@@ -139,17 +174,10 @@ def _write_obj(path: Path, mesh: trimesh.Trimesh) -> None:
         data = content if isinstance(content, bytes) else content.encode()
         for old, new in names.items():
             data = data.replace(old.encode(), new.encode()) if name.endswith(".mtl") else data
-        _replace(path.parent / names.get(name, name), data)
-    _replace(path, text.encode())
+        _write(path.parent / names.get(name, name), data)
+    write_text(path, text)
 
 
-def _replace(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path) as aside:
+        aside.write_bytes(data)

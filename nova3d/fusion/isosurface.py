@@ -1,31 +1,90 @@
-"""Marching cubes that reads the field only near its surface, and holds only what it has read."""
+"""From the field to a clean triangle mesh: marching cubes near the surface, main components, few faces.
 
+Marching cubes reads the field only near its surface, and holds only what it has read.
+"""
+
+import importlib.util
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from skimage.measure import marching_cubes
+import trimesh
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+
+from nova3d.errors import InputError
+from nova3d.fusion.config import ExtractConfig
+from nova3d.fusion.decimation import decimate
+
+log = logging.getLogger(__name__)
+
+KERNELS = ("skimage", "mcubes")
 
 _CHUNK = 1 << 17  # points per call of the field
 _BATCH = 1 << 20  # nodes of the coarse cells that are refined at a time
-_SLAB = 1 << 23  # nodes of one slab of marching cubes; bounds its memory
-# Values nearer to zero than this, in steps, are moved there, and farther ones than `_FAR` too: then every vertex lies
-# strictly inside its edge, also in float32, and is known by it. It moves by a five-hundredth of a step at most.
+_SLAB = 1 << 23  # nodes of one slab of marching cubes, which bounds its memory
+# Values nearer to zero than _NEAR, in steps, are moved there, and farther ones than _FAR too. Every vertex then lies
+# strictly inside its edge, also in float32, and is identified by it. It moves by a five-hundredth of a step at most.
 _NEAR, _FAR = 2e-3, 16.0
+_FLAT = 1e-12  # world units^2: a face with less area has no direction
 
 
-def isosurface(sdf: Callable[[Tensor], Tensor], box: Tensor, step: float, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """The zero level of `sdf` ([n,3] world -> [n], negative inside) as vertices [n,3] and outward faces [f,3].
+def extract_mesh(sdf: Callable[[Tensor], Tensor], box: Tensor, config: ExtractConfig, radius: float) -> trimesh.Trimesh:
+    """Extract, clean and decimate the zero level of a signed distance field.
 
-    box: [2,3]; the solid is cut off, and closed, `factor` steps outside it. step: the side of a cell. Closed and
-    manifold; both arrays are empty where there is no surface.
+    Args:
+        sdf: [n,3] float32 world points to [n] float32, negative inside.
+        box: [2,3] float32 corners of the box in which the surface lies.
+        config: resolution, budget of faces, kernel.
+        radius: half the side of the field's box, which `config.resolution` cells span.
 
-    A coarse pass reads every `factor`-th node. A coarse cell is read finely where its corners' signs differ or where
-    one is so near the surface that a surface may hide in the cell; then wherever the surface leaves a fine cell, the
-    next one is read, until it leaves none. So every part of which the coarse pass sees one cell comes out whole,
-    exactly as on a dense grid.
+    Returns:
+        A closed manifold in the world frame, faces outward (counter-clockwise from outside).
+
+    Raises:
+        InputError: where the level set is empty or the kernel is not installed.
     """
+    step, factor = 2 * radius / config.resolution, max(1, config.resolution // config.coarse)
+    vertices, faces = isosurface(sdf, box, step, factor, config.kernel)
+    mesh = clean(trimesh.Trimesh(vertices, faces, process=False), config.min_component)
+    return clean(decimate(mesh, config.faces), config.min_component)
+
+
+def check_kernel(name: str) -> None:
+    """Raise InputError where a marching cubes kernel is unknown or not installed."""
+    if name not in KERNELS:
+        raise InputError(f"extract.kernel '{name}' is none of {', '.join(KERNELS)}")
+    if name == "mcubes" and importlib.util.find_spec("mcubes") is None:
+        raise InputError("extract.kernel 'mcubes' needs PyMCubes: pip install 'nova3d[mcubes]', or use skimage")
+
+
+def isosurface(
+    sdf: Callable[[Tensor], Tensor], box: Tensor, step: float, factor: int, kernel: str = "skimage"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The zero level of a signed distance field, by marching cubes that reads it only near the surface.
+
+    A coarse pass reads every `factor`-th node. A coarse cell is read finely where the signs of its corners differ, or
+    where one is so near the surface that a surface may hide in the cell. Wherever the surface leaves a cell that was
+    read finely, the next one is read, until it leaves none. A component of which the coarse pass sees one cell
+    therefore comes out whole, exactly as on a dense grid.
+
+    Args:
+        sdf: [n,3] float32 world points to [n] float32, negative inside.
+        box: [2,3] float32; the solid is cut off, and closed, `factor` steps outside it.
+        step: side of a fine cell.
+        factor: fine cells along a coarse cell.
+        kernel: skimage or mcubes.
+
+    Returns:
+        vertices: [n,3] float64.
+        faces: [f,3] int64, outward. The mesh is closed and manifold. Both are empty where there is no surface.
+
+    Raises:
+        InputError: where the kernel is unknown or not installed.
+    """
+    check_kernel(kernel)
     lattice = _Lattice(sdf, box, step, factor)
     coarse = lattice.coarse_values()
     inside = coarse < 0
@@ -36,7 +95,7 @@ def isosurface(sdf: Callable[[Tensor], Tensor], box: Tensor, step: float, factor
         parts = np.array_split(cells, 1 + len(cells) * (factor + 1) ** 3 // _BATCH)
         cells = np.unique(np.concatenate([lattice.refine(part) for part in parts]), axis=0)
         cells = cells[~seen[tuple(cells.T)]]
-    return lattice.march(inside, seen)
+    return lattice.march(inside, seen, kernel)
 
 
 class _Lattice:
@@ -76,7 +135,7 @@ class _Lattice:
                 leaves.append(cells[crossed] + direction * np.eye(3, dtype=int)[axis])
         return np.concatenate(leaves)
 
-    def march(self, inside: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def march(self, inside: np.ndarray, seen: np.ndarray, kernel: str) -> tuple[np.ndarray, np.ndarray]:
         """Marching cubes over the cells `seen`, slab by slab, welded. inside [x,y,z]: signs at the coarse corners."""
         plane = int(self.shape[1] * self.shape[2])
         thick = max(1, _SLAB // (plane * self.factor))  # coarse cells
@@ -90,8 +149,7 @@ class _Lattice:
             a, b = np.searchsorted(self.ids, [start * plane, (start + nodes) * plane])
             volume.ravel()[self.ids[a:b] - start * plane] = self.values[a:b]
             if seen[first:last].any() and (volume < 0).any():
-                # skimage would call a solid of negative values "ascent", but turns its faces inward.
-                part, triangles, _, _ = marching_cubes(volume, level=0.0, gradient_direction="descent")
+                part, triangles = _marching_cubes(volume, kernel)
                 points.append(part + np.array([start, 0.0, 0.0]))
                 faces.append(triangles.astype(np.int64) + count)
                 count += len(part)
@@ -103,8 +161,8 @@ class _Lattice:
 
     def _read(self, ids: np.ndarray) -> None:
         """Read the nodes among the sorted `ids` that have not been read."""
-        at = np.searchsorted(self.ids, ids).clip(max=max(0, len(self.ids) - 1))
-        new = ids[self.ids[at] != ids] if len(self.ids) else ids
+        nearest = np.searchsorted(self.ids, ids).clip(max=max(0, len(self.ids) - 1))
+        new = ids[self.ids[nearest] != ids] if len(self.ids) else ids
         if len(new) == 0:
             return
         node = np.stack(np.unravel_index(new, self.shape), axis=-1)
@@ -121,6 +179,20 @@ class _Lattice:
 
     def _look_up(self, ids: np.ndarray) -> np.ndarray:
         return self.values[np.searchsorted(self.ids, ids)]
+
+
+def _marching_cubes(volume: np.ndarray, kernel: str) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices [n,3], in nodes, and outward faces [f,3] of the zero level of [x,y,z] values, negative inside."""
+    if kernel == "mcubes":
+        import mcubes
+
+        vertices, faces = mcubes.marching_cubes(volume, 0.0)
+        return vertices, faces[:, ::-1]
+    from skimage.measure import marching_cubes
+
+    # skimage calls a solid of negative values "ascent", but then turns its faces inward.
+    vertices, faces, _, _ = marching_cubes(volume, level=0.0, gradient_direction="descent")
+    return vertices, faces
 
 
 def _any_corner(nodes: np.ndarray) -> np.ndarray:
@@ -140,3 +212,76 @@ def _weld(points: np.ndarray, planes: np.ndarray) -> tuple[np.ndarray, np.ndarra
     keeper[seam] = seam[first][which.reshape(-1)]
     kept = np.unique(keeper)
     return points[kept], np.searchsorted(kept, keeper)
+
+
+def clean(mesh: trimesh.Trimesh, min_component: float) -> trimesh.Trimesh:
+    """Keep the main components, and drop small ones and cavities.
+
+    Args:
+        mesh: closed components, faces outward.
+        min_component: least area of a component, as a share of the largest one's.
+
+    Returns:
+        The mesh that is left.
+
+    Raises:
+        InputError: where the mesh has no faces.
+    """
+    if len(mesh.faces) == 0:
+        raise InputError(
+            "the fit found no surface (empty isosurface): check that masks and cameras agree, or use more optim.steps"
+        )
+    corners = np.asarray(mesh.vertices)[mesh.faces]
+    component = _component_of_faces(np.asarray(mesh.faces), len(mesh.vertices))
+    area = np.bincount(component, weights=mesh.area_faces)
+    # Six times a closed component's volume: negative for a cavity, which no view can have seen.
+    volume = np.bincount(
+        component, weights=np.einsum("fc,fc->f", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
+    )
+    solid = volume > 0 if (volume > 0).any() else np.ones(len(volume), dtype=bool)
+    kept = solid & (area >= min_component * area[solid].max())
+    if not kept.all():
+        log.info("dropped %d of %d components (smaller than %.0f %%, or cavities)", (~kept).sum(), len(kept),
+                 100 * min_component)  # fmt: skip
+        mesh = trimesh.Trimesh(mesh.vertices, mesh.faces[kept[component]], process=False)
+        mesh.remove_unreferenced_vertices()
+    return mesh
+
+
+def health(mesh: trimesh.Trimesh) -> dict[str, float | int | bool]:
+    """What a user asks of a mesh before printing, simulating or editing it.
+
+    Args:
+        mesh: any triangle mesh.
+
+    Returns:
+        Counts of vertices, faces and components; watertight: every edge has two faces of consistent winding;
+        boundary_edges (one face); non_manifold_edges (more than two); euler = V - E + F; genus, the number of handles,
+        where the mesh is watertight; degenerate_faces; area and volume in world units^2 and ^3.
+    """
+    faces = np.asarray(mesh.faces)
+    _, sharers = np.unique(np.sort(mesh.edges, axis=1), axis=0, return_counts=True)
+    components = len(np.unique(_component_of_faces(faces, len(mesh.vertices)))) if len(faces) else 0
+    euler = len(np.unique(faces)) - len(sharers) + len(faces)
+    watertight = bool(len(faces) and (sharers == 2).all() and mesh.is_winding_consistent)
+    report: dict[str, float | int | bool] = {
+        "vertices": len(mesh.vertices),
+        "faces": len(faces),
+        "components": components,
+        "watertight": watertight,
+        "boundary_edges": int((sharers == 1).sum()),
+        "non_manifold_edges": int((sharers > 2).sum()),
+        "euler": euler,
+        "degenerate_faces": int((mesh.area_faces < _FLAT).sum()),
+        "area": float(mesh.area),
+        "volume": float(mesh.volume),
+    }
+    return report | ({"genus": components - euler // 2} if watertight else {})
+
+
+def _component_of_faces(faces: np.ndarray, vertices: int) -> np.ndarray:
+    """[f] the connected component of each of faces [f,3]."""
+    rows, columns = faces[:, [0, 1]].reshape(-1), faces[:, [1, 2]].reshape(-1)
+    links = coo_array((np.ones(len(rows), bool), (rows, columns)), (vertices, vertices))
+    labels = connected_components(links, directed=False)[1][faces[:, 0]]
+    return np.unique(labels, return_inverse=True)[1].reshape(-1)

@@ -1,267 +1,323 @@
-"""The fit: one readable loop from a ViewSet to trained fields, refined poses and their history."""
+"""The fit: a loop from views to trained fields and refined poses (paper III).
+
+Each step draws rays, renders them by the fields, weighs the losses of eq. 6 and updates fields and poses.
+Shapes: r rays, k samples per ray, m samples that are kept, n random points.
+"""
 
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.fusion import objective
+from nova3d.fusion import losses
 from nova3d.fusion.checkpoint import Snapshot
-from nova3d.fusion.config import FusionConfig
-from nova3d.fusion.conflict import NONE, ConflictField, penalty
-from nova3d.fusion.encoding import pick_backend
-from nova3d.fusion.fields import ColourField, SDFField, Sharpness
-from nova3d.fusion.rays import pick_marcher
-from nova3d.fusion.poses import PoseRefiner
-from nova3d.fusion.occupancy import RayPool, grid_points, visual_hull
-from nova3d.fusion.state import Fit
+from nova3d.fusion.config import CONFLICT_MODES, FusionConfig
+from nova3d.fusion.rays import RayBatch, accumulate, composite, importance_sample, sample_weights
+from nova3d.fusion.state import FusionState, fit_to_hull, initial_state
+from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[float, str], None]
+MLP, CLOSED_FORM, TRIMMED, NONE = CONFLICT_MODES
 
-_LOG_EVERY = 10  # steps between two readings of the losses (each waits for the device)
-_SNAPSHOT_EVERY = 50  # steps between two good states kept in memory
-_SAVE_EVERY = 20.0  # seconds between two checkpoints on disk
-_RETRIES = 2  # how often a diverged run goes on from its last good state, with half the rates
+_LOG_EVERY = 10  # steps between two readings of the losses, each of which waits for the device
+_SNAPSHOT_EVERY = 50  # steps between two snapshots in memory
+_SAVE_SECONDS = 20.0  # between two checkpoints on disk
+_RESTARTS = 2  # how often a diverged fit goes on from its last snapshot, with half the rates
 
 
 class DivergedError(InputError):
-    """The loss is not finite, and halving the rates did not help."""
+    """The loss is not finite, and halving the learning rates did not help."""
 
 
 def fit(
     views: ViewSet,
     config: FusionConfig,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     checkpoint: Path | None = None,
     seconds: float | None = None,
-) -> tuple[Fit, list[dict[str, float]]]:
-    """Optimise fields and poses on `views`, on the views' device. Same seed, same result on a CPU.
+) -> FusionState:
+    """Optimise fields and poses. The same seed gives the same result on a CPU.
 
-    checkpoint: a file to continue from where it is this run's, and to save to on the way; the caller removes it.
-    seconds: hurry the schedule so that the fit ends about then (what is done depends on the machine, then).
-    A run that diverges goes on from its last good state with half the rates, twice at most. Raises InputError where
-    the views show no object, DivergedError where the fit fails.
+    A fit that diverges goes on from its last snapshot with half the learning rates, twice at most.
+
+    Args:
+        views: the views, on the device to fit on.
+        config: all settings.
+        progress: called every few steps with the step, the number of steps and the loss; what it raises ends the fit.
+        checkpoint: a file to continue from, where it is of this very run, and to save to. The caller removes it.
+        seconds: shortens the schedule so that the fit ends about then; the result then depends on the machine.
+
+    Returns:
+        The fit's state after its last step.
+
+    Raises:
+        InputError: where the views show no object or the checkpoint cannot be written.
+        DivergedError: where the fit fails.
     """
-    started = time.perf_counter()
-    state = _initial(views, config)
-    optimizer, rates = _optimizer(state)
-    marcher = pick_marcher(config.sampling.backend, views.mask.device)
-    none = torch.empty(0)
-    scene = objective.Scene(RayPool(views, config.sampling), marcher, none, none, none)
-    run = Snapshot.load(checkpoint, state, scene, optimizer, views) if checkpoint else None
-    if run is None:
-        _fit_hull(state, torch.Generator().manual_seed(config.optim.seed))
-        run = Snapshot()
-    steps, saved, good = config.optim.steps, started, run.copy(state, scene, optimizer)
-    before = run.seconds
-    while run.step < steps and (at := _progress(run, steps, seconds)) < 1:
-        if run.step % config.hull.refresh == 0 or len(scene.cache) == 0:
-            _look_again(state, scene, views, at)
-        _set_rates(optimizer, rates, at, run.step, config, run.rate)
-        entry = _step(state, scene, optimizer, run, at)
-        run.step += 1
-        run.seconds = before + time.perf_counter() - started
-        if entry is None:
+    started = saved = time.perf_counter()
+    state = initial_state(views, config)
+    if not (checkpoint and Snapshot.load(checkpoint, state)):
+        fit_to_hull(state)
+    snapshot, seconds_before, steps = Snapshot.of(state), state.seconds, config.optim.steps
+    while state.step < steps and (done := _share_done(state, seconds)) < 1:
+        if state.step % config.hull.refresh == 0 or len(state.cached_sdf) == 0:
+            state.refresh_occupancy(done)
+        set_learning_rates(state, done)
+        logged = train_step(state, done)
+        state.seconds = seconds_before + time.perf_counter() - started
+        if logged is None:
             continue
-        if not math.isfinite(entry["loss"]):
-            run = _recover(run, good, state, scene, optimizer, checkpoint)
+        if not math.isfinite(logged["loss"]):
+            snapshot = _restart(state, snapshot, checkpoint)
             continue
-        run.history.append(entry | {"seconds": run.seconds})
-        if run.step - good.step >= _SNAPSHOT_EVERY:
-            good = run.copy(state, scene, optimizer)
-        if checkpoint and time.perf_counter() - saved > _SAVE_EVERY:
-            run.copy(state, scene, optimizer).save(checkpoint, config, views)
+        state.history.append(logged | {"seconds": state.seconds})
+        if state.step - snapshot.step >= _SNAPSHOT_EVERY:
+            snapshot = Snapshot.of(state)
+        if checkpoint and time.perf_counter() - saved > _SAVE_SECONDS:
+            Snapshot.of(state).save(checkpoint, config, views)
             saved = time.perf_counter()
-        if progress is not None:
-            share = max(at, run.step / steps)
-            left = run.seconds / max(share, 1e-6) * (1 - share)
-            progress(share, f"fit {run.step}/{steps}, loss {entry['loss']:.4f}, {left:.0f} s left")
-    state.step, state.lambda_0 = run.step, _lambda(1.0, run, config)
-    if run.step < steps:
-        log.warning("the time budget ended the fit after %d of %d steps, with its schedule hurried", run.step, steps)
-    return state, run.history
+        done = max(done, state.step / steps)
+        left = state.seconds / max(done, 1e-6) * (1 - done)
+        stage = f"fit {state.step}/{steps}, loss {logged['loss']:.4f}, {left:.0f} s left"
+        progress(round(done * steps), steps, stage)
+    state.lambda_0 = losses.conflict_penalty(1.0, state.mean_residual, config.conflict)
+    if state.step < steps:
+        log.warning("the time budget ended the fit after %d of %d steps, with its schedule hurried", state.step, steps)
+    return state
 
 
-def _look_again(state: Fit, scene: objective.Scene, views: ViewSet, at: float) -> None:
-    """Carve the hull by the poses found so far, and read the SDF into the cache.
+@dataclass(frozen=True)
+class StepContext:
+    """What one step needs to know of the run.
 
-    While poses may be wrong the hull is too small here and too large there, so the surface may lie outside it; once
-    they stand still it is carved for the last time and its margin closes.
+    progress: share of the run that is done. conflict: whether H counts yet. poses_move: whether poses are refined.
+    lambda_0: the penalty of eq. 5. generator: this step's randomness.
     """
-    config = state.config
-    moving = config.pose.enabled and at < config.pose.stop
-    margin = config.hull.dilate + (config.pose.slack if moving else 0.0)
-    carve = moving and at - scene.carved_at >= config.pose.recarve
-    if config.pose.enabled and 0 < margin < state.margin:
-        state.poses.settle()
-    if margin != state.margin or len(scene.box) == 0 or carve:
-        scene.carved_at = at
-        if config.pose.enabled and state.step > 0:
-            forgive = config.pose.slack if moving else 0.0
-            state.hull = visual_hull(replace(views, cameras=state.cameras), config.hull, config.field.radius, forgive)
-        state.margin = margin
-        scene.occupancy, scene.box = state.hull.occupancy(margin), state.hull.extent(margin)
-    scene.cache = state.read_cache()
+
+    progress: float
+    conflict: bool
+    poses_move: bool
+    lambda_0: float
+    generator: torch.Generator
 
 
-def _step(
-    state: Fit, scene: objective.Scene, optimizer: torch.optim.Optimizer, run: Snapshot, at: float
-) -> dict[str, float] | None:
-    """One step at the share `at` of the run; the losses every few steps, else nothing."""
-    config = state.config
-    # Of (seed, step) alone, so that a resumed run draws what the whole one would have.
-    generator = torch.Generator().manual_seed(config.optim.seed * 1_000_003 + run.step)
-    state.sdf.open_levels = open_levels(at, config)
-    moment = objective.Moment(
-        progress=at,
-        conflict=config.conflict.mode != NONE and at >= config.conflict.start,
-        move=config.pose.enabled and config.pose.start <= at < config.pose.stop,
-        lambda_0=_lambda(at, run, config),
+class Rendering(NamedTuple):
+    """A batch of rays as the fields render it, and what the regularisers read.
+
+    rgb: [r,3] in [0,1] on white. normal: [r,3], not normalised. opacity, conflict: [r] in [0,1]. gradient: [m,3] of
+    the SDF at the kept samples. random_sdf: [n], random_gradient: [n,3] at random points in the hull's box.
+    neighbour_gradient: [n,3] a small offset away from these.
+    """
+
+    rgb: Tensor
+    normal: Tensor
+    opacity: Tensor
+    conflict: Tensor
+    gradient: Tensor
+    random_sdf: Tensor
+    random_gradient: Tensor
+    neighbour_gradient: Tensor
+
+
+def train_step(state: FusionState, progress: float) -> dict[str, float] | None:
+    """One optimisation step.
+
+    Args:
+        state: is updated.
+        progress: share of the run that is done.
+
+    Returns:
+        The weighted losses, every few steps; otherwise None.
+    """
+    config, step = state.config, state.step
+    # Seeded by the step alone, so that a resumed run draws what the uninterrupted one would have drawn.
+    generator = torch.Generator().manual_seed(config.optim.seed * 1_000_003 + step)
+    state.sdf.open_levels = open_levels(progress, config)
+    context = StepContext(
+        progress=progress,
+        conflict=config.conflict.mode != NONE and progress >= config.conflict.start,
+        poses_move=config.pose.enabled and config.pose.start <= progress < config.pose.stop,
+        lambda_0=losses.conflict_penalty(progress, state.mean_residual, config.conflict),
         generator=generator,
     )
-    ids = scene.pool.draw(config.sampling.rays, generator)
-    terms, residual = objective.terms(state, scene, ids, moment)
-    total = torch.stack(list(terms.values())).sum()
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    optimizer.step()
-    if moment.move:
+    batch = state.pixels.draw(config.sampling.rays, generator)
+    batch = refine_rays(state, batch, context)
+    rendering = render(state, batch, context)
+    residual = losses.colour_residual(rendering.rgb, batch.rgb)
+    terms = loss_terms(state, batch, rendering, residual, context)
+    loss = torch.stack(list(terms.values())).sum()
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    if context.poses_move:
         state.poses.project()
-    state.step = run.step + 1
-    if run.step % _LOG_EVERY:
+    state.step += 1
+    if step % _LOG_EVERY:
         return None
-    loss = float(total.detach())
-    if math.isfinite(loss):
-        run.residual = float(residual) if run.step == 0 else 0.8 * run.residual + 0.2 * float(residual)
-    entry = {name: float(term.detach()) for name, term in terms.items()}
-    entry |= {"step": float(run.step), "loss": loss, "inv_s": state.sharpness.number(), "lambda_0": moment.lambda_0}
-    return entry | {"residual": run.residual}
+    on_object = residual.detach()[batch.mask > 0.5]
+    mean_residual = float(on_object.mean() if len(on_object) else on_object.sum())
+    if math.isfinite(float(loss.detach())):
+        state.mean_residual = mean_residual if step == 0 else 0.8 * state.mean_residual + 0.2 * mean_residual
+    logged = {name: float(term.detach()) for name, term in terms.items()}
+    logged |= {"step": float(step), "loss": float(loss.detach()), "inv_s": state.sharpness.item()}
+    return logged | {"lambda_0": context.lambda_0, "residual": state.mean_residual}
 
 
-def _recover(
-    run: Snapshot,
-    good: Snapshot,
-    state: Fit,
-    scene: objective.Scene,
-    optimizer: torch.optim.Optimizer,
-    checkpoint: Path | None,
-) -> Snapshot:
-    """Back to the last good state with half the rates; raises DivergedError after too many such falls."""
-    good.restore(state, scene, optimizer)
-    step, falls = run.step, run.falls + 1
-    if falls > _RETRIES:
-        kept = ""
-        if checkpoint:
-            good.save(checkpoint, state.config, None)
-            kept = f" (the state of step {good.step} is kept in '{checkpoint}')"
-        raise DivergedError(f"the fit diverged at step {step}: lower optim.lr_grid or encoding.finest{kept}")
-    log.warning("the fit diverged at step %d: going on from step %d with half the rates", step, good.step)
-    good.falls, good.rate, good.seconds = falls, 0.5**falls, run.seconds
-    return good.detached()
+def refine_rays(state: FusionState, batch: RayBatch, context: StepContext) -> RayBatch:
+    """Move rays by their views' M_v; target normals are rotated only where `pose.normals_follow`."""
+    if not state.config.pose.enabled:
+        return batch
+    with torch.set_grad_enabled(context.poses_move):
+        origins, directions = state.poses(batch.origins, batch.directions, batch.view)
+        normal = batch.normal
+        if state.config.pose.normals_follow:
+            normal = state.poses.rotate(normal, batch.view)
+    return batch._replace(origins=origins, directions=directions, normal=normal)
 
 
-def _lambda(at: float, run: Snapshot, config: FusionConfig) -> float:
-    """H may not become the cheapest answer to an ordinary residual: lambda_0 stays well above it."""
-    return max(penalty(at, config.conflict), config.conflict.floor * run.residual)
+def render(state: FusionState, batch: RayBatch, context: StepContext) -> Rendering:
+    """The forward pass: volume-render colour, normal, opacity and conflict H of a batch of rays.
+
+    One query of the SDF for all points keeps the cost of a step in a few large operations. Most samples lie before or
+    behind the surface; only those with a noticeable weight get a gradient, a colour and a conflict.
+
+    Args:
+        state: the fields; poses are already applied to the rays.
+        batch: the rays.
+        context: this step's.
+
+    Returns:
+        The rendered rays.
+    """
+    config, radius = state.config, state.config.field.radius
+    with torch.no_grad():  # only the rays carry a gradient, not the distances along them
+        intervals = state.marcher.march(
+            batch.origins, batch.directions, state.occupancy, radius, state.box, config.sampling.probes
+        )
+        t = importance_sample(
+            batch.origins,
+            batch.directions,
+            intervals,
+            state.cached_sdf,
+            radius,
+            config.sampling.samples,
+            state.sharpness.item(),
+            context.generator,
+        )
+    x = batch.origins[:, None] + t[..., None] * batch.directions[:, None]  # r k 3
+    random, neighbour = _random_points(state, context.generator)
+    query = state.sdf.query(torch.cat([x.reshape(-1, 3), random, neighbour]))
+    sdf, random_sdf, _ = query.sdf.split([t.numel(), len(random), len(neighbour)])
+    weights = sample_weights(sdf.view(t.shape), state.sharpness())
+    kept = torch.nonzero(weights.detach().flatten() > config.sampling.min_weight)[:, 0]
+    others = torch.arange(t.numel(), len(query.x), device=kept.device)
+    gradient, random_gradient, neighbour_gradient = query.gradient(torch.cat([kept, others])).split(
+        [len(kept), len(random), len(neighbour)]
+    )
+    normals, ray = F.normalize(gradient, dim=-1, eps=1e-6), kept // t.shape[1]
+    # Colour may bend the surface only through the weights, not through its normal input.
+    # (index_select: its gradient is many times faster on a CPU than an index's.)
+    points, features = query.x.index_select(0, kept), query.features.index_select(0, kept)
+    colours, f_c = state.colour(points, normals.detach(), features)
+    rgb, normal, opacity = composite(weights, kept, colours, normals)
+    conflict = torch.zeros_like(opacity)
+    if context.conflict and config.conflict.mode == MLP:
+        h = state.conflict(f_c, features, batch.directions.index_select(0, ray), batch.view[ray], points)
+        w = weights.flatten().index_select(0, kept)
+        conflict = accumulate((w.detach() if config.conflict.detach else w) * h, ray, len(opacity))
+    return Rendering(rgb, normal, opacity, conflict, gradient, random_sdf, random_gradient, neighbour_gradient)
 
 
-def _progress(run: Snapshot, steps: int, seconds: float | None) -> float:
-    """The share of the run done: of its steps, or of its time where that is shorter."""
-    share = run.step / steps
-    return share if seconds is None else max(share, min(1.0, run.seconds / max(seconds, 1e-3)))
+def loss_terms(
+    state: FusionState, batch: RayBatch, rendering: Rendering, residual: Tensor, context: StepContext
+) -> dict[str, Tensor]:
+    """The weighted terms of eq. 6.
+
+    Args:
+        state: for the settings and the pose prior.
+        batch: the targets.
+        rendering: the same rays, rendered.
+        residual: [r] float32, `losses.colour_residual` of both.
+        context: this step's.
+
+    Returns:
+        Scalars by name; the loss is their sum.
+    """
+    config, conflict, c = state.config.loss, rendering.conflict, state.config.conflict
+    weight = torch.where(batch.view == 0, config.input_view, 1.0)
+    colour_weight = weight
+    if context.conflict and c.mode == CLOSED_FORM:
+        conflict = losses.closed_form_conflict(residual.detach(), context.lambda_0)
+    if context.conflict and c.mode == TRIMMED:
+        colour_weight = weight * (residual.detach() <= torch.quantile(residual.detach(), 1 - c.trim))
+    foreground, directions = batch.mask > 0.5, batch.directions.detach()
+    terms = {
+        "colour": losses.colour_loss(residual, conflict, context.lambda_0, colour_weight),
+        "normal": losses.normal_loss(
+            rendering.normal, batch.normal, directions, foreground, weight, config.normal_keep
+        ),
+        "mask": losses.mask_loss(rendering.opacity, batch.mask, weight),
+        "eikonal": losses.eikonal_loss(torch.cat([rendering.gradient, rendering.random_gradient])),
+        "sparse": losses.sparse_loss(rendering.random_sdf, config.sparse_tau),
+        "smooth": losses.smooth_loss(rendering.random_gradient, rendering.neighbour_gradient),
+    }
+    terms = {name: losses.weight_at(getattr(config, name), context.progress) * term for name, term in terms.items()}
+    if context.poses_move:
+        terms["pose"] = state.poses.prior()
+    return terms
 
 
-def open_levels(at: float, config: FusionConfig) -> float:
-    """Grid levels open at `at` in [0,1] of the run, with a fraction for the opening one."""
+def _random_points(state: FusionState, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Points [n,3] in the hull's box and their neighbours [n,3] for the smoothness term."""
+    n, box = state.config.sampling.random_points, state.box
+    uniform = torch.rand(n, 3, generator=generator).to(box.device)
+    points = box[0] + uniform * (box[1] - box[0])
+    offset = torch.randn(n, 3, generator=generator).to(box.device) * state.config.loss.smooth_delta
+    return points, points + offset
+
+
+def open_levels(progress: float, config: FusionConfig) -> float:
+    """How many grid levels are open: from `start_levels` linearly to all of them at `open_until`."""
     c = config.encoding
-    share = min(1.0, at / max(1e-9, c.open_until))
+    share = min(1.0, progress / max(1e-9, c.open_until))
     return min(float(c.levels), c.start_levels + share * (c.levels - c.start_levels))
 
 
-def _initial(views: ViewSet, config: FusionConfig) -> Fit:
-    generator = torch.Generator().manual_seed(config.optim.seed)
-    device = views.mask.device
-    backend = pick_backend(config.encoding.backend, device)
-    sdf = SDFField(config.encoding, config.field, config.encoding.finest or views.cameras.height, generator, backend)
-    features = 1 + config.field.geometry_features
-    colour = ColourField(features, config.field.colour_hidden, generator)
-    conflict = ConflictField(
-        config.field.colour_hidden, features, len(views), config.conflict, generator, config.field.radius
-    )
-    return Fit(
-        config,
-        sdf.to(device),
-        colour.to(device),
-        conflict.to(device),
-        Sharpness(config.field.inv_s).to(device),
-        PoseRefiner(views.cameras, config.pose).to(device),
-        visual_hull(views, config.hull, config.field.radius, config.pose.slack if config.pose.enabled else 0.0),
-        views.cameras,
-    )
-
-
-def _fit_hull(state: Fit, generator: torch.Generator) -> None:
-    """Regress the hull's distance: the surface then starts near the object, and no rendering is spent on a sphere."""
-    config = state.config
-    if config.field.init != "hull":
-        return
-    state.sdf.open_levels = config.encoding.start_levels
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [state.sdf.grid.table], "lr": config.optim.lr_grid},
-            {"params": [p for n, p in state.sdf.named_parameters() if n != "grid.table"], "lr": 5e-3},
-        ],
-        betas=(0.9, 0.99),
-        eps=1e-15,
-        fused=True,
-    )
-    nodes = grid_points(state.hull.distance.shape[0], config.field.radius, state.hull.distance.device)
-    near = nodes[state.hull.distance.flatten().abs() < 0.05]
-    cell = 2 * config.field.radius / (state.hull.distance.shape[0] - 1)
-    for _ in range(config.hull.fit_steps):
-        close = near[torch.randint(len(near), (3072,), generator=generator).to(near.device)]
-        anywhere = nodes[torch.randint(len(nodes), (1024,), generator=generator).to(near.device)]
-        x = torch.cat([close, anywhere])
-        x = x + ((torch.rand(x.shape, generator=generator) - 0.5) * cell).to(x.device)
-        loss = (state.sdf.sdf(x) - state.hull.signed(x)).abs().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-
-def _optimizer(state: Fit) -> tuple[torch.optim.Optimizer, list[float]]:
+def set_learning_rates(state: FusionState, progress: float) -> None:
+    """Linear warm-up, then a cosine to `final_lr` that ends at each parameter group's `stop`."""
     c = state.config.optim
-    mlps: list[nn.Parameter] = [p for n, p in state.sdf.named_parameters() if n != "grid.table"]
-    mlps += [*state.colour.parameters()]
-    groups: list[dict[str, Any]] = [
-        {"params": [state.sdf.grid.table], "lr": c.lr_grid},
-        {"params": mlps, "lr": c.lr_mlp},
-        {"params": list(state.sharpness.parameters()), "lr": c.lr_inv_s},
-        {"params": list(state.poses.parameters()), "lr": state.config.pose.lr},
-        {"params": list(state.conflict.parameters()), "lr": c.lr_conflict},
-    ]
-    # Plain Adam: weight decay would pull the tables to zero.
-    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True), [g["lr"] for g in groups]
+    warm_up = min(1.0, (state.step + 1) / max(1.0, c.warm_up * c.steps)) * state.rate_scale
+    for group in state.optimizer.param_groups:
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress / group["stop"])))
+        group["lr"] = group["initial_lr"] * warm_up * (group["final_lr"] + (1 - group["final_lr"]) * cosine)
 
 
-def _set_rates(
-    optimizer: torch.optim.Optimizer, rates: list[float], at: float, step: int, config: FusionConfig, scale: float
-) -> None:
-    """Linear warm-up, then cosine to `final_lr`; the poses' cosine ends where they are frozen."""
-    c = config.optim
-    warm = min(1.0, (step + 1) / max(1.0, c.warm_up * c.steps)) * scale
-    for index, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
-        share = at / (config.pose.stop if index == 3 else 1.0)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-        final = config.pose.final_lr if index == 3 else c.final_lr
-        group["lr"] = rate * warm * (final + (1 - final) * cosine)
+def _share_done(state: FusionState, seconds: float | None) -> float:
+    """The share of the steps that is done, or of the time where that is larger."""
+    share = state.step / state.config.optim.steps
+    return share if seconds is None else max(share, min(1.0, state.seconds / max(seconds, 1e-3)))
+
+
+def _restart(state: FusionState, snapshot: Snapshot, checkpoint: Path | None) -> Snapshot:
+    """Go back to the snapshot with half the learning rates; raises DivergedError after too many restarts."""
+    step, spent, restarts = state.step, state.seconds, state.restarts + 1
+    if restarts > _RESTARTS:
+        kept = ""
+        if checkpoint:
+            snapshot.save(checkpoint, state.config, None)
+            kept = f" (the state of step {snapshot.step} is kept in '{checkpoint}')"
+        raise DivergedError(f"the fit diverged at step {step}: lower optim.lr_grid or encoding.finest{kept}")
+    log.warning("the fit diverged at step %d: going on from step %d with half the rates", step, snapshot.step)
+    snapshot.restore(state)
+    state.restarts, state.rate_scale, state.seconds = restarts, 0.5**restarts, spent
+    snapshot.falls, snapshot.rate, snapshot.seconds = state.restarts, state.rate_scale, state.seconds
+    return snapshot

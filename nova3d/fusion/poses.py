@@ -1,4 +1,7 @@
-"""Pose refinement: one learned rigid motion M_v per view, applied to its rays about the object's centre (paper III)."""
+"""Pose refinement: a learned rigid motion M_v per view, applied to its rays about the object's centre (paper III).
+
+Shapes: v views, r rays. Rotations are axis-angle vectors in radians, translations are in world units.
+"""
 
 import math
 from dataclasses import replace
@@ -11,7 +14,14 @@ from nova3d.fusion.config import PoseConfig
 
 
 def rotation_matrix(omega: Tensor) -> Tensor:
-    """Rodrigues' formula: axis-angle vectors [...,3] to [...,3,3], smooth through zero."""
+    """Rodrigues' formula, smooth through zero.
+
+    Args:
+        omega: [...,3] axis-angle vectors in radians.
+
+    Returns:
+        [...,3,3] rotation matrices of the same dtype.
+    """
     angle2 = (omega * omega).sum(dim=-1)[..., None, None]
     small = angle2 < 1e-6
     angle = torch.where(small, torch.ones_like(angle2), angle2).sqrt()
@@ -26,9 +36,17 @@ def rotation_matrix(omega: Tensor) -> Tensor:
 class PoseRefiner(nn.Module):
     """M_v = (omega_v, tau_v): o' = R o + t, d' = R d, about the world's origin, where the object is.
 
-    Both origin and direction turn: an orthographic ray is its origin. View 0 stays where it is, which fixes the
-    frame; `project` removes what the views cannot tell (motion along an orthographic ray, and the object sliding
-    along view 0's axis while all other views follow).
+    Both origin and direction rotate, because the origin tells orthographic rays apart. View 0 is fixed, which fixes
+    the frame. `project` removes what the views cannot determine: motion along an orthographic ray, and the object
+    sliding along view 0's axis while all other views follow.
+
+    Args:
+        cameras: v cameras as given.
+        config: rates, priors and limits.
+
+    Attributes:
+        omega, tau: [v,3] float32, the trained rotations and translations.
+        mean: [2,v,3] float32, the running mean of both.
     """
 
     back: Tensor
@@ -44,27 +62,36 @@ class PoseRefiner(nn.Module):
         self.register_buffer("mean", torch.zeros(2, len(cameras), 3))
 
     def forward(self, origins: Tensor, directions: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
-        """Rays [r,3] of views [r], moved."""
+        """Move rays.
+
+        Args:
+            origins: [r,3] float32.
+            directions: [r,3] float32 unit vectors.
+            view: [r] int64, each ray's view.
+
+        Returns:
+            The moved origins and directions, both [r,3] float32.
+        """
         rotation = rotation_matrix(self.omega)[view]
         moved = torch.einsum("rij,rj->ri", rotation, origins) + self.tau[view]
         return moved, torch.einsum("rij,rj->ri", rotation, directions)
 
-    def turn(self, vectors: Tensor, view: Tensor) -> Tensor:
-        """Vectors [r,3] of views [r], turned by each view's rotation."""
+    def rotate(self, vectors: Tensor, view: Tensor) -> Tensor:
+        """Vectors [r,3] float32 of views [r] int64, rotated by each view's rotation."""
         return torch.einsum("rij,rj->ri", rotation_matrix(self.omega)[view], vectors)
 
     def prior(self) -> Tensor:
-        """Pull towards the queried poses, a scalar: the sum of the motions' lengths.
+        """The sum of the motions' lengths, a scalar that pulls towards the poses as given.
 
-        A length pulls alike however far a view has moved, so what little a batch's noise or a surface not yet found
-        asks for stays undone, and what all pixels ask for is done in full.
+        The pull of a length does not depend on how far a view has moved. It suppresses the small motions that a
+        batch's noise asks for, and hardly shortens those that all pixels ask for.
         """
         c = self.config
         return c.prior_rotation * _length(self.omega).sum() + c.prior_translation * _length(self.tau).sum()
 
     @torch.no_grad()
     def project(self) -> None:
-        """After a step: view 0 back to identity, unobservable motion out, and the caps kept."""
+        """After a step, reset view 0, remove unobservable motion, apply the limits, and update the running mean."""
         omega, tau = self.omega.data, self.tau.data
         front = self.back[:1].expand_as(tau)
         slide = front
@@ -81,18 +108,18 @@ class PoseRefiner(nn.Module):
         self.mean.lerp_(torch.stack([omega, tau]), 1 - self.config.average)
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Take the running mean of the last steps, in which the noise of single batches has cancelled."""
+    def freeze(self) -> None:
+        """Replace the poses by the running mean of the last steps, which averages out the noise of single batches."""
         self.omega.copy_(self.mean[0])
         self.tau.copy_(self.mean[1])
 
     @torch.no_grad()
-    def cameras(self, queried: Cameras) -> Cameras:
-        """The refined cameras: c2w' = M_v c2w."""
+    def cameras(self, given: Cameras) -> Cameras:
+        """The refined cameras, c2w' = M_v c2w, of the v cameras as given."""
         motion = torch.eye(4, device=self.tau.device).repeat(len(self.tau), 1, 1)
         motion[:, :3, :3] = rotation_matrix(self.omega)
         motion[:, :3, 3] = self.tau
-        return replace(queried, c2w=motion.to(queried.c2w) @ queried.c2w)
+        return replace(given, c2w=motion.to(given.c2w) @ given.c2w)
 
     @torch.no_grad()
     def deltas(self) -> dict[str, float]:

@@ -1,41 +1,46 @@
-"""From a ViewSet to a textured mesh: the stages in order, with their times."""
+"""From a ViewSet to a textured mesh: the stages in order."""
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import trimesh
 from torch import Tensor
 
 from nova3d.cameras import Cameras
-from nova3d.fusion import export, meshing, texture
+from nova3d.fusion import atlas, export, isosurface, texture
 from nova3d.fusion.config import FusionConfig
-from nova3d.fusion.maps import conflict_maps
+from nova3d.fusion.conflict import conflict_maps
 from nova3d.fusion.optimize import fit
-from nova3d.fusion.state import Fit
 from nova3d.layouts import check_for_fusion
+from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
-_FIT_SHARE = 0.85  # of the progress bar
-_FIT_TIME = 0.65  # of a time budget; surface, atlas and texture take the rest
+_FIT_PERCENT = 85  # of the progress
+_FIT_TIME = 0.65  # share of a time budget; surface, atlas and texture take the rest
 
 
 @dataclass
 class FusionResult:
-    """mesh: textured (vertices doubled on UV seams), world frame. cameras: refined. conflict: [v,h,w] H in [0,1].
+    """What `reconstruct` returns.
 
-    residual: [v,h,w] ||C - C^||_2 between each picture and the field's colours on the surface, 0 where there is none.
-    history: the fit's losses every ten steps. timings: seconds per stage. report: health of the mesh (components,
-    watertight, unseen share of the texture, mean H, pose changes). solid: the same surface with welded vertices and
-    vertex colours, the mesh to measure.
+    Attributes:
+        mesh: textured; vertices are doubled on UV seams. World frame.
+        cameras: the refined cameras.
+        conflict: [v,h,w] float32 H in [0,1], 0 where there is no surface.
+        residual: [v,h,w] float32, ||C - C^||_2 between each picture and the field's colours on the surface, else 0.
+        history: the fit's losses every ten steps.
+        timings: seconds per stage.
+        report: health of the mesh (components, watertight, unseen share of the texture, mean H, pose changes).
+        solid: the same surface with welded vertices and vertex colours, the mesh to measure.
+        record: provenance that `save` writes into a GLB.
     """
 
     mesh: trimesh.Trimesh
@@ -49,9 +54,17 @@ class FusionResult:
     record: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path, record: Mapping[str, Any] | None = None) -> Path:
-        """Write GLB, OBJ or PLY by the suffix; `record` (default: this result's) goes into a GLB's extras.
+        """Write the mesh.
 
-        Raises InputError where it cannot be written.
+        Args:
+            path: a file that ends in .glb, .obj or .ply.
+            record: goes into a GLB's extras; default: this result's.
+
+        Returns:
+            The absolute path.
+
+        Raises:
+            InputError: where it cannot be written.
         """
         return export.write(path, self.mesh, self.solid, record or self.record)
 
@@ -60,51 +73,68 @@ def reconstruct(
     views: ViewSet,
     config: FusionConfig | None = None,
     device: torch.device | str | None = None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress = silent,
     checkpoint: str | Path | None = None,
 ) -> FusionResult:
     """Fuse views of one object into a textured mesh (paper III).
 
-    views: any number, of orthographic or perspective cameras, the object within the box of half side `field.radius`
-    around the origin. device: where to fit (default: the views' own). progress: called with the share done and a
-    line of text; what it raises ends the run. checkpoint: a file the fit saves itself to now and then, continues from
-    where it holds this very run, and removes at the end. Raises InputError where the views show no object or no
-    surface is found, DivergedError where the fit fails.
+    Args:
+        views: two or more, of orthographic or perspective cameras. The object lies within the box of half side
+            `field.radius` around the origin.
+        config: all settings; default: those of the schema.
+        device: where to fit; default: the views' own.
+        progress: called with the percentage done, 100 and a line of text; what it raises ends the run.
+        checkpoint: a file to which the fit saves itself, from which it continues where the file is of this very run,
+            and which is removed at the end.
+
+    Returns:
+        The mesh with refined cameras, conflict maps and a report, on the CPU.
+
+    Raises:
+        InputError: where the views show no object, no surface is found, or an optional package is missing.
+        DivergedError: where the fit fails.
     """
     config = config or FusionConfig()
-    tell = progress or (lambda share, message: None)
-    timings: dict[str, float] = {}
     check_for_fusion(views)
+    atlas.check_atlas(config.texture.atlas)
+    isosurface.check_kernel(config.extract.kernel)
     checkpoint = Path(checkpoint) if checkpoint else None
     budget = config.optim.time_budget
-    on_device = views.to(device) if device is not None else views
+    timings: dict[str, float] = {}
+
     with _timed(timings, "fit"):
-        state, history = fit(
-            on_device,
+        state = fit(
+            views.to(device) if device is not None else views,
             config,
-            lambda share, text: tell(_FIT_SHARE * share, text),
+            lambda done, total, stage: progress(round(_FIT_PERCENT * done / total), 100, stage),
             checkpoint,
             budget and budget * _FIT_TIME,
         )
-    tell(_FIT_SHARE, "extracting the surface")
-    with _timed(timings, "mesh"):
-        box = state.hull.extent(state.margin)
-        solid = meshing.extract(state.bounded_sdf, box, config.extract, config.field.radius)
     cameras = state.cameras.to("cpu")
-    views = views.to("cpu")
-    tell(0.90, "rendering the conflict maps")
+    views = replace(views.to("cpu"), cameras=cameras)
+
+    progress(_FIT_PERCENT, 100, "extracting the surface")
+    with _timed(timings, "mesh"):
+        box = state.hull.bounds(state.margin)
+        solid = isosurface.extract_mesh(state.bounded_sdf, box, config.extract, config.field.radius)
+
+    progress(90, 100, "rendering the conflict maps")
     with _timed(timings, "conflict"):
-        conflict, residual = conflict_maps(state, solid, replace(views, cameras=cameras))
-    tell(0.93, "painting the texture")
+        conflict, residual = conflict_maps(state, solid, views)
+
+    progress(93, 100, "painting the texture")
     with _timed(timings, "texture"):
-        seen_by = texture.projector(views, cameras, solid, conflict, config.texture)
-        mesh, solid, painted = _paint(state, solid, seen_by)
+        projector = texture.make_projector(views, cameras, solid, conflict, config.texture)
+        mesh, solid, texture_report = texture.texture_mesh(
+            solid, projector, lambda points: state.surface_colours(points.to(state.device)).cpu()
+        )
+
     foreground = views.mask > 0.5
-    report: dict[str, Any] = meshing.health(solid) | {
-        **painted,
+    report: dict[str, Any] = isosurface.health(solid) | {
+        **texture_report,
         "conflict_mean": float(conflict[foreground].mean()),
         "residual_mean": float(residual[foreground].mean()),
-        "inv_s": state.sharpness.number(),
+        "inv_s": state.sharpness.item(),
         "seconds": sum(timings.values()),
         **state.poses.deltas(),
     }
@@ -112,33 +142,8 @@ def reconstruct(
         log.warning("mean conflict on the object is %.2f: the views contradict each other", report["conflict_mean"])
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    tell(1.0, "done")
-    return FusionResult(mesh, cameras, conflict, residual, history, timings, report, solid)
-
-
-def _paint(
-    state: Fit, solid: trimesh.Trimesh, views: texture.Projector
-) -> tuple[trimesh.Trimesh, trimesh.Trimesh, dict[str, Any]]:
-    """The textured mesh, the welded mesh with vertex colours, and for the report the share of the texture that no
-    view sees and which atlas it has."""
-    device = state.sdf.weight_in.device
-
-    def fill(points: Tensor) -> Tensor:
-        return state.colours(points.to(device)).cpu()
-
-    normals = np.array(solid.vertex_normals)
-    vertices = torch.from_numpy(np.array(solid.vertices)).float()
-    colours, weight = texture.complete(vertices, torch.from_numpy(normals).float(), views, fill)
-    welded = export.coloured(solid, colours.numpy())
-    if views.config.mode == "vertex":
-        return welded, welded, {"unseen_share": float((weight <= 0).float().mean()), "atlas": "none"}
-    config = views.config
-    atlas = texture.unwrap(solid, config.size, config.atlas, config.atlas_seconds)
-    picture, unseen = texture.bake(solid, atlas, views, fill)
-    mesh = export.textured(
-        np.asarray(solid.vertices)[atlas.source], atlas.faces, atlas.uv, picture, normals[atlas.source]
-    )
-    return mesh, welded, {"unseen_share": unseen, "atlas": atlas.kind}
+    progress(100, 100, "done")
+    return FusionResult(mesh, cameras, conflict, residual, state.history, timings, report, solid)
 
 
 @contextmanager

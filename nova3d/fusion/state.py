@@ -1,6 +1,6 @@
-"""What a fit holds: the fields, the poses and the hull, with the questions the later stages ask of them."""
+"""Everything that a fit holds, from its first step to the mesh."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -8,34 +8,64 @@ from torch import Tensor, nn
 
 from nova3d.cameras import Cameras
 from nova3d.fusion.config import FusionConfig
-from nova3d.fusion.conflict import ConflictField
-from nova3d.fusion.fields import ColourField, SDFField, Sharpness
+from nova3d.fusion.encoding import pick_backend
+from nova3d.fusion.fields import ColourField, ConflictField, SDFField, Sharpness
+from nova3d.fusion.occupancy import Hull, grid_points, visual_hull
 from nova3d.fusion.poses import PoseRefiner
-from nova3d.fusion.occupancy import Hull, grid_points
+from nova3d.fusion.rays import Marcher, PixelSampler, pick_marcher
+from nova3d.views import ViewSet
 
 _OUTSIDE = 0.1  # cached SDF where the hull forbids a surface
-_CHUNK = 1 << 16
+_CHUNK = 1 << 16  # points evaluated at a time
 
 
 @dataclass
-class Fit:
-    """What the fit leaves behind; step: the number of steps done, lambda_0: eq. 5's at the end,
-    margin: how far outside the hull the surface may lie."""
+class FusionState:
+    """Fields, poses, what rays are drawn from, optimiser and counters of one fit; all tensors on the views' device.
+
+    Attributes:
+        views: the views as given; `cameras` are the refined ones.
+        hull: signed distance to the visual hull by the poses when it was last carved.
+        margin: how far outside the hull the surface may lie, in world units.
+        occupancy: [z,y,x] bool cells that may hold a surface.
+        box: [2,3] float32 corners of the box around them.
+        cached_sdf: [z,y,x] float32 SDF on the hull's nodes, evaluated every few steps.
+        carved_at: share of the run at which the hull was last carved.
+        step: steps done.
+        seconds: time spent on them.
+        mean_residual: running mean of the colour residual on the object.
+        lambda_0: the penalty of eq. 5 at the end of the fit.
+        rate_scale: factor of all learning rates, halved at each restart.
+        restarts: how often the fit diverged and was restarted from an earlier state.
+        history: the losses every few steps.
+    """
 
     config: FusionConfig
+    views: ViewSet
     sdf: SDFField
     colour: ColourField
     conflict: ConflictField
     sharpness: Sharpness
     poses: PoseRefiner
+    optimizer: torch.optim.Optimizer
+    pixels: PixelSampler
+    marcher: Marcher
     hull: Hull
-    queried: Cameras
-    step: int = 0
-    lambda_0: float = 1.0
     margin: float = 0.0
+    occupancy: Tensor = field(default_factory=lambda: torch.empty(0))
+    box: Tensor = field(default_factory=lambda: torch.empty(0))
+    cached_sdf: Tensor = field(default_factory=lambda: torch.empty(0))
+    carved_at: float = 0.0
+    step: int = 0
+    seconds: float = 0.0
+    mean_residual: float = 0.0
+    lambda_0: float = 1.0
+    rate_scale: float = 1.0
+    restarts: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
 
     def modules(self) -> dict[str, nn.Module]:
-        """All that is trained, by name."""
+        """Everything that is trained, by name."""
         return {
             "sdf": self.sdf,
             "colour": self.colour,
@@ -46,49 +76,179 @@ class Fit:
 
     @property
     def cameras(self) -> Cameras:
-        return self.poses.cameras(self.queried)
+        """The refined cameras."""
+        return self.poses.cameras(self.views.cameras)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the fields are."""
+        return self.sdf.weight_in.device
+
+    def refresh_occupancy(self, progress: float) -> None:
+        """Carve the hull by the current poses where that is due, and evaluate the cached SDF.
+
+        While poses may be wrong, the hull is too small in some places and too large in others, so the surface may lie
+        further outside it. When the poses are frozen, the hull is carved for the last time and its margin shrinks.
+
+        Args:
+            progress: share of the run in [0,1].
+        """
+        config = self.config
+        poses_move = config.pose.enabled and progress < config.pose.stop
+        slack = config.pose.slack if poses_move else 0.0
+        margin = config.hull.dilate + slack
+        if config.pose.enabled and 0 < margin < self.margin:
+            self.poses.freeze()
+        is_due = poses_move and progress - self.carved_at >= config.pose.recarve
+        if margin != self.margin or len(self.box) == 0 or is_due:
+            self.carved_at = progress
+            if config.pose.enabled and self.step > 0:
+                views = replace(self.views, cameras=self.cameras)
+                self.hull = visual_hull(views, config.hull, config.field.radius, slack)
+            self.margin = margin
+            self.occupancy, self.box = self.hull.occupancy(margin), self.hull.bounds(margin)
+        self.cached_sdf = self.evaluate_grid()
+
+    @torch.no_grad()
+    def evaluate_grid(self) -> Tensor:
+        """The SDF on the hull's nodes [z,y,x] float32, evaluated only where a surface may be."""
+        distance = self.hull.distance
+        values = distance.flatten().clamp_min(_OUTSIDE)
+        allowed = torch.nonzero(distance.flatten() < self.margin)[:, 0]
+        points = grid_points(distance.shape[0], self.hull.radius, values.device)[allowed]
+        values[allowed] = torch.cat([self.sdf.sdf(part) for part in points.split(_CHUNK)])
+        return values.reshape(distance.shape)
 
     @torch.no_grad()
     def bounded_sdf(self, x: Tensor) -> Tensor:
-        """[n] the SDF, kept positive where the surface may not be (beyond the hull's margin)."""
-        return torch.maximum(self.sdf.sdf(x), self.hull.signed(x) - self.margin)
+        """The SDF [n] at points x [n,3], kept positive beyond the hull's margin, where no surface may be."""
+        return torch.maximum(self.sdf.sdf(x), self.hull.signed_distance(x) - self.margin)
 
     @torch.no_grad()
-    def colours(self, x: Tensor) -> Tensor:
-        """[n,3] colour of the field at points x [n,3]."""
-        parts = []
-        for part in x.split(_CHUNK):
-            sample = self.sdf(part)
-            parts.append(self.colour(part, unit(sample.gradient), sample.features)[0])
-        return torch.cat(parts) if parts else x.new_zeros(0, 3)
+    def surface_colours(self, x: Tensor) -> Tensor:
+        """The field's sRGB colours [n,3] float32 in [0,1] at surface points x [n,3] float32."""
+        return torch.cat([self._surface(part)[0] for part in x.split(_CHUNK)])
 
     @torch.no_grad()
-    def conflict_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f_c [n,c] and f_g [n,g] of surface points x [n,3]: what f_psi is told of the surface there."""
-        f_c, f_g = [], []
-        for part in x.split(_CHUNK):
-            sample = self.sdf(part)
-            f_c.append(self.colour(part, unit(sample.gradient), sample.features)[1])
-            f_g.append(sample.features)
-        return torch.cat(f_c), torch.cat(f_g)
+    def surface_features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The field at surface points.
+
+        Args:
+            x: [n,3] float32.
+
+        Returns:
+            rgb: [n,3] float32 sRGB in [0,1].
+            f_c: [n,c] float32 colour features.
+            f_g: [n,g] float32 geometry features.
+        """
+        rgb, f_c, f_g = zip(*(self._surface(part) for part in x.split(_CHUNK)), strict=True)
+        return torch.cat(rgb), torch.cat(f_c), torch.cat(f_g)
+
+    def _surface(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sample = self.sdf(x)
+        rgb, f_c = self.colour(x, F.normalize(sample.gradient, dim=-1, eps=1e-6), sample.features)
+        return rgb, f_c, sample.features
 
     @torch.no_grad()
-    def conflicts(self, f_c: Tensor, f_g: Tensor, directions: Tensor, view: Tensor, x: Tensor) -> Tensor:
-        """[n] h = f_psi at surface points x [n,3], with their `conflict_inputs`, seen along `directions` [n,3] by views
-        [n]."""
+    def surface_conflict(self, f_c: Tensor, f_g: Tensor, directions: Tensor, view: Tensor, x: Tensor) -> Tensor:
+        """h = f_psi [n] float32 in [0,1] at surface points; arguments as of `ConflictField.forward`."""
         parts = zip(*(tensor.split(_CHUNK) for tensor in (f_c, f_g, directions, view, x)), strict=True)
         return torch.cat([self.conflict(*part) for part in parts])
 
-    @torch.no_grad()
-    def read_cache(self) -> Tensor:
-        """The SDF on the hull's nodes [z,y,x], evaluated only where a surface may be."""
-        distance = self.hull.distance
-        cache = distance.flatten().clamp_min(_OUTSIDE)
-        allowed = torch.nonzero(distance.flatten() < self.margin)[:, 0]
-        points = grid_points(distance.shape[0], self.hull.radius, cache.device)[allowed]
-        cache[allowed] = torch.cat([self.sdf.sdf(part) for part in points.split(_CHUNK)])
-        return cache.reshape(distance.shape)
+
+def initial_state(views: ViewSet, config: FusionConfig) -> FusionState:
+    """Set a fit up on the views' device: seeded networks, hull, optimiser.
+
+    Raises:
+        InputError: where the views show no object, or a backend cannot work here.
+    """
+    generator = torch.Generator().manual_seed(config.optim.seed)
+    device = views.mask.device
+    backend = pick_backend(config.encoding.backend, device)
+    sdf = SDFField(config.encoding, config.field, config.encoding.finest or views.cameras.height, generator, backend)
+    features = 1 + config.field.geometry_features
+    colour = ColourField(features, config.field.colour_hidden, generator)
+    conflict = ConflictField(
+        config.field.colour_hidden, features, len(views), config.conflict, generator, config.field.radius
+    )
+    sharpness, poses = Sharpness(config.field.inv_s), PoseRefiner(views.cameras, config.pose)
+    for module in (sdf, colour, conflict, sharpness, poses):
+        module.to(device)
+    return FusionState(
+        config,
+        views,
+        sdf,
+        colour,
+        conflict,
+        sharpness,
+        poses,
+        optimizer=_make_optimizer(config, sdf, colour, conflict, sharpness, poses),
+        pixels=PixelSampler(views, config.sampling),
+        marcher=pick_marcher(config.sampling.backend, device),
+        hull=visual_hull(views, config.hull, config.field.radius, config.pose.slack if config.pose.enabled else 0.0),
+    )
 
 
-def unit(vectors: Tensor) -> Tensor:
-    return F.normalize(vectors, dim=-1, eps=1e-6)
+def _make_optimizer(
+    config: FusionConfig,
+    sdf: SDFField,
+    colour: ColourField,
+    conflict: ConflictField,
+    sharpness: Sharpness,
+    poses: PoseRefiner,
+) -> torch.optim.Optimizer:
+    """Adam, without weight decay, which would pull the tables to zero.
+
+    Each parameter group has a name, its first rate (initial_lr), the share of it that is left at the end (final_lr),
+    and the share of the run at which its schedule ends (stop).
+    """
+    optim, pose = config.optim, config.pose
+    mlps = [p for n, p in sdf.named_parameters() if n != "grid.table"] + list(colour.parameters())
+    rest = {"final_lr": optim.final_lr, "stop": 1.0}
+    groups = [
+        {"name": "grid", "params": [sdf.grid.table], "initial_lr": optim.lr_grid, **rest},
+        {"name": "networks", "params": mlps, "initial_lr": optim.lr_mlp, **rest},
+        {"name": "sharpness", "params": list(sharpness.parameters()), "initial_lr": optim.lr_inv_s, **rest},
+        {
+            "name": "poses",
+            "params": list(poses.parameters()),
+            "initial_lr": pose.lr,
+            "final_lr": pose.final_lr,
+            "stop": pose.stop,
+        },
+        {"name": "conflict", "params": list(conflict.parameters()), "initial_lr": optim.lr_conflict, **rest},
+    ]
+    return torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99), eps=1e-15, fused=True)
+
+
+def fit_to_hull(state: FusionState) -> None:
+    """Regress the hull's distance, so that the surface starts near the object and no rendering is spent on a sphere.
+
+    Does nothing where `field.init` is not "hull".
+    """
+    config, hull = state.config, state.hull
+    if config.field.init != "hull":
+        return
+    generator = torch.Generator().manual_seed(config.optim.seed)
+    state.sdf.open_levels = config.encoding.start_levels
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [state.sdf.grid.table], "lr": config.optim.lr_grid},
+            {"params": [p for n, p in state.sdf.named_parameters() if n != "grid.table"], "lr": 5e-3},
+        ],
+        betas=(0.9, 0.99),
+        eps=1e-15,
+        fused=True,
+    )
+    nodes = grid_points(hull.distance.shape[0], config.field.radius, hull.distance.device)
+    near = nodes[hull.distance.flatten().abs() < 0.05]
+    cell = 2 * config.field.radius / (hull.distance.shape[0] - 1)
+    for _ in range(config.hull.fit_steps):
+        close = near[torch.randint(len(near), (3072,), generator=generator).to(near.device)]
+        anywhere = nodes[torch.randint(len(nodes), (1024,), generator=generator).to(near.device)]
+        x = torch.cat([close, anywhere])
+        x = x + ((torch.rand(x.shape, generator=generator) - 0.5) * cell).to(x.device)
+        loss = (state.sdf.sdf(x) - hull.signed_distance(x)).abs().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
