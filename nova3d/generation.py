@@ -123,11 +123,7 @@ def generate(
     view_folder, views, picture = sample_views(sampling, device, progress)
     timings["views"] = time.perf_counter() - started
 
-    def fusing(share: float, message: str) -> None:
-        if progress:
-            progress(round(100 * share), 100, message)
-
-    result = reconstruct(views, config.fusion, device, fusing)
+    result = reconstruct(views, config.fusion, device, progress)
     timings |= {f"fusion: {name}": seconds for name, seconds in result.timings.items()}
     entry = _record("generate", config, sampling, device, health=result.report)
     mesh = result.save(folder / "mesh.glb", entry)

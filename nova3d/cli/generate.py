@@ -90,7 +90,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     if not options.resume:
         checkpoint.unlink(missing_ok=True)
     with common.progress_bar("fusing") as bar:
-        result = fuse(views, settings, device, lambda share, message: bar(round(100 * share), 100, message), checkpoint)
+        result = fuse(views, settings, device, bar, checkpoint)
     entry = provenance.record(
         "fusion",
         config.to_dict(settings),

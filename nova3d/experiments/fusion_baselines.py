@@ -9,9 +9,11 @@ import trimesh
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.fusion import export, meshing, texture
+from nova3d.fusion import export, texture
+from nova3d.fusion.atlas import unwrap
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.decimation import decimate
+from nova3d.fusion.isosurface import clean
 from nova3d.hull import visual_hull_mesh
 from nova3d.views import ViewSet
 
@@ -28,7 +30,7 @@ def carve(views: ViewSet, config: FusionConfig) -> tuple[trimesh.Trimesh, trimes
     hull = visual_hull_mesh(views.mask, views.cameras, _CELLS)
     if hull is None:
         raise InputError("the views' masks have no common object")
-    solid = meshing.clean(decimate(meshing.clean(hull, config.extract.min_component), config.extract.faces), 0.0)
+    solid = clean(decimate(clean(hull, config.extract.min_component), config.extract.faces), 0.0)
     return _textured(solid, views, config), solid
 
 
@@ -53,7 +55,7 @@ def poisson(views: ViewSet, config: FusionConfig) -> tuple[trimesh.Trimesh, trim
     )
     surface.remove_vertices_by_mask(np.asarray(support) < np.quantile(np.asarray(support), _POISSON_TRIM))
     raw = trimesh.Trimesh(np.asarray(surface.vertices), np.asarray(surface.triangles), process=False)
-    solid = meshing.clean(raw, config.extract.min_component)
+    solid = clean(raw, config.extract.min_component)
     return _textured(solid, views, config), solid
 
 
@@ -65,15 +67,15 @@ def _seen_normals(
     shown = ViewSet((views.normals + 1) / 2, views.normals, views.mask, views.cameras)
     mask = views.mask[..., None]
     shown = ViewSet(shown.rgb * mask + 1 - mask, views.normals, views.mask, views.cameras)
-    seen_by = texture.projector(shown, views.cameras, mesh, torch.zeros_like(views.mask), config.texture)
-    colours, weight = texture.paint(points, outward, seen_by)
+    seen_by = texture.make_projector(shown, views.cameras, mesh, torch.zeros_like(views.mask), config.texture)
+    colours, weight = texture.blend_views(points, outward, seen_by)
     return torch.where(weight[:, None] > 0, F.normalize(colours * 2 - 1, dim=-1), outward)
 
 
 def _textured(solid: trimesh.Trimesh, views: ViewSet, config: FusionConfig) -> trimesh.Trimesh:
     """The surface with a texture baked from the views; texels that none sees take their neighbours' colour."""
-    seen_by = texture.projector(views, views.cameras, solid, torch.zeros_like(views.mask), config.texture)
-    atlas = texture.unwrap(solid)
+    seen_by = texture.make_projector(views, views.cameras, solid, torch.zeros_like(views.mask), config.texture)
+    atlas = unwrap(solid)
     vertices, normals = np.array(solid.vertices), np.array(solid.vertex_normals)
 
     def grey(points: Tensor) -> Tensor:

@@ -96,10 +96,10 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, slack: float 
         raise InputError("the views show no object: every mask is empty; check alpha of rgb/*.png and normal/*.png")
     if not bool(seen.all()):
         log.warning("views %s have an empty mask and are not used", torch.nonzero(~seen)[:, 0].tolist())
-    n = config.resolution
+    n, used = config.resolution, torch.nonzero(seen)[:, 0].tolist()
     points = grid_points(n, radius, mask.device)
     kept = carve(
-        points, mask[seen], views.cameras[seen], config.tolerance, outside=False, behind="unknown", padding="border"
+        points, mask[used], views.cameras[used], config.tolerance, outside=False, behind="unknown", padding="border"
     )
     solid = kept.reshape(n, n, n).cpu().numpy()
     # The border is air, or the object would have no surface there.

@@ -73,7 +73,7 @@ def reconstruct(
     views: ViewSet,
     config: FusionConfig | None = None,
     device: torch.device | str | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     checkpoint: str | Path | None = None,
 ) -> FusionResult:
     """Fuse views of one object into a textured mesh (paper III).
@@ -94,7 +94,7 @@ def reconstruct(
         InputError: where the views show no object, no surface is found, or an optional package is missing.
         DivergedError: where the fit fails.
     """
-    config = config or FusionConfig()
+    config, progress = config or FusionConfig(), progress or silent
     check_for_fusion(views)
     atlas.check_atlas(config.texture.atlas)
     isosurface.check_kernel(config.extract.kernel)

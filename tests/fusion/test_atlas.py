@@ -8,7 +8,6 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.fusion import atlas as atlases
-from nova3d.fusion import charts
 from nova3d.fusion.atlas import unwrap
 from nova3d.rendering.raster import nearest_faces
 
@@ -65,7 +64,7 @@ def test_projected_charts_are_whole_upright_and_apart(name):
 def test_margins_keep_charts_apart():
     mesh = trimesh.creation.box()
     atlas = unwrap(mesh, 512)
-    chart = charts.project(mesh, 512, 2)[1]
+    chart = atlases.project_charts(mesh, 512, 2)[1]
     boxes = [atlas.uv[atlas.faces[chart == c]].reshape(-1, 2) * 512 for c in range(6)]
     for i, a in enumerate(boxes):
         assert a.min() >= 1.99

@@ -10,19 +10,21 @@ import pytest
 import torch
 
 from nova3d.errors import InputError
-from nova3d.fusion import objective, optimize, reconstruct
+from nova3d.fusion import optimize, reconstruct
 from nova3d.fusion.optimize import DivergedError, fit
+from nova3d.fusion.state import FusionState
+from nova3d.utils.progress import Progress
 
 
 class StoppedError(Exception):
     pass
 
 
-def stop_at(step: int) -> Callable[[float, str], None]:
+def stop_at(step: int) -> Progress:
     """A progress callback that ends the run when this step is told of (one of ten is)."""
 
-    def progress(share: float, text: str) -> None:
-        if f"fit {step}/" in text:
+    def progress(done: int, total: int, stage: str) -> None:
+        if f"fit {step}/" in stage:
             raise StoppedError
 
     return progress
@@ -37,7 +39,7 @@ def small(shapes, steps: int = 31, **sections):
 @pytest.fixture
 def saving(monkeypatch) -> None:
     """Save at every opportunity, not every few seconds."""
-    monkeypatch.setattr(optimize, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(optimize, "_SAVE_SECONDS", -1.0)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def saved(shapes, f_views, tmp_path_factory) -> Path:
     """The file of a run of 31 steps that ended after 21."""
     path = tmp_path_factory.mktemp("saved") / "deep" / "fit.pt"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(optimize, "_SAVE_EVERY", -1.0)
+        patch.setattr(optimize, "_SAVE_SECONDS", -1.0)
         fit(f_views, small(shapes), stop_at(21), path)
     assert [file.name for file in path.parent.iterdir()] == ["fit.pt"]  # no half-written one beside it
     return path
@@ -57,29 +59,29 @@ def interrupted(saved, tmp_path) -> Path:
     return Path(shutil.copy(saved, tmp_path / "fit.pt"))
 
 
-def weights(state: optimize.Fit) -> dict[str, torch.Tensor]:
+def weights(state: FusionState) -> dict[str, torch.Tensor]:
     return {f"{n}.{key}": value for n, m in state.modules().items() for key, value in m.state_dict().items()}
 
 
-def same(first: optimize.Fit, second: optimize.Fit) -> bool:
+def same(first: FusionState, second: FusionState) -> bool:
     ours, theirs = weights(first), weights(second)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_resumed_fit_equals_the_uninterrupted_one(shapes, f_views, interrupted):
-    whole, history = fit(f_views, small(shapes))
-    resumed, continued = fit(f_views, small(shapes), None, interrupted)
-    assert [e["loss"] for e in continued] == [e["loss"] for e in history]
+    whole = fit(f_views, small(shapes))
+    resumed = fit(f_views, small(shapes), checkpoint=interrupted)
+    assert [e["loss"] for e in resumed.history] == [e["loss"] for e in whole.history]
     assert same(whole, resumed)
 
 
 def test_a_resumed_fit_goes_on_where_it_was(shapes, f_views, interrupted, caplog):
     caplog.set_level(logging.INFO, "nova3d.fusion")
     told: list[str] = []
-    state, history = fit(f_views, small(shapes), lambda share, text: told.append(text), interrupted)
+    state = fit(f_views, small(shapes), lambda done, total, stage: told.append(stage), interrupted)
     assert f"going on from step 21 of '{interrupted}'" in caplog.messages
     assert [text.split("/")[0] for text in told] == ["fit 31"]
-    assert [entry["step"] for entry in history] == [0, 10, 20, 30]
+    assert [entry["step"] for entry in state.history] == [0, 10, 20, 30]
     assert state.step == 31
 
 
@@ -87,12 +89,12 @@ def test_a_fit_resumed_when_the_scene_is_read_anew_is_bitwise_the_same(shapes, f
     """With the cache read at every step, poses at rest and all levels open, nothing of the run is outside the file."""
     sections = {"hull": {"refresh": 1, "fit_steps": 20}, "pose": {"enabled": False}}
     config = small(shapes, 21, encoding={"start_levels": 5.0}, **sections)
-    whole, history = fit(f_views, config)
+    whole = fit(f_views, config)
     path = tmp_path / "fit.pt"
     with pytest.raises(StoppedError):
         fit(f_views, config, stop_at(11), path)
-    resumed, continued = fit(f_views, config, None, path)
-    assert [e["loss"] for e in continued] == [e["loss"] for e in history]
+    resumed = fit(f_views, config, checkpoint=path)
+    assert [e["loss"] for e in resumed.history] == [e["loss"] for e in whole.history]
     assert same(whole, resumed)
 
 
@@ -121,8 +123,8 @@ def test_a_checkpoint_of_another_run_is_not_used(shapes, f_views, interrupted, c
     views, config = spoil(f_views) if spoil else f_views, small(shapes)
     for section, values in change.items():
         setattr(config, section, replace(getattr(config, section), **values))
-    _, history = fit(views, config, None, interrupted)
-    assert [entry["step"] for entry in history] == [0, 10, 20, 30]
+    state = fit(views, config, checkpoint=interrupted)
+    assert [entry["step"] for entry in state.history] == [0, 10, 20, 30]
     assert f"'{interrupted}' {message}" in caplog.messages
 
 
@@ -131,8 +133,8 @@ def test_a_checkpoint_of_another_run_is_not_used(shapes, f_views, interrupted, c
 )
 def test_a_broken_checkpoint_is_not_used(shapes, f_views, interrupted, caplog, broken):
     interrupted.write_bytes(broken(interrupted.read_bytes()))
-    _, history = fit(f_views, small(shapes), None, interrupted)
-    assert [entry["step"] for entry in history] == [0, 10, 20, 30]
+    state = fit(f_views, small(shapes), checkpoint=interrupted)
+    assert [entry["step"] for entry in state.history] == [0, 10, 20, 30]
     (warning,) = [text for text in caplog.messages if str(interrupted) in text]
     assert warning.startswith(f"'{interrupted}' cannot be read (")
     assert warning.endswith("): starting anew")
@@ -142,14 +144,14 @@ def test_a_broken_checkpoint_is_not_used(shapes, f_views, interrupted, caplog, b
 def test_what_follows_the_fit_may_change_between_runs(shapes, f_views, interrupted, caplog):
     caplog.set_level(logging.INFO, "nova3d.fusion")
     config = small(shapes, extract={"resolution": 48}, texture={"size": 64}, optim={"time_budget": 1000.0})
-    fit(f_views, config, None, interrupted)
+    fit(f_views, config, checkpoint=interrupted)
     assert f"going on from step 21 of '{interrupted}'" in caplog.messages
 
 
 def test_a_place_that_cannot_be_written_is_one_line(shapes, f_views, tmp_path, saving):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot save the fit to '.*fit\.pt'"):
-        fit(f_views, small(shapes), None, tmp_path / "file" / "fit.pt")
+        fit(f_views, small(shapes), checkpoint=tmp_path / "file" / "fit.pt")
 
 
 def test_reconstruct_resumes_and_removes_the_file(shapes, f_views, interrupted, caplog):
@@ -162,16 +164,16 @@ def test_reconstruct_resumes_and_removes_the_file(shapes, f_views, interrupted, 
 
 @pytest.fixture
 def nan_at(monkeypatch):
-    """Call with the numbers of the calls of `objective.terms`, from 1, whose loss is not a number; counts the calls."""
-    real, calls = objective.terms, [0]
+    """Call with the numbers of the calls of `loss_terms`, from 1, whose loss is not a number; counts the calls."""
+    real, calls = optimize.loss_terms, [0]
 
     def set_up(bad: Callable[[int], bool]) -> list[int]:
         def terms(*arguments):
             calls[0] += 1
-            found, residual = real(*arguments)
-            return (found | {"colour": found["colour"] * float("nan")} if bad(calls[0]) else found), residual
+            found = real(*arguments)
+            return found | {"colour": found["colour"] * float("nan")} if bad(calls[0]) else found
 
-        monkeypatch.setattr(objective, "terms", terms)
+        monkeypatch.setattr(optimize, "loss_terms", terms)
         return calls
 
     return set_up
@@ -181,35 +183,35 @@ def test_a_diverged_fit_goes_on_from_its_last_good_state_with_half_the_rates(
     shapes, f_views, nan_at, monkeypatch, caplog
 ):
     rates: list[tuple[int, float]] = []
-    real = optimize._set_rates
+    real = optimize.set_learning_rates
 
-    def set_rates(optimizer, *rest) -> None:
-        real(optimizer, *rest)
-        rates.append((rest[2], optimizer.param_groups[0]["lr"]))
+    def set_rates(state: FusionState, progress: float) -> None:
+        real(state, progress)
+        rates.append((state.step, state.optimizer.param_groups[0]["lr"]))
 
-    monkeypatch.setattr(optimize, "_set_rates", set_rates)
+    monkeypatch.setattr(optimize, "set_learning_rates", set_rates)
     calls = nan_at(lambda call: call == 61)
-    state, history = fit(f_views, small(shapes, 71))
+    state = fit(f_views, small(shapes, 71))
     assert "the fit diverged at step 61: going on from step 51 with half the rates" in caplog.messages
     assert calls[0] == 71 + 10
     before, after = (dict(part) for part in (rates[:61], rates[61:]))
     for step in range(51, 61):
         assert after[step] == pytest.approx(before[step] / 2)
-    assert [entry["step"] for entry in history] == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert [entry["step"] for entry in state.history] == [0, 10, 20, 30, 40, 50, 60, 70]
     assert all(torch.isfinite(value).all() for value in weights(state).values())
 
 
 def test_a_fall_is_survived_wherever_it_begins(shapes, f_views, nan_at, caplog):
     nan_at(lambda call: call == 74)  # the cache is read at step 75, the loss at step 80
-    _, history = fit(f_views, small(shapes, 91))
-    assert history[-1]["step"] == 90
+    state = fit(f_views, small(shapes, 91))
+    assert state.history[-1]["step"] == 90
 
 
 def test_a_fit_that_keeps_diverging_fails_with_its_checkpoint_kept(shapes, f_views, nan_at, tmp_path, caplog):
     path = tmp_path / "fit.pt"
     nan_at(lambda call: call > 55)
     with pytest.raises(DivergedError) as failed:
-        fit(f_views, small(shapes, 81), None, path)
+        fit(f_views, small(shapes, 81), checkpoint=path)
     assert isinstance(failed.value, InputError)
     assert str(failed.value) == (
         "the fit diverged at step 61: lower optim.lr_grid or encoding.finest "
@@ -223,7 +225,7 @@ def test_a_fit_that_keeps_diverging_fails_with_its_checkpoint_kept(shapes, f_vie
 
 def test_poses_that_are_not_numbers_do_not_end_the_process(shapes, f_views):
     """A diverged pose sends points nowhere: the grid must not read outside its table for them."""
-    state, _ = fit(f_views, small(shapes, 1))
+    state = fit(f_views, small(shapes, 1))
     query = state.sdf.query(torch.full((600, 3), float("nan")))
     query.gradient().sum().backward()
     assert bool(query.sdf.isnan().all())

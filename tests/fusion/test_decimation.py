@@ -3,7 +3,7 @@ import pytest
 import trimesh
 
 from nova3d.fusion.decimation import decimate, unpinch
-from nova3d.fusion.meshing import health
+from nova3d.fusion.isosurface import health
 
 
 def struts(seed: int = 0) -> trimesh.Trimesh:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.fusion.encoding import GridLayout, HashGrid, level_weights, pick_backend
+from nova3d.fusion.encoding import GridLayout, HashGrid, make_grid, pick_backend
+from nova3d.fusion.fields import level_weights
 
 LAYOUT = GridLayout.plan(levels=4, features=2, log2_table=9, base=4, finest=24)  # two dense levels, two hashed ones
+WIDTH = LAYOUT.levels * LAYOUT.features
 
 
 @pytest.fixture(params=["torch", "numba"])
@@ -21,7 +23,7 @@ def backend(request) -> str:
 
 def grid(backend: str = "torch", layout: GridLayout = LAYOUT) -> HashGrid:
     """In double, with entries in +-1."""
-    return HashGrid(layout, 1.0, backend, torch.Generator().manual_seed(0)).double()
+    return make_grid(layout, 1.0, backend, torch.Generator().manual_seed(0)).double()
 
 
 def uniform(*shape: int, seed: int = 1) -> Tensor:
@@ -54,7 +56,7 @@ def test_features_match_a_scalar_reference_on_dense_and_hashed_levels(backend):
     encoding = grid(backend)
     corners = torch.tensor([[0.0, 0, 0], [1, 1, 1], [1, 0, 1], [0.5, 1, 0]], dtype=torch.float64)
     points = torch.cat([uniform(20, 3), corners])
-    features = encoding.query(points).features
+    features = encoding(points, LAYOUT.levels).features
     for row, point in enumerate(points.tolist()):
         expected = torch.cat([reference(encoding, point, level) for level in range(4)])
         torch.testing.assert_close(features[row], expected, rtol=0, atol=1e-12)
@@ -64,14 +66,14 @@ def test_any_number_of_features_per_level(backend):
     encoding = grid(backend, GridLayout.plan(levels=2, features=3, log2_table=9, base=4, finest=12))
     (point,) = uniform(1, 3).tolist()
     expected = torch.cat([reference(encoding, point, level) for level in range(2)])
-    features = encoding.query(torch.tensor([point], dtype=torch.float64)).features
+    features = encoding(torch.tensor([point], dtype=torch.float64), 2).features
     torch.testing.assert_close(features[0], expected, rtol=0, atol=1e-12)
 
 
 def test_pull_back_is_the_gradient_from_autograd(backend):
     encoding = grid(backend)
-    points, cotangent = uniform(50, 3).requires_grad_(), uniform(50, encoding.width, seed=2) - 0.5
-    query = encoding.query(points)
+    points, cotangent = uniform(50, 3).requires_grad_(), uniform(50, WIDTH, seed=2) - 0.5
+    query = encoding(points, LAYOUT.levels)
     (expected,) = torch.autograd.grad((query.features * cotangent).sum(), points, retain_graph=True)
     torch.testing.assert_close(query.pull_back(cotangent), expected, rtol=0, atol=1e-10)
     rows = torch.tensor([7, 3, 3, 49])
@@ -81,10 +83,10 @@ def test_pull_back_is_the_gradient_from_autograd(backend):
 def test_pull_back_trains_table_cotangent_and_position(backend):
     encoding = grid(backend, GridLayout.plan(levels=2, features=2, log2_table=6, base=3, finest=5))
     points = uniform(3, 3) * 0.01 + 0.31  # within one cell of every level
-    cotangent = uniform(3, encoding.width, seed=2)
+    cotangent = uniform(3, 4, seed=2)
 
     def gradient(table: Tensor, p: Tensor, c: Tensor) -> Tensor:
-        return encoding.kernel.query(p, table, 2).pull_back(c)
+        return torch.func.functional_call(encoding, {"table": table}, (p, 2)).pull_back(c)
 
     inputs = tuple(t.requires_grad_() for t in (encoding.table.detach().clone(), points, cotangent))
     assert torch.autograd.gradcheck(gradient, inputs, atol=1e-6)
@@ -95,12 +97,10 @@ def everything(backend: str, points: Tensor, rows: Tensor | None) -> list[Tensor
     encoding = grid(backend)
     x = points.clone().requires_grad_()
     count = len(points) if rows is None else len(rows)
-    cotangent = (uniform(count, encoding.width, seed=3) - 0.5).requires_grad_()
-    query = encoding.query(x)
+    cotangent = (uniform(count, WIDTH, seed=3) - 0.5).requires_grad_()
+    query = encoding(x, LAYOUT.levels)
     pulled = query.pull_back(cotangent, rows)
-    total = (query.features * uniform(len(points), encoding.width, seed=4)).sum() + (
-        pulled * uniform(count, 3, seed=5)
-    ).sum()
+    total = (query.features * uniform(len(points), WIDTH, seed=4)).sum() + (pulled * uniform(count, 3, seed=5)).sum()
     return [query.features.detach(), pulled.detach(), *torch.autograd.grad(total, [encoding.table, cotangent, x])]
 
 
@@ -124,14 +124,14 @@ def test_results_do_not_depend_on_the_number_of_threads(backend):
 
 def test_no_points_at_all(backend):
     encoding = grid(backend)
-    query = encoding.query(torch.zeros(0, 3, dtype=torch.float64))
+    query = encoding(torch.zeros(0, 3, dtype=torch.float64), LAYOUT.levels)
     assert query.features.shape == (0, 8)
     assert query.pull_back(torch.zeros(0, 8, dtype=torch.float64)).shape == (0, 3)
 
 
 def test_fewer_levels_are_the_first_ones(backend):
     encoding, points = grid(backend), uniform(5, 3)
-    torch.testing.assert_close(encoding.query(points, 2).features, encoding.query(points).features[:, :4])
+    torch.testing.assert_close(encoding(points, 2).features, encoding(points, LAYOUT.levels).features[:, :4])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_layout_sizes_offsets_and_what_is_dense():
 
 def test_table_starts_uniform_and_seeded():
     layout = GridLayout.plan(levels=4, features=2, log2_table=12, base=4, finest=24)
-    first, again, other = (HashGrid(layout, 0.5, "torch", torch.Generator().manual_seed(s)).table for s in (0, 0, 1))
+    first, again, other = (HashGrid(layout, 0.5, torch.Generator().manual_seed(s)).table for s in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert 0.49 < float(first.detach().abs().max()) <= 0.5
@@ -243,8 +243,8 @@ def test_tcnn_equals_torch():
     cotangent, rows = uniform(100, LAYOUT.levels * 2, seed=2).float().cuda(), torch.arange(0, 4000, 40).cuda()
     found = []
     for backend in ("tcnn", "torch"):
-        encoding = HashGrid(LAYOUT, 1.0, backend, torch.Generator().manual_seed(0)).cuda()
-        query = encoding.query(points)
+        encoding = make_grid(LAYOUT, 1.0, backend, torch.Generator().manual_seed(0)).cuda()
+        query = encoding(points, LAYOUT.levels)
         pulled = query.pull_back(cotangent, rows)
         gradients = torch.autograd.grad(query.features.sum() + pulled.square().sum(), encoding.table)
         found.append([query.features.detach(), pulled.detach(), *gradients])

@@ -11,6 +11,7 @@ from nova3d.cameras import orbit
 from nova3d.data import render_object
 from nova3d.errors import InputError
 from nova3d.fusion import export, texture
+from nova3d.fusion.atlas import unwrap
 from nova3d.fusion.config import TextureConfig
 
 
@@ -80,14 +81,16 @@ def test_a_letter_comes_back_as_it_was_seen(shapes, tmp_path, suffix):
     letter.merge_vertices(merge_tex=True, merge_norm=True)
     letter = trimesh.Trimesh(letter.vertices, letter.faces, process=False).subdivide().subdivide().subdivide()
     views = shapes.draw(shapes.letter_f(), orbit(8, size=64))
-    seen_by = texture.projector(views, views.cameras, letter, torch.zeros_like(views.mask), TextureConfig(size=256))
+    seen_by = texture.make_projector(
+        views, views.cameras, letter, torch.zeros_like(views.mask), TextureConfig(size=256)
+    )
     grey = lambda p: torch.full((len(p), 3), 0.5)  # noqa: E731
     normals = np.repeat(letter.face_normals, 3, axis=0)  # a box's edges stay sharp
     flat = trimesh.Trimesh(letter.vertices[letter.faces].reshape(-1, 3), np.arange(len(normals)).reshape(-1, 3),
                            vertex_normals=normals, process=False)  # fmt: skip
     points = torch.from_numpy(flat.vertices).float(), torch.from_numpy(normals.copy()).float()
-    solid = export.coloured(flat, texture.complete(*points, seen_by, grey)[0].numpy())
-    atlas = texture.unwrap(letter, 256)
+    solid = export.coloured(flat, texture.colour_points(*points, seen_by, grey)[0].numpy())
+    atlas = unwrap(letter, 256)
     picture, _ = texture.bake(letter, atlas, seen_by, grey)
     mesh = export.textured(
         letter.vertices[atlas.source], atlas.faces, atlas.uv, picture, letter.vertex_normals[atlas.source]

@@ -144,10 +144,10 @@ def test_colour_is_in_range():
 
 def test_sharpness_is_an_exponential_within_bounds():
     sharpness = Sharpness(60.0)
-    assert sharpness.number() == pytest.approx(60)
+    assert sharpness.item() == pytest.approx(60)
     with torch.no_grad():
         sharpness.value += 0.1
-    assert sharpness.number() == pytest.approx(60 * math.e, rel=1e-4)
+    assert sharpness.item() == pytest.approx(60 * math.e, rel=1e-4)
     for value, bound in ((-1.0, 1.0), (5.0, 1e4)):
         sharpness.value.data.fill_(value)
-        assert sharpness.number() == bound
+        assert sharpness.item() == bound

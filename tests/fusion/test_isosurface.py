@@ -6,9 +6,8 @@ from scipy.spatial import cKDTree
 
 from nova3d.errors import InputError
 from nova3d.fusion import isosurface as surfaces
-from nova3d.fusion import meshing
 from nova3d.fusion.config import ExtractConfig
-from nova3d.fusion.isosurface import isosurface
+from nova3d.fusion.isosurface import extract_mesh, health, isosurface
 
 BOX = torch.tensor([[-0.45] * 3, [0.45] * 3])
 CONFIG = ExtractConfig(resolution=96, coarse=32, faces=4000, min_component=0.1)
@@ -32,7 +31,7 @@ def shells(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_sphere_is_closed_outward_and_where_it_should_be():
-    mesh = meshing.extract(lambda x: ball(x, (0.05, 0.1, -0.02)), BOX, CONFIG, 0.6)
+    mesh = extract_mesh(lambda x: ball(x, (0.05, 0.1, -0.02)), BOX, CONFIG, 0.6)
     assert mesh.is_watertight
     assert len(mesh.faces) <= 4000
     assert abs(mesh.volume / (4 / 3 * np.pi * 0.3**3) - 1) < 0.02  # positive: faces look outward
@@ -42,7 +41,7 @@ def test_sphere_is_closed_outward_and_where_it_should_be():
 
 def test_axes_are_not_exchanged():
     sizes = torch.tensor([0.4, 0.25, 0.1])
-    mesh = meshing.extract(lambda x: (x.abs() - sizes).amax(dim=-1), BOX, CONFIG, 0.6)
+    mesh = extract_mesh(lambda x: (x.abs() - sizes).amax(dim=-1), BOX, CONFIG, 0.6)
     np.testing.assert_allclose(mesh.bounds[1], sizes.numpy(), atol=0.01)
 
 
@@ -97,7 +96,7 @@ def test_specks_and_bubbles_go_and_main_parts_stay():
         bubble = ball(x, (-0.2, 0, 0), 0.07)
         return torch.maximum(torch.minimum(two, speck), -bubble)
 
-    mesh = meshing.extract(scene, BOX, CONFIG, 0.6)
+    mesh = extract_mesh(scene, BOX, CONFIG, 0.6)
     assert mesh.body_count == 2
     assert mesh.vertices[:, 1].max() < 0.2
     expected = 4 / 3 * np.pi * (0.17**3 + 0.15**3)  # the bubble, 17 % of the largest part's area, is filled
@@ -105,18 +104,18 @@ def test_specks_and_bubbles_go_and_main_parts_stay():
 
 
 def test_a_surface_cut_by_the_box_is_closed():
-    mesh = meshing.extract(lambda x: x[:, 0], BOX, CONFIG, 0.6)
+    mesh = extract_mesh(lambda x: x[:, 0], BOX, CONFIG, 0.6)
     assert mesh.is_watertight
     assert mesh.volume > 0
 
 
 def test_no_surface_is_an_input_error():
     with pytest.raises(InputError, match="no surface"):
-        meshing.extract(lambda x: torch.ones(len(x)), BOX, CONFIG, 0.6)
+        extract_mesh(lambda x: torch.ones(len(x)), BOX, CONFIG, 0.6)
 
 
 def test_health_of_known_shapes():
-    ring = meshing.health(trimesh.creation.torus(0.3, 0.1))
+    ring = health(trimesh.creation.torus(0.3, 0.1))
     assert ring["watertight"]
     assert (ring["genus"], ring["euler"], ring["components"], ring["degenerate_faces"]) == (1, 0, 1, 0)
     assert ring["volume"] == pytest.approx(2 * np.pi**2 * 0.3 * 0.1**2, rel=0.05)
@@ -124,13 +123,13 @@ def test_health_of_known_shapes():
 
     box = trimesh.creation.box()
     two = trimesh.util.concatenate([box, box.copy().apply_translation([2, 0, 0])])
-    assert [meshing.health(two)[k] for k in ("genus", "euler", "components", "faces")] == [0, 4, 2, 24]
-    opened = meshing.health(trimesh.Trimesh(box.vertices, box.faces[1:], process=False))
+    assert [health(two)[k] for k in ("genus", "euler", "components", "faces")] == [0, 4, 2, 24]
+    opened = health(trimesh.Trimesh(box.vertices, box.faces[1:], process=False))
     assert not opened["watertight"]
     assert opened["boundary_edges"] == 3
     assert "genus" not in opened
 
     fan = np.array([[0, 1, 2], [1, 0, 3], [0, 1, 4], [0, 0, 1]])
-    crossed = meshing.health(trimesh.Trimesh(np.random.default_rng(0).normal(size=(5, 3)), fan, process=False))
+    crossed = health(trimesh.Trimesh(np.random.default_rng(0).normal(size=(5, 3)), fan, process=False))
     assert crossed["non_manifold_edges"] == 1
     assert crossed["degenerate_faces"] == 1

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from nova3d.fusion import losses
@@ -5,15 +6,17 @@ from nova3d.fusion import losses
 
 def test_colour_loss_is_the_papers():
     rendered, target = torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[0.5, 0.1, 0.2]])
-    residual = losses.residual(rendered, target)
+    residual = losses.colour_residual(rendered, target)
     value = losses.colour_loss(residual, torch.tensor([0.25]), 0.3, torch.ones(1))
     torch.testing.assert_close(value, torch.tensor(0.75 * 0.5 + 0.3 * 0.0625), rtol=1e-4, atol=1e-5)
 
 
 def test_residual_is_a_norm_with_a_gradient_at_zero():
-    torch.testing.assert_close(losses.residual(torch.tensor([[0.3, 0.4, 0.0]]), torch.zeros(1, 3)), torch.tensor([0.5]))
+    torch.testing.assert_close(
+        losses.colour_residual(torch.tensor([[0.3, 0.4, 0.0]]), torch.zeros(1, 3)), torch.tensor([0.5])
+    )
     same = torch.zeros(1, 3, requires_grad=True)
-    value = losses.residual(same, torch.zeros(1, 3))
+    value = losses.colour_residual(same, torch.zeros(1, 3))
     value.backward()
     assert value.item() < 2e-3
     assert torch.equal(same.grad, torch.zeros(1, 3))
@@ -30,7 +33,9 @@ def test_conflict_scales_the_colour_gradient_and_lambda_never_reaches_it():
     gradients = []
     for h, lambda_0 in ((0.0, 0.3), (0.75, 0.3), (0.75, 3.0)):
         rendered = torch.tensor([[0.3, 0.4, 0.0]], requires_grad=True)
-        losses.colour_loss(losses.residual(rendered, target), torch.tensor([h]), lambda_0, torch.ones(1)).backward()
+        losses.colour_loss(
+            losses.colour_residual(rendered, target), torch.tensor([h]), lambda_0, torch.ones(1)
+        ).backward()
         gradients.append(rendered.grad)
     torch.testing.assert_close(gradients[1], 0.25 * gradients[0])
     torch.testing.assert_close(gradients[2], gradients[1])
@@ -76,7 +81,7 @@ def test_regularisers_on_known_values():
 def test_nothing_to_look_at_gives_finite_zeros():
     none, flags = torch.zeros(0, 3, requires_grad=True), torch.zeros(0, dtype=torch.bool)
     values = [
-        losses.colour_loss(losses.residual(none, none), none[:, 0], 1.0, none[:, 0]),
+        losses.colour_loss(losses.colour_residual(none, none), none[:, 0], 1.0, none[:, 0]),
         losses.normal_loss(none, none, none, flags, none[:, 0], 0.9),
         losses.mask_loss(none[:, 0], none[:, 0], none[:, 0]),
         losses.eikonal_loss(none),
@@ -99,6 +104,23 @@ def test_gradients_against_finite_differences():
     fg = torch.ones(6, dtype=torch.bool)
     check = torch.autograd.gradcheck
     inputs = (a.requires_grad_(), h.requires_grad_())
-    assert check(lambda a, h: losses.colour_loss(losses.residual(a, b), h, 0.3, w), inputs)
+    assert check(lambda a, h: losses.colour_loss(losses.colour_residual(a, b), h, 0.3, w), inputs)
     assert check(lambda a: losses.normal_loss(a, b, -b + 0.1 * d, fg, w), (a,))
     assert check(losses.eikonal_loss, (a,))
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"), [(0.0, 1.0), (0.2, 1.0), (0.3, 1.5), (0.4, 2.0), (0.6, 3.0), (0.9, 3.0), (1.0, 3.0)]
+)
+def test_a_schedule_is_linear_between_its_ends(progress, expected):
+    assert losses.weight_at([0.2, 1, 3, 0.6], progress) == pytest.approx(expected)
+
+
+def test_a_number_stays():
+    for progress in (0.0, 0.5, 1.0):
+        assert losses.weight_at(0.25, progress) == 0.25
+    assert isinstance(losses.weight_at(1, 0.5), float)
+
+
+def test_a_schedule_may_fall():
+    assert losses.weight_at([0.0, 1.0, 0.0, 1.0], 0.75) == pytest.approx(0.25)

@@ -34,23 +34,23 @@ def test_hull_of_a_sphere_has_its_distance(shapes):
     views = shapes.draw(shapes.sphere(), orbit(16, size=64))
     hull = visual_hull(views, HullConfig(resolution=49), 0.6)
     x = torch.tensor([[0.0, 0, 0.5], [0.45, 0, 0], [0.0, 0, 0]])
-    torch.testing.assert_close(hull.signed(x), torch.tensor([0.15, 0.1, -0.35]), atol=0.03, rtol=0)
+    torch.testing.assert_close(hull.signed_distance(x), torch.tensor([0.15, 0.1, -0.35]), atol=0.03, rtol=0)
 
 
-def test_outlines_are_widened_only_where_nothing_were_left(shapes, caplog):
+def test_outlines_are_dilated_only_where_nothing_were_left(shapes, caplog):
     """A needle seen by cameras that are off by more than its width."""
     needle = trimesh.creation.box((0.05, 0.9, 0.05))
     views = shapes.draw(needle, orbit(8, size=96))
-    right = visual_hull(views, HullConfig(resolution=48), 0.6, forgive=0.06)
-    assert "widened" not in caplog.text
+    right = visual_hull(views, HullConfig(resolution=48), 0.6, slack=0.06)
+    assert "dilated" not in caplog.text
     c2w = views.cameras.c2w.clone()
     c2w[:, :3, 3] += torch.tensor([-0.05, 0.05] * 4)[:, None] * c2w[:, :3, 0]
     wrong = replace(views, cameras=replace(views.cameras, c2w=c2w))
     with pytest.raises(InputError, match="no common object"):
         visual_hull(wrong, HullConfig(resolution=48), 0.6)
-    hull = visual_hull(wrong, HullConfig(resolution=48), 0.6, forgive=0.06)
-    assert "widened by 0.06" in caplog.text
-    assert float(hull.signed(torch.tensor([[0.0, 0.2, 0.0]]))) < 0.02
+    hull = visual_hull(wrong, HullConfig(resolution=48), 0.6, slack=0.06)
+    assert "dilated by 0.06" in caplog.text
+    assert float(hull.signed_distance(torch.tensor([[0.0, 0.2, 0.0]]))) < 0.02
     assert (hull.distance < 0).sum() < 40 * (right.distance < 0).sum()  # a needle still, not the whole box
 
 

@@ -77,7 +77,7 @@ def test_starts_at_the_queried_poses():
     poses = PoseRefiner(cameras, PoseConfig())
     torch.testing.assert_close(poses.cameras(cameras).c2w, cameras.c2w, rtol=0, atol=0)
     vectors = torch.randn(3, 3)
-    torch.testing.assert_close(poses.turn(vectors, torch.arange(3)), vectors)
+    torch.testing.assert_close(poses.rotate(vectors, torch.arange(3)), vectors)
 
 
 def test_view_0_is_exactly_where_it_was():
@@ -120,7 +120,7 @@ def test_settling_takes_the_running_mean_of_the_steps():
         poses.project()
         expected = 0.75 * expected + 0.25 * torch.stack([poses.omega.detach(), poses.tau.detach()])
     last = poses.omega.detach().clone()
-    poses.settle()
+    poses.freeze()
     torch.testing.assert_close(torch.stack([poses.omega, poses.tau]).detach(), expected)
     assert not torch.allclose(poses.omega, last)
     assert float(poses.omega[0].detach().abs().max()) == 0
@@ -135,7 +135,7 @@ def test_wrong_poses_are_found_again_and_right_ones_stay(shapes, degrees, mean, 
     if degrees:
         config.encoding.levels, config.encoding.finest, config.encoding.start_levels = 3, 24, 3.0
         config.pose = replace(config.pose, lr=3e-3, start=0.02)
-    state, _ = fit(perturb_poses(views, degrees, 0.0, seed=0), config)
+    state = fit(perturb_poses(views, degrees, 0.0, seed=0), config)
     errors = pose_errors(state.cameras.c2w, cameras.c2w)
     assert float(state.poses.omega.detach().abs().max()) > 0
     assert float(errors[1:].mean()) < mean

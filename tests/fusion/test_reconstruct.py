@@ -121,15 +121,18 @@ def test_levels_open_over_the_run():
 
 def test_progress_runs_to_one_and_can_stop_the_run(shapes, f_views):
     shares, messages = [], []
-    reconstruct(
-        f_views, shapes.short_config(), progress=lambda share, text: (shares.append(share), messages.append(text))
-    )
+
+    def progress(done: int, total: int, stage: str) -> None:
+        shares.append(done / total)
+        messages.append(stage)
+
+    reconstruct(f_views, shapes.short_config(), progress=progress)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert "loss" in messages[0]
     assert "left" in messages[0]
 
-    def stop(share: float, text: str) -> None:
+    def stop(done: int, total: int, stage: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

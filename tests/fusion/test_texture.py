@@ -5,6 +5,7 @@ import trimesh
 
 from nova3d.cameras import orbit
 from nova3d.fusion import export, texture
+from nova3d.fusion.atlas import unwrap
 from nova3d.fusion.config import TextureConfig
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
@@ -13,7 +14,7 @@ from nova3d.views import ViewSet
 
 def paint_views(shapes, mesh: trimesh.Trimesh, **config) -> texture.Projector:
     views = shapes.draw(mesh, orbit(8, size=96))
-    return texture.projector(views, views.cameras, mesh, torch.zeros_like(views.mask), TextureConfig(**config))
+    return texture.make_projector(views, views.cameras, mesh, torch.zeros_like(views.mask), TextureConfig(**config))
 
 
 def test_painting_finds_the_right_faces_and_respects_occlusion(shapes):
@@ -21,11 +22,11 @@ def test_painting_finds_the_right_faces_and_respects_occlusion(shapes):
     views = paint_views(shapes, mesh)
     centres = torch.tensor([[-0.2, 0.0, 0.15], [-0.2, 0.0, -0.15], [-0.2, 0.45, 0.0]]).float()
     normals = torch.tensor([[0.0, 0, 1], [0, 0, -1], [0, 1, 0]])
-    colours, weight = texture.paint(centres, normals, views)
+    colours, weight = texture.blend_views(centres, normals, views)
     torch.testing.assert_close(colours[0] * 255, torch.tensor([220.0, 30, 30]), atol=3, rtol=0)
     torch.testing.assert_close(colours[1] * 255, torch.tensor([30.0, 30, 220]), atol=3, rtol=0)
     assert weight[2] == 0  # the top: no camera at elevation 0 sees it
-    inside, hidden = texture.paint(torch.zeros(1, 3) + torch.tensor([-0.2, 0, 0.05]), normals[:1], views)
+    inside, hidden = texture.blend_views(torch.zeros(1, 3) + torch.tensor([-0.2, 0, 0.05]), normals[:1], views)
     assert hidden[0] == 0  # behind the front face by more than the tolerance
     assert torch.isfinite(inside).all()
 
@@ -41,8 +42,8 @@ def test_conflict_and_top_views_choose_who_paints(shapes):
     point = torch.nn.functional.normalize(torch.tensor([[0.5, 0.0, 1.0]]), dim=-1)
     true = torch.tensor([90, 160, 60]) / 255
     for h, k, expected in ((0, 1, torch.tensor([1.0, 0, 0])), (1, 0, true)):
-        projector = texture.projector(broken, views.cameras, mesh, conflict * h, TextureConfig(top_views=k))
-        colours, _ = texture.paint(point * 0.35, point, projector)
+        projector = texture.make_projector(broken, views.cameras, mesh, conflict * h, TextureConfig(top_views=k))
+        colours, _ = texture.blend_views(point * 0.35, point, projector)
         torch.testing.assert_close(colours[0], expected, atol=0.03, rtol=0)
 
 
@@ -51,10 +52,10 @@ def test_atlas_bake_is_sharp_where_seen_and_filled_where_not(shapes):
     mesh.merge_vertices(merge_tex=True, merge_norm=True)
     welded = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     views = paint_views(shapes, shapes.letter_f(), size=128)
-    atlas = texture.unwrap(welded)
+    atlas = unwrap(welded)
     assert atlas.uv.min() >= 0
     assert atlas.uv.max() <= 1
-    ids, face, weights = texture.texels(atlas, 128)
+    ids, face, weights = texture.rasterize_atlas(atlas, 128)
     assert len(ids) == len(set(ids.tolist()))
     corners = atlas.uv[atlas.faces[face]] * [128, -128] + [0, 128]
     position = np.einsum("mk,mkc->mc", weights, corners)
@@ -90,8 +91,8 @@ def test_a_baked_texture_looks_like_the_views_and_like_views_between(shapes):
     views = shapes.draw(truth, orbit(16, size=96))
     held_out = shapes.draw(truth, orbit(4, size=96, start_azimuth_deg=11.25))
     solid = trimesh.creation.icosphere(subdivisions=4, radius=0.4)
-    seen_by = texture.projector(views, views.cameras, solid, torch.zeros_like(views.mask), TextureConfig(size=512))
-    atlas = texture.unwrap(solid, 512)
+    seen_by = texture.make_projector(views, views.cameras, solid, torch.zeros_like(views.mask), TextureConfig(size=512))
+    atlas = unwrap(solid, 512)
     picture, unseen = texture.bake(solid, atlas, seen_by, lambda p: torch.full((len(p), 3), 0.5))
     mesh = export.textured(
         solid.vertices[atlas.source], atlas.faces, atlas.uv, picture, solid.vertex_normals[atlas.source]
@@ -112,8 +113,8 @@ def test_what_no_view_sees_meets_what_they_see(shapes):
     red = torch.tensor([0.8, 0.0, 0.0])
     for smooth in (True, False):
         config = TextureConfig(smooth_unseen=smooth)
-        seen_by = texture.projector(views, views.cameras, box, torch.zeros_like(views.mask), config)
-        colours, weight = texture.complete(points, normals, seen_by, lambda p: red.expand(len(p), 3).clone())
+        seen_by = texture.make_projector(views, views.cameras, box, torch.zeros_like(views.mask), config)
+        colours, weight = texture.colour_points(points, normals, seen_by, lambda p: red.expand(len(p), 3).clone())
         assert (weight > 0).tolist() == [True, True, False, False]
         assert colours[0, 1] > 0.7
         assert bool((colours[2:, 1] > 0.2).all()) is smooth

@@ -6,23 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from nova3d.fusion import losses, objective
-from nova3d.fusion.rays import TorchMarcher
+from nova3d.fusion import losses, optimize
 from nova3d.fusion.optimize import fit
-from nova3d.fusion.occupancy import RayPool
+from nova3d.fusion.rays import TorchMarcher
 
 TERMS = ("colour", "normal", "mask", "eikonal", "sparse", "smooth")
 
 
 @pytest.fixture(scope="module")
 def fitted(shapes, f_views):
-    """A short fit and what its batches are drawn from."""
+    """A short fit, with the occupancy and the cached SDF as of its end."""
     config = shapes.short_config(optim={"steps": 40}, hull={"fit_steps": 60})
-    state, _ = fit(f_views, config)
+    state = fit(f_views, config)
     hull, margin = state.hull, state.margin
-    pool = RayPool(f_views, config.sampling)
-    scene = objective.Scene(pool, TorchMarcher(), hull.occupancy(margin), hull.extent(margin), state.read_cache())
-    return state, scene
+    occupancy, box, cached_sdf = hull.occupancy(margin), hull.bounds(margin), state.evaluate_grid()
+    return replace(state, occupancy=occupancy, box=box, cached_sdf=cached_sdf, marcher=TorchMarcher())
 
 
 @pytest.fixture
@@ -31,11 +29,10 @@ def batch(fitted, monkeypatch):
     real = losses.colour_loss
 
     def run(progress: float = 0.5, early: bool = False, move: bool = False, **sections):
-        state, scene = fitted
-        config = copy.deepcopy(state.config)
+        config = copy.deepcopy(fitted.config)
         for section, values in sections.items():
             setattr(config, section, replace(getattr(config, section), **values))
-        state = replace(state, config=config)
+        state = replace(fitted, config=config)
         state.conflict.detach = config.conflict.detach
         state.poses.config = config.pose
         seen = SimpleNamespace(state=state)
@@ -45,12 +42,13 @@ def batch(fitted, monkeypatch):
             return real(residual, h, penalty, weight)
 
         monkeypatch.setattr(losses, "colour_loss", colour_loss)
-        ids = scene.pool.draw(200, torch.Generator().manual_seed(1))
-        generator = torch.Generator().manual_seed(0)
-        seen.view = scene.pool.view_of(ids)
-        seen.terms, seen.on_object = objective.terms(
-            state, scene, ids, objective.Moment(progress, not early, move, 0.3, generator)
-        )
+        rays = state.pixels.draw(200, torch.Generator().manual_seed(1))
+        context = optimize.StepContext(progress, not early, move, 0.3, torch.Generator().manual_seed(0))
+        rays = optimize.refine_rays(state, rays, context)
+        rendering = optimize.render(state, rays, context)
+        residual = losses.colour_residual(rendering.rgb, rays.rgb)
+        seen.view, seen.on_object = rays.view, residual.detach()[rays.mask > 0.5].mean()
+        seen.terms = optimize.loss_terms(state, rays, rendering, residual, context)
         seen.numbers = {name: float(term.detach()) for name, term in seen.terms.items()}
         return seen
 
@@ -163,7 +161,7 @@ def test_detached_conflict_cannot_thin_out_the_surface(batch):
 def test_colour_bends_the_surface_through_the_weights_alone(batch, fitted, monkeypatch):
     """The colour network is asked once, and the normals it is given carry no gradient."""
     asked = []
-    kind = type(fitted[0].colour)
+    kind = type(fitted.colour)
     real = kind.forward
 
     def forward(self, x: Tensor, normal: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
