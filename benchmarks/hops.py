@@ -141,19 +141,19 @@ def train_step(hops: Hops) -> None:
 
 
 def fusion_step(hops: Hops) -> None:
-    """The steps of a small fit between two of its progress messages."""
+    """Ten steps of a small fit, between two of its progress messages and two refreshes of its occupancy."""
     from nova3d.cameras import orbit
     from nova3d.data import render_object
-    from nova3d.fusion import FusionConfig, reconstruct
+    from nova3d.fusion import FusionConfig
+    from nova3d.fusion.optimize import fit
 
     mesh = sorted((ROOT / "assets/objects").glob("*.glb"))[0]
     views = render_object(mesh, orbit(8, size=64), supersample=2, light="flat")
     config = FusionConfig()
     config.optim.steps, config.hull.resolution, config.hull.fit_steps = 60, 48, 40
-    config.extract.resolution, config.extract.coarse, config.extract.faces = 64, 32, 1500
-    config.texture.size = 128
+    config.hull.refresh = 60
     try:
-        reconstruct(views, config, progress=between_calls(hops, 3))
+        fit(views, config, between_calls(hops, 3))
     finally:
         hops.stop()
 
