@@ -1,9 +1,9 @@
 """Cameras on an orbit: poses, rays, projection.
 
 World: right-handed, +Y up, +Z to the front (glTF). Camera: OpenGL axes, +X right, +Y up, looking along -Z.
-Azimuth a, elevation e, radius r put the camera at r (cos e sin a, sin e, cos e cos a), so view 0 of an orbit
-is on +Z with the identity rotation and azimuth grows counter-clockwise seen from +Y. Pixel (column i, row j)
-has its centre at (i + 0.5, j + 0.5). Angles are radians unless the name says `_deg`.
+Azimuth a, elevation e and radius r put the camera at r (cos e sin a, sin e, cos e cos a). View 0 of an orbit is on +Z
+with the identity rotation, and azimuth grows counter-clockwise seen from +Y. Pixel (column i, row j) has its centre at
+(i + 0.5, j + 0.5). Angles are radians unless the name says `_deg`.
 """
 
 import math
@@ -26,10 +26,13 @@ ORTHO_SPAN = 1.5  # world units across the image; a unit cube turned 45 degrees 
 class Cameras:
     """v cameras of one image size and one projection model.
 
-    c2w: [v,4,4] float32, camera to world, rigid.
-    intrinsics: [v,4] float32 (fl_x, fl_y, cx, cy) in pixels. Perspective: focal lengths. Orthographic: pixels
-        per world unit. Principal point measured from the image's upper left corner.
-    width, height: pixels.
+    Attributes:
+        c2w: [v,4,4] float32, camera to world, rigid.
+        intrinsics: [v,4] float32 (fl_x, fl_y, cx, cy) in pixels. fl_x and fl_y are focal lengths (perspective) or
+            pixels per world unit (orthographic). The principal point is measured from the upper left corner.
+        width: of the images, in pixels.
+        height: of the images, in pixels.
+        model: "orthographic" or "perspective".
     """
 
     c2w: Tensor
@@ -54,15 +57,16 @@ class Cameras:
         return replace(self, c2w=self.c2w[rows], intrinsics=self.intrinsics[rows])
 
     def to(self, device: torch.device | str) -> "Cameras":
+        """The same cameras with all tensors on a device."""
         return replace(self, c2w=self.c2w.to(device), intrinsics=self.intrinsics.to(device))
 
     def resized(self, width: int, height: int) -> "Cameras":
-        """The same field of view sampled by width x height pixels."""
+        """The same cameras, with the same field of view, for images of width x height pixels."""
         scale = torch.tensor([width / self.width, height / self.height] * 2).to(self.intrinsics)
         return replace(self, intrinsics=self.intrinsics * scale, width=width, height=height)
 
     def pixel_centres(self) -> Tensor:
-        """[h,w,2] (x, y) of every pixel centre, in pixels."""
+        """The (x, y) of every pixel centre, in pixels: [h,w,2] float32."""
         device = self.c2w.device
         y, x = torch.meshgrid(
             torch.arange(self.height, device=device) + 0.5, torch.arange(self.width, device=device) + 0.5, indexing="ij"
@@ -70,9 +74,11 @@ class Cameras:
         return torch.stack([x, y], dim=-1)
 
     def rays(self) -> tuple[Tensor, Tensor]:
-        """World rays through the pixel centres: origins, unit directions, both [v,h,w,3].
+        """Rays through the pixel centres, in the world frame.
 
-        Orthographic rays start on the camera's plane; perspective rays start at the camera's centre.
+        Returns:
+            origins: [v,h,w,3] float32, on the camera's plane (orthographic) or at its centre (perspective).
+            directions: [v,h,w,3] float32, unit.
         """
         pixels = self.pixel_centres()[None]  # 1 h w 2
         focal, centre = self.intrinsics[:, None, None, :2], self.intrinsics[:, None, None, 2:]
@@ -89,10 +95,15 @@ class Cameras:
         return origins.contiguous(), directions.contiguous()
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """World points [n,3] to pixels [v,n,2] (x right, y down) and depth [v,n] along the viewing axis.
+        """Project world points into all views.
 
-        Depth is positive before the camera. A perspective point at or behind the camera gives pixels that
-        mean nothing: test its depth.
+        Args:
+            points: [n,3] float32, world frame.
+
+        Returns:
+            pixels: [v,n,2] float32, x to the right and y down. Those of a perspective point at or behind the camera
+                are meaningless: test its depth.
+            depth: [v,n] float32, world units along the viewing axis, positive before the camera.
         """
         local = torch.einsum("vji,vnj->vni", self.c2w[:, :3, :3], points[None] - self.c2w[:, None, :3, 3])
         depth = -local[..., 2]
@@ -102,10 +113,13 @@ class Cameras:
         return plane * self.intrinsics[:, None, :2] + self.intrinsics[:, None, 2:], depth
 
     def azimuth_elevation(self) -> Tensor:
-        """[v,2] azimuth in [0, 2 pi) and elevation of each camera as seen from the world's origin.
+        """Where the cameras stand, seen from the world's origin.
 
-        Taken from the direction the camera looks from (its +Z axis), which an orthographic camera has
-        whatever its distance.
+        Taken from the direction a camera looks from (its +Z axis), since the distance of an orthographic camera is
+        arbitrary.
+
+        Returns:
+            [v,2] float32: azimuth in [0, 2 pi) and elevation in [-pi/2, pi/2], radians.
         """
         back = self.c2w[:, :3, 2]
         azimuth = torch.atan2(back[:, 0], back[:, 2]) % (2 * math.pi)
@@ -116,7 +130,14 @@ class Cameras:
 
 
 def pose_fault(c2w: Tensor) -> str:
-    """What keeps c2w [4,4] from being a rigid pose, as the end of a sentence; empty where it is one (to 1e-2)."""
+    """Why a matrix is not a rigid pose.
+
+    Args:
+        c2w: [4,4] float.
+
+    Returns:
+        The end of a sentence for a message; empty where the matrix is rigid (to 1e-2).
+    """
     rotation = c2w[:3, :3]
     gram = rotation @ rotation.mT
     scale = float(gram.diagonal().mean().sqrt())
@@ -132,7 +153,16 @@ def pose_fault(c2w: Tensor) -> str:
 
 
 def look_from(azimuth: Tensor, elevation: Tensor, radius: float) -> Tensor:
-    """c2w [v,4,4] of cameras at (azimuth, elevation) [v] radians, `radius` from the origin, upright, facing it."""
+    """Poses of upright cameras that face the origin.
+
+    Args:
+        azimuth: [v] float, radians.
+        elevation: [v] float, radians.
+        radius: distance from the origin, in world units.
+
+    Returns:
+        c2w [v,4,4] of the angles' dtype.
+    """
     sin_a, cos_a, sin_e, cos_e = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
     zero = torch.zeros_like(sin_a)
     back = torch.stack([cos_e * sin_a, sin_e, cos_e * cos_a], dim=-1)
@@ -154,9 +184,20 @@ def orbit(
     fov_deg: float = 33.8,
     start_azimuth_deg: float = 0.0,
 ) -> Cameras:
-    """`num_views` cameras evenly spaced in azimuth over the full circle, square images of `size` pixels.
+    """Cameras evenly spaced in azimuth over the full circle.
 
-    Orthographic images span `span` world units; perspective ones have the full field of view `fov_deg`.
+    Args:
+        num_views: the number of cameras.
+        elevation_deg: of all cameras, in degrees.
+        size: side of the square images, in pixels.
+        model: "orthographic" or "perspective".
+        radius: distance from the origin, in world units.
+        span: world units across an orthographic image.
+        fov_deg: full field of view of a perspective image, in degrees.
+        start_azimuth_deg: azimuth of view 0, in degrees.
+
+    Returns:
+        The cameras, in order of growing azimuth.
     """
     azimuth = 2 * math.pi * torch.arange(num_views, dtype=torch.float64) / num_views + math.radians(start_azimuth_deg)
     elevation = torch.full_like(azimuth, math.radians(elevation_deg))
@@ -170,9 +211,17 @@ PRESETS = ("ortho16", "persp16", "syncdreamer16", "envision32")
 
 
 def preset(name: str, size: int = 256) -> Cameras:
-    """The named rigs (`PRESETS`) at `size` pixels; raises InputError for another name.
+    """A camera rig by its name.
 
-    `ortho16` and `persp16` are families: `ortho8` has 8 views, and so on.
+    Args:
+        name: one of PRESETS. `ortho16` and `persp16` are families: `ortho8` has 8 views, and so on.
+        size: side of the square images, in pixels.
+
+    Returns:
+        The cameras.
+
+    Raises:
+        InputError: for another name.
     """
     if family := re.fullmatch(r"(ortho|persp)([1-9]\d*)", name):
         views = int(family[2])

@@ -1,6 +1,6 @@
 """Normal maps: the 8-bit codec and changes of frame.
 
-A normal map holds unit vectors in the WORLD frame of the input view (the front camera's frame), so one surface
+A normal map holds unit vectors in the world frame of the input view (the front camera's frame), so that one surface
 point has one colour in all views. Background is the zero vector, which encodes to mid-grey.
 """
 
@@ -10,15 +10,26 @@ from torch import Tensor
 
 
 def encode(normals: Tensor) -> Tensor:
-    """Normals [...,3] in [-1,1] (zero where there is no surface) to uint8 [...,3], (n + 1) / 2 rounded."""
+    """Encode normals as 8-bit colours, (n + 1) / 2 rounded.
+
+    Args:
+        normals: [...,3] float in [-1,1]; zero where there is no surface.
+
+    Returns:
+        [...,3] uint8.
+    """
     return ((normals.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def decode(image: Tensor) -> tuple[Tensor, Tensor]:
-    """An encoded map [...,3], uint8 or float in [0,1], to normals [...,3] and a soft mask [...].
+    """Decode an encoded normal map, whether 8-bit or predicted.
 
-    The mask is the decoded vector's length clipped to [0,1]: 1 on a surface, about 0 on the grey background.
-    Normals are unit wherever the mask exceeds one half and zero elsewhere.
+    Args:
+        image: [...,3] uint8, or float in [0,1].
+
+    Returns:
+        normals: [...,3] float32, unit where the mask exceeds one half and zero elsewhere.
+        mask: [...] float32 in [0,1], the decoded vector's length: 1 on a surface, about 0 on the grey background.
     """
     scaled = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     vectors = scaled * 2 - 1
@@ -28,15 +39,39 @@ def decode(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_world(normals: Tensor, c2w: Tensor) -> Tensor:
-    """Camera-frame normals [v,h,w,3] to the world frame by each view's rotation, c2w [v,4,4]."""
+    """Camera-frame normals to the world frame.
+
+    Args:
+        normals: [v,h,w,3] float, each view's in its camera's frame.
+        c2w: [v,4,4] float, camera to world.
+
+    Returns:
+        [v,h,w,3] float, world frame.
+    """
     return torch.einsum("vij,vhwj->vhwi", c2w[:, :3, :3], normals)
 
 
 def to_camera(normals: Tensor, c2w: Tensor) -> Tensor:
-    """World-frame normals [v,h,w,3] to each view's camera frame, c2w [v,4,4]."""
+    """World-frame normals to each view's camera frame, the inverse of `to_world`.
+
+    Args:
+        normals: [v,h,w,3] float, world frame.
+        c2w: [v,4,4] float, camera to world.
+
+    Returns:
+        [v,h,w,3] float, each view's in its camera's frame.
+    """
     return torch.einsum("vji,vhwj->vhwi", c2w[:, :3, :3], normals)
 
 
 def rotate(normals: Tensor, rotation: Tensor) -> Tensor:
-    """Apply one rotation [3,3] to every normal [...,3]."""
+    """Apply one rotation to every normal.
+
+    Args:
+        normals: [...,3] float.
+        rotation: [3,3] float.
+
+    Returns:
+        [...,3] float.
+    """
     return torch.einsum("ij,...j->...i", rotation, normals)

@@ -1,4 +1,4 @@
-"""What a ViewSet must hold for the fusion to make a mesh of it, each fault as one line."""
+"""Checks of views before they are fused to a mesh; each fault is one line."""
 
 import logging
 import math
@@ -8,33 +8,37 @@ from torch import Tensor
 
 from nova3d.cameras import pose_fault
 from nova3d.errors import InputError
-from nova3d.layouts.placement import BOX, CLEAR
+from nova3d.hull import MASK_LEVEL
+from nova3d.layouts.placement import BOX, ORTHO_CLEARANCE
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
 MIN_SPREAD_DEG = 5.0  # viewing directions nearer to one another than this see one side
 FEW_VIEWS = 4
-_MASK_LEVEL = 0.5
 _FULL = 0.99  # share of object pixels above which the background was not removed
 
 
 def check_for_fusion(views: ViewSet) -> None:
-    """Raise InputError with one line where `views` cannot be fused; log a warning where the result will be poor.
+    """Check that views can be fused; log a warning where the result will be poor.
 
-    Refused: numbers that are not finite or out of range, normals that are not unit, poses that are not rigid, fewer
-    than two views, masks all empty or all full, one picture in all views, cameras that all look from one side or past
-    the object's box (see `normalise`).
+    Args:
+        views: in our frame, with the object around the origin (see `normalise`).
+
+    Raises:
+        InputError: in one line, where numbers are not finite or out of range, normals are not unit, poses are not
+            rigid, there are fewer than two views, masks are all empty or all full, all views are one picture, or the
+            cameras all look from one side or past the object's box.
     """
     _check_numbers(views)
     if len(views) < 2:
         raise InputError("one view does not tell a shape: give at least two views from different sides")
-    shown = (views.mask > _MASK_LEVEL).flatten(1)
+    shown = (views.mask > MASK_LEVEL).flatten(1)
     if not bool(shown.any()):
         raise InputError("the views show no object: every mask is empty")
     if bool((shown.float().mean(dim=1) > _FULL).all()):
         raise InputError("the masks fill every picture: the background was not removed")
-    if _all_equal(views):
+    if _all_one_picture(views):
         raise InputError(f"all {len(views)} views are one and the same picture: they cannot be views of one object")
     _check_directions(views, shown.any(dim=1))
     _check_in_sight(views, shown.any(dim=1))
@@ -68,7 +72,7 @@ def _refuse(bad: Tensor, line: str) -> None:
         raise InputError(line.format(", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")))
 
 
-def _all_equal(views: ViewSet) -> bool:
+def _all_one_picture(views: ViewSet) -> bool:
     return bool((views.rgb == views.rgb[:1]).all()) and bool((views.mask == views.mask[:1]).all())
 
 
@@ -98,7 +102,7 @@ def _check_in_sight(views: ViewSet, used: Tensor) -> None:
     if views.cameras.model == "perspective":
         within = position.abs().amax(dim=-1) < BOX
     else:
-        within = (position * back).sum(dim=-1) < CLEAR
+        within = (position * back).sum(dim=-1) < ORTHO_CLEARANCE
     inside = [i for i in numbers if bool(within[i])]
     if inside:
         raise InputError(
@@ -110,7 +114,7 @@ def _check_in_sight(views: ViewSet, used: Tensor) -> None:
     for i in numbers:
         if bool((depth[i] <= 0).any()):  # a camera this near sees the box all around it
             continue
-        rows, columns = torch.nonzero(views.mask[i] > _MASK_LEVEL, as_tuple=True)
+        rows, columns = torch.nonzero(views.mask[i] > MASK_LEVEL, as_tuple=True)
         overlap = (
             low[i, 0] <= columns.max() + 1
             and high[i, 0] >= columns.min()

@@ -1,4 +1,4 @@
-"""Where an object stands: the similarity between a source's frame and ours, and the one that fits it to our box."""
+"""Placement: the similarity transform between a source's world frame and ours, and the search for the object."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -17,25 +17,30 @@ from nova3d.views import ViewSet
 log = logging.getLogger(__name__)
 
 BOX = 0.6  # half side of the box around the origin that the fusion fills (`field.radius`)
-CLEAR = BOX * 3**0.5  # an orthographic camera nearer than this starts some of its rays inside that box
+ORTHO_CLEARANCE = BOX * 3**0.5  # rays of an orthographic camera nearer than this start inside that box
 _SMALLEST = 0.5  # longest side below which an object is enlarged: it would fill few of the fusion's cells
-_GRID = 64  # nodes along the box of a coarse carve
+_GRID = 64  # nodes along each side of the box in which a hull is carved
 _TOLERANCE = 0.1  # share of the views that may see background where the object is; as in the fusion's hull
-_EXPLAINED = 0.95  # share of the masks' pixels that what is carved from a box must cover for the object to fit in it
+_EXPLAINED = 0.95  # share of the masks' pixels that the hull in the box must cover for the object to fit in it
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A similarity from a source's world frame to ours: matrix [4,4] float64, rotation times scale and a shift."""
+    """A similarity transform from a source's world frame to ours.
+
+    Attributes:
+        matrix: [4,4] float64: rotation times scale, and a translation.
+    """
 
     matrix: Tensor
 
     @staticmethod
     def identity() -> "Placement":
+        """The placement of a source whose frame is ours."""
         return Placement(torch.eye(4, dtype=torch.float64))
 
     def __matmul__(self, first: "Placement") -> "Placement":
-        """`first`, then this one."""
+        """The placement that applies `first`, then this one."""
         return Placement(self.matrix @ first.matrix)
 
     @property
@@ -45,43 +50,53 @@ class Placement:
 
     @property
     def is_identity(self) -> bool:
+        """Whether the source's frame is ours, exactly."""
         return bool(torch.equal(self.matrix, torch.eye(4, dtype=torch.float64)))
 
     def apply(self, points: Tensor) -> Tensor:
-        """Points [...,3] of the source's frame in ours."""
+        """Points [...,3] float from the source's frame to ours; same shape and dtype."""
         return (points.double() @ self.matrix[:3, :3].mT + self.matrix[:3, 3]).to(points)
 
     def to_source(self, points: Tensor) -> Tensor:
-        """Points [...,3] of our frame in the source's."""
+        """Points [...,3] float from our frame to the source's; same shape and dtype."""
         return Placement(torch.linalg.inv(self.matrix)).apply(points)
 
     def mesh_to_source(self, mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-        """A copy of a mesh of our frame in the source's frame."""
+        """A copy of a mesh, moved from our frame to the source's."""
         moved = mesh.copy()
         moved.apply_transform(torch.linalg.inv(self.matrix).numpy())
         return moved
 
 
 def normalise(views: ViewSet) -> tuple[ViewSet, Placement]:
-    """Move and scale the cameras so that the object is centred and its longest side is 1; and how that was done.
+    """Move and scale the cameras so that the object is centred and its longest side is 1.
 
-    The object is found from the masks: the rays through the masks' centres nearly meet in it, and of what the masks
-    carve around that point it is the part in the smallest cube that still covers the masks. (Not all of it: seen from
-    one height, an object has carved cones above or below that no view shows.) Views that an object in the fusion's
-    box already explains are returned as they are, with the identity. Turns nothing; normals stay. Raises InputError
-    where fewer than two views show an object, or masks and cameras disagree.
+    The object is found from the masks. The rays through their centres nearly meet in it. Of the visual hull around that
+    point, it is the part in the smallest cube that still covers the masks. (Not the whole hull: seen from one height,
+    an object has carved cones above or below that no view shows.) Nothing is rotated.
+
+    Args:
+        views: at least two of which show the object.
+
+    Returns:
+        views: the same pictures and normals with moved cameras; `views` itself where an object in the fusion's box
+            explains the masks already.
+        placement: from the frame of the given views to that of the returned ones.
+
+    Raises:
+        InputError: where fewer than two views show an object, or masks and cameras disagree.
     """
     with torch.no_grad():
         seen = torch.nonzero((views.mask > MASK_LEVEL).flatten(1).any(dim=1))[:, 0].tolist()
         if len(seen) < 2:
             raise InputError(f"{len(seen)} of {len(views)} views show an object: at least two are needed to place it")
         mask, cameras = views.mask[seen].cpu(), views.cameras[seen].to("cpu")
-        if cut := [view for view, yes in zip(seen, _cut_off(mask), strict=True) if yes]:
-            log.warning("the object reaches the border of views %s: it may be cut off there", _some(cut))
-        fits = _fits(mask, cameras)
-        if fits and _stands_off(views.cameras):
+        if cut := [view for view, yes in zip(seen, _reaches_border(mask), strict=True) if yes]:
+            log.warning("the object reaches the border of views %s: it may be cut off there", _listed(cut))
+        fits = _fits_box(mask, cameras)
+        if fits and _clear_of_box(views.cameras):
             return views, Placement.identity()
-        centre, side = (torch.zeros(3), 1.0) if fits else _find(mask, cameras, seen)
+        centre, side = (torch.zeros(3), 1.0) if fits else _find_object(mask, cameras, seen)
     if fits:
         log.info("orthographic cameras moved back along their axes, out of the object's box")
     else:
@@ -94,59 +109,59 @@ def normalise(views: ViewSet) -> tuple[ViewSet, Placement]:
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3] /= side
     matrix[:3, 3] = -centre.double() / side
-    return replace(views, cameras=_moved(views.cameras, 1 / side, centre)), Placement(matrix)
+    return replace(views, cameras=_similar_cameras(views.cameras, 1 / side, centre)), Placement(matrix)
 
 
-def _moved(cameras: Cameras, scale: float, shift: Tensor) -> Cameras:
-    """The cameras after points x became scale (x - shift)."""
+def _similar_cameras(cameras: Cameras, scale: float, shift: Tensor) -> Cameras:
+    """The cameras of the same pictures after every world point x has become scale * (x - shift)."""
     c2w, intrinsics = cameras.c2w.clone(), cameras.intrinsics.clone()
     c2w[:, :3, 3] = scale * (c2w[:, :3, 3] - shift.to(c2w))
     if cameras.model == "orthographic":
         intrinsics[:, :2] /= scale
-        # Its place along its axis changes no orthographic picture, but rays start there: put it before the box.
+        # Moving along its axis changes no orthographic picture, but rays start at the camera: put it before the box.
         back = c2w[:, :3, 2]
         along = (c2w[:, :3, 3] * back).sum(dim=-1, keepdim=True)
-        c2w[:, :3, 3] += (along.clamp_min(1.5 * CLEAR) - along) * back
+        c2w[:, :3, 3] += (along.clamp_min(1.5 * ORTHO_CLEARANCE) - along) * back
     return replace(cameras, c2w=c2w, intrinsics=intrinsics)
 
 
-def _stands_off(cameras: Cameras) -> bool:
-    """Whether all orthographic cameras are before the object's box; perspective ones are where they are."""
+def _clear_of_box(cameras: Cameras) -> bool:
+    """Whether all orthographic cameras stand before the object's box; true of perspective cameras, which stay."""
     along = (cameras.c2w[:, :3, 3] * cameras.c2w[:, :3, 2]).sum(dim=-1)
-    return cameras.model == "perspective" or bool((along > CLEAR).all())
+    return cameras.model == "perspective" or bool((along > ORTHO_CLEARANCE).all())
 
 
-def _fits(mask: Tensor, cameras: Cameras) -> bool:
-    """Whether something in the fusion's box, and not too small for it, explains the masks."""
-    points, cell = _carved(mask, cameras, torch.full((3,), -BOX), torch.full((3,), BOX))
+def _fits_box(mask: Tensor, cameras: Cameras) -> bool:
+    """Whether the hull in the fusion's box explains the masks and is not too small for the box."""
+    points, cell = _hull_nodes(mask, cameras, torch.full((3,), -BOX), torch.full((3,), BOX))
     if len(points) == 0:
         return False
-    half, explained = _cover(points, cell, mask, cameras, torch.zeros(3))
+    half, explained = _smallest_cube(points, cell, mask, cameras, torch.zeros(3))
     return explained > _EXPLAINED and half > _SMALLEST / 2
 
 
-def _find(mask: Tensor, cameras: Cameras, names: list[int]) -> tuple[Tensor, float]:
-    """The object's centre [3] and longest side; names: the views' numbers in messages."""
-    origins, directions, spread = _centre_rays(mask, cameras)
+def _find_object(mask: Tensor, cameras: Cameras, names: list[int]) -> tuple[Tensor, float]:
+    """The object's centre [3] and its longest side, in world units; `names` are the views' numbers for messages."""
+    origins, directions, spread = _rays_through_centres(mask, cameras)
     centre = _nearest_point(origins, directions)
     depth = ((centre - origins) * directions).sum(dim=-1)
     if cameras.model == "perspective" and bool((depth <= 0).any()):
         behind = [names[i] for i in torch.nonzero(depth <= 0)[:, 0].tolist()]
         raise InputError(
-            f"the cameras of views {_some(behind)} look away from the object that the masks show: check the poses' "
+            f"the cameras of views {_listed(behind)} look away from the object that the masks show: check the poses' "
             "axes (OpenGL: +X right, +Y up, looking along -Z; OpenCV's have Y and Z the other way round)"
         )
     reach = spread * (depth if cameras.model == "perspective" else 1)
-    # No view shows more of the object than this; the masks' centres are not its centre, hence the room.
+    # No view shows more of the object than this. The room is for the masks' centres, which are not the object's.
     half = 1.5 * float(reach.max())
     for _ in range(3):  # each time in a smaller box, whose cells are finer
-        points, cell = _carved(mask, cameras, centre - half, centre + half)
+        points, cell = _hull_nodes(mask, cameras, centre - half, centre + half)
         if len(points) == 0:
             raise InputError(
                 "the views' masks have no common object: the cameras do not belong to these pictures (order, axes, up "
                 "axis, elevation), or the masks are wrong"
             )
-        half, _ = _cover(points, cell, mask, cameras, centre)
+        half, _ = _smallest_cube(points, cell, mask, cameras, centre)
         part = points[(points - centre).abs().amax(dim=-1) <= half]
         low, high = part.min(dim=0).values, part.max(dim=0).values
         centre, side = (low + high) / 2, float((high - low).max()) + cell  # a point stands for the cell around it
@@ -154,9 +169,20 @@ def _find(mask: Tensor, cameras: Cameras, names: list[int]) -> tuple[Tensor, flo
     return centre, side
 
 
-def _cover(points: Tensor, cell: float, mask: Tensor, cameras: Cameras, centre: Tensor) -> tuple[float, float]:
-    """Half the side of the smallest cube around `centre` whose carved points [n,3] cover what all points cover of the
-    masks, and the share of the masks' pixels that all points cover. cell: the points' spacing."""
+def _smallest_cube(points: Tensor, cell: float, mask: Tensor, cameras: Cameras, centre: Tensor) -> tuple[float, float]:
+    """The smallest cube around `centre` whose hull nodes still cover what all of them cover of the masks.
+
+    Args:
+        points: [n,3] float32 hull nodes, world frame.
+        cell: their spacing, in world units.
+        mask: [v,h,w] float32 coverage in [0,1].
+        cameras: v cameras of h x w pixels.
+        centre: [3] float32, world frame.
+
+    Returns:
+        half: half the cube's side, in world units.
+        explained: the share of the masks' pixels that all nodes cover, in [0,1].
+    """
     distance = (points - centre).abs().amax(dim=-1)
     needed = []
     for view in range(len(cameras)):
@@ -180,9 +206,15 @@ def _cover(points: Tensor, cell: float, mask: Tensor, cameras: Cameras, centre: 
     return float(covered.max()), len(covered) / len(every)
 
 
-def _centre_rays(mask: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
-    """Rays through the middle of each mask's bounding box, origins and unit directions [v,3], and [v] the farthest
-    mask pixel from there, in world units (orthographic) or per unit of depth."""
+def _rays_through_centres(mask: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+    """Rays through the middle of each mask's bounding box.
+
+    Returns:
+        origins: [v,3] float32, world frame.
+        directions: [v,3] float32, unit.
+        spread: [v] float32, the distance of the farthest mask pixel from there, in world units (orthographic) or per
+            unit of depth (perspective).
+    """
     origins, directions, spread = [], [], []
     for view in range(len(cameras)):  # one at a time: the rays of many large photographs do not fit in memory
         rows, columns = torch.nonzero(mask[view] > MASK_LEVEL, as_tuple=True)
@@ -196,7 +228,7 @@ def _centre_rays(mask: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor
 
 
 def _nearest_point(origins: Tensor, directions: Tensor) -> Tensor:
-    """The point [3] with the least sum of squared distances to lines [v,3], [v,3]."""
+    """The point [3] with the least sum of squared distances to lines, given as origins and directions [v,3]."""
     across = torch.eye(3, dtype=torch.float64) - torch.einsum("vi,vj->vij", directions.double(), directions.double())
     normal = across.sum(dim=0)
     if float(torch.linalg.eigvalsh(normal)[0]) < 1e-4 * len(origins):
@@ -204,26 +236,32 @@ def _nearest_point(origins: Tensor, directions: Tensor) -> Tensor:
     return torch.linalg.solve(normal, torch.einsum("vij,vj->i", across, origins.double())).float()
 
 
-def _carved(mask: Tensor, cameras: Cameras, low: Tensor, high: Tensor) -> tuple[Tensor, float]:
-    """The nodes [n,3] of a grid from `low` to `high` that (nearly) no view sees background at, and their spacing."""
+def _hull_nodes(mask: Tensor, cameras: Cameras, low: Tensor, high: Tensor) -> tuple[Tensor, float]:
+    """The nodes [n,3] of a grid from `low` to `high` that are in the visual hull, and their spacing."""
     axes = [torch.linspace(float(a), float(b), _GRID) for a, b in zip(low, high, strict=True)]
     points = torch.cartesian_prod(*axes)
     cell = float((high - low).max()) / (_GRID - 1)
     grown = []
     for view in range(len(cameras)):
         _, _, per_unit = _project(cameras[view], points)
-        # A thin part between two nodes must not be lost: nodes see the object within half a cell of them.
+        # Masks are grown by half a cell, or a thin part between two nodes would be lost.
         grown.append(dilate(mask[view], min(round(0.5 * cell * per_unit), max(mask.shape[1:]))))
-    # Where a picture ends, an object that does not reach its border is not; one that does may go on.
-    outside = ~torch.tensor(_cut_off(mask))
+    # An object that reaches the picture's border may go on beyond it; another one may not.
+    outside = ~torch.tensor(_reaches_border(mask))
     behind: Literal["visible", "background"] = "visible" if cameras.model == "orthographic" else "background"
     kept = carve(points, torch.stack(grown), cameras, _TOLERANCE, outside=outside, behind=behind)
     return points[kept], cell
 
 
 def _project(camera: Cameras, points: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Pixels [n,2] of points [n,3] in one view, whether it can see there [n], and its pixels per world unit at the
-    points' middle depth. An orthographic camera sees all of space: its place along its axis means nothing."""
+    """Project points [n,3] into one view.
+
+    Returns:
+        pixels: [n,2] float32.
+        before: bool [n], whether the point is before the camera; true for orthographic cameras, whose position along
+            their axis is arbitrary.
+        per_unit: pixels per world unit at the points' median depth.
+    """
     pixels, depth = camera.project(points)
     scale = float(camera.intrinsics[0, 0])
     if camera.model == "orthographic":
@@ -231,12 +269,12 @@ def _project(camera: Cameras, points: Tensor) -> tuple[Tensor, Tensor, float]:
     return pixels[0], depth[0] > 0, scale / max(float(depth[0].median()), 1e-6)
 
 
-def _cut_off(mask: Tensor) -> list[bool]:
-    """For each mask [v,h,w] whether the object reaches the picture's border."""
+def _reaches_border(mask: Tensor) -> list[bool]:
+    """For each mask [v,h,w] whether its object reaches the picture's border."""
     inner = mask.clone()
     inner[:, 1:-1, 1:-1] = 0
     return (inner > MASK_LEVEL).flatten(1).any(dim=1).tolist()
 
 
-def _some(numbers: list[int]) -> str:
+def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
