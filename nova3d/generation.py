@@ -15,6 +15,7 @@ from nova3d.fusion.config import FusionConfig
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import writable_folder
 from nova3d.utils.progress import Progress
+from nova3d.utils.resources import Shipped
 from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 class SampleConfig:
     """The keys of `scripts/sample.py`."""
 
-    image: str = "assets/images/horse.png"
+    image: Annotated[str, Shipped("asset")] = "assets/images/horse.png"
     """The picture: with alpha, or on a plain background."""
-    model: str = "assets/nova3d-mini"
+    model: Annotated[str, Shipped("model")] = "assets/nova3d-mini"
     """A model folder, the name of a shipped model or a hub id."""
     out: str = "outputs/views"
     """The view folder to write."""
