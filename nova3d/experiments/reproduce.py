@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from omegaconf import MISSING
 
@@ -21,6 +22,7 @@ from nova3d.fusion import FusionConfig
 from nova3d.generation import SampleConfig
 from nova3d.utils import provenance
 from nova3d.utils.files import writable_folder
+from nova3d.utils.resources import Shipped
 from nova3d.utils.workers import in_parts
 
 Progress = Callable[[int, int, str], None]
@@ -28,35 +30,52 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass
 class Arm:
-    """One method of a table. model: a model folder, or a folder of one per seed (seed0/model ...), inside the table's
-    model folder ("" is that folder itself). fusion: changes to the fusion's config, as key=value. paper: the method's
-    row in the paper's table, "" for none."""
+    """One method of a table."""
 
     model: str = ""
+    """A model folder, or a folder of one per seed (seed0/model ...), inside sample.model. Empty: that folder itself."""
     fusion: list[str] = field(default_factory=list)
+    """Changes to the fusion's config, as key=value."""
     paper: str = ""
+    """The method's row in the paper's table. Empty: it has none."""
 
 
 @dataclass
 class ReproduceConfig:
-    """What `scripts/reproduce.py` reads, one file per table. Paths are relative to where the script runs."""
+    """The keys of `scripts/reproduce.py`, one file per table. Paths are relative to where the script runs."""
 
     table: str = "table1"
-    objects: str = MISSING  # a folder of meshes (GSO), or of shards
-    names: list[str] = field(default_factory=list)  # of the objects to take; empty: all
+    """The name of the table and of its folder in `out`."""
+    objects: str = MISSING
+    """A folder of meshes (GSO), or of shards."""
+    names: list[str] = field(default_factory=list)
+    """The objects to take. Empty: all."""
     out: str = "outputs/reproduce"
+    """The output folder. Tables with equal settings share what is generated in it."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    sample: SampleConfig = field(default_factory=SampleConfig)  # its image, out, seed, framed and keep_input are ours
-    fusion: str = ""  # a config of scripts/reconstruct.py; "": the table is of views
+    """Seeds to sample with."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """How views are sampled. Its image, out, seed, framed and keep_input are set by the study."""
+    fusion: Annotated[str | None, Shipped("config", "fusion")] = None
+    """The config of the fusion. null: the table is of views."""
     fusion_changes: list[str] = field(default_factory=list)
+    """Changes to it for all arms, as key=value."""
     arms: dict[str, Arm] = field(default_factory=dict)
-    baseline: str = ""  # the arm that the others are compared with, object by object
-    protocol: str = "configs/eval/nova3d-el0.yaml"
+    """The methods by name."""
+    baseline: str | None = None
+    """The arm that the others are compared with, object by object."""
+    protocol: Annotated[str, Shipped("protocol")] = "configs/eval/nova3d-el0.yaml"
+    """The protocol of the scores."""
     protocol_changes: list[str] = field(default_factory=list)
-    weights: dict[str, str] = field(default_factory=dict)  # of perceptual metrics, by column
-    published: str = "configs/eval/published.yaml"
-    paper_table: str = ""  # a title in `published`; "": the paper's table is not in our copy
-    columns: dict[str, list[str]] = field(default_factory=dict)  # the paper's quantity -> our metrics
+    """Changes to it, as key=value."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Perceptual metric -> weights file."""
+    published: Annotated[str, Shipped("config")] = "configs/eval/published.yaml"
+    """The file of published numbers."""
+    paper_table: str | None = None
+    """A title in `published`. null: the paper's table is not in our copy."""
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    """The paper's quantity -> our metrics."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +145,7 @@ def reproduce(
         "seeds": first.facts["seeds"],
         "paper": f"{source.source}; {source.note}" if source else tables.NOT_PRINTED,
     }
-    comparison = compare(found, config.baseline) if len(found) > 1 else None
+    comparison = compare(found, config.baseline or "") if len(found) > 1 else None
     report = Report(config.table, found, tuple(rows), comparison, facts)
     record = provenance.record("reproduce", configs.to_dict(config), device=device, workers=workers)
     return report, report.save(Path(config.out) / config.table, record)

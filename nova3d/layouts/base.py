@@ -26,29 +26,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Assume:
-    """What a layout does not say. None (or "auto") takes the layout's own default, which the log states.
-
-    Attributes:
-        cameras: a preset's name (`nova3d.cameras.preset`) instead of the layout's rig.
-        elevation_deg: of all cameras, in degrees.
-        azimuth_deg: of view 0, the input view, in degrees.
-        radius: the cameras' distance from the origin, in world units.
-        fov_deg: field of view across the width of perspective pictures, in degrees.
-        span: world units across the width of orthographic pictures.
-        sample: which sample of several in the folder, from 0 (files sorted by name).
-        up: of a transforms.json only, the world's up axis: "z", "y" or "cameras" (the mean of the cameras' own up).
-        front: of a transforms.json only, the index of the view that becomes view 0 at azimuth 0.
-    """
+    """What a layout does not say. None (or "auto") takes the layout's own default, which the log states."""
 
     cameras: str | None = None
+    """A preset's name (`nova3d.cameras.preset`) instead of the layout's rig."""
     elevation_deg: float | None = None
+    """Of all cameras, in degrees."""
     azimuth_deg: float | None = None
+    """Of view 0, the input view, in degrees."""
     radius: float | None = None
+    """The cameras' distance from the origin, in world units."""
     fov_deg: float | None = None
+    """Field of view across the width of perspective pictures, in degrees."""
     span: float | None = None
+    """World units across the width of orthographic pictures."""
     sample: int = 0
+    """Which sample of several in the folder, from 0 (files sorted by name)."""
     up: str = "auto"
+    """Of a transforms.json only: the world's up axis, "z", "y" or "cameras" (the mean of the cameras' own up)."""
     front: int | None = None
+    """Of a transforms.json only: the index of the view that becomes view 0 at azimuth 0."""
 
 
 @dataclass(frozen=True)
