@@ -93,3 +93,11 @@ def test_dilating_takes_the_greatest_value_of_a_square_window():
     masks = torch.rand(2, 9, 12, generator=torch.Generator().manual_seed(0))
     assert torch.equal(dilate(masks, 2), F.max_pool2d(masks[:, None], 5, 1, 2)[:, 0])
     assert torch.equal(dilate(masks[0], 0), masks[0])
+
+
+def test_padding_matters_within_half_a_pixel_of_the_border():
+    cameras = orbit(1, size=8, span=1.0)
+    masks = torch.full((1, 8, 8), 0.6)
+    rim = torch.tensor([[0.49, 0.0, 0.0]])  # 0.08 pixels within the border: 0.58 of the value with zeros beyond
+    assert not carve(rim, masks, cameras)[0]
+    assert carve(rim, masks, cameras, padding="border")[0]

@@ -188,6 +188,20 @@ def test_resized_views_are_of_the_same_things(make_views: Make) -> None:
     assert (facing.resized(12).normals[:, 6, 6] == torch.tensor([0.0, 0.0, 1.0])).all()
 
 
+def test_resized_normals_are_of_the_object_alone() -> None:
+    rgba = torch.ones(1, 8, 8, 4)
+    rgba[:, :, 5:, 3] = 0  # cuts the third of four columns in half
+    up, right = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
+    surface = up.expand(1, 8, 8, 3).clone()
+    surface[:, :, 5:] = right  # said of the background: to be ignored
+    views = ViewSet.from_rgba(rgba, surface, cameras.orbit(1, size=8), size=4)
+    assert (views.normals[0, :, :3] == up).all()
+    assert (ViewSet.from_rgba(rgba, surface, cameras.orbit(1, size=8)).normals[0, :, 5:] == 0).all()
+    assert (ViewSet.from_rgba(rgba, None, cameras.orbit(1, size=8), size=4).normals == 0).all()
+    surface[:, :, :5:2] = -up  # normals that contradict each other have no mean
+    assert (ViewSet.from_rgba(rgba, surface, cameras.orbit(1, size=8), size=4).normals[0, :, 1] == 0).all()
+
+
 def test_yaw_grows_with_azimuth() -> None:
     front, right = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
     torch.testing.assert_close(yaw_rotation(torch.tensor(math.pi / 2)) @ front, right, atol=1e-6, rtol=0)
