@@ -1,6 +1,7 @@
 """Shipped configs, protocols and models are found by name, in a clone and in an installed package."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,10 @@ def test_an_installed_package_has_them_too(tmp_path: Path) -> None:
         Path("nova3d/configs/eval/mini.yaml"),
         Path("nova3d/assets/nova3d-mini"),
     ]
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    command = [sys.executable, "-m", "nova3d", "doctor", "--model", "nova3d-mini"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert f"{target / 'nova3d/assets/nova3d-mini'}: found, checksums fit" in done.stdout
     inside = {path.relative_to(target / "nova3d") for path in (target / "nova3d").rglob("*") if path.is_file()}
     for folder in ("configs", "assets"):
         shipped = {path.relative_to(root()) for path in (root() / folder).rglob("*") if path.is_file()}
