@@ -24,7 +24,7 @@ from nova3d.data.jobs.fetch import Fetcher
 from nova3d.data.jobs.journal import Journal, object_path, write_status
 from nova3d.data.jobs.policy import Pace, Task
 from nova3d.data.jobs.process import family_memory
-from nova3d.data.jobs.worker_process import Ended, Lane
+from nova3d.data.jobs.worker_client import Ended, Lane
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
 

@@ -13,7 +13,7 @@ from nova3d.data.assets import Asset
 from nova3d.data.jobs import devices, doctor, job, journal, launchers
 from nova3d.data.jobs.config import RenderConfig, parse_shard
 from nova3d.data.jobs.devices import Gpu
-from nova3d.data.jobs.worker_process import Lane
+from nova3d.data.jobs.worker_client import Lane
 from nova3d.errors import InputError
 
 MakeJob = Callable[..., RenderConfig]
