@@ -132,7 +132,7 @@ def _attribution(settings: "RenderConfig", options: argparse.Namespace) -> None:
 
 
 def _doctor(settings: "RenderConfig", options: argparse.Namespace) -> None:
-    from nova3d.data.jobs.doctor import examine
+    from nova3d.data.jobs.devices import examine
 
     faults = []
     for finding in examine(settings):

@@ -1,9 +1,8 @@
-"""Which renders are fit to learn from: a few measures of the pictures, a threshold on each, a code for each fault.
+"""Filters of renders: a few measures of the pictures, a threshold on each, a reason code for each fault.
 
-What the field removes by hand or by list afterwards is measured here on every object. Era3D names four criteria:
-normals that disagree with the depth (flipped faces), colour and normal masks that disagree (transparent surfaces),
-views that are too thin at elevation 0, odd poses; the first three are here, a pose cannot be judged from pictures
-alone. Wonder3D dropped a tenth of its objects for empty views.
+Era3D names four criteria: normals that disagree with the depth (flipped faces), colour and normal masks that disagree
+(transparent surfaces), views that are too thin at elevation 0, and odd poses. The first three are measured here; a pose
+cannot be judged from pictures alone. Wonder3D dropped a tenth of its objects for empty views.
 """
 
 import math
@@ -21,46 +20,43 @@ from nova3d.images import srgb_to_linear
 from nova3d.rendering.engine import Rendered
 from nova3d.rendering.reasons import Reason
 
-_SAMPLES = 1 << 15  # pixels that colour and normals are judged on; more does not change the shares
+_MAX_PIXELS = 1 << 15  # pixels that colour and normals are judged on; more does not change the shares
 _GRAZING = 0.25  # cosine to the view below which a depth gradient says little
 _STEP = 0.25  # pixels; a larger second difference of the depth is an edge, not a surface
-_EVIDENCE = 200  # pixels; a lattice of bars has too few to be judged by
+_MIN_PIXELS = 200  # pixels; a lattice of bars has too few to be judged by
 
 
 @dataclass
 class FilterConfig:
-    """Thresholds. A measure on the wrong side of its threshold gives the object a tag; the codes in `reject` refuse it.
-
-    empty_view: a view with less coverage shows nothing (0.0005: 33 pixels of 256x256).
-    empty_views: blank_render above this share of such views; a card seen edge-on (2 of 16) is `thin` instead.
-    darkness: blank_render where no pixel of any view is brighter (sRGB); below 2/255 a picture is a silhouette.
-    border: clipped where a view's outermost pixels are covered by more than this share (0.004: 4 of 1020 pixels).
-    coverage: tiny_coverage below this mean share of the picture; a stray speck that shrinks the object ends here.
-    thin: thin below this ratio of the smallest view's area to the largest's.
-    opacity: transparent below this mean opacity of the surface, or where fewer pixels of the colour mask have a normal
-        than mask_agreement.
-    overexposed: emissive above this share of covered pixels clipped at white.
-    colour_spread: untextured below this relative deviation of the colours from a uniform matt surface under any light.
-    magenta: missing_texture above this share of pure magenta, Blender's colour of a missing picture.
-    normals_angle_deg, normals_agree: normals_disagree where less than this share of the pixels lies within the angle of
-        the depth's normal. Smooth shading of coarse meshes is up to 50 degrees off, pixels that mix two faces up to 70;
-        a flipped face is 180 off, and in a wrong frame most pixels of most views are past 90.
-    reject: the codes that refuse an object; the others only tag it.
-    """
+    """Thresholds. A measure on the wrong side of its threshold tags the object; the codes in `reject` refuse it."""
 
     empty_view: float = 0.0005
+    """A view with less coverage shows nothing (0.0005: 33 pixels of 256x256)."""
     empty_views: float = 0.25
+    """blank_render above this share of such views; a card seen edge-on (2 of 16) is thin instead."""
     darkness: float = 2 / 255
+    """blank_render where no pixel of any view is brighter (sRGB); below 2/255 a picture is a silhouette."""
     border: float = 0.004
+    """clipped where a view's outermost pixels are covered by more than this share (0.004: 4 of 1020 pixels)."""
     coverage: float = 0.02
+    """tiny_coverage below this mean share of the picture, as when a stray speck shrinks the object."""
     thin: float = 0.05
+    """thin below this ratio of the smallest view's area to the largest's."""
     opacity: float = 0.8
+    """transparent below this mean opacity of the surface."""
     mask_agreement: float = 0.95
+    """transparent where a smaller share of the colour mask's pixels have a normal."""
     overexposed: float = 0.05
+    """emissive above this share of covered pixels clipped at white."""
     colour_spread: float = 0.02
+    """untextured below this relative deviation of the colours from a uniform matt surface under any light."""
     magenta: float = 0.01
+    """missing_texture above this share of pure magenta, Blender's colour of a missing picture."""
     normals_angle_deg: float = 75.0
+    """The largest angle between a normal and the depth's normal at which they agree. Smooth shading of coarse meshes is
+    up to 50 degrees off, pixels that mix two faces up to 70, a flipped face 180."""
     normals_agree: float = 0.9
+    """normals_disagree where a smaller share of the pixels agree."""
     reject: list[str] = field(
         default_factory=lambda: [
             "blank_render",
@@ -72,12 +68,19 @@ class FilterConfig:
             "normals_disagree",
         ]
     )
+    """The codes that refuse an object; the others only tag it."""
 
 
 @dataclass(frozen=True)
-class Findings:
-    """measures: the numbers, rounded to 4 digits (JSON values). tags: every fault, in the order of the rules. reject:
-    the first fault that refuses the object, None where it is fit. message: one line on the faults, "" without."""
+class FilterResult:
+    """What the filters say of one object.
+
+    Attributes:
+        measures: the numbers, rounded to 4 digits (JSON values).
+        tags: every fault, in the order of the rules.
+        reject: the first fault that refuses the object, None where it is kept.
+        message: one line on the faults, "" without.
+    """
 
     measures: dict[str, float]
     tags: list[Reason]
@@ -109,22 +112,32 @@ _RULES = (
 )
 
 
-def inspect(rendered: Rendered, cameras: Cameras, config: FilterConfig) -> Findings:
-    """Measure the v views of one object and judge them.
+def apply_filters(rendered: Rendered, cameras: Cameras, config: FilterConfig) -> FilterResult:
+    """Measure the views of one object and compare them with the thresholds.
 
-    Opacity, overexposure and missing textures are the engine's facts and are judged where it reports them. Raises
-    InputError where `config.reject` names no rule's code.
+    Opacity, overexposure and missing textures are the engine's facts; they are compared where it reports them.
+
+    Args:
+        rendered: v views.
+        cameras: their v cameras.
+        config: the thresholds.
+
+    Returns:
+        Measures, tags and whether the object is refused.
+
+    Raises:
+        InputError: where `config.reject` has a code that no rule gives.
     """
-    check(config)
+    check_config(config)
     measures = {name: round(value, 4) for name, value in _measure(rendered, cameras, config).items()}
     faults = [rule for rule in _RULES if rule.measure in measures and _broken(rule, measures, config)]
     tags = list(dict.fromkeys(rule.reason for rule in faults))
     reject = next((tag for tag in tags if tag in config.reject), None)
     message = ", ".join(f"{rule.reason}: {_explain(rule, measures, config)}" for rule in faults)
-    return Findings(measures, tags, reject, message)
+    return FilterResult(measures, tags, reject, message)
 
 
-def check(config: FilterConfig) -> None:
+def check_config(config: FilterConfig) -> None:
     """Raise InputError where `reject` has a code that no rule gives."""
     known = dict.fromkeys(rule.reason.value for rule in _RULES)
     for code in config.reject:
@@ -132,9 +145,17 @@ def check(config: FilterConfig) -> None:
             raise InputError(f"filters.reject: '{code}' is not one of {', '.join(known)}")
 
 
-def judged(measures: Mapping[str, float], config: FilterConfig) -> tuple[float, str]:
-    """How near the worst measure is to its threshold, as a ratio above 1 where it is past it, and the measure in words;
-    (0, "") without measures."""
+def worst_measure(measures: Mapping[str, float], config: FilterConfig) -> tuple[float, str]:
+    """Find the measure nearest to its threshold.
+
+    Args:
+        measures: of one object; see FilterResult.
+        config: the thresholds.
+
+    Returns:
+        How near it is, as a ratio above 1 where it is past the threshold, and the measure in words. (0, "") without
+        measures.
+    """
     worst = (0.0, "")
     for rule in _RULES:
         if rule.measure in measures and rule.threshold:
@@ -176,7 +197,7 @@ def _measure(rendered: Rendered, cameras: Cameras, config: FilterConfig) -> dict
     for name in ("opacity", "overexposed", "missing_textures"):
         if name in rendered.facts:
             measures[name] = _number(rendered.facts[name])
-    covered = _thinned(torch.nonzero((alpha > 0.5).flatten())[:, 0])
+    covered = _subsample(torch.nonzero((alpha > 0.5).flatten())[:, 0])
     if len(covered) == 0:
         return measures | {"empty_views": 1.0}
     colours = rendered.rgba.reshape(-1, 4)[covered, :3]
@@ -197,10 +218,17 @@ def _number(fact: Any) -> float:
 
 
 def colour_spread(colours: Tensor, normals: Tensor) -> float:
-    """Deviation of colours [n,3] (sRGB) from those of a uniform matt surface with normals [n,3], relative to the mean.
+    """Measure how far colours deviate from those of a uniform matt surface, relative to their mean.
 
-    Distant light of any kind reaches a matt surface as 9 coefficients of its normal (Ramamoorthi and Hanrahan 2001);
-    what their least-squares fit leaves over in linear light is texture, or shadow.
+    Distant light of any kind reaches a matt surface as 9 coefficients of its normal (Ramamoorthi and Hanrahan 2001).
+    What their least-squares fit leaves over in linear light is texture, or shadow.
+
+    Args:
+        colours: [n,3] in [0,1], sRGB.
+        normals: [n,3], unit.
+
+    Returns:
+        The root mean square of the residual over the mean, both in linear light.
     """
     linear = srgb_to_linear(colours)
     x, y, z = normals.unbind(dim=-1)
@@ -211,14 +239,22 @@ def colour_spread(colours: Tensor, normals: Tensor) -> float:
 
 
 def normals_agreement(rendered: Rendered, cameras: Cameras, angle_deg: float) -> float:
-    """Share of pixels whose normal lies within `angle_deg` of the one that the depth's gradient gives.
+    """Measure how often normals agree with the gradient of the depth.
 
     Only pixels count that are covered with all their neighbours, away from steps of depth, and not seen at a grazing
-    angle; 1 where there are too few. In camera axes a normal is (dd/dx, dd/dy, 1) of an orthographic depth d, and
+    angle. In camera axes a normal is (dd/dx, dd/dy, 1) of an orthographic depth d, and
     -(dw/du, dw/dv, u dw/du + v dw/dv - w) of w = 1/d in a perspective picture.
+
+    Args:
+        rendered: v views.
+        cameras: their v cameras.
+        angle_deg: the largest angle at which a normal agrees.
+
+    Returns:
+        The share of pixels that agree; 1 where too few count.
     """
     depth, inside = rendered.depth, rendered.rgba[..., 3] > 0.99
-    view, row, column = _thinned(torch.nonzero(inside[:, 1:-1, 1:-1])).T
+    view, row, column = _subsample(torch.nonzero(inside[:, 1:-1, 1:-1])).T
     row, column = row + 1, column + 1
     crosses = [(view, row + i, column + j) for i, j in ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))]
     covered = torch.stack([inside[cross] for cross in crosses]).all(dim=0)
@@ -237,7 +273,7 @@ def normals_agreement(rendered: Rendered, cameras: Cameras, angle_deg: float) ->
         geometric = torch.stack([dx, dy, torch.ones_like(dx)], dim=-1)
     geometric = F.normalize(geometric, dim=-1)
     usable = usable & (geometric[:, 2] > _GRAZING)
-    if int(usable.sum()) < _EVIDENCE:
+    if int(usable.sum()) < _MIN_PIXELS:
         return 1.0
     rotation = cameras.c2w.to(depth.device)[view, :3, :3]
     given = torch.einsum("nji,nj->ni", rotation, rendered.normals[view, row, column])
@@ -245,6 +281,6 @@ def normals_agreement(rendered: Rendered, cameras: Cameras, angle_deg: float) ->
     return agrees[usable].float().mean().item()
 
 
-def _thinned(pixels: Tensor) -> Tensor:
-    """At most _SAMPLES rows, evenly spaced."""
-    return pixels[:: max(1, -(-len(pixels) // _SAMPLES))]
+def _subsample(pixels: Tensor) -> Tensor:
+    """Return at most _MAX_PIXELS rows, evenly spaced."""
+    return pixels[:: max(1, -(-len(pixels) // _MAX_PIXELS))]

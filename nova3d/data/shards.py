@@ -24,6 +24,7 @@ from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.transforms import cameras_from_transforms, cameras_to_transforms
 from nova3d.utils import provenance
+from nova3d.utils.files import parse_json, write_text
 from nova3d.views import ViewSet
 
 INDEX = "index.json"
@@ -32,8 +33,17 @@ _WHITE = 1  # the format whose colours were composited on white before they were
 
 
 def encode_pictures(uid: str, rgba: Tensor, normal: Tensor, facts: Mapping[str, Any]) -> dict[str, bytes]:
-    """The tar members of one object: lossless PNGs of rgba [v,h,w,4] (float [0,1], straight alpha) and of world normals
-    [v,h,w,3], and its facts (licence, attribution, source hash) as JSON."""
+    """Encode one object as tar members: lossless PNGs and a JSON.
+
+    Args:
+        uid: the object's key.
+        rgba: [v,h,w,4] float32 in [0,1], straight alpha.
+        normal: [v,h,w,3] float32, unit world normals, zero on background.
+        facts: of the object: licence, attribution, source hash.
+
+    Returns:
+        The contents by member name.
+    """
     members = {f"{uid}.json": json.dumps(dict(facts), sort_keys=True).encode()}
     for i in range(len(rgba)):
         colours = images.to_uint8(rgba[i])
@@ -44,13 +54,24 @@ def encode_pictures(uid: str, rgba: Tensor, normal: Tensor, facts: Mapping[str, 
 
 
 def encode_views(uid: str, views: ViewSet, facts: Mapping[str, Any]) -> dict[str, bytes]:
-    """`encode_pictures` of a ViewSet, whose colours are un-premultiplied from their white background."""
+    """Encode a ViewSet, whose colours are un-premultiplied from their white background; see `encode_pictures`."""
     rgba = torch.stack([views.straight_alpha(i) for i in range(len(views))])
     return encode_pictures(uid, rgba, views.normals, facts)
 
 
 def write_object(path: Path, members: Mapping[str, bytes], writer: str) -> None:
-    """One object's members as the tar `path`, all or nothing: written aside as `UID.WRITER.part`, synced, renamed."""
+    """Write one object's members as the tar `path`, all or nothing.
+
+    It is written aside as `UID.WRITER.part`, synced and renamed; WRITER tells whose part a killed process left.
+
+    Args:
+        path: the tar.
+        members: as `encode_pictures` makes them.
+        writer: names the process that writes.
+
+    Raises:
+        OSError: where it cannot be written; no part stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{writer}.part")
     try:
@@ -67,7 +88,7 @@ def write_object(path: Path, members: Mapping[str, bytes], writer: str) -> None:
 
 
 def read_object(path: Path) -> dict[str, bytes]:
-    """The members of an object's tar by their full names; raises InputError where it is damaged or truncated."""
+    """Read the members of an object's tar by their full names; raises InputError where it is damaged."""
     members: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -86,6 +107,14 @@ class ShardWriter:
 
     A shard that is already there with the same bytes is left alone. The old index goes before the first changed shard,
     so that a reader never sees an index that does not fit.
+
+    Args:
+        folder: where the shards go.
+        cameras: the rig of all samples.
+        samples_per_shard: objects per tar.
+
+    Raises:
+        InputError: where the folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, cameras: Cameras, samples_per_shard: int = 256):
@@ -129,8 +158,7 @@ class ShardWriter:
         for surplus in set(self.folder.glob("shard-*.tar")) - {self.folder / name for name in self.shards}:
             path.unlink(missing_ok=True)
             surplus.unlink()
-        replace_text(path, json.dumps(index))
-        return path
+        return write_text(path, json.dumps(index), keep_equal=True)
 
     def _finish_shard(self) -> None:
         if self._tar is None:
@@ -148,7 +176,14 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Random access to the samples of one or several shard folders of one rig; safe to use from several processes."""
+    """Random access to the samples of shard folders that share one rig; safe to use from several processes.
+
+    Args:
+        folder: one folder, or several.
+
+    Raises:
+        InputError: where an index is missing or broken, rigs differ, or two folders hold the same object.
+    """
 
     def __init__(self, folder: str | Path | Sequence[str | Path]):
         folders = [Path(folder)] if isinstance(folder, str | Path) else [Path(f) for f in folder]
@@ -159,7 +194,7 @@ class ShardReader:
         self.index = indices[0]
         self.cameras = cameras_from_transforms(self.index["cameras"], str(self.folder / INDEX))
         self.samples: list[dict[str, Any]] = []
-        self._places: list[tuple[Path, int]] = []  # of each sample: its folder and that folder's format
+        self._origins: list[tuple[Path, int]] = []  # folder of each sample, and the folder's format
         owners: dict[str, Path] = {}
         for where, index in zip(folders, indices, strict=True):
             if index["cameras"] != self.index["cameras"]:
@@ -168,16 +203,19 @@ class ShardReader:
                 if (other := owners.setdefault(sample["uid"], where)) != where:
                     raise InputError(f"object '{sample['uid']}' is in '{other}' and in '{where}'")
             self.samples += index["samples"]
-            self._places += [(where, index["format"])] * len(index["samples"])
+            self._origins += [(where, index["format"])] * len(index["samples"])
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def read(self, row: int) -> dict[str, bytes]:
-        """The members of sample `row`, by name without the uid. Raises InputError where the shard is cut short or its
-        content does not fit the index's checksum."""
+        """Read the members of sample `row`, by name without the uid.
+
+        Raises:
+            InputError: where the shard is cut short or its content does not fit the index's checksum.
+        """
         sample = self.samples[row]
-        path = self._places[row][0] / sample["shard"]
+        path = self._origins[row][0] / sample["shard"]
         if not path.is_file():
             raise InputError(f"shard '{path}' is missing")
         members: dict[str, bytes] = {}
@@ -191,48 +229,51 @@ class ShardReader:
         return members
 
     def views(self, row: int, order: Sequence[int] | None = None) -> ViewSet:
-        """Sample `row` as a ViewSet on white; only the views in `order` where it is given."""
+        """Read sample `row` as a ViewSet on white.
+
+        Args:
+            row: index of the sample.
+            order: the views to read, in this order; None reads all.
+
+        Returns:
+            The views, in the frame they were rendered in.
+
+        Raises:
+            InputError: as `read`.
+        """
         members = self.read(row)
         chosen = list(range(len(self.cameras))) if order is None else list(order)
         rgba = torch.stack([read_picture(members[f"rgb.{i:03d}.png"]) for i in chosen]).float() / 255
         normal, _ = normals.decode(torch.stack([read_picture(members[f"normal.{i:03d}.png"]) for i in chosen]))
-        rgb = rgba[..., :3] if self._places[row][1] == _WHITE else images.composite(rgba)
+        rgb = rgba[..., :3] if self._origins[row][1] == _WHITE else images.composite(rgba)
         mask = rgba[..., 3]
         return ViewSet(rgb, normal * (mask > 0)[..., None], mask, self.cameras[chosen])
 
 
 def members_hash(members: Mapping[str, bytes]) -> str:
-    """SHA-256 of the members' contents in the order of their names: the checksum of a sample."""
+    """Return the checksum of a sample: SHA-256 of the members' contents in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(members):
         digest.update(members[name])
     return digest.hexdigest()
 
 
-def read_json(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """The facts of a sample."""
-    return json.loads(members["json"])
+def read_facts(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the facts of a sample."""
+    facts: dict[str, Any] = json.loads(members["json"])
+    return facts
 
 
 def read_picture(data: bytes) -> Tensor:
-    """A PNG member as uint8 [h,w,c]."""
+    """Decode a PNG member to uint8 [h,w,c]."""
     with Image.open(io.BytesIO(data)) as picture:
         return torch.from_numpy(np.asarray(picture).copy())
 
 
 def shard_hash(rows: Iterable[Mapping[str, Any]]) -> str:
-    """One hash of a set of samples, whatever their order: names the data a model was trained on."""
+    """Return one hash of a set of samples, whatever their order; it names the data a model was trained on."""
     lines = sorted(f"{row['uid']} {row['sha256']}" for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file all or nothing; a file that already says so is left alone."""
-    if path.is_file() and path.read_text() == text:
-        return
-    aside = path.with_suffix(".part")
-    aside.write_text(text)
-    aside.replace(path)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -243,14 +284,14 @@ def _read_index(folder: Path) -> dict[str, Any]:
             where = f"its shards are in '{', '.join(packed)}'" if packed else "run `scripts/render.py pack` on it first"
             raise InputError(f"'{folder}' is not a shard folder but a render job; {where}")
         raise InputError(f"'{folder}' is not a shard folder (no {INDEX}); make one with scripts/render.py")
+    index = parse_json(path.read_bytes(), dict, f"shard index '{path}'")  # may be larger than read_json allows
     try:
-        index = json.loads(path.read_text())
         if index.get("format") not in (_WHITE, FORMAT):
             raise InputError(f"{path}: shard format {index.get('format')} is not {FORMAT}; render again")
         cameras_from_transforms(index["cameras"], str(path))
         for sample in index["samples"]:
             sample["uid"], sample["shard"], sample["members"], sample["sha256"]
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: broken index: {error!r}") from error
     return index
 

@@ -23,13 +23,14 @@ from transformers import CLIPVisionModelWithProjection
 from nova3d import images
 from nova3d.data.augment import UNCHANGED, Augmentation
 from nova3d.data.multiview import MultiViewDataset
-from nova3d.data.shards import replace_text, shard_hash
+from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_moments
 from nova3d.models.conditioning import clip_pixels
 from nova3d.training.latents import Item
 from nova3d.transforms import cameras_to_transforms
 from nova3d.utils import provenance
+from nova3d.utils.files import write_text
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def build_cache(
             _compare(_read_manifest(folder), manifest, folder)
         elif part[0] == 0:
             record = provenance.record("cache_latents")
-            replace_text(folder / MANIFEST, json.dumps(manifest | {"record": record}))
+            write_text(folder / MANIFEST, json.dumps(manifest | {"record": record}), keep_equal=True)
         files = _files(folder, len(dataset), objects_per_file)
         mine = list(range(part[0], len(files), part[1]))
         for done, index in enumerate(mine):

@@ -6,7 +6,7 @@ from typing import Protocol
 class Progress(Protocol):
     """Called by library code as work advances; the command line draws a bar with it."""
 
-    def __call__(self, done: int, total: int, stage: str) -> None:
+    def __call__(self, done: int, total: int, stage: str, /) -> None:
         """Report progress.
 
         Args:

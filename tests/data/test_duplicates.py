@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nova3d import cameras
-from nova3d.data.duplicates import DuplicateConfig, fingerprint, geometry_key, mark, mean_colour, view_hashes
+from nova3d.data.duplicates import DuplicateConfig, fingerprint, geometry_key, mark_duplicates, mean_colour, view_hashes
 from nova3d.rendering.meshes import Mesh, load_mesh
 from nova3d.rendering.raster import rasterize
 
@@ -96,7 +96,7 @@ def test_equal_files_are_duplicates_in_any_order() -> None:
     rows = [row(uid, sha256="f" * 64 if uid in "bdf" else uid) for uid in "abcdef"]
     rows[3]["split"] = "val"
     kept = min("bdf", key=lambda uid: hashlib.sha256(uid.encode()).digest())
-    marked = mark(rows)
+    marked = mark_duplicates(rows)
     assert [r["uid"] for r in marked] == list("abcdef") and "dup_of" not in rows[0]
     by = {r["uid"]: r for r in marked}
     assert {uid: r["dup_of"] for uid, r in by.items()} == {
@@ -105,12 +105,12 @@ def test_equal_files_are_duplicates_in_any_order() -> None:
     assert {by[uid]["split"] for uid in "bdf"} == {"val" if kept == "d" else "train"}
     for seed in range(5):
         mixed = random.Random(seed).sample(rows, len(rows))
-        assert {r["uid"]: r for r in mark(mixed)} == by
+        assert {r["uid"]: r for r in mark_duplicates(mixed)} == by
 
 
 def test_empty_columns_are_not_compared() -> None:
     rows = [row(uid, sha256="", geometry="", views=[], colour=[]) for uid in "ab"] + [row("c"), row("d")]
-    assert all(r["dup_of"] == "" and r["group"] == r["uid"] for r in mark(rows))
+    assert all(r["dup_of"] == "" and r["group"] == r["uid"] for r in mark_duplicates(rows))
 
 
 def test_same_pictures_are_duplicates_same_shape_is_a_group(llama: Mesh) -> None:
@@ -123,7 +123,7 @@ def test_same_pictures_are_duplicates_same_shape_is_a_group(llama: Mesh) -> None
         rgba = draw(mesh)
         columns = {"views": view_hashes(rgba), "colour": mean_colour(rgba), "geometry": geometry_key(mesh)}
         rows.append(row(uid, sha256=uid, **columns))
-    by = {r["uid"]: r for r in mark(rows)}
+    by = {r["uid"]: r for r in mark_duplicates(rows)}
     assert by["llama"]["geometry"] != by["turned"]["geometry"] and by["llama"]["geometry"] == by["painted"]["geometry"]
     assert len({by[uid]["group"] for uid in ("llama", "turned", "painted")}) == 1
     kept = min(("llama", "turned"), key=lambda uid: hashlib.sha256(uid.encode()).digest())
@@ -144,9 +144,11 @@ def test_the_threshold_is_exact() -> None:
     one = [f"{value:016x}" for value in rng.integers(0, 2**63, 16)]
     for bits, near in ((0, True), (1, True), (31, True), (32, True), (33, False), (60, False)):
         rows = [row("a", views=one), row("b", views=flipped(one, bits, rng))]
-        assert (len({r["group"] for r in mark(rows)}) == 1) is near, bits
+        assert (len({r["group"] for r in mark_duplicates(rows)}) == 1) is near, bits
     rows = [row("a", views=one), row("b", views=one[:8])]
-    assert len({r["group"] for r in mark(rows, DuplicateConfig(view_bits=64))}) == 2  # other rigs are not compared
+    assert (
+        len({r["group"] for r in mark_duplicates(rows, DuplicateConfig(view_bits=64))}) == 2
+    )  # other rigs are not compared
 
 
 def test_the_search_misses_no_pair() -> None:
@@ -171,7 +173,7 @@ def test_the_search_misses_no_pair() -> None:
                 joined = parent[a["uid"]] | parent[b["uid"]]
                 for uid in joined:
                     parent[uid] = joined
-    groups = {r["uid"]: r["group"] for r in mark(rows)}
+    groups = {r["uid"]: r["group"] for r in mark_duplicates(rows)}
     for a in rows:
         same = {uid for uid, group in groups.items() if group == groups[a["uid"]]}
         assert same == parent[a["uid"]]
@@ -185,6 +187,6 @@ def test_thousands_of_rows_take_seconds() -> None:
         hashes = [f"{value:016x}" for value in rng.integers(0, 2**63, 16)]
         rows += [row(f"{i}", views=hashes), row(f"{i}x", views=flipped(hashes, 5, rng))]
     began = time.process_time()
-    marked = mark(rows)
+    marked = mark_duplicates(rows)
     assert time.process_time() - began < 10  # random hashes are the hardest: their bit counts are all alike
     assert sum(r["dup_of"] != "" for r in marked) == 1500

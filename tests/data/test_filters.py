@@ -9,7 +9,14 @@ from torch import Tensor
 
 from nova3d import cameras
 from nova3d.cameras import Cameras
-from nova3d.data.filters import FilterConfig, check, colour_spread, inspect, judged, normals_agreement
+from nova3d.data.filters import (
+    FilterConfig,
+    apply_filters,
+    check_config,
+    colour_spread,
+    normals_agreement,
+    worst_measure,
+)
 from nova3d.errors import InputError
 from nova3d.rendering.engine import Rendered
 from nova3d.rendering.meshes import load_mesh
@@ -41,7 +48,7 @@ def rig(request: pytest.FixtureRequest) -> Cameras:
 
 
 def codes(rendered: Rendered, rig: Cameras, config: FilterConfig | None = None) -> list[Reason]:
-    return inspect(rendered, rig, config or FilterConfig()).tags
+    return apply_filters(rendered, rig, config or FilterConfig()).tags
 
 
 def shown(rendered: Rendered, keep: Tensor) -> Rendered:
@@ -56,7 +63,7 @@ def shown(rendered: Rendered, keep: Tensor) -> Rendered:
 
 
 def test_a_good_object_passes(rig: Cameras) -> None:
-    findings = inspect(ball(rig), rig, FilterConfig())
+    findings = apply_filters(ball(rig), rig, FilterConfig())
     assert findings.tags == [] and findings.reject is None and findings.message == ""
     assert findings.measures["normals_agree"] == 1 and findings.measures["thin"] > 0.99
     assert all(type(value) is float for value in findings.measures.values())
@@ -65,15 +72,15 @@ def test_a_good_object_passes(rig: Cameras) -> None:
 def test_blank_renders(rig: Cameras) -> None:
     good = ball(rig)
     nothing = shown(good, torch.zeros(8, 64, 64))
-    assert inspect(nothing, rig, FilterConfig()).reject is Reason.BLANK_RENDER
+    assert apply_filters(nothing, rig, FilterConfig()).reject is Reason.BLANK_RENDER
     some = torch.ones(8, 64, 64)
     some[:3] = 0  # more than a quarter of the views
-    assert inspect(shown(good, some), rig, FilterConfig()).reject is Reason.BLANK_RENDER
+    assert apply_filters(shown(good, some), rig, FilterConfig()).reject is Reason.BLANK_RENDER
     some[:] = 1
     some[:2] = 0
     assert codes(shown(good, some), rig) == [Reason.THIN]
     dark = replace(good, rgba=good.rgba * torch.tensor([0.005, 0.005, 0.005, 1.0]))
-    findings = inspect(dark, rig, FilterConfig())
+    findings = apply_filters(dark, rig, FilterConfig())
     assert findings.reject is Reason.BLANK_RENDER and "brightest" in findings.message
     broken = replace(good, rgba=good.rgba * torch.tensor([torch.nan, 1, 1, 1]))
     assert Reason.BLANK_RENDER in codes(broken, rig)  # not a number is never fit
@@ -132,9 +139,9 @@ def test_uniform_surfaces_are_untextured_in_any_light(rig: Cameras) -> None:
     linear = light[..., None] * torch.tensor([0.9, 0.5, 0.2])
     srgb = torch.cat([1.055 * linear ** (1 / 2.4) - 0.055, torch.ones_like(light)[..., None]], -1)
     plain = replace(good, rgba=srgb * good.rgba[..., 3:])
-    findings = inspect(plain, rig, FilterConfig())
+    findings = apply_filters(plain, rig, FilterConfig())
     assert findings.tags == [Reason.UNTEXTURED] and findings.reject is None  # a tag only, by default
-    assert inspect(plain, rig, FilterConfig(reject=["untextured"])).reject is Reason.UNTEXTURED
+    assert apply_filters(plain, rig, FilterConfig(reject=["untextured"])).reject is Reason.UNTEXTURED
 
 
 def test_colour_spread_is_relative() -> None:
@@ -176,30 +183,30 @@ def test_depth_gives_the_normal_of_a_plane(rig: Cameras) -> None:
 
 def test_wrong_codes_are_refused() -> None:
     with pytest.raises(InputError, match="'blurry' is not one of blank_render"):
-        check(FilterConfig(reject=["blurry"]))
+        check_config(FilterConfig(reject=["blurry"]))
 
 
 def test_the_first_rejecting_fault_is_the_reason(rig: Cameras) -> None:
     both = replace(ball(rig), facts=FACTS | {"overexposed": 0.5, "opacity": 0.1})
-    findings = inspect(both, rig, FilterConfig())
+    findings = apply_filters(both, rig, FilterConfig())
     assert findings.tags == [Reason.TRANSPARENT, Reason.EMISSIVE] and findings.reject is Reason.TRANSPARENT
     assert "opacity 0.1 < 0.8" in findings.message and "overexposed 0.5 > 0.05" in findings.message
 
 
 def test_the_worst_measure_is_found() -> None:
     config = FilterConfig()
-    assert judged({}, config) == (0, "")
-    ratio, words = judged({"coverage": 0.04, "normals_agree": 0.99, "border": 0.001}, config)
+    assert worst_measure({}, config) == (0, "")
+    ratio, words = worst_measure({"coverage": 0.04, "normals_agree": 0.99, "border": 0.001}, config)
     assert ratio == pytest.approx(0.5) and "coverage 0.04" in words
-    assert judged({"coverage": 0.04, "normals_agree": 0.8}, config)[0] == pytest.approx(2)
-    assert judged({"border": 0.012}, config)[0] == pytest.approx(3)
+    assert worst_measure({"coverage": 0.04, "normals_agree": 0.8}, config)[0] == pytest.approx(2)
+    assert worst_measure({"border": 0.012}, config)[0] == pytest.approx(3)
 
 
 @pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.stem)
 def test_bundled_objects_pass(path: Path) -> None:
     rig = cameras.preset("ortho8", 96)
     raster = rasterize(load_mesh(path).normalised(), rig, 1, "studio")
-    findings = inspect(Rendered(raster.rgba, raster.normals, raster.depth), rig, FilterConfig())
+    findings = apply_filters(Rendered(raster.rgba, raster.normals, raster.depth), rig, FilterConfig())
     assert findings.reject is None, findings.message
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import trimesh
 
-from nova3d.data.assets import Asset
-from nova3d.data.sources import SourceConfig, make_source
+from nova3d.data.sources import Asset, SourceConfig, make_source
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason, RenderError
 

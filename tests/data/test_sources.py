@@ -11,8 +11,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from nova3d.data.assets import Asset
-from nova3d.data.sources import SourceConfig, make_source, read_uids
+from nova3d.data.sources import Asset, SourceConfig, make_source, read_uids
 from nova3d.data.sources.licences import licence_url, spdx
 from nova3d.errors import InputError
 from nova3d.rendering.meshes import load_mesh

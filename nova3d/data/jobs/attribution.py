@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from nova3d.data.sources.licences import licence_url
-from nova3d.utils.files import writable_folder
+from nova3d.utils.files import writable_folder, write_text
 
 _COLUMNS = ("uid", "title", "attribution", "licence", "licence_url", "url", "source", "sha256", "split")
 
 
 def write_attribution(rows: Iterable[Mapping[str, Any]], out: str | Path) -> Path:
-    """Write `out`/attribution.csv and `out`/ATTRIBUTION.md; returns the latter.
+    """Write `out`/attribution.csv and `out`/ATTRIBUTION.md.
 
-    `rows`: of a plan, manifest or journal. Those whose state is neither "done" nor "planned" are left out; rows
-    without a state are kept. CC-BY asks for the credit, the licence with its address, and what was changed.
+    CC-BY asks for the credit, the licence with its address, and what was changed.
+
+    Args:
+        rows: of a plan, manifest or journal. Those whose state is neither "done" nor "planned" are left out; rows
+            without a state are kept.
+        out: the folder.
+
+    Returns:
+        The path of ATTRIBUTION.md.
     """
     folder = writable_folder(out)
     kept = {row["uid"]: row for row in rows if row.get("state", "done") in ("done", "planned")}
@@ -25,9 +32,7 @@ def write_attribution(rows: Iterable[Mapping[str, Any]], out: str | Path) -> Pat
         writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
         writer.writerows(credits)
-    page = folder / "ATTRIBUTION.md"
-    page.write_text(_page(credits))
-    return page
+    return write_text(folder / "ATTRIBUTION.md", _page(credits))
 
 
 def _credit(row: Mapping[str, Any]) -> dict[str, str]:
@@ -53,7 +58,7 @@ def _page(credits: list[dict[str, str]]) -> str:
 
 
 def _line(credit: Mapping[str, str]) -> str:
-    """One object's credit; a title or address that the attribution already has is not repeated."""
+    """Format one object's credit; a title or address that the attribution has already is not repeated."""
     attribution = credit["attribution"]
     parts = [credit["title"] or credit["uid"], attribution, credit["url"]]
     fresh = [part for i, part in enumerate(parts) if part and (i == 1 or part not in attribution)]
@@ -61,6 +66,6 @@ def _line(credit: Mapping[str, str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Foreign text on one line, with nothing that Markdown would read as markup."""
+    """Return foreign text on one line, with nothing that Markdown would read as markup."""
     text = " ".join(text.split())
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in text)

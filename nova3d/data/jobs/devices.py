@@ -1,8 +1,12 @@
-"""Where workers run: the machine's GPUs, cores and memory, divided into slots of one worker each."""
+"""What a machine offers a render job: GPUs, cores and memory in slots of one worker each, and what is missing."""
 
 import os
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -12,6 +16,10 @@ from nova3d.errors import InputError
 
 _WORKERS_PER_GPU = 2  # one loads and writes while the other draws
 _MEMORY_SHARE = 0.9
+# Cycles' CUDA kernels in the bpy wheels 4.5.15 and 5.0.1; any other GPU compiles them from PTX at its first frame.
+_BPY_ARCHS = (50, 52, 60, 61, 70, 75, 86, 89, 120)
+_LOW_DISK_GB = 20
+_LOW_MEMORY_GB = 2
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,14 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one worker. gpu: the UUID of its GPU, "" on the CPU. threads: its share of the cores. memory_bytes:
-    the most its processes may use together."""
+    """The share of a machine that one worker gets.
+
+    Attributes:
+        name: of the slot, unique on the machine.
+        gpu: the UUID of its GPU, "" on the CPU.
+        threads: its share of the cores.
+        memory_bytes: the most that the worker's processes may use together.
+    """
 
     name: str
     gpu: str
@@ -34,17 +48,39 @@ class Slot:
     memory_bytes: int
 
 
+def slots(config: RenderConfig, jobs_here: int = 1) -> list[Slot]:
+    """Divide this machine into slots.
+
+    Args:
+        config: the job's.
+        jobs_here: how many jobs like this one share the machine.
+
+    Returns:
+        One slot per worker.
+
+    Raises:
+        InputError: where a GPU that is asked for is not there.
+    """
+    cores = core_count()
+    if config.engine.device in GPU_DEVICES:
+        per_gpu = config.pool.workers or _WORKERS_PER_GPU
+        gpus = pick_gpus(config.pool.gpus, list_gpus())
+        places = [(f"gpu{gpu.index}.{i}", gpu.uuid) for i in range(per_gpu) for gpu in gpus]
+    else:
+        places = [(f"cpu.{i}", "") for i in range(config.pool.workers or cores)]
+    threads = max(1, cores // (len(places) * jobs_here))
+    share = _MEMORY_SHARE * memory_bytes() / (len(places) * jobs_here)
+    limit = int(config.pool.memory_gb * 1e9 if config.pool.memory_gb else share)
+    return [Slot(name, gpu, threads, limit) for name, gpu in places]
+
+
 def list_gpus() -> list[Gpu]:
-    """The NVIDIA GPUs of this machine; empty where there is no driver."""
-    try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return parse_gpus(listing)
+    """Return the NVIDIA GPUs of this machine; none where there is no driver."""
+    return parse_gpus(_nvidia_smi("-L"))
 
 
 def parse_gpus(listing: str) -> list[Gpu]:
-    """The GPUs in the output of `nvidia-smi -L`: "GPU 0: NVIDIA A100 (UUID: GPU-...)". MIG devices are left out."""
+    """Parse `nvidia-smi -L`, lines such as "GPU 0: NVIDIA A100 (UUID: GPU-...)". MIG devices are left out."""
     gpus = []
     for line in listing.splitlines():
         if line.startswith("GPU ") and "(UUID: " in line:
@@ -55,41 +91,112 @@ def parse_gpus(listing: str) -> list[Gpu]:
 
 
 def pick_gpus(wanted: list[str], found: list[Gpu]) -> list[Gpu]:
-    """Those of `found` that `wanted` names by UUID or index, all for []; raises InputError where there is none such."""
+    """Return those of `found` that `wanted` names by UUID or index, all for []. Raises InputError for a missing one."""
     if not found:
         raise InputError("no NVIDIA GPU was found (nvidia-smi -L); use engine.device=cpu")
     known = {gpu.uuid: gpu for gpu in found} | {str(gpu.index): gpu for gpu in found}
     for name in wanted:
         if name not in known:
             raise InputError(f"pool.gpus: there is no GPU '{name}'; there are {', '.join(g.uuid for g in found)}")
-    chosen = [known[name] for name in wanted] or found
-    return list(dict.fromkeys(chosen))
-
-
-def slots(config: RenderConfig, neighbours: int = 1) -> list[Slot]:
-    """The slots of a job on this machine, which it shares with other jobs like it (`neighbours` in all). Raises
-    InputError where a GPU that is asked for is not there."""
-    cores = core_count()
-    if config.engine.device in GPU_DEVICES:
-        per_gpu = config.pool.workers or _WORKERS_PER_GPU
-        gpus = pick_gpus(config.pool.gpus, list_gpus())
-        places = [(f"gpu{gpu.index}.{i}", gpu.uuid) for i in range(per_gpu) for gpu in gpus]
-    else:
-        places = [(f"cpu.{i}", "") for i in range(config.pool.workers or cores)]
-    threads = max(1, cores // (len(places) * neighbours))
-    share = _MEMORY_SHARE * memory_bytes() / (len(places) * neighbours)
-    limit = int(config.pool.memory_gb * 1e9 or share)
-    return [Slot(name, gpu, threads, limit) for name, gpu in places]
+    return list(dict.fromkeys([known[name] for name in wanted] or found))
 
 
 def core_count() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or its control group's where that is less."""
+    """Return the memory that this process may use: the machine's, or its control group's where that is less."""
     total = int(psutil.virtual_memory().total)
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return min(total, int(text)) if text.isdigit() else total
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `examine`.
+
+    Attributes:
+        name: what was looked at.
+        value: what was found.
+        fault: what must be fixed before the job can run, "" where nothing must.
+    """
+
+    name: str
+    value: str
+    fault: str = ""
+
+
+def examine(config: RenderConfig) -> Iterator[Finding]:
+    """Yield what this machine has and lacks for a job: GPUs and their kernels, slots, disk, Blender, Ray."""
+    yield from _examine_gpus(needed=config.engine.device in GPU_DEVICES)
+    yield _examine_slots(config)
+    yield _examine_disk("disk of out", Path(config.out))
+    yield _examine_disk("disk of scratch", Path(config.pool.scratch or tempfile.gettempdir()))
+    if config.engine.name == "blender":
+        yield _examine_blender(config.engine.python)
+    yield _examine_ray(needed=config.pool.launcher == "ray")
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    """Return what nvidia-smi prints, "" where it is missing or fails."""
+    command = ["nvidia-smi", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _examine_gpus(needed: bool) -> Iterator[Finding]:
+    listing = _nvidia_smi("--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
+    if not listing:
+        yield Finding("GPU", "none (nvidia-smi)", "engine.device asks for a GPU" if needed else "")
+    cache = os.environ.get("CUDA_CACHE_PATH") or str(Path.home() / ".nv" / "ComputeCache")
+    for line in listing.splitlines():
+        name, capability, driver = (part.strip() for part in line.split(","))
+        major, minor = map(int, capability.split("."))
+        note = ""  # kernels run on their own generation, from their minor version on
+        if not any(arch // 10 == major and arch % 10 <= minor for arch in _BPY_ARCHS):
+            note = "; bpy has no Cycles kernels for it and compiles them before the first frame, which may take minutes"
+            note += f"; they are kept in '{cache}'"
+        yield Finding("GPU", f"{name}, sm_{major}{minor}, driver {driver}{note}")
+
+
+def _examine_slots(config: RenderConfig) -> Finding:
+    try:
+        found = slots(config)
+    except InputError as error:
+        return Finding("workers", "none", str(error))
+    share = found[0].memory_bytes / 1e9
+    value = f"{len(found)} ({found[0].threads} threads and {share:.1f} GB each) on {core_count()} cores"
+    return Finding("workers", value, f"{share:.1f} GB per worker is too little" if share < _LOW_MEMORY_GB else "")
+
+
+def _examine_disk(name: str, folder: Path) -> Finding:
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    return Finding(name, f"{free:.0f} GB free at '{existing}'" + (" (LOW)" if free < _LOW_DISK_GB else ""))
+
+
+def _examine_blender(python: str) -> Finding:
+    if not Path(python).exists():
+        return Finding("Blender", f"no interpreter at '{python}'", "make it with `make blender`, or set engine.python")
+    code = "import bpy; print(bpy.app.version_string)"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("Blender", f"'{python}' cannot be run: {error}", "set engine.python")
+    if done.returncode:
+        words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return Finding("Blender", f"bpy cannot be imported: {words}", "make it again with `make blender`")
+    return Finding("Blender", f"bpy {done.stdout.strip().splitlines()[-1]} in '{python}'")
+
+
+def _examine_ray(needed: bool) -> Finding:
+    try:
+        return Finding("Ray", metadata.version("ray"))
+    except metadata.PackageNotFoundError:
+        fault = "pool.launcher=ray needs it: pip install 'nova3d[ray]'" if needed else ""
+        return Finding("Ray", "not installed (optional: several machines)", fault)

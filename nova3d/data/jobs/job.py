@@ -1,14 +1,13 @@
-"""A render job as a folder: plan it, run it, look at it, have parts of it tried again. See `pack` for the shards.
+"""A render job as a folder: run, status and retry. `plan` and `pack` have modules of their own.
 
 out/plan.json, plan.jsonl       what is to be rendered, and with which settings
-out/journal/NAME.jsonl          one row per attempt; NAME is the parent's, one per share
-out/status/NAME.json            what a parent is doing now
+out/journal/NAME.jsonl          one row per attempt; NAME is the scheduler's, one per share
+out/status/NAME.json            what a scheduler is doing now
 out/objects/ab/UID.tar          a finished object
 out/logs/UID.txt                the end of a worker's log after a failure
 out/train, out/val              the shards, after packing
 """
 
-import json
 import logging
 import time
 from collections import Counter
@@ -18,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from nova3d.data.jobs import journal, launchers
-from nova3d.data.jobs.backlog import Tally
-from nova3d.data.jobs.config import RenderConfig, content_settings
+from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.pack import Packed, pack
-from nova3d.data.jobs.plan import Plan, read_plan, write_plan
-from nova3d.data.jobs.scheduler import Progress, Stop
+from nova3d.data.jobs.plan import Plan, check_settings, read_plan, write_plan
+from nova3d.data.jobs.scheduler import RunSummary, Stop
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
-from nova3d.utils.files import writable_folder
+from nova3d.utils.files import locked, writable_folder
+from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 _SLOWEST = 5
@@ -33,42 +32,53 @@ _SLOWEST = 5
 
 def run(
     config: RenderConfig, progress: Progress | None = None, stop: Stop | None = None
-) -> tuple[Tally, Packed | None]:
+) -> tuple[RunSummary, Packed | None]:
     """Render what the plan holds and is not done yet, then pack. A job folder without a plan gets one.
 
-    Returns what this run did and, where the whole job is done and `config.pack` is set, what was packed. Raises
-    InputError where the folder's plan was made with other settings, no worker can go on or the disk is full.
+    Args:
+        config: the job's.
+        progress: called after every object.
+        stop: set its `reason` to end the run early; objects in flight are finished.
+
+    Returns:
+        What this run did and, where the whole job is done and `config.pack` is set, what was packed.
+
+    Raises:
+        InputError: where the folder's plan was made with other settings, no worker can go on or the disk is full.
     """
     config.check()
     out = writable_folder(config.out)
-    with journal.lock(out / "plan.lock"):  # the shares of one job start together
+    with locked(out, name="plan", wait=True):  # the shares of one job start together
         if not (out / "plan.json").is_file():
             log.info("%s", write_plan(config, progress))
     plan = load_plan(config)
-    tally = launchers.launch(config, plan.assets(), progress, stop or Stop())
-    if tally.ended or not config.pack:
-        return tally, None
+    summary = launchers.launch(config, plan.assets(), progress, stop or Stop())
+    if summary.ended or not config.pack:
+        return summary, None
     found = journal.outcomes(out, plan.assets(), config.pool.strikes)
     waiting = sum(outcome.state == "waiting" for outcome in found.values())
     if waiting:
         log.info("%d objects belong to other shares or are not done: `pack` when all shares have ended", waiting)
-        return tally, None
-    return tally, pack(config, plan, progress=progress)
+        return summary, None
+    return summary, pack(config, plan, progress=progress)
 
 
 def load_plan(config: RenderConfig) -> Plan:
-    """The job's plan. Raises InputError where there is none or it was made with other settings."""
+    """Return the job's plan. Raises InputError where there is none or it was made with other settings."""
     plan = read_plan(config.out)
-    ours = json.loads(json.dumps(content_settings(config)))
-    changed = sorted(key for key in ours | plan.settings if ours.get(key) != plan.settings.get(key))
-    if changed:
-        words = ", ".join(f"{key} was {plan.settings.get(key)!r} and is now {ours.get(key)!r}" for key in changed[:3])
-        raise InputError(f"the job in '{config.out}' was planned with other settings ({words}); use another `out`")
+    check_settings(plan, config)
     return plan
 
 
 def retry(config: RenderConfig, reasons: Iterable[str]) -> list[str]:
-    """Queue again what was refused or given up for one of `reasons`; returns the uids. The next `run` renders them."""
+    """Queue again what was refused or given up for one of `reasons`; the next `run` renders it.
+
+    Returns:
+        The uids.
+
+    Raises:
+        InputError: for an unknown reason.
+    """
     known = {str(reason) for reason in Reason}
     for reason in reasons:
         if reason not in known:
@@ -79,7 +89,15 @@ def retry(config: RenderConfig, reasons: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a job stands; str() is the page that `status` prints."""
+    """Where a job stands; str() is the page that `status` prints.
+
+    Attributes:
+        counts: objects by state.
+        reasons: objects by reason.
+        rate: objects per second of all schedulers at work.
+        slowest: uid and seconds.
+        parents: the status of every scheduler; see `journal.read_status`.
+    """
 
     counts: Counter[str]
     reasons: Counter[str]
@@ -100,12 +118,12 @@ class Status:
             lines.append(f"{self.rate:.3g} objects/s, {duration(self.eta_seconds)} left")
         if self.slowest:
             lines.append("slowest: " + ", ".join(f"{uid} {seconds:.1f} s" for uid, seconds in self.slowest))
-        lines += [_parent_line(parent) for parent in self.parents]
+        lines += [_scheduler_line(parent) for parent in self.parents]
         return "\n".join(lines)
 
 
 def status(config: RenderConfig) -> Status:
-    """Look at a job from outside; reads only."""
+    """Return where a job stands; reads only, also while it runs."""
     out = Path(config.out)
     assets = read_plan(out).assets()
     found = journal.outcomes(out, assets, config.pool.strikes)
@@ -122,20 +140,20 @@ def status(config: RenderConfig) -> Status:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as "3 h 20 min", "4 min" or "12 s"."""
+    """Format seconds as "3 h 20 min", "4 min" or "12 s"."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def _parent_line(parent: dict[str, Any]) -> str:
+def _scheduler_line(parent: dict[str, Any]) -> str:
     age = duration(max(0.0, time.time() - parent["updated"]))
     where = f"{parent['name']} (process {parent['pid']} on {parent['host']})"
     if parent["live"]:
-        flying = ", ".join(f"{o['uid']} {o['seconds']:.0f} s" for o in parent["in_flight"][:4])
+        in_flight = ", ".join(f"{o['uid']} {o['seconds']:.0f} s" for o in parent["in_flight"][:4])
         stopped = "".join(f"; worker {name} stopped: {why}" for name, why in parent["stopped_workers"].items())
-        return f"{where}: at work" + (f" on {flying}" if flying else "") + stopped
+        return f"{where}: at work" + (f" on {in_flight}" if in_flight else "") + stopped
     if parent["state"] == "running":
         return f"{where}: dead since {age}; run again to resume"
     return f"{where}: {parent['state']} {age} ago"

@@ -1,7 +1,7 @@
-"""Where a job runs: this machine, one task of a SLURM array, or the actors of a Ray cluster.
+"""Launchers of a render job: this machine, one task of a SLURM array, or the actors of a Ray cluster.
 
-A share is (i, n): the objects whose uid's hash is i modulo n. Shares need no coordination; each has its own journal,
-status and temporary files. All run the same `Pool`.
+A share is (i, n): the objects whose uid's hash is i modulo n. Shares need no coordination. Each has its own journal,
+status and temporary files, and all run the same `RenderPool`.
 """
 
 import logging
@@ -11,14 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nova3d.data.assets import Asset
 from nova3d.data.jobs import devices, journal
-from nova3d.data.jobs.backlog import Tally
 from nova3d.data.jobs.config import GPU_DEVICES, RenderConfig, parse_shard
 from nova3d.data.jobs.policy import Task
-from nova3d.data.jobs.scheduler import Pool, Progress, Stop
-from nova3d.data.sources import make_source
-from nova3d.errors import InputError
+from nova3d.data.jobs.scheduler import RenderPool, RunSummary, Stop
+from nova3d.data.sources import Asset, make_source
+from nova3d.errors import InputError, first_line
+from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 Share = tuple[int, int]
@@ -26,8 +25,8 @@ _POLL_SECONDS = 2.0
 _ACTOR_RESTARTS = 2
 
 
-def launch(config: RenderConfig, assets: list[Asset], progress: Progress | None, stop: Stop) -> Tally:
-    """Render `assets`, or this process's share of them, with the launcher that the config names."""
+def launch(config: RenderConfig, assets: list[Asset], progress: Progress | None, stop: Stop) -> RunSummary:
+    """Render `assets`, or this process's share of them, with the launcher that `config.pool.launcher` names."""
     match config.pool.launcher:
         case "ray":
             return run_on_ray(config, assets, progress, stop)
@@ -42,35 +41,35 @@ def run_share(
     share: Share,
     progress: Progress | None,
     stop: Stop,
-    neighbours: int = 1,
-) -> Tally:
-    """Render what is left of one share on this machine, which runs `neighbours` shares in all."""
+    jobs_here: int = 1,
+) -> RunSummary:
+    """Render what is left of one share on this machine, which runs `jobs_here` shares in all."""
     mine = in_share(assets, share)
     found = journal.outcomes(Path(config.out), mine, config.pool.strikes)
     tasks = [Task(a, failures=found[a.uid].attempts) for a in mine if found[a.uid].state == "waiting"]
     tasks.sort(key=lambda task: task.failures)  # what failed before comes last
     log.info("%d of %d objects to render", len(tasks), len(mine))
     if not tasks:
-        return Tally()
+        return RunSummary()
     source = make_source(config.source)
-    pool = Pool(config, tasks, devices.slots(config, neighbours), share_name(share), source.fetch)
+    pool = RenderPool(config, tasks, devices.slots(config, jobs_here), share_name(share), source.fetch)
     return pool.run(progress, stop)
 
 
 def in_share(assets: list[Asset], share: Share) -> list[Asset]:
-    """The assets of a share, in their order."""
+    """Return the assets of a share, in their order."""
     index, count = share
     return [asset for asset in assets if int(journal.uid_hash(asset.uid), 16) % count == index]
 
 
 def share_name(share: Share) -> str:
-    """Names a share's journal and status."""
+    """Return the name of a share's journal and status."""
     index, count = share
     return "local" if count == 1 else f"share-{index:03d}-of-{count:03d}"
 
 
-def slurm_share(shard: str, environment: Mapping[str, str]) -> Share:
-    """pool.shard where it is given, else the place of this task in its job array, or among the tasks of `srun`."""
+def slurm_share(shard: str | None, environment: Mapping[str, str]) -> Share:
+    """Return `shard` where it is given, else this task's place in its job array or among the tasks of `srun`."""
     if shard:
         return parse_shard(shard)
     try:
@@ -84,35 +83,39 @@ def slurm_share(shard: str, environment: Mapping[str, str]) -> Share:
 
 
 class ShareActor:
-    """What a Ray actor runs: one share, on the GPU that Ray gave it. folder: what relative paths start from."""
+    """A Ray actor that renders one share on the GPU that Ray gave it; relative paths start from `folder`."""
 
     def __init__(self, folder: str) -> None:
         os.chdir(folder)
         self._stop = Stop()
 
-    def run(self, config: RenderConfig, assets: list[Asset], share: Share) -> Tally:
+    def run(self, config: RenderConfig, assets: list[Asset], share: Share) -> RunSummary:
+        """Render the share."""
         import ray
 
-        pool, neighbours = replace(config.pool, workers=1), devices.core_count()
+        pool, jobs_here = replace(config.pool, workers=1), devices.core_count()
         if config.engine.device in GPU_DEVICES:
             pool = replace(config.pool, gpus=[str(int(gpu)) for gpu in ray.get_gpu_ids()])
-            neighbours = len(devices.list_gpus())
-        return run_share(replace(config, pool=pool), assets, share, None, self._stop, min(neighbours, share[1]))
+            jobs_here = len(devices.list_gpus())
+        return run_share(replace(config, pool=pool), assets, share, None, self._stop, min(jobs_here, share[1]))
 
     def drain(self, reason: str) -> None:
         """Have `run` finish what is in flight and return."""
         self._stop.reason = reason
 
 
-def run_on_ray(config: RenderConfig, assets: list[Asset], progress: Progress | None, stop: Stop) -> Tally:
-    """One actor per GPU of the cluster (per worker on the CPU), each with its share; Ray restarts an actor that dies,
-    and its share goes on where it was. All nodes must see this folder, `config.out` and local meshes alike."""
+def run_on_ray(config: RenderConfig, assets: list[Asset], progress: Progress | None, stop: Stop) -> RunSummary:
+    """Render on a Ray cluster: one actor per GPU (per worker on the CPU), each with its share.
+
+    Ray restarts an actor that dies, and its share goes on where it was. All nodes must see this folder, `config.out`
+    and local meshes under the same paths.
+    """
     try:
         import ray
     except ImportError as error:
         raise InputError("pool.launcher=ray needs a package: pip install 'nova3d[ray]'") from error
     if not ray.is_initialized():
-        ray.init(address=config.pool.ray_address or None, include_dashboard=False, log_to_driver=False)
+        ray.init(address=config.pool.ray_address, include_dashboard=False, log_to_driver=False)
     on_gpu = config.engine.device in GPU_DEVICES
     resources = ray.cluster_resources()
     count = int(resources.get("GPU", 0)) if on_gpu else config.pool.workers or int(resources["CPU"])
@@ -126,38 +129,38 @@ def run_on_ray(config: RenderConfig, assets: list[Asset], progress: Progress | N
     actors = [actor_class.remote(str(Path.cwd())) for _ in range(count)]
     log.info("%d Ray actors, one share each", count)
     runs = [actor.run.remote(config, assets, (i, count)) for i, actor in enumerate(actors)]
-    return _follow(ray, config, actors, runs, progress, stop)
+    return _wait_for_actors(ray, config, actors, runs, progress, stop)
 
 
-def _follow(
+def _wait_for_actors(
     ray: Any, config: RenderConfig, actors: list[Any], runs: list[Any], progress: Progress | None, stop: Stop
-) -> Tally:
+) -> RunSummary:
     """Wait for the actors, pass on a stop, add up what they did. Raises InputError where shares could not go on."""
     names = {share_name((i, len(runs))) for i in range(len(runs))}
-    waiting, told, complaints, sum_ = list(runs), False, [], Tally()
+    waiting, stopping, errors, summary = list(runs), False, [], RunSummary()
     while waiting:
         ended, waiting = ray.wait(waiting, timeout=_POLL_SECONDS)
         for run in ended:
             try:
-                tally = ray.get(run)
-                sum_.states += tally.states
-                sum_.reasons += tally.reasons
+                done = ray.get(run)
+                summary.states += done.states
+                summary.reasons += done.reasons
             except ray.exceptions.RayTaskError as error:
                 if not isinstance(error.cause, InputError):
                     raise
-                complaints.append(str(error.cause))
+                errors.append(str(error.cause))
             except ray.exceptions.RayActorError as error:
-                complaints.append(f"an actor died: {str(error).splitlines()[0]}")
-        if stop.reason and not told:
-            told = True
+                errors.append(f"an actor died: {first_line(error)}")
+        if stop.reason and not stopping:
+            stopping = True
             for actor in actors:
                 actor.drain.remote(stop.reason)
         if progress:
             shown = [s for s in journal.read_status(Path(config.out)) if s["name"] in names]
-            done = sum(sum(s["counts"].values()) for s in shown)
-            progress(done, sum(s["planned"] for s in shown), f"{sum(s['live'] for s in shown)} shares at work")
+            count = sum(sum(s["counts"].values()) for s in shown)
+            progress(count, sum(s["planned"] for s in shown), f"{sum(s['live'] for s in shown)} shares at work")
     for actor in actors:
         ray.kill(actor)
-    if complaints:
-        raise InputError(f"{len(complaints)} of {len(runs)} shares could not go on: {complaints[0]}")
-    return replace(sum_, ended=stop.reason)
+    if errors:
+        raise InputError(f"{len(errors)} of {len(runs)} shares could not go on: {errors[0]}")
+    return replace(summary, ended=stop.reason)

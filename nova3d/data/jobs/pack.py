@@ -1,9 +1,9 @@
-"""From finished objects to training shards: sorted, deduplicated, and the same bytes whoever rendered what when."""
+"""Packing finished objects into training shards: sorted, deduplicated, with bytes that no schedule changes."""
 
 import json
 import logging
 import tarfile
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 from nova3d import config as configs
 from nova3d.data import duplicates
 from nova3d.data.jobs.config import RenderConfig, rig_digest
-from nova3d.data.jobs.journal import Outcome, lock, object_path, outcomes, uid_hash
+from nova3d.data.jobs.journal import Outcome, object_path, outcomes, uid_hash
 from nova3d.data.jobs.plan import Plan
-from nova3d.data.shards import INDEX, ShardWriter, read_object, replace_text
+from nova3d.data.shards import INDEX, ShardWriter, read_object
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
 from nova3d.utils import provenance
+from nova3d.utils.files import locked, write_text
+from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.jsonl"
@@ -26,7 +28,13 @@ _FROM_OBJECT = ("sha256", "size_bytes", "measures", "tags")  # what an object's 
 
 @dataclass(frozen=True)
 class Packed:
-    """folder: the job's. counts: objects per split. changed: whether any file differs from before."""
+    """What was packed.
+
+    Attributes:
+        folder: the job's.
+        counts: objects per split.
+        changed: whether any file differs from before.
+    """
 
     folder: Path
     counts: dict[str, int]
@@ -37,22 +45,28 @@ class Packed:
         return f"{words}{'' if self.changed else ' (unchanged)'}"
 
 
-def pack(
-    config: RenderConfig,
-    plan: Plan,
-    incomplete: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> Packed:
-    """Write train/ and val/ of a job: shards of the finished objects in order of sha256(uid), an index, and
-    manifest.jsonl with one row per planned object, packed or why not.
+def pack(config: RenderConfig, plan: Plan, incomplete: bool = False, progress: Progress | None = None) -> Packed:
+    """Write train/ and val/ of a job: shards in order of sha256(uid), an index, and a manifest.
 
-    Duplicates are left out, and their groups stay on one side of the split. What is there already and right is not
-    touched. Raises InputError where objects are still to be rendered (unless `incomplete`), an object's tar is
-    damaged or was rendered with another rig, nothing is left to pack, or the disk is full.
+    manifest.jsonl has one row per planned object, packed or why not. Duplicates are left out, and their groups stay on
+    one side of the split. What is there already and right is not touched.
+
+    Args:
+        config: the job's.
+        plan: the job's.
+        incomplete: pack although objects are still to be rendered.
+        progress: called after every object.
+
+    Returns:
+        What was packed.
+
+    Raises:
+        InputError: where objects are still to be rendered, an object's tar is damaged or was rendered with another rig,
+            nothing is left to pack, or the disk is full.
     """
     out = Path(config.out)
     try:
-        with lock(out / "pack.lock"):
+        with locked(out, name="pack", wait=True):
             return _pack(config, plan, incomplete, progress)
     except OSError as error:
         raise InputError(
@@ -61,16 +75,14 @@ def pack(
 
 
 def manifest_rows(out: str | Path) -> list[dict[str, Any]]:
-    """The manifest rows of all splits of a packed job. Raises InputError where it is not packed."""
+    """Return the manifest rows of all splits of a packed job. Raises InputError where it is not packed."""
     files = [path for split in SPLITS if (path := Path(out) / split / MANIFEST).is_file()]
     if not files:
         raise InputError(f"'{out}' has no packed shards; run `scripts/render.py pack` first")
     return [json.loads(line) for path in files for line in path.read_text().splitlines()]
 
 
-def _pack(
-    config: RenderConfig, plan: Plan, incomplete: bool, progress: Callable[[int, int, str], None] | None
-) -> Packed:
+def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress | None) -> Packed:
     out, assets = Path(config.out), plan.assets()
     found = outcomes(out, assets, config.pool.strikes)
     waiting = [uid for uid, outcome in found.items() if outcome.state == "waiting"]
@@ -90,7 +102,7 @@ def _pack(
     for split in SPLITS:
         chosen = [row for row in rows if row["split"] == split]
         members = [row for row in chosen if row["state"] == "done"]
-        folder, writer = out / split, None
+        folder = out / split
         before = _content(folder)
         if members:
             writer = ShardWriter(folder, config.cameras(), config.samples_per_shard)
@@ -104,8 +116,8 @@ def _pack(
         else:
             _clear(folder)
         if chosen:
-            folder.mkdir(exist_ok=True)
-            replace_text(folder / MANIFEST, "".join(json.dumps(row, sort_keys=True) + "\n" for row in chosen))
+            manifest = "".join(json.dumps(row, sort_keys=True) + "\n" for row in chosen)
+            write_text(folder / MANIFEST, manifest, keep_equal=True)
         if _content(folder) != before:
             changed = True
             if chosen:
@@ -119,7 +131,7 @@ def _pack(
 
 
 def _facts(out: Path, uid: str, digest: str) -> dict[str, Any]:
-    """The JSON of a finished object: the first member of its tar."""
+    """Read the JSON of a finished object, the first member of its tar."""
     path = object_path(out, uid)
     try:
         with tarfile.open(path, "r:") as tar:
@@ -134,7 +146,7 @@ def _facts(out: Path, uid: str, digest: str) -> dict[str, Any]:
 
 
 def _row(planned: dict[str, Any], outcome: Outcome, facts: dict[str, Any] | None) -> dict[str, Any]:
-    """A manifest row: what it is, and what became of it. Nothing of when, where and by whom it was rendered."""
+    """Return a manifest row: the object and its outcome, nothing of when, where and by which worker."""
     row = {"message": "", "shard": ""} | {key: value for key, value in planned.items() if key != "path"}
     row |= {key: facts[key] for key in _FROM_OBJECT} if facts else {"measures": {}, "tags": []}
     if planned["state"] != "planned":  # refused by the plan
@@ -147,14 +159,14 @@ def _mark_duplicates(rows: list[dict[str, Any]], facts: dict[str, dict[str, Any]
     """Refuse duplicates among the finished rows, and bring each group of look-alikes to one side of the split."""
     finished = [row for row in rows if row["state"] == "done"]
     keys = [facts[row["uid"]] | {"split": row["split"]} for row in finished]
-    for row, marked in zip(finished, duplicates.mark(keys), strict=True):
+    for row, marked in zip(finished, duplicates.mark_duplicates(keys), strict=True):
         row |= {"split": marked["split"], "group": marked["group"], "dup_of": marked["dup_of"]}
         if marked["dup_of"]:
             row |= {"state": "refused", "reason": str(Reason.DUPLICATE), "message": f"as '{marked['dup_of']}'"}
 
 
-def _engines(facts: Any) -> list[dict[str, Any]]:
-    """The different engines behind a split; more than one means that versions differed among the workers."""
+def _engines(facts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the different engines of a split; more than one means that versions differed among the workers."""
     found = sorted({json.dumps(entry["engine"], sort_keys=True) for entry in facts})
     if len(found) > 1:
         log.warning("%d different engines rendered these objects: %s", len(found), "; ".join(found))
@@ -170,6 +182,6 @@ def _clear(folder: Path) -> None:
 
 
 def _content(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of the files that make up a split."""
+    """Return size and time of the files that make up a split."""
     paths = [*folder.glob("shard-*.tar"), folder / INDEX, folder / MANIFEST]
     return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()}

@@ -8,31 +8,61 @@ estimates. Objects stand in the order of the SHA-256 of their uid, so that any f
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nova3d.data.assets import Asset
 from nova3d.data.jobs.config import RenderConfig, content_settings, rig_digest
-from nova3d.data.jobs.estimates import estimate
-from nova3d.data.sources import Progress, make_source
+from nova3d.data.jobs.journal import uid_hash
+from nova3d.data.sources import Asset, make_source
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
+from nova3d.rendering.engine import EngineConfig
 from nova3d.rendering.reasons import Reason
-from nova3d.utils.files import writable_folder
+from nova3d.utils.files import read_json, writable_folder, write_json, write_text
+from nova3d.utils.progress import Progress
 
 PLAN = "plan.json"
 ROWS = "plan.jsonl"
+# Values that meant "not set" in the plans of earlier versions.
+_NOT_SET = {"limit": 0, "source.licences": "", "source.list": "", "source.exclude_list": ""}
+
+# Estimates, good to a factor of two.
+# PNG bytes of one RGBA and one normal view of textured scans: at 128 pixels 12.1 KB (mean of 30 objects of Google
+# Scanned Objects), at 256 pixels 33 to 37 KB. Flat-coloured low-poly objects take a third.
+_BYTES_PER_VIEW = 36_000
+_BYTES_AT = 256
+_BYTES_POWER = 1.55  # not 2: edges grow with the side, surfaces with its square
+# CPU seconds on one core of a shared machine. Raster: 2x2 supersampled 128 and 256 pixels, 62 low-poly and 30
+# scanned objects; encoding and filters included.
+_RASTER_OBJECT = 0.05
+_RASTER_PIXEL = 0.30e-6
+_RASTER_SAMPLE = 0.58e-6
+# Cycles on a CPU with OIDN (fast): fit of four objects at 16, 32 and 64 samples, 256 pixels: 10.8, 18.3 and 33.8 s for
+# 16 views. Real assets with many materials take twice as long.
+_CYCLES_VIEW = 0.10
+_CYCLES_PIXEL = 0.097 / 256**2
+_CYCLES_SAMPLE = 0.0299 / 256**2
+_REAL_ASSETS = 2.0
+# Cycles on a GPU: SyncDreamer reports 800,000 objects of 16 views in 2 weeks on 8 V100.
+_CYCLES_GPU_VIEW = 12.1 / 16
 
 
 @dataclass(frozen=True)
 class Plan:
-    """folder: the job's. settings: those that decide the objects' content, by dotted key. rig: the cameras' digest.
-    counts: objects, train, val, refused, excluded, over_limit. licences: objects by licence, refused ones included.
-    estimates: see `estimate`. workers: cores or GPUs that the hours are divided by, not written."""
+    """What a job will render.
+
+    Attributes:
+        folder: the job's.
+        settings: those that decide the objects' content, by dotted key.
+        rig: the cameras' digest.
+        counts: objects, train, val, refused, excluded, over_limit.
+        licences: objects by licence, refused ones included.
+        estimates: see `estimate`.
+        workers: cores or GPUs that the hours are divided by; not written.
+    """
 
     folder: Path
     settings: dict[str, Any]
@@ -43,11 +73,11 @@ class Plan:
     workers: int = 1
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every row of plan.jsonl, refused ones too."""
+        """Return every row of plan.jsonl, refused ones too."""
         return [json.loads(line) for line in (self.folder / ROWS).read_text().splitlines()]
 
     def assets(self) -> list[Asset]:
-        """The objects to render, in the plan's order."""
+        """Return the objects to render, in the plan's order."""
         return [Asset.from_row(row) for row in self.rows() if row["state"] == "planned"]
 
     def __str__(self) -> str:
@@ -80,12 +110,15 @@ def _size(count: float) -> str:
 def write_plan(config: RenderConfig, progress: Progress | None = None) -> Plan:
     """List the source, refuse what the licences forbid, choose splits, and write the plan into `config.out`.
 
-    The same settings and source give the same files. Raises InputError where `config.out` has a plan made with
-    other settings (the key is named) or cannot be written, or where no object is left to render.
+    The same settings and source give the same files.
+
+    Raises:
+        InputError: where `config.out` has a plan made with other settings (the key is named) or cannot be written, or
+            where no object is left to render.
     """
     folder = writable_folder(config.out)
-    settings = json.loads(json.dumps(content_settings(config)))
-    _refuse_other_settings(folder, settings)
+    if (folder / PLAN).is_file():
+        check_settings(read_plan(folder), config)
     cameras = config.cameras()
     assets = make_source(config.source).assets(progress)
     excluded = set(config.exclude)
@@ -106,43 +139,89 @@ def write_plan(config: RenderConfig, progress: Progress | None = None) -> Plan:
     }
     plan = Plan(
         folder,
-        settings,
+        _plain(content_settings(config)),
         rig_digest(cameras),
         counts,
         dict(sorted(Counter(row["licence"] for row in rows).items())),
         estimate(len(chosen), len(cameras), config.size, config.engine),
-        processors(config),
+        _processors(config),
     )
     facts = {k: getattr(plan, k) for k in ("settings", "rig", "counts", "licences", "estimates")}
-    _write(folder / ROWS, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
-    _write(folder / PLAN, json.dumps(facts, indent=1, sort_keys=True))
+    write_text(folder / ROWS, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    write_json(folder / PLAN, facts)
     return plan
 
 
 def read_plan(folder: str | Path, workers: int = 1) -> Plan:
-    """The plan in a job's folder. Raises InputError where there is none."""
+    """Read the plan in a job's folder. Raises InputError where there is none."""
     path = Path(folder) / PLAN
     if not path.is_file():
         raise InputError(f"'{folder}' has no {PLAN}; make one with `scripts/render.py plan`")
     try:
-        return Plan(Path(folder), workers=workers, **json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+        plan = Plan(Path(folder), workers=workers, **read_json(path, dict, "plan"))
+    except (InputError, TypeError) as error:
         raise InputError(f"'{path}' is damaged: {error}") from error
+    settings = {k: None if k in _NOT_SET and v == _NOT_SET[k] else v for k, v in plan.settings.items()}
+    return replace(plan, settings=settings)
+
+
+def check_settings(plan: Plan, config: RenderConfig) -> None:
+    """Raise InputError where a plan was made with other settings than `config` has."""
+    ours = _plain(content_settings(config))
+    changed = sorted(key for key in ours | plan.settings if ours.get(key) != plan.settings.get(key))
+    if changed:
+        words = ", ".join(f"{key} was {plan.settings.get(key)!r} and is now {ours.get(key)!r}" for key in changed[:3])
+        raise InputError(f"the job in '{plan.folder}' was planned with other settings ({words}); use another `out`")
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON gives them back."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
+
+
+def estimate(objects: int, views: int, size: int, engine: EngineConfig) -> dict[str, float | str]:
+    """Estimate what a job will cost.
+
+    Args:
+        objects: how many.
+        views: of each.
+        size: side of a picture in pixels.
+        engine: what draws them.
+
+    Returns:
+        views: in all; bytes: of the encoded objects; hours: of one core, or of one GPU where the engine runs on one;
+        basis: where the hours come from. An engine that is not built in has no hours.
+    """
+    size_bytes = objects * views * _BYTES_PER_VIEW * (size / _BYTES_AT) ** _BYTES_POWER
+    cost: dict[str, float | str] = {"views": objects * views, "bytes": round(size_bytes)}
+    pixels, basis = size**2, "from measured CPU seconds"
+    if engine.name == "raster" and engine.device == "cpu":
+        per_view = pixels * (_RASTER_PIXEL + _RASTER_SAMPLE * engine.supersample**2)
+        seconds = _RASTER_OBJECT + views * per_view
+    elif engine.name == "blender" and engine.device == "cpu":
+        per_view = _CYCLES_VIEW + pixels * (_CYCLES_PIXEL + _CYCLES_SAMPLE * engine.samples)
+        seconds = _REAL_ASSETS * views * per_view
+    elif engine.name == "blender":
+        seconds, basis = views * _CYCLES_GPU_VIEW, "from a published figure for a V100, not measured"
+    else:
+        return cost
+    return cost | {"hours": round(objects * seconds / 3600, 3), "basis": basis}
 
 
 def split_of(uid: str, val_share: float) -> str:
-    """ "train" or "val", by a hash of the uid alone: other objects, runs and machines do not change it."""
+    """Return "train" or "val", by a hash of the uid alone: other objects, runs and machines do not change it."""
     # Salted, or the plan's order, also a hash of the uid, would put all of val/ first.
     digest = hashlib.sha256(f"split {uid}".encode()).digest()
     return "val" if int.from_bytes(digest[:8]) < val_share * 2**64 else "train"
 
 
 def _decide(assets: Iterable[Asset], config: RenderConfig) -> list[dict[str, Any]]:
-    """Rows with split and state; `limit` counts only objects that will be rendered."""
+    """Return rows with split and state; `limit` counts only objects that will be rendered."""
     allowed = {spdx(name).lower() for name in config.licences}
     rows: list[dict[str, Any]] = []
     planned = 0
-    for asset in sorted(assets, key=lambda a: hashlib.sha256(a.uid.encode()).digest()):
+    for asset in sorted(assets, key=lambda a: uid_hash(a.uid)):
         row = replace(asset, split=split_of(asset.uid, config.val_share)).to_row()
         if allowed and asset.licence.lower() not in allowed:
             rows.append(row | {"state": "refused", "reason": Reason.LICENCE.value})
@@ -152,29 +231,8 @@ def _decide(assets: Iterable[Asset], config: RenderConfig) -> list[dict[str, Any
     return rows
 
 
-def _refuse_other_settings(folder: Path, settings: dict[str, Any]) -> None:
-    if not (folder / PLAN).is_file():
-        return
-    earlier = read_plan(folder).settings
-    for key in sorted(earlier.keys() | settings.keys()):
-        if earlier.get(key) != settings.get(key):
-            raise InputError(
-                f"'{folder}' was planned with {key}={json.dumps(earlier.get(key))}, now it is "
-                f"{json.dumps(settings.get(key))}: name another `out`, or set it back"
-            )
-
-
-def _write(path: Path, text: str) -> None:
-    """Atomically, also when several nodes plan the same job at once."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    written = Path(file.name)
-    written.chmod(0o644)  # temporary files are private
-    written.replace(path)
-
-
-def processors(config: RenderConfig) -> int:
-    """Cores or GPUs of this machine that the job will keep busy, as far as the settings say."""
+def _processors(config: RenderConfig) -> int:
+    """Return the cores or GPUs of this machine that the job will keep busy, as far as the settings say."""
     if config.engine.device == "cpu":
         return config.pool.workers or os.cpu_count() or 1
     return max(1, len(config.pool.gpus))

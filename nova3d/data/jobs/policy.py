@@ -1,57 +1,64 @@
-"""The rules of the pool, without processes: how long to wait, when to give up, whom to stop."""
+"""The retry policy of a render job: time limits, when to give an object up, when to stop a worker."""
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from nova3d.data.assets import Asset
 from nova3d.data.jobs.config import PoolConfig
+from nova3d.data.sources import Asset
 from nova3d.rendering.reasons import Reason
 
-_WINDOW = 100
-_BEATS = 1000  # views whose times are remembered
-# Not the worker's doing.
-_OF_THE_SOURCE = {Reason.FETCH_FAILED, Reason.FETCH_HASH, Reason.LICENCE, Reason.DUPLICATE}
+_WINDOW = 100  # objects that a circuit breaker looks at
+_VIEW_TIMES = 1000  # views whose times are remembered
+_WORKER_DEATHS = 2  # an object that has killed so many workers is given up
+_NOT_THE_WORKER = {Reason.FETCH_FAILED, Reason.FETCH_HASH, Reason.LICENCE, Reason.DUPLICATE}
 
 
-class Pace:
-    """Times per view, of all workers, and the silence that means a hang.
+class Timeouts:
+    """Time limits that follow the times per view of all workers.
 
-    warm: false until the first view on a GPU, whose kernels may have to be compiled first.
+    Attributes:
+        warm: False until the first view on a GPU, whose kernels may have to be compiled first.
     """
 
     def __init__(self, config: PoolConfig, warm: bool):
         self.warm = warm
         self._config = config
-        self._seconds: deque[float] = deque(maxlen=_BEATS)
+        self._view_seconds: deque[float] = deque(maxlen=_VIEW_TIMES)
         self._p95 = 0.0
-        self._new = 0
+        self._since_update = 0
 
-    def note(self, seconds: float) -> None:
-        """One more view took so long."""
-        self._seconds.append(seconds)
-        self._new += 1
-        if self._new >= 50 or len(self._seconds) < 50:  # sorting for every view would cost more than it tells
-            self._p95 = sorted(self._seconds)[int(0.95 * (len(self._seconds) - 1))]
-            self._new = 0
+    def observe(self, seconds: float) -> None:
+        """Take in the time of one view."""
+        self._view_seconds.append(seconds)
+        self._since_update += 1
+        if self._since_update >= 50 or len(self._view_seconds) < 50:  # sorting for every view would cost too much
+            self._p95 = sorted(self._view_seconds)[int(0.95 * (len(self._view_seconds) - 1))]
+            self._since_update = 0
 
-    def silence(self, last_try: bool) -> float:
-        """Seconds without a sign of life after which a worker is killed."""
-        limit = max(self._config.beat_seconds, self._config.beat_factor * self._p95)
-        return self._stretched(limit, last_try)
+    def heartbeat(self, last_try: bool) -> float:
+        """Return the seconds without progress after which a worker is killed."""
+        return self._limit(max(self._config.beat_seconds, self._config.beat_factor * self._p95), last_try)
 
-    def total(self, last_try: bool) -> float:
-        """Seconds after which a worker is killed whatever it says."""
-        return self._stretched(self._config.object_seconds, last_try)
+    def per_object(self, last_try: bool) -> float:
+        """Return the seconds that one object may take in all."""
+        return self._limit(self._config.object_seconds, last_try)
 
-    def _stretched(self, limit: float, last_try: bool) -> float:
-        limit = 2 * limit if last_try else limit
-        return limit if self.warm else max(limit, self._config.start_seconds)
+    def _limit(self, seconds: float, last_try: bool) -> float:
+        seconds = 2 * seconds if last_try else seconds
+        return seconds if self.warm else max(seconds, self._config.start_seconds)
 
 
 @dataclass
 class Task:
-    """An object on its way. failures: tries that failed; deaths: workers that died over it; reason: of the last
-    failure; suspect: its earlier verdict came from a worker that was stopped."""
+    """An object that is to be rendered.
+
+    Attributes:
+        asset: the object.
+        failures: tries that failed.
+        deaths: workers that died over it.
+        reason: of the last failure.
+        suspect: whether its earlier result came from a worker that was stopped.
+    """
 
     asset: Asset
     failures: int = 0
@@ -59,38 +66,65 @@ class Task:
     reason: Reason | None = None
     suspect: bool = False
 
-    def fail(self, reason: Reason, death: bool) -> None:
+    def record_failure(self, reason: Reason, worker_died: bool) -> None:
         """Count a failed try."""
         self.failures += 1
-        self.deaths += death
+        self.deaths += worker_died
         self.reason = reason
 
     def given_up(self, strikes: int) -> bool:
-        """Whether it has had its tries; a second worker dead over it is enough."""
-        return self.failures >= strikes or self.deaths >= 2
+        """Return whether no try is left; a second worker dead over it is enough."""
+        return self.failures >= strikes or self.deaths >= _WORKER_DEATHS
 
     def last_try(self, strikes: int) -> bool:
-        """Whether the next try may be its last, to be made on a fresh worker."""
+        """Return whether the next try may be the last, which is made on a fresh worker."""
         return self.failures > 0 and (self.failures + 1 >= strikes or self.deaths > 0)
 
     @property
-    def alone(self) -> bool:
-        """Whether nothing else may run beside its next try: it ran out of memory before."""
+    def exclusive(self) -> bool:
+        """Whether nothing else may run beside the next try: the object ran out of memory before."""
         return self.reason is Reason.OUT_OF_MEMORY
 
 
+@dataclass(frozen=True)
+class Result:
+    """The end of one try of one object.
+
+    Attributes:
+        task: the object.
+        state: done, refused or failed.
+        reason: why not done.
+        message: one line on the reason.
+        seconds: how long the try took.
+        worker: the slot's name, "" where the object did not reach a worker.
+        device: the GPU's UUID, or "cpu".
+        worker_died: whether the worker is dead.
+        log: the end of the worker's log after a failure.
+    """
+
+    task: Task
+    state: str
+    reason: Reason | None
+    message: str = ""
+    seconds: float = 0.0
+    worker: str = ""
+    device: str = ""
+    worker_died: bool = False
+    log: str = ""
+
+
 @dataclass
-class Breaker:
-    """Watches the outcomes of one worker and says when the worker, not the objects, must be at fault."""
+class CircuitBreaker:
+    """Stops a worker whose recent results say that the worker, not the objects, is at fault."""
 
     config: PoolConfig
     recent: deque[tuple[Task, Reason | None]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _blanks: int = 0
 
-    def note(self, task: Task, reason: Reason | None) -> str:
-        """Record an outcome (None: done); returns why the worker must stop, or ""."""
-        if task.suspect or reason in _OF_THE_SOURCE:
-            return ""  # a verdict that another worker confirms is the object's
+    def record(self, task: Task, reason: Reason | None) -> str:
+        """Take in a result (None: done); return why the worker must stop, or ""."""
+        if task.suspect or reason in _NOT_THE_WORKER:
+            return ""  # a result that another worker confirms is the object's
         self.recent.append((task, reason))
         self._blanks = self._blanks + 1 if reason is Reason.BLANK_RENDER else 0
         if 0 < self.config.breaker_blanks <= self._blanks:

@@ -1,7 +1,7 @@
-"""The render pool: one parent, a worker per slot, and every way in which a worker or an object can go wrong.
+"""The scheduler of a render job: one process that hands objects to a pool of workers and keeps the journal.
 
-One thread turns the loop: start workers, hand out objects, hear how they end, kill what hangs or grows. Objects are
-rendered and committed by the workers; the parent keeps the journal.
+One thread runs the loop: start workers, hand out objects, read their results, kill what hangs or grows. The workers
+render and commit the objects.
 """
 
 import contextlib
@@ -11,29 +11,30 @@ import selectors
 import shutil
 import tempfile
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nova3d import config as configs
-from nova3d.data.assets import Asset
-from nova3d.data.jobs.backlog import Backlog, Tally
 from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.devices import Slot
 from nova3d.data.jobs.fetch import Fetcher
 from nova3d.data.jobs.journal import Journal, object_path, write_status
-from nova3d.data.jobs.policy import Pace, Task
-from nova3d.data.jobs.process import family_memory
-from nova3d.data.jobs.worker_client import Ended, Lane
+from nova3d.data.jobs.policy import Result, Task, Timeouts
+from nova3d.data.jobs.worker_client import WorkerClient, process_tree_memory
+from nova3d.data.sources import Asset
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
+from nova3d.utils.files import write_text
+from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]  # done, total, message
-
-_TICK_SECONDS = 0.25
+_POLL_SECONDS = 0.25
 _MEMORY_SECONDS = 1.0
 _STATUS_SECONDS = 2.0
+_RATE_SECONDS = 600.0
+_FETCH_FAILURES = 20  # in a row: the network is at fault, not the objects
 
 
 @dataclass
@@ -43,9 +44,155 @@ class Stop:
     reason: str = ""
 
 
-class Pool:
-    """Renders `tasks` on `slots`. name: of this parent's journal, status and temporary files in the job folder.
-    fetch: brings an object's file, see Source."""
+@dataclass
+class RunSummary:
+    """What one run did.
+
+    Attributes:
+        states: objects by state.
+        reasons: objects by reason.
+        ended: who ended the run early, "" where nobody did.
+    """
+
+    states: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    ended: str = ""
+
+    def count(self, state: str, reason: Reason | None, change: int = 1) -> None:
+        """Add an object, or take it back with change=-1."""
+        self.states[state] += change
+        if reason is not None:
+            self.reasons[str(reason)] += change
+
+    @property
+    def total(self) -> int:
+        """Objects that have a result."""
+        return sum(self.states.values())
+
+    def __str__(self) -> str:
+        words = [f"{self.states[state]} {state}" for state in ("done", "refused", "failed")]
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common() if count)
+        return ", ".join(words) + (f" ({reasons})" if reasons else "")
+
+
+class TaskQueue:
+    """Every task that is not on a worker: pending, being fetched, ready, or waiting for another try.
+
+    Attributes:
+        summary: the results so far.
+        total: tasks in all.
+        fatal: why the job cannot go on, "" while it can.
+    """
+
+    def __init__(self, config: RenderConfig, tasks: Iterable[Task], journal: Journal, fetcher: Fetcher):
+        self.summary = RunSummary()
+        self.fatal = ""
+        self._pool, self._out, self._journal, self._fetcher = config.pool, Path(config.out), journal, fetcher
+        self._pending = deque(tasks)
+        self.total = len(self._pending)
+        self._retries: deque[Task] = deque()  # after everything else
+        self._fetching: dict[str, Task] = {}
+        self._ready: deque[tuple[Task, Path]] = deque()
+        self._failed_fetches: list[Task] = []  # in a row
+        self._finish_times: deque[float] = deque(maxlen=10_000)
+
+    def __bool__(self) -> bool:
+        return bool(self._pending or self._retries or self._fetching or self._ready)
+
+    def peek(self) -> Task | None:
+        """Return the task that `pop` would give, None while nothing is fetched."""
+        return self._ready[0][0] if self._ready else None
+
+    def pop(self) -> tuple[Task, Path]:
+        """Return the next task and its mesh file."""
+        return self._ready.popleft()
+
+    def fetch_ahead(self, workers: int) -> None:
+        """Keep as many objects fetched, or being fetched, as the workers soon need."""
+        room = self._pool.fetch_ahead * workers - len(self._fetching) - len(self._ready)
+        while room > 0 and (self._pending or self._retries):
+            task = (self._pending or self._retries).popleft()
+            self._fetching[task.asset.uid] = task
+            self._fetcher.request(task.asset)
+            room -= 1
+
+    def collect_fetched(self) -> None:
+        """Take in what has been fetched since the last call."""
+        for fetched in self._fetcher.finished(self._pool.fetch_seconds):
+            task = self._fetching.pop(fetched.uid)
+            if fetched.path is not None:
+                self._failed_fetches.clear()
+                self._ready.append((task, fetched.path))
+                continue
+            assert fetched.error is not None
+            error = fetched.error
+            self.finish(Result(task, "failed" if error.reason.transient else "refused", error.reason, str(error)))
+            if error.reason is Reason.FETCH_FAILED:
+                self._failed_fetches.append(task)
+        if len(self._failed_fetches) >= _FETCH_FAILURES and not self.fatal:
+            self.fatal = f"{len(self._failed_fetches)} fetches in a row failed, the last: {error}"
+            for task in self._failed_fetches:
+                self._journal.write(task.asset, "queued", message="its failed fetch does not count")
+
+    def finish(self, result: Result) -> None:
+        """Write a result to the journal; where another try may help, queue the task again."""
+        task, reason, strikes = result.task, result.reason, self._pool.strikes
+        if reason is Reason.WRITE_ERROR:  # not the object's fault: the try does not count
+            self.fatal = result.message
+            self._pending.appendleft(task)
+            return
+        self._fetcher.discard(task.asset.uid)
+        attempt = 0
+        if result.state == "failed" and reason is not None:
+            task.record_failure(reason, result.worker_died)
+            attempt = max(task.failures, strikes) if task.given_up(strikes) else task.failures
+        self._journal.write(
+            task.asset,
+            result.state,
+            reason or "",
+            result.message,
+            attempt,
+            result.seconds,
+            result.worker,
+            result.device,
+        )
+        if reason is not None:
+            log.info("object %s %s (%s: %s)", task.asset.uid, result.state, reason, result.message)
+        if result.state == "failed" and not task.given_up(strikes):
+            self._retries.append(task)
+            return
+        self.summary.count(result.state, reason)
+        self._finish_times.append(time.monotonic())
+
+    def requeue(self, recent: Iterable[tuple[Task, Reason | None]], why: str) -> None:
+        """Discard the results of a worker that is not to be trusted; its objects are rendered again."""
+        for task, reason in recent:
+            if reason is not None and reason.transient and not task.given_up(self._pool.strikes):
+                continue  # is tried again anyway
+            object_path(self._out, task.asset.uid).unlink(missing_ok=True)
+            self._journal.write(task.asset, "queued", message=f"suspect: {why}")
+            state = "done" if reason is None else "failed" if reason.transient else "refused"
+            self.summary.count(state, task.reason or reason, -1)
+            self._pending.append(Task(task.asset, suspect=True))
+
+    def rate(self) -> float:
+        """Return the objects per second over the last ten minutes."""
+        now = time.monotonic()
+        while self._finish_times and now - self._finish_times[0] > _RATE_SECONDS:
+            self._finish_times.popleft()
+        return len(self._finish_times) / max(1e-3, now - self._finish_times[0]) if self._finish_times else 0.0
+
+
+class RenderPool:
+    """Renders tasks with one worker per slot.
+
+    Args:
+        config: the job's.
+        tasks: what to render.
+        slots: where workers run.
+        name: of this process's journal, status and temporary files in the job folder.
+        fetch: brings an object's file; see `Source.fetch`.
+    """
 
     def __init__(
         self,
@@ -58,138 +205,140 @@ class Pool:
         self.config, self.name, self.out = config, name, Path(config.out)
         self._scratch = scratch_folder(config, name)
         self._tasks, self._fetch = list(tasks), fetch
-        pace = Pace(config.pool, warm=not any(slot.gpu for slot in slots))
-        self._pace = pace
-        self._lanes = [Lane(slot, f"{name}-{i}", config, pace, self._scratch) for i, slot in enumerate(slots)]
+        self._timeouts = Timeouts(config.pool, warm=not any(slot.gpu for slot in slots))
+        self._workers = [
+            WorkerClient(slot, f"{name}-{i}", config, self._timeouts, self._scratch) for i, slot in enumerate(slots)
+        ]
         self._selector = selectors.DefaultSelector()
         self._status_due = self._memory_due = 0.0
+        self._progress: Progress | None = None
 
-    def run(self, progress: Progress | None = None, stop: Stop | None = None) -> Tally:
-        """Render until nothing is left or `stop` asks to end; then `ended` of the result says who asked.
+    def run(self, progress: Progress | None = None, stop: Stop | None = None) -> RunSummary:
+        """Render until nothing is left or `stop` asks to end.
 
-        Raises InputError where no worker can go on or the disk cannot be written; what was rendered before stays.
+        Args:
+            progress: called after every object.
+            stop: checked all the time; objects in flight are finished.
+
+        Returns:
+            What was done; `ended` is the reason of `stop`.
+
+        Raises:
+            InputError: where no worker can go on or the disk cannot be written; what was rendered before stays.
         """
-        stop = stop or Stop()
-        self._progress = progress
+        stop, self._progress = stop or Stop(), progress
         try:
             with contextlib.closing(Journal(self.out, self.name)) as journal:
-                self._open(journal)
+                self._clear_leftovers()
+                fetcher = Fetcher(self._fetch, self._scratch / "fetch", max(2, len(self._workers)))
+                self._selector.register(fetcher, selectors.EVENT_READ, None)
+                self._queue = TaskQueue(self.config, self._tasks, journal, fetcher)
                 try:
-                    self._work(stop)
+                    while not (stop.reason or self._queue.fatal) and (self._queue or self._busy()):
+                        self._start_workers()
+                        self._queue.fetch_ahead(len(self._workers))
+                        self._assign()
+                        self._poll()
+                    self._drain(stop)
                 finally:
-                    self._close()
+                    self._close(fetcher)
         except OSError as error:
             raise InputError(f"cannot go on in '{self.out}': {error.strerror or error}; run again to resume") from error
-        tally = self._backlog.tally
-        if self._backlog.gave_up:
-            raise InputError(f"{self._backlog.gave_up}; {tally} so far, run again to resume")
-        return replace(tally, ended=stop.reason)
+        if self._queue.fatal:
+            raise InputError(f"{self._queue.fatal}; {self._queue.summary} so far, run again to resume")
+        return replace(self._queue.summary, ended=stop.reason)
 
-    def _open(self, journal: Journal) -> None:
+    def _clear_leftovers(self) -> None:
+        """Remove what a killed run left, and write the workers' config."""
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir(parents=True)
         for stale in (self.out / "objects").glob(f"*/*.{self.name}-*.part"):
             stale.unlink()
         engine = self.config.engine
-        threads = engine.threads or self._lanes[0].slot.threads
+        threads = engine.threads or self._workers[0].slot.threads
         self._config_file = self._scratch / "config.yaml"
         configs.save(replace(self.config, engine=replace(engine, threads=threads)), self._config_file)
-        fetcher = Fetcher(self._fetch, self._scratch / "fetch", max(2, len(self._lanes)))
-        self._selector.register(fetcher, selectors.EVENT_READ, None)
-        self._backlog = Backlog(self.config.pool, self._tasks, self.out, journal, fetcher)
 
-    def _work(self, stop: Stop) -> None:
-        while not (stop.reason or self._backlog.gave_up) and (self._backlog or self._busy()):
-            self._start_workers()
-            self._backlog.fetch_ahead(len(self._lanes))
-            self._assign()
-            self._turn()
-        self._drain(stop)
-
-    def _close(self) -> None:
-        for lane in self._lanes:
-            lane.part()
+    def _close(self, fetcher: Fetcher) -> None:
+        for worker in self._workers:
+            worker.terminate()
         self._selector.close()
-        self._backlog.fetcher.close()
+        fetcher.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
         with contextlib.suppress(OSError):  # a full disk may be what ended the pool
-            self._report("stopped" if self._backlog or self._backlog.gave_up else "finished")
+            self._write_status("stopped" if self._queue or self._queue.fatal else "finished")
 
-    def _busy(self) -> list[Lane]:
-        return [lane for lane in self._lanes if lane.task]
+    def _busy(self) -> list[WorkerClient]:
+        return [worker for worker in self._workers if worker.task]
 
     def _start_workers(self) -> None:
-        if all(lane.stopped for lane in self._lanes):
-            why = "; ".join(f"{lane.slot.name}: {lane.stopped}" for lane in self._lanes[:4])
-            self._backlog.gave_up = f"every worker stopped ({why})"
+        if all(worker.stopped for worker in self._workers):
+            why = "; ".join(f"{worker.slot.name}: {worker.stopped}" for worker in self._workers[:4])
+            self._queue.fatal = f"every worker stopped ({why})"
             return
-        for lane in self._lanes:
-            if lane.running or lane.stopped or not self._backlog:
+        for worker in self._workers:
+            if worker.running or worker.stopped or not self._queue:
                 continue
-            if not self._pace.warm and any(other.running for other in self._lanes):
+            if not self._timeouts.warm and any(other.running for other in self._workers):
                 return  # the first worker compiles the kernels that the others will find in the cache
-            lane.start(self._config_file, self._selector)
+            worker.start(self._config_file, self._selector)
 
     def _assign(self) -> None:
-        strikes = self.config.pool.strikes
-        for lane in self._lanes:
-            task, others = self._backlog.next(), [busy.task for busy in self._busy() if busy.task]
-            if task is None or (others and (task.alone or any(other.alone for other in others))):
+        """Give fetched objects to idle workers."""
+        for worker in self._workers:
+            task, others = self._queue.peek(), [busy.task for busy in self._busy() if busy.task]
+            if task is None or (others and (task.exclusive or any(other.exclusive for other in others))):
                 return
-            if not lane.free:
+            if not worker.idle:
                 continue
-            if task.last_try(strikes) and lane.served:
-                lane.part()  # a last try is made on a fresh worker
+            if task.last_try(self.config.pool.strikes) and worker.served:
+                worker.terminate()  # a last try is made on a fresh worker
                 continue
-            task, path = self._backlog.take()
-            lane.give(task, path, object_path(self.out, task.asset.uid))
+            task, path = self._queue.pop()
+            worker.submit(task, path, object_path(self.out, task.asset.uid))
 
-    def _turn(self) -> None:
-        """Hear whoever has something to say, for at most a tick; then look after the rest."""
-        for key, _ in self._selector.select(_TICK_SECONDS):
-            if key.data is not None and (ended := key.data.listen()):
-                self._settle(key.data, ended)
-        self._backlog.collect()
+    def _poll(self) -> None:
+        """Wait for messages, for a bounded time, and enforce the workers' limits."""
+        for key, _ in self._selector.select(_POLL_SECONDS):
+            if key.data is not None and (result := key.data.receive()):
+                self._handle(key.data, result)
+        self._queue.collect_fetched()
         now = time.monotonic()
         memory: dict[int, int] = {}
         if now >= self._memory_due:
             self._memory_due = now + _MEMORY_SECONDS
-            memory = family_memory(lane.pid for lane in self._busy())
-        for lane in self._lanes:
-            if ended := lane.watch(memory.get(lane.pid), self._memory_limit(lane)):
-                self._settle(lane, ended)
+            memory = process_tree_memory(worker.pid for worker in self._busy())
+        for worker in self._workers:
+            if result := worker.enforce_limits(memory.get(worker.pid), self._memory_limit(worker)):
+                self._handle(worker, result)
         if now >= self._status_due:
             self._status_due = now + _STATUS_SECONDS
-            self._report("running")
+            self._write_status("running")
 
-    def _memory_limit(self, lane: Lane) -> int:
-        whole = lane.task is not None and lane.task.alone and not self.config.pool.memory_gb
-        return lane.slot.memory_bytes * (len(self._lanes) if whole else 1)
+    def _memory_limit(self, worker: WorkerClient) -> int:
+        """Return a worker's bytes: its share, or all shares for an object that runs alone."""
+        alone = worker.task is not None and worker.task.exclusive and not self.config.pool.memory_gb
+        return worker.slot.memory_bytes * (len(self._workers) if alone else 1)
 
-    def _settle(self, lane: Lane, ended: Ended) -> None:
-        """A try has ended: the object's verdict, then the worker's."""
-        task, reason = ended.task, ended.reason
-        if ended.tail:
-            path = self.out / "logs" / f"{task.asset.uid}.txt"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(ended.tail + "\n")
+    def _handle(self, worker: WorkerClient, result: Result) -> None:
+        """Record a result, then decide whether its worker goes on."""
+        uid, reason = result.task.asset.uid, result.reason
+        if result.log:
+            write_text(self.out / "logs" / f"{uid}.txt", result.log + "\n")
+        self._queue.finish(result)
         if reason is Reason.WRITE_ERROR:
-            self._backlog.gave_up = ended.message
-            self._backlog.put_back(task)
             return
-        self._backlog.settle(
-            task, ended.state, reason, ended.message, ended.seconds, lane.slot.name, lane.device, ended.died
-        )
-        if why := lane.breaker.note(task, reason):
-            log.error("worker %s stops: %s; its last %d objects again", lane.slot.name, why, len(lane.breaker.recent))
-            lane.stopped = why
-            lane.part()
-            self._backlog.queue_suspects(lane.breaker.recent, why)
-        elif lane.worn(reason):
-            lane.part()
+        if why := worker.breaker.record(result.task, reason):
+            recent = worker.breaker.recent
+            log.error("worker %s stops: %s; its last %d objects again", worker.slot.name, why, len(recent))
+            worker.stopped = why
+            worker.terminate()
+            self._queue.requeue(recent, why)
+        elif worker.needs_recycling(reason):
+            worker.terminate()
         if self._progress:
-            tally = self._backlog.tally
-            self._progress(tally.total, self._backlog.total, str(tally))
+            summary = self._queue.summary
+            self._progress(summary.total, self._queue.total, str(summary))
 
     def _drain(self, stop: Stop) -> None:
         """Let the objects in flight end, for a bounded time."""
@@ -197,31 +346,30 @@ class Pool:
         if stop.reason:
             log.info("%s: finishing %d objects in flight", stop.reason, len(self._busy()))
         while self._busy() and time.monotonic() < until:
-            self._turn()
+            self._poll()
 
-    def _report(self, state: str) -> None:
-        """Show what is going on to `status`."""
-        backlog, rate = self._backlog, self._backlog.rate()
-        left = backlog.total - backlog.tally.total
+    def _write_status(self, state: str) -> None:
+        queue, rate = self._queue, self._queue.rate()
+        in_flight = [
+            {"uid": worker.task.asset.uid, "worker": worker.slot.name, "views": worker.views, "seconds": worker.seconds}
+            for worker in self._workers
+            if worker.task
+        ]
         status = {
             "state": state,
-            "planned": backlog.total,
-            "counts": dict(backlog.tally.states),
-            "reasons": dict(backlog.tally.reasons),
+            "planned": queue.total,
+            "counts": dict(queue.summary.states),
+            "reasons": dict(queue.summary.reasons),
             "rate": round(rate, 4),
-            "eta_seconds": round(left / rate) if rate else None,
-            "in_flight": [
-                {"uid": lane.task.asset.uid, "worker": lane.slot.name, "views": lane.views, "seconds": lane.seconds()}
-                for lane in self._lanes
-                if lane.task
-            ],
-            "stopped_workers": {lane.slot.name: lane.stopped for lane in self._lanes if lane.stopped},
+            "eta_seconds": round((queue.total - queue.summary.total) / rate) if rate else None,
+            "in_flight": in_flight,
+            "stopped_workers": {worker.slot.name: worker.stopped for worker in self._workers if worker.stopped},
         }
         write_status(self.out, self.name, status)
 
 
 def scratch_folder(config: RenderConfig, name: str) -> Path:
-    """Temporary files of one parent: the same folder in every run, so that a new run clears what a killed one left."""
+    """Return the folder for temporary files: the same in every run, so that a new run clears what a killed one left."""
     base = Path(config.pool.scratch or tempfile.gettempdir())
     key = hashlib.sha256(str(Path(config.out).resolve()).encode()).hexdigest()[:12]
     return base / f"nova3d-render-{key}-{name}"

@@ -1,4 +1,4 @@
-"""Contact sheets: what a look at the renders would find, the doubtful objects first."""
+"""Contact sheets of rendered objects, the most doubtful first."""
 
 import hashlib
 import io
@@ -12,10 +12,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nova3d.data.filters import FilterConfig, judged
-from nova3d.data.sources import Progress
+from nova3d.data.filters import FilterConfig, worst_measure
 from nova3d.errors import InputError
 from nova3d.utils.files import writable_folder
+from nova3d.utils.progress import Progress
 
 _ROWS = 10  # objects per sheet
 _VIEWS = 6  # of the object, as colours and as normals
@@ -42,11 +42,22 @@ def contact_sheets(
     progress: Progress | None = None,
     filters: FilterConfig | None = None,
 ) -> list[Path]:
-    """Write `out`/sheet-00.png ... showing `count` objects of a job's folder or of a folder of shards.
+    """Write `out`/sheet-00.png ... with one object a row: views as colours and as normals, uid, tags, worst measure.
 
-    One object a row: some views as colours on white and as normals, with uid, tags and its worst measure. The first
-    half are those nearest to, or past, a threshold of `filters`; the rest is drawn at random, the same ones each time.
-    Raises InputError where there is no object or a tar is damaged.
+    The first half are the objects nearest to a threshold, or past it. The rest is drawn at random, the same each time.
+
+    Args:
+        folder: of a job, or of shards.
+        out: where the sheets go.
+        count: objects to show.
+        progress: called after every sheet.
+        filters: the thresholds.
+
+    Returns:
+        The sheets.
+
+    Raises:
+        InputError: where there is no object or a tar is damaged.
     """
     folder = Path(folder)
     samples = sorted(_scan(folder, filters or FilterConfig()), key=lambda s: (-s.severity, s.uid))
@@ -77,7 +88,7 @@ def _scan(folder: Path, filters: FilterConfig) -> Iterator[_Sample]:
                 for header in tar:
                     if header.name.endswith(".json"):
                         facts = json.loads(tar.extractfile(header).read())  # type: ignore[union-attr]  # a plain file
-                        severity, worst = judged(facts.get("measures", {}), filters)
+                        severity, worst = worst_measure(facts.get("measures", {}), filters)
                         yield _Sample(header.name.removesuffix(".json"), path, facts, severity, worst)
         except (tarfile.TarError, OSError, json.JSONDecodeError) as error:
             raise InputError(f"'{path}' is damaged: {error}; delete it and run again") from error

@@ -1,7 +1,7 @@
 """Checking packed shards: quickly against their index, or bit by bit and picture by picture."""
 
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,27 +18,43 @@ from nova3d.data.jobs.pack import SPLITS
 from nova3d.data.shards import INDEX, ShardReader, read_picture
 from nova3d.errors import InputError
 from nova3d.utils import provenance
+from nova3d.utils.progress import Progress
 
-# Shares of pixels; the rest is rims, where coverage and the mean normal may vanish at different places.
+# Shares of pixels; the rest are rims, where coverage and the mean normal may vanish at different places.
 _COVERED_WITH_NORMAL = 0.95
 _EMPTY_WITHOUT_NORMAL = 0.999
 
 
 @dataclass(frozen=True)
 class Verified:
-    """objects, shards: how many were checked. problems: one line each, naming object or shard."""
+    """What was checked.
+
+    Attributes:
+        objects: how many.
+        shards: how many.
+        problems: one line each, naming object or shard.
+    """
 
     objects: int
     shards: int
     problems: list[str]
 
 
-def verify(folder: str | Path, deep: bool = False, progress: Callable[[int, int, str], None] | None = None) -> Verified:
+def verify(folder: str | Path, deep: bool = False, progress: Progress | None = None) -> Verified:
     """Check a job's train/ and val/, or one shard folder.
 
-    Quick: every shard is there with its size, and every member's tar header stands where the index says. `deep` also
-    reads everything: checksums of members and of whole shards, every picture decodes and has the rig's size, masks and
-    normals agree. Raises InputError where there is nothing to verify or an index cannot be read.
+    Args:
+        folder: of a job or of shards.
+        deep: read everything. Checksums of members and of whole shards are compared, every picture must decode and have
+            the rig's size, masks and normals must agree. Otherwise only the sizes of the shards and the positions of
+            the members' tar headers are compared with the index.
+        progress: called after every object.
+
+    Returns:
+        What was checked, and the problems.
+
+    Raises:
+        InputError: where there is nothing to verify or an index cannot be read.
     """
     folder = Path(folder)
     parts = [folder / split for split in SPLITS if (folder / split / INDEX).is_file()]
@@ -70,7 +86,7 @@ def _check_files(reader: ShardReader, deep: bool) -> Iterator[str]:
 
 
 def _check_headers(reader: ShardReader, row: int) -> str:
-    """What is wrong with the tar headers of a sample, "" for nothing."""
+    """Return what is wrong with the tar headers of a sample, "" for nothing."""
     sample = reader.samples[row]
     path = reader.folder / sample["shard"]
     try:

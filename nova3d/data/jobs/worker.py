@@ -1,7 +1,7 @@
 """The worker program of the render pool: one engine, one object at a time, JSON lines in and out.
 
-`python -m nova3d.data.jobs.worker --config FILE --writer NAME` reads requests from stdin and answers on what was its
-stdout; both are taken away at the start, so that whatever a library prints lands in the log (stderr).
+`python -m nova3d.data.jobs.worker --config FILE --writer NAME --parent PID` reads requests from stdin and answers on
+its stdout. Both are redirected at the start, so that whatever a library prints lands in the log (stderr).
 
 in:  {"asset": {...}, "path": FILE, "target": TAR}
 out: {"event": "ready", "engine": {...}} once, then per object {"event": "beat", "views": n} and
@@ -30,10 +30,10 @@ import torch
 from nova3d import config as configs
 from nova3d.cameras import Cameras
 from nova3d.data import duplicates
-from nova3d.data.assets import Asset
-from nova3d.data.filters import inspect
+from nova3d.data.filters import apply_filters
 from nova3d.data.jobs.config import RenderConfig, rig_digest
 from nova3d.data.shards import encode_pictures, write_object
+from nova3d.data.sources import Asset
 from nova3d.errors import InputError
 from nova3d.rendering.engine import Engine, make_engine
 from nova3d.rendering.reasons import Reason, RenderError
@@ -48,8 +48,8 @@ Send = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What a worker keeps from object to object. writer: names its temporary files."""
+class ObjectRenderer:
+    """Renders, filters, encodes and writes one object at a time; `writer` names its temporary files."""
 
     config: RenderConfig
     engine: Engine
@@ -57,7 +57,7 @@ class Bench:
     writer: str
 
     def render(self, asset: Asset, path: Path, target: Path, send: Send) -> dict[str, Any]:
-        """Render `path` into the tar `target`; returns state, reason and message, and raises nothing."""
+        """Render `path` into the tar `target`; return state, reason and message of the object. Raises nothing."""
         try:
             return self._render(asset, path, target, send)
         except RenderError as fault:
@@ -77,15 +77,15 @@ class Bench:
     def _render(self, asset: Asset, path: Path, target: Path, send: Send) -> dict[str, Any]:
         digest = provenance.hash_file(path)
         rendered = self.engine.render(path, self.cameras, lambda views: send({"event": "beat", "views": views}))
-        findings = inspect(rendered, self.cameras, self.config.filters)
-        if findings.reject is not None:
-            raise RenderError(findings.reject, findings.message)
+        filtered = apply_filters(rendered, self.cameras, self.config.filters)
+        if filtered.reject is not None:
+            raise RenderError(filtered.reject, filtered.message)
         facts = replace(asset, sha256=digest, size_bytes=path.stat().st_size).to_row() | {
             "rig": rig_digest(self.cameras),
             "engine": self.engine.describe(),
             "facts": rendered.facts,
-            "measures": findings.measures,
-            "tags": sorted(findings.tags),
+            "measures": filtered.measures,
+            "tags": sorted(filtered.tags),
             **duplicates.fingerprint(rendered.rgba, path, rendered.mesh),
         }
         facts.pop("path")  # says where it was, not what it is
@@ -99,44 +99,45 @@ class Bench:
 
 
 def main() -> None:
+    """Run the program."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--config", required=True, help="a RenderConfig as YAML")
     arguments.add_argument("--writer", required=True, help="name of this worker in temporary file names")
     arguments.add_argument("--parent", type=int, required=True, help="process id of who started it")
     options = arguments.parse_args()
-    die_with(options.parent)
-    requests, send = _private_pipes()
+    exit_with_parent(options.parent)
+    requests, send = _redirect_stdio()
     try:
         config = configs.load(RenderConfig, options.config)
         torch.set_num_threads(config.engine.threads or 1)
-        bench = Bench(config, make_engine(config.engine), config.cameras(), options.writer)
+        renderer = ObjectRenderer(config, make_engine(config.engine), config.cameras(), options.writer)
     except InputError as error:
         reason = error.reason if isinstance(error, RenderError) else Reason.CRASH
         send({"event": "fault", "reason": reason, "message": " ".join(str(error).split())})
         return
-    send({"event": "ready", "engine": bench.engine.describe()})
+    send({"event": "ready", "engine": renderer.engine.describe()})
     try:
         while (request := requests.get()) is not None:
             asset = Asset.from_row(request["asset"])
-            end = bench.render(asset, Path(request["path"]), Path(request["target"]), send)
+            end = renderer.render(asset, Path(request["path"]), Path(request["target"]), send)
             send({"event": "end", "uid": asset.uid, **end})
     finally:
-        bench.engine.close()
+        renderer.engine.close()
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent` dies (Linux; elsewhere the end of stdin does)."""
+def exit_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies (Linux; elsewhere the end of stdin ends it)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
         os._exit(1)
 
 
-def _private_pipes() -> tuple["queue.SimpleQueue[dict[str, Any] | None]", Send]:
-    """Requests and the function that answers them; stdin and stdout become empty and the log."""
+def _redirect_stdio() -> tuple["queue.SimpleQueue[dict[str, Any] | None]", Send]:
+    """Return the requests and the function that sends messages; stdin becomes empty, stdout the log."""
     incoming, outgoing = os.dup(0), os.dup(1)
-    with Path(os.devnull).open() as nothing:
-        os.dup2(nothing.fileno(), 0)
+    with Path(os.devnull).open() as empty:
+        os.dup2(empty.fileno(), 0)
     os.dup2(2, 1)
     requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
 
@@ -146,7 +147,7 @@ def _private_pipes() -> tuple["queue.SimpleQueue[dict[str, Any] | None]", Send]:
                 requests.put(json.loads(line))
         requests.put(None)
         time.sleep(_GRACE_SECONDS)
-        os.killpg(0, signal.SIGKILL)  # still at work: the parent is gone, and nobody would ever end this
+        os.killpg(0, signal.SIGKILL)  # still at work: the parent has died, and nothing else would end this
 
     def send(message: dict[str, Any]) -> None:
         os.write(outgoing, json.dumps(message).encode() + b"\n")
@@ -156,7 +157,7 @@ def _private_pipes() -> tuple["queue.SimpleQueue[dict[str, Any] | None]", Send]:
 
 
 def _one_line(message: str, path: Path) -> str:
-    """Without line ends and without the folder of the mesh, which differs from run to run."""
+    """Return a message without line ends and without the folder of the mesh, which differs from run to run."""
     return " ".join(message.replace(str(path), path.name).split())[:_LONGEST_MESSAGE]
 
 

@@ -1,104 +1,116 @@
-"""A slot at work: starts a worker there, hands it objects, hears how they end, and kills it when it must."""
+"""The scheduler's side of a worker: it starts the process, hands it objects, reads its messages and kills it."""
 
+import contextlib
+import json
 import logging
+import os
 import selectors
+import shutil
+import signal
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.devices import Slot
-from nova3d.data.jobs.policy import Breaker, Pace, Task
-from nova3d.data.jobs.process import WorkerProcess, family_memory
+from nova3d.data.jobs.policy import CircuitBreaker, Result, Task, Timeouts
 from nova3d.rendering.reasons import Reason
 
 log = logging.getLogger(__name__)
+WORKER = ("-m", "nova3d.data.jobs.worker")  # the program that speaks the worker's protocol
 _START_FAILURES = 2
+_LOG_BYTES = 8000
+_EXIT_SECONDS = 3.0
+_CUDA_CACHE_BYTES = 4 << 30  # compiled kernels of Cycles alone exceed the driver's default of 1 GiB
 
 
-@dataclass(frozen=True)
-class Ended:
-    """The end of one try of one object. died: its worker is dead. tail: the end of the worker's log."""
+class WorkerClient:
+    """One slot and the worker that runs in it.
 
-    task: Task
-    state: str
-    reason: Reason | None
-    message: str
-    seconds: float
-    died: bool = False
-    tail: str = ""
+    Attributes:
+        slot: the slot.
+        name: of the worker, unique in the job; names its temporary files.
+        task: the object in flight.
+        views: views done of the object in flight.
+        served: objects that the running process was given.
+        stopped: why no more workers are started here, "" while they are.
+    """
 
-
-class Lane:
-    """One slot. `stopped` says why no more workers are started here, "" while it works."""
-
-    def __init__(self, slot: Slot, name: str, config: RenderConfig, pace: Pace, scratch: Path):
+    def __init__(self, slot: Slot, name: str, config: RenderConfig, timeouts: Timeouts, scratch: Path):
         self.slot, self.name = slot, name
-        self.breaker = Breaker(config.pool)
+        self.breaker = CircuitBreaker(config.pool)
         self.task: Task | None = None
         self.stopped = ""
-        self.served = 0  # objects that this process was given
-        self.views = 0  # of the object in flight
-        self._config, self._pace, self._scratch = config, pace, scratch
+        self.served = self.views = 0
+        self._config, self._timeouts, self._folder = config, timeouts, scratch / name
         self._process: WorkerProcess | None = None
         self._ready = False
-        self._began = self._beat = 0.0  # the process's start or the object's; the last sign of life
+        self._began = self._last_beat = 0.0  # start of the process or of the object; its last progress
         self._start_failures = 0
 
     @property
     def running(self) -> bool:
+        """Whether there is a process."""
         return self._process is not None
 
     @property
     def pid(self) -> int:
-        """Of the running worker, 0 without one."""
+        """Process id of the worker, 0 without one."""
         return self._process.pid if self._process else 0
 
     @property
-    def free(self) -> bool:
-        """Whether it can be given an object now."""
+    def idle(self) -> bool:
+        """Whether the worker can be given an object now."""
         return self._ready and self.task is None
 
     @property
-    def device(self) -> str:
-        return self.slot.gpu or "cpu"
+    def seconds(self) -> float:
+        """How long the object in flight, or the start, has taken."""
+        return time.monotonic() - self._began
 
     def start(self, config_file: Path, selector: selectors.BaseSelector) -> None:
-        self._process = WorkerProcess(self.slot, config_file, self.name, self._scratch / self.name)
+        """Start a process and register its messages with `selector`."""
+        self._process = WorkerProcess(self.slot, config_file, self.name, self._folder)
         self._ready, self.served, self._began = False, 0, time.monotonic()
         self._selector = selector
         selector.register(self._process, selectors.EVENT_READ, self)
 
-    def give(self, task: Task, path: Path, target: Path) -> None:
-        """Have `path` rendered into `target`. A worker that is dead already is noticed by `listen`."""
+    def submit(self, task: Task, path: Path, target: Path) -> None:
+        """Have the mesh `path` rendered into the tar `target`. `receive` notices a worker that is dead already."""
         assert self._process is not None and self.task is None
         self.task, self.views, self.served = task, 0, self.served + 1
-        self._began = self._beat = time.monotonic()
+        self._began = self._last_beat = time.monotonic()
         self._process.clear_log()
         self._process.send({"asset": task.asset.to_row(), "path": str(path), "target": str(target)})
 
-    def listen(self) -> Ended | None:
-        """Read what the worker says; returns the end of the object in flight, if it came to one."""
+    def receive(self) -> Result | None:
+        """Read the worker's messages; return the result of the object in flight, where there is one."""
         assert self._process is not None
-        ended = None
+        result = None
         messages, alive = self._process.receive()
         for message in messages:
             match message["event"]:
                 case "ready":
-                    self._greet(message["engine"])
+                    self._check_device(str(message["engine"].get("device")))
                 case "beat":
-                    self._note_beat(message["views"])
+                    self._record_beat(message["views"])
                 case "end":
-                    ended = self._end(message)
+                    reason = Reason(message["reason"]) if message["reason"] else None
+                    tail = self._process.log_tail() if message["state"] == "failed" else ""
+                    result = self._result(message["state"], reason, message["message"], tail)
                 case "fault":
                     self._fail_start(message["message"], final=message["reason"] == Reason.DEVICE)
             if self._process is None:
                 return None
-        return ended if alive else self._bury() or ended
+        return result if alive else self._handle_exit() or result
 
-    def watch(self, memory: int | None, limit_bytes: int) -> Ended | None:
-        """Kill the worker if it hangs, takes too long or (where its memory has been measured) too much of that."""
+    def enforce_limits(self, memory: int | None, limit_bytes: int) -> Result | None:
+        """Kill the worker where it hangs, takes too long, or uses more than `limit_bytes` (memory None: not known)."""
         now = time.monotonic()
         if self._process is None:
             return None
@@ -108,44 +120,40 @@ class Lane:
             return None
         if self.task is None:
             return None
-        last = self.task.last_try(self._config.pool.strikes)
-        if now - self._beat > (limit := self._pace.silence(last)):
+        last_try = self.task.last_try(self._config.pool.strikes)
+        if now - self._last_beat > (limit := self._timeouts.heartbeat(last_try)):
             return self._kill(Reason.TIMEOUT, f"no progress for {limit:.3g} s after view {self.views}")
-        if now - self._began > (limit := self._pace.total(last)):
+        if now - self._began > (limit := self._timeouts.per_object(last_try)):
             return self._kill(Reason.TIMEOUT, f"not finished within {limit:g} s")
         if memory is not None and memory > limit_bytes:
             return self._kill(Reason.OUT_OF_MEMORY, f"its worker grew to {memory / 1e9:.1f} GB")
         return None
 
-    def worn(self, reason: Reason | None) -> bool:
-        """Whether the next object deserves a fresh worker, after one that ended with `reason`."""
+    def needs_recycling(self, reason: Reason | None) -> bool:
+        """Return whether the next object needs a fresh process, after one that ended with `reason`."""
         if self._process is None:
             return False
         pool = self._config.pool
         if reason in (Reason.OUT_OF_MEMORY, Reason.DEVICE, Reason.CRASH) or self.served >= pool.recycle_objects:
             return True
-        return family_memory([self._process.pid])[self._process.pid] > pool.recycle_gb * 1e9
+        return process_tree_memory([self._process.pid])[self._process.pid] > pool.recycle_gb * 1e9
 
-    def part(self) -> None:
-        """Be rid of the process: politely when it is idle, by force when it is not."""
+    def terminate(self) -> None:
+        """End the process: an idle one is asked to, a busy one is killed."""
         if self._process is None:
             return
         self._selector.unregister(self._process)
-        process, self._process, idle, self._ready = self._process, None, self.free, False
+        process, self._process, idle, self._ready = self._process, None, self.idle, False
         if idle:
             process.finish()
         else:
             process.kill()
 
-    def seconds(self) -> float:
-        """How long the object in flight, or the start, has taken."""
-        return time.monotonic() - self._began
-
-    def _greet(self, engine: dict[str, Any]) -> None:
-        """A worker is ready: is it on the device that was asked for? An engine may fall back to the CPU in silence."""
-        asked, found = self._config.engine.device, str(engine.get("device"))
-        if found.partition(":")[0] != asked:
-            self._fail_start(f"{Reason.DEVICE}: it runs on '{found}', asked was '{asked}'", final=True)
+    def _check_device(self, device: str) -> None:
+        """Accept a worker that is ready on the device that was asked for; engines may fall back to the CPU silently."""
+        wanted = self._config.engine.device
+        if device.partition(":")[0] != wanted:
+            self._fail_start(f"{Reason.DEVICE}: it runs on '{device}', asked was '{wanted}'", final=True)
             return
         self._ready, self._start_failures = True, 0
 
@@ -154,43 +162,183 @@ class Lane:
         log.warning("worker %s cannot start: %s", self.slot.name, why)
         if final or self._start_failures >= _START_FAILURES:
             self.stopped = why
-        self.part()
+        self.terminate()
 
-    def _note_beat(self, views: int) -> None:
+    def _record_beat(self, views: int) -> None:
         now = time.monotonic()
-        if views > max(1, self.views):  # the first view carries the loading
-            self._pace.note((now - self._beat) / (views - self.views))
-        self.views, self._beat, self._pace.warm = views, now, self._pace.warm or views > 0
+        if views > max(1, self.views):  # the first view includes loading
+            self._timeouts.observe((now - self._last_beat) / (views - self.views))
+        self.views, self._last_beat = views, now
+        self._timeouts.warm = self._timeouts.warm or views > 0
 
-    def _end(self, message: dict[str, Any]) -> Ended:
-        assert self._process is not None and self.task is not None
-        reason = Reason(message["reason"]) if message["reason"] else None
-        tail = self._process.tail() if message["state"] == "failed" else ""
-        ended = Ended(self.task, message["state"], reason, message["message"], self.seconds(), tail=tail)
-        self.task = None
-        return ended
-
-    def _kill(self, reason: Reason, message: str) -> Ended:
+    def _kill(self, reason: Reason, message: str) -> Result:
         assert self._process is not None and self.task is not None
         log.warning("worker %s killed at object %s: %s", self.slot.name, self.task.asset.uid, message)
-        ended = Ended(self.task, "failed", reason, message, self.seconds(), True, self._process.tail())
-        self.part()
-        self.task = None
-        return ended
+        tail = self._process.log_tail()
+        self.terminate()
+        return self._result("failed", reason, message, tail, worker_died=True)
 
-    def _bury(self) -> Ended | None:
-        """The worker has died by itself."""
+    def _handle_exit(self) -> Result | None:
+        """Clean up after a process that ended by itself."""
         assert self._process is not None
-        process, was_ready, tail = self._process, self._ready, self._process.tail()
+        process, was_ready, tail = self._process, self._ready, self._process.log_tail()
         self._selector.unregister(process)
         self._process, self._ready = None, False
         why = f"the worker died: {process.wait()}"
         last_line = tail.splitlines()[-1][:200] if tail else ""
         why += f" | stderr: {last_line}" if last_line else ""
         if self.task:
-            ended = Ended(self.task, "failed", Reason.CRASH, why, self.seconds(), True, tail)
-            self.task = None
-            return ended
+            return self._result("failed", Reason.CRASH, why, tail, worker_died=True)
         if not was_ready:
             self._fail_start(why, final=False)
         return None
+
+    def _result(self, state: str, reason: Reason | None, message: str, tail: str, worker_died: bool = False) -> Result:
+        assert self.task is not None
+        task, self.task, device = self.task, None, self.slot.gpu or "cpu"
+        return Result(task, state, reason, message, self.seconds, self.slot.name, device, worker_died, tail)
+
+
+class WorkerProcess:
+    """A process of the worker program, pinned to a slot's device and leader of its own process group.
+
+    A guard process in the group kills the group when this process dies: the worker may hang, and what it started
+    (Blender) would stay.
+
+    Args:
+        slot: where it runs.
+        config_file: a RenderConfig as YAML.
+        writer: names the worker's temporary files.
+        folder: its TMPDIR, which also holds its log; emptied at the start and removed at the end.
+    """
+
+    def __init__(self, slot: Slot, config_file: Path, writer: str, folder: Path):
+        self._slot, self._folder = slot, folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._log = folder / "stderr.txt"
+        self._unread = b""
+        command = [sys.executable, *WORKER, "--config", str(config_file)]
+        command += ["--writer", writer, "--parent", str(os.getpid())]
+        pipe, environment = subprocess.PIPE, self._environment()
+        with self._log.open("ab") as stderr:
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment, process_group=0
+            )
+        guard = ["/bin/sh", "-c", "read _; kill -9 0"]  # nothing is ever sent: `read` returns when our end is closed
+        self._guard = subprocess.Popen(guard, stdin=pipe, process_group=self._process.pid)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        os.set_blocking(self._answers.fileno(), False)
+
+    def _environment(self) -> dict[str, str]:
+        threads = str(self._slot.threads)
+        folders = {key: str(self._folder) for key in ("TMPDIR", "TEMP", "TMP")}
+        counts = {key: threads for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        cache = {"CUDA_CACHE_MAXSIZE": str(_CUDA_CACHE_BYTES)}
+        # Exactly one GPU, by UUID; on the CPU none, so that nothing takes one unasked.
+        return cache | dict(os.environ) | folders | counts | {"CUDA_VISIBLE_DEVICES": self._slot.gpu}
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when messages have arrived or the process has ended."""
+        return self._answers.fileno()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a request; a dead process is noticed by `receive`."""
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.write(json.dumps(message).encode() + b"\n")
+            self._requests.flush()
+
+    def receive(self) -> tuple[list[dict[str, Any]], bool]:
+        """Return the messages that have arrived, and whether the process is still there."""
+        alive = True
+        while True:
+            try:
+                data = os.read(self._answers.fileno(), 1 << 16)
+            except BlockingIOError:
+                break
+            if not data:
+                alive = False
+                break
+            self._unread += data
+        *lines, self._unread = self._unread.split(b"\n")
+        return [message for line in lines if (message := _parse_message(line))], alive
+
+    def clear_log(self) -> None:
+        """Empty the log, which then is about the next object alone."""
+        os.truncate(self._log, 0)
+
+    def log_tail(self) -> str:
+        """Return the end of the log."""
+        with self._log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+            return file.read().decode(errors="replace").strip()
+
+    def finish(self) -> None:
+        """End an idle worker by closing its requests, then kill what is left of its group."""
+        try:
+            self._requests.close()
+            self._process.wait(_EXIT_SECONDS)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            log.debug("worker %s did not exit by itself", self._slot.name)
+        self.kill()
+
+    def kill(self) -> str:
+        """Kill the whole process group and remove its folder; return how the worker ended."""
+        # Children may outlive the leader: the group is killed even when the leader is gone.
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            log.debug("worker %s: its group is gone", self._slot.name)
+        try:
+            code = self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("worker %s cannot be killed (process %d)", self._slot.name, self._process.pid)
+            code = 0
+        for pipe in (self._requests, self._answers, self._guard.stdin):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]  # stdin was asked for
+        self._guard.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def wait(self) -> str:
+        """Wait a moment for a worker that closed its pipe, then kill it; return how it ended."""
+        until = time.monotonic() + _EXIT_SECONDS
+        while self._process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        return self.kill()
+
+
+def process_tree_memory(roots: Iterable[int]) -> dict[int, int]:
+    """Return the resident bytes of each process in `roots` with all its descendants, in one pass over the machine."""
+    parents: dict[int, int] = {}
+    resident: dict[int, int] = {}
+    for process in psutil.process_iter(["ppid", "memory_info"]):
+        if process.info["memory_info"] is not None:  # gone, or another user's
+            parents[process.pid], resident[process.pid] = process.info["ppid"], process.info["memory_info"].rss
+    totals = dict.fromkeys(roots, 0)
+    for pid, used in resident.items():
+        ancestor = pid
+        while ancestor in parents and ancestor not in totals:
+            ancestor = parents[ancestor]
+        if ancestor in totals:
+            totals[ancestor] += used
+    return totals
+
+
+def _parse_message(line: bytes) -> dict[str, Any] | None:
+    """Return a message, or None for what a library printed before the worker redirected its stdout."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        message = None
+    if isinstance(message, dict) and "event" in message:
+        return message
+    log.debug("a worker printed %r", line[:200])
+    return None

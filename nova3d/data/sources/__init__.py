@@ -1,22 +1,37 @@
-"""Where the objects come from: a list of assets, and the file of each when it is needed."""
+"""Sources of objects: a list of assets, and the file of each when it is needed.
 
-from nova3d.data.assets import Asset
-from nova3d.data.sources.base import Progress, Source, SourceConfig, read_uids
+To add a source, write a module with a class that follows `Source` and add one line to `SOURCES`.
+"""
+
+from collections.abc import Callable
+
+from nova3d.data.sources.base import Asset, Source, SourceConfig, read_uids
 from nova3d.data.sources.folder import FolderSource
 from nova3d.data.sources.gso import GsoSource
 from nova3d.data.sources.objaverse import ObjaverseSource
 from nova3d.errors import InputError
 
-__all__ = ["Asset", "Progress", "Source", "SourceConfig", "make_source", "read_uids"]
+__all__ = ["SOURCES", "Asset", "Source", "SourceConfig", "make_source", "read_uids"]
+
+SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
+    "folder": FolderSource,
+    "objaverse": ObjaverseSource,
+    "gso": GsoSource,
+}
 
 
 def make_source(config: SourceConfig) -> Source:
-    """The source that `config` describes. Raises InputError for an unknown kind or a missing package."""
-    match config.kind:
-        case "folder":
-            return FolderSource(config)
-        case "gso":
-            return GsoSource(config)
-        case "objaverse":
-            return ObjaverseSource(config)
-    raise InputError(f"source kind '{config.kind}' is not one of folder, objaverse, gso")
+    """Make the source that a config describes.
+
+    Args:
+        config: the settings; `kind` is a key of SOURCES.
+
+    Returns:
+        The source.
+
+    Raises:
+        InputError: for an unknown kind or a missing package.
+    """
+    if config.kind not in SOURCES:
+        raise InputError(f"source kind '{config.kind}' is not one of {', '.join(SOURCES)}")
+    return SOURCES[config.kind](config)

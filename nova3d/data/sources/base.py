@@ -1,87 +1,156 @@
-"""What every source shares: its settings, its protocol, lists of uids, and the check of a fetched file."""
+"""What every source of objects shares: assets, settings, the protocol, uid lists and the check of a fetched file."""
 
-import json
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from nova3d.data.assets import Asset
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
 from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils import provenance
+from nova3d.utils.files import parse_json, read_json
+from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]  # done, total, message
 
 RENDERABLE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")  # what every engine reads
 
 
-@dataclass
-class SourceConfig:
-    """Where objects come from.
+@dataclass(frozen=True)
+class Asset:
+    """One object to render: what it is, where it comes from, and on what terms.
 
-    kind: "folder" (any meshes), "objaverse" (through the package of that name) or "gso" (Google Scanned Objects).
-    path, recursive: the folder of a folder or gso source, and whether its subfolders are searched too. licences: a JSON
-    with `objects`, rows of name, licence, attribution, sha256 ..., for a folder or gso source. subset: "lvis" or
-    "all" of Objaverse. list, exclude_list: files of uids to take and never to take, one per line or JSON; "" for none.
-    hashes: take each file's SHA-256 from the Objaverse-XL annotations. timeout_s: seconds without a byte after which
-    a download has failed.
+    Attributes:
+        uid: the object's key everywhere, without dots (a WebDataset key ends at the first).
+        source: the kind of source.
+        path: the local mesh file, "" until fetched.
+        url: where it is fetched from.
+        sha256: of the mesh file, "" where the source does not say.
+        size_bytes: of the mesh file, 0 where the source does not say.
+        licence: SPDX-like name.
+        attribution: the credit that the licence asks for.
+        title: of the object.
+        category: of the object.
+        split: "train" or "val".
     """
 
+    uid: str
+    source: str
+    path: str = ""
+    url: str = ""
+    sha256: str = ""
+    size_bytes: int = 0
+    licence: str = ""
+    attribution: str = ""
+    title: str = ""
+    category: str = ""
+    split: str = "train"
+
+    def to_row(self) -> dict[str, Any]:
+        """Return a JSON row; `from_row` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Asset":
+        """Make an asset of a row of a plan or a manifest; other columns are ignored."""
+        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
+
+
+@dataclass
+class SourceConfig:
+    """Where objects come from."""
+
     kind: str = "folder"
+    """folder (any meshes), objaverse (through the package of that name) or gso (Google Scanned Objects)."""
     path: str = "objects"
+    """The folder of a folder or gso source."""
     recursive: bool = False
-    licences: str = ""
+    """Whether subfolders are searched too (folder)."""
+    licences: str | None = None
+    """A JSON with `objects`: rows of name, licence, attribution, sha256 ... (folder, gso)."""
     subset: str = "lvis"
-    list: str = ""
-    exclude_list: str = ""
+    """lvis or all (objaverse)."""
+    list: str | None = None
+    """A file of the uids to take, one per line or JSON; null takes all."""
+    exclude_list: str | None = None
+    """A file of uids never to take."""
     hashes: bool = True
+    """Take each file's SHA-256 from the Objaverse-XL annotations (objaverse)."""
     timeout_s: float = 60.0
+    """Seconds without a byte after which a download has failed."""
 
 
 class Source(Protocol):
-    """A collection of objects. `assets` may need a network; `fetch` brings one object's file onto this machine."""
+    """A collection of objects; `SOURCES` maps a kind to the class, which is constructed with a SourceConfig."""
 
     def assets(self, progress: Progress | None = None) -> list[Asset]:
-        """Every object of the source, in an order that does not vary. Raises InputError where there is none."""
+        """List every object of the source, in an order that does not vary; may need a network.
+
+        Args:
+            progress: called as the list grows.
+
+        Returns:
+            At least one asset.
+
+        Raises:
+            InputError: where there is no object.
+        """
         ...
 
     def fetch(self, asset: Asset, folder: Path) -> Path:
-        """The local mesh file of `asset`, placed in `folder` unless it is already on this machine.
+        """Bring the mesh file of an asset onto this machine.
 
-        Raises RenderError: FETCH_FAILED, FETCH_HASH or PARSE_ERROR.
+        Args:
+            asset: of this source.
+            folder: where a file goes that is not on this machine yet.
+
+        Returns:
+            The local file.
+
+        Raises:
+            RenderError: FETCH_FAILED, FETCH_HASH or PARSE_ERROR.
         """
         ...
 
 
 def uid_of(name: str) -> str:
-    """A file's stem as an object's key, which ends at the first dot in a WebDataset tar."""
+    """Return a file's stem as a uid; a key of a WebDataset tar ends at the first dot."""
     return name.replace(".", "_")
 
 
 def read_uids(path: str | Path) -> list[str]:
-    """The uids in a file, each once, in the file's order.
+    """Read a list of uids.
 
     Text has one per line, `#` starts a comment. JSON is a list, a mapping of categories to lists, or a mapping with
-    uids as its keys. A `.glb` at a uid's end is dropped. Raises InputError where the file cannot be read or is empty.
+    uids as its keys. A `.glb` at a uid's end is dropped.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The uids in the file's order, each once.
+
+    Raises:
+        InputError: where the file cannot be read or is empty.
     """
     path = Path(path)
     try:
         text = path.read_text()
-        names = _json_uids(json.loads(text)) if path.suffix == ".json" else _text_uids(text)
+        names = _json_uids(parse_json(text, object, "it")) if path.suffix == ".json" else _text_uids(text)
         uids = list(dict.fromkeys(uid_of(name.removesuffix(".glb")) for name in names))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise InputError(f"uid list '{path}' cannot be read: {error}") from error
+    except (OSError, UnicodeDecodeError, InputError, TypeError, AttributeError) as error:
+        raise InputError(f"uid list '{path}' cannot be read: {first_line(error)}") from error
     if not uids:
         raise InputError(f"uid list '{path}' names no object")
     return uids
 
 
 def selected(uids: Iterable[str], config: SourceConfig) -> set[str]:
-    """Those of the source's `uids` that `list` names and `exclude_list` does not. Listed uids that the source lacks
-    are counted in the log. Raises InputError where none is left."""
+    """Return those of the source's `uids` that `list` names and `exclude_list` does not.
+
+    Listed uids that the source lacks are counted in the log. Raises InputError where none is left.
+    """
     chosen = set(uids)
     if config.list:
         wanted = read_uids(config.list)
@@ -111,24 +180,33 @@ def _json_uids(content: Any) -> Iterable[str]:
     return content
 
 
-def licence_rows(path: str) -> dict[str, dict[str, Any]]:
-    """The rows of a licence file by the objects' names; empty for "". Raises InputError where it cannot be used, or
-    gives one name two different licences."""
+def licence_rows(path: str | None) -> dict[str, dict[str, Any]]:
+    """Read a licence file.
+
+    Args:
+        path: a JSON file with `objects`, or None.
+
+    Returns:
+        Its rows by the objects' names; empty for None.
+
+    Raises:
+        InputError: where the file cannot be used, or gives one name two different licences.
+    """
     if not path:
         return {}
     rows: dict[str, dict[str, Any]] = {}
     try:
-        for row in json.loads(Path(path).read_text())["objects"]:
+        for row in read_json(path, dict, "licence file")["objects"]:
             earlier = rows.setdefault(row["name"], row)
             if earlier.get("licence") != row.get("licence"):
                 raise InputError(f"licence file '{path}' gives '{row['name']}' two licences")
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"licence file '{path}' cannot be used: {error!r}") from error
     return rows
 
 
 def check_file(path: Path, asset: Asset) -> Path:
-    """`path` itself, once it is the file that `asset` describes. Raises RenderError otherwise."""
+    """Return `path` where it is the file that `asset` describes. Raises RenderError otherwise."""
     try:
         with path.open("rb") as file:
             head = file.read(64)

@@ -3,10 +3,9 @@
 import itertools
 from pathlib import Path
 
-from nova3d.data.assets import Asset
 from nova3d.data.sources.base import (
     RENDERABLE_SUFFIXES,
-    Progress,
+    Asset,
     SourceConfig,
     check_file,
     licence_rows,
@@ -15,6 +14,7 @@ from nova3d.data.sources.base import (
 )
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
+from nova3d.utils.progress import Progress
 
 
 class FolderSource:
@@ -28,7 +28,7 @@ class FolderSource:
         self.config = config
 
     def assets(self, progress: Progress | None = None) -> list[Asset]:
-        """Sorted by uid. Raises InputError where the folder is missing or empty, or two files share a uid."""
+        """List the files sorted by uid. Raises InputError for a missing or empty folder, or two files with one uid."""
         folder = Path(self.config.path)
         if not folder.is_dir():
             raise InputError(f"source folder '{folder}' does not exist")
@@ -64,5 +64,5 @@ class FolderSource:
         return assets
 
     def fetch(self, asset: Asset, folder: Path) -> Path:
-        """The file where it lies, once checked; `folder` is not used."""
+        """Return the file where it lies, once checked; `folder` is not used."""
         return check_file(Path(asset.path), asset)

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nova3d.data.assets import Asset
-from nova3d.data.sources.base import Progress, SourceConfig, check_file, licence_rows, selected, uid_of
+from nova3d.data.sources.base import Asset, SourceConfig, check_file, licence_rows, selected, uid_of
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason, RenderError
+from nova3d.utils.progress import Progress
 
 LICENCE = "CC-BY-4.0"  # of the whole collection; a model's own metadata.pbtxt is read where it is there
 ATTRIBUTION = "Google Scanned Objects (Downs et al., ICRA 2022), Copyright 2020 Google LLC"
@@ -30,7 +30,7 @@ class GsoSource:
         self.config = config
 
     def assets(self, progress: Progress | None = None) -> list[Asset]:
-        """Sorted by name. Raises InputError where the folder is missing or holds no model."""
+        """List the models sorted by name. Raises InputError where the folder is missing or holds no model."""
         folder = Path(self.config.path)
         if not folder.is_dir():
             raise InputError(f"source folder '{folder}' does not exist")
@@ -48,7 +48,7 @@ class GsoSource:
         return assets
 
     def fetch(self, asset: Asset, folder: Path) -> Path:
-        """A GLB where it lies; an OBJ as a copy in `folder`/uid/, +Y up, with its texture beside it."""
+        """Return a GLB where it lies; an OBJ as a copy in `folder`/uid/, +Y up, with its texture beside it."""
         path = check_file(Path(asset.path), asset)
         if path.suffix.lower() != ".obj":
             return path
@@ -90,7 +90,7 @@ def _asset(name: str, mesh: Path, facts: dict[str, Any]) -> Asset:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """Licence, title and category in a model's metadata.pbtxt (protocol buffer text); empty where there is none."""
+    """Read licence, title and category from a model's metadata.pbtxt (protocol buffer text); {} without."""
     if not path.is_file():
         return {}
     text = path.read_text(errors="replace")
@@ -119,7 +119,7 @@ def _locate(name: str, folder: Path) -> Path | None:
 
 
 def _to_y_up(line: str) -> str:
-    """A vertex or normal of a Z-up OBJ in glTF's frame: (x, y, z) becomes (x, z, -y); other lines as they are."""
+    """Convert a vertex or normal of a Z-up OBJ to glTF's frame: (x, y, z) becomes (x, z, -y)."""
     if not line.startswith(("v ", "vn ")):
         return line
     key, x, y, z, *colour = line.split()

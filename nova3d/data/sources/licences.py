@@ -30,10 +30,10 @@ _SPELLINGS = {
 
 
 def spdx(name: str) -> str:
-    """The SPDX name of a licence in any known spelling; an unknown one comes back as it is, without outer spaces."""
+    """Return the SPDX name of a licence in any known spelling; an unknown name is only stripped."""
     return _SPELLINGS.get(name.strip().lower(), name.strip())
 
 
 def licence_url(name: str) -> str:
-    """Where the licence's text stands, "" where that is not known."""
+    """Return the address of a licence's text, "" where it is not known."""
     return _URLS.get(spdx(name), "")

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nova3d.data.assets import Asset
-from nova3d.data.sources.base import Progress, SourceConfig, check_file, selected
+from nova3d.data.sources.base import Asset, SourceConfig, check_file, selected
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason, RenderError
+from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 _FILES = "https://huggingface.co/datasets/allenai/objaverse/resolve/main/"
@@ -42,8 +42,12 @@ class ObjaverseSource:
         self.package = _import("objaverse")
 
     def assets(self, progress: Progress | None = None) -> list[Asset]:
-        """Sorted by uid. Raises RenderError(FETCH_FAILED) where lists or annotations cannot be had, InputError where
-        the uid lists leave no object."""
+        """List the objects sorted by uid.
+
+        Raises:
+            RenderError: FETCH_FAILED, where lists or annotations cannot be downloaded.
+            InputError: where the uid lists leave no object.
+        """
         with _fetching("the list of objects", self.package):
             uids = set(self.package.load_uids())
             paths = self._object_paths()
@@ -67,7 +71,7 @@ class ObjaverseSource:
         return sorted(assets, key=lambda asset: asset.uid)
 
     def fetch(self, asset: Asset, folder: Path) -> Path:
-        """The GLB in the package's cache, or downloaded to `folder`/uid.glb."""
+        """Return the GLB in the package's cache, or downloaded to `folder`/uid.glb."""
         cached = self._cache() / asset.url.removeprefix(_FILES)
         if asset.url.startswith(_FILES) and cached.is_file():
             return check_file(cached, asset)
@@ -79,12 +83,12 @@ class ObjaverseSource:
         return Path(self.package.BASE_PATH) / _CACHE
 
     def _object_paths(self) -> dict[str, str]:
-        """uid to the file's path in the data set; `load_uids` has put this list into the cache."""
+        """Return each uid's path in the data set; `load_uids` has put this list into the cache."""
         with gzip.open(self._cache() / "object-paths.json.gz", "rb") as file:
             return json.load(file)
 
     def _hashes(self) -> dict[str, str]:
-        """uid to SHA-256, from the Objaverse-XL annotations of the same files."""
+        """Return each uid's SHA-256, from the Objaverse-XL annotations of the same files."""
         downloader = _import("objaverse.xl.sketchfab").SketchfabDownloader
         with _fetching("the Objaverse-XL annotations (hashes=false does without)", self.package):
             table = downloader.get_annotations()
@@ -103,7 +107,7 @@ def _import(name: str) -> Any:
 
 @contextmanager
 def _fetching(what: str, package: Any) -> Iterator[None]:
-    """Failures of network and of half-downloaded files, in one line."""
+    """Turn failures of the network and of half-downloaded files into one line."""
     try:
         yield
     except (OSError, EOFError, ValueError, zlib.error, http.client.HTTPException) as error:
@@ -115,8 +119,10 @@ def _fetching(what: str, package: Any) -> Iterator[None]:
 
 
 def _batches(uids: set[str], paths: dict[str, str]) -> list[list[str]]:
-    """The uids in parts that share few annotation files. Memory stays bounded, and the package, which reads its list of
-    all objects again in each call, is called seldom."""
+    """Divide the uids into parts that share few annotation files.
+
+    Memory stays bounded, and the package, which reads its list of all objects again in each call, is called seldom.
+    """
     ordered = sorted(uids, key=lambda uid: (paths[uid], uid))
     return [ordered[i : i + _BATCH] for i in range(0, len(ordered), _BATCH)]
 
@@ -142,7 +148,7 @@ def _asset(uid: str, path: str, annotation: dict[str, Any], category: str, sha25
 
 
 def _download(url: str, path: Path, timeout: float) -> None:
-    """Write what `url` gives to `path`, whole or not at all. Raises RenderError(FETCH_FAILED)."""
+    """Download `url` to `path`, all or nothing. Raises RenderError(FETCH_FAILED)."""
     part = path.with_name(path.name + ".part")
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer, part.open("wb") as file:

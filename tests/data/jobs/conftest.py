@@ -13,7 +13,7 @@ import pytest
 
 from nova3d.data import duplicates
 from nova3d.data.filters import FilterConfig
-from nova3d.data.jobs import process
+from nova3d.data.jobs import worker_client
 from nova3d.data.jobs.config import PoolConfig, RenderConfig, rig_digest
 from nova3d.data.shards import encode_pictures
 from nova3d.data.sources import SourceConfig
@@ -29,7 +29,7 @@ def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state.mkdir()
     monkeypatch.setenv("NOVA3D_FAKE_STATE", str(state))
     monkeypatch.setenv("PYTHONPATH", str(HERE))
-    monkeypatch.setattr("nova3d.data.jobs.scheduler._TICK_SECONDS", 0.02)
+    monkeypatch.setattr("nova3d.data.jobs.scheduler._POLL_SECONDS", 0.02)
     monkeypatch.setattr("nova3d.data.jobs.scheduler._MEMORY_SECONDS", 0.05)
 
 
@@ -75,7 +75,7 @@ def fake_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in encode_pictures("x", rendered.rgba, rendered.normals, facts).items():
         (template / name.removeprefix("x.")).write_bytes(content)
     monkeypatch.setenv("NOVA3D_FAKE_TEMPLATE", str(template))
-    monkeypatch.setattr(process, "WORKER", (str(HERE / "fake_worker.py"),))
+    monkeypatch.setattr(worker_client, "WORKER", (str(HERE / "fake_worker.py"),))
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nova3d.data.assets import Asset
-from nova3d.data.jobs import devices, doctor, job, journal, launchers
+from nova3d.data.jobs import devices, job, journal, launchers
 from nova3d.data.jobs.config import RenderConfig, parse_shard
 from nova3d.data.jobs.devices import Gpu
-from nova3d.data.jobs.worker_client import Lane
+from nova3d.data.jobs.worker_client import WorkerClient
+from nova3d.data.sources import Asset
 from nova3d.errors import InputError
 
 MakeJob = Callable[..., RenderConfig]
@@ -47,13 +47,13 @@ def test_gpus_are_picked_by_uuid_or_index() -> None:
 def test_every_worker_sees_exactly_its_gpu(
     two_gpus: None, fake_worker: None, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, warm = Lane.start, []
+    start, warm = WorkerClient.start, []
 
-    def note(self: Lane, config_file: Path, selector: selectors.BaseSelector) -> None:
-        warm.append(self._pace.warm)
+    def note(self: WorkerClient, config_file: Path, selector: selectors.BaseSelector) -> None:
+        warm.append(self._timeouts.warm)
         start(self, config_file, selector)
 
-    monkeypatch.setattr(Lane, "start", note)
+    monkeypatch.setattr(WorkerClient, "start", note)
     config = make_job({f"o{i}": {"fault": "sleep", "seconds": 0.1} for i in range(12)}, workers=2)
     config.engine.device = "cuda"
     assert [slot.gpu for slot in devices.slots(config)] == [*UUIDS, *UUIDS]
@@ -130,7 +130,7 @@ def test_bad_shares_are_one_line() -> None:
 def test_the_doctor_knows_which_gpus_compile_kernels(two_gpus: None, make_job: MakeJob) -> None:
     config = make_job({})
     config.engine.device, config.engine.name, config.engine.python = "cuda", "blender", "/nowhere/python"
-    found = list(doctor.examine(config))
+    found = list(devices.examine(config))
     hopper, ampere = (finding.value for finding in found if finding.name == "GPU")
     assert "sm_90" in hopper and "no Cycles kernels" in hopper and "no Cycles kernels" not in ampere
     assert any(f.name == "workers" and f.value.startswith("2 (") for f in found)
@@ -140,9 +140,9 @@ def test_the_doctor_knows_which_gpus_compile_kernels(two_gpus: None, make_job: M
 def test_the_doctor_misses_a_gpu_that_is_asked_for(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     config = make_job({})
-    assert not any(finding.fault for finding in doctor.examine(config) if finding.name in ("GPU", "workers"))
+    assert not any(finding.fault for finding in devices.examine(config) if finding.name in ("GPU", "workers"))
     config.engine.device = "cuda"
-    faults = {finding.name: finding.fault for finding in doctor.examine(config)}
+    faults = {finding.name: finding.fault for finding in devices.examine(config)}
     assert faults["GPU"] and "no NVIDIA GPU" in faults["workers"]
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from nova3d.data.assets import Asset
 from nova3d.data.jobs import job, journal
 from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.scheduler import Stop
+from nova3d.data.sources import Asset
 from nova3d.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("fake_worker")

@@ -8,20 +8,27 @@ import runpy
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
 import pytest
+import trimesh
 
 from nova3d import config as configs
+from nova3d.data import duplicates
 from nova3d.data.jobs import job, journal
 from nova3d.data.jobs.config import RenderConfig
-from nova3d.data.jobs.worker import die_with
-from nova3d.data.shards import ShardReader, read_json
+from nova3d.data.jobs.worker import ObjectRenderer, exit_with_parent
+from nova3d.data.shards import ShardReader, read_facts, read_object
+from nova3d.data.sources import Asset
 from nova3d.errors import InputError
+from nova3d.rendering import mesh_files, meshes, raster
+from nova3d.rendering.engine import make_engine
 
 ROOT = Path(__file__).parents[3]
 MakeJob = Callable[..., RenderConfig]
@@ -92,7 +99,7 @@ def test_an_engine_s_faults_are_sorted_by_what_may_pass(
     assert "ZeroDivisionError: a bug of the engine" in (logs / "bug.txt").read_text()
     assert (logs / "crash.txt").read_text() == "the last words of a worker\n"
     readers = [ShardReader(path.parent) for path in Path(config.out).glob("*/index.json")]
-    facts = [read_json(reader.read(row)) for reader in readers for row in range(len(reader))]
+    facts = [read_facts(reader.read(row)) for reader in readers for row in range(len(reader))]
     entry = next(fact for fact in facts if fact["uid"] == "good2")
     assert entry["engine"]["name"] == "fake" and len(entry["views"]) == 4 and entry["measures"]["coverage"] > 0.3
     assert len(entry["sha256"]) == 64 and entry["size_bytes"] == (source / "good2.obj").stat().st_size
@@ -158,7 +165,7 @@ def test_a_signal_drains_the_job(
 def test_a_worker_whose_parent_is_gone_ends_itself() -> None:
     fork = multiprocessing.get_context("fork")
     for parent, code in ((os.getpid(), 0), (os.getppid(), 1)):
-        process = fork.Process(target=die_with, args=(parent,))
+        process = fork.Process(target=exit_with_parent, args=(parent,))
         process.start()
         process.join()
         assert process.exitcode == code
@@ -184,3 +191,28 @@ def test_real_meshes_give_the_same_shards_whatever_the_workers(
         reason = journal.outcomes(tmp_path / name, job.load_plan(config).assets(), 2)["broken"].message
         assert re.search(r"'broken\.glb'", reason) and str(source) not in reason
     assert same_files(tmp_path / "one", tmp_path / "two") == []
+
+
+def test_a_mesh_is_read_once(tmp_path: Path, sphere_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+
+    def count(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments, **options)
+
+        for user in (module, meshes, raster, duplicates):
+            if getattr(user, name, None) is function:
+                monkeypatch.setattr(user, name, counted)
+
+    count(meshes, "load_mesh")
+    count(mesh_files, "inspect_file")
+    count(trimesh, "load_scene")
+    config = RenderConfig(preset="ortho4", size=24)
+    renderer = ObjectRenderer(config, make_engine(config.engine), config.cameras(), "test")
+    end = renderer.render(Asset("ball", "folder"), sphere_file, tmp_path / "ball.tar", lambda message: None)
+    assert end["state"] == "done" and calls == {"load_mesh": 1, "inspect_file": 1, "load_scene": 1}
+    facts = json.loads(read_object(tmp_path / "ball.tar")["ball.json"])
+    assert facts["geometry"] == duplicates.geometry_key(meshes.load_mesh(sphere_file))
