@@ -1,7 +1,7 @@
-"""Training augmentation: an object mirrored, of another size, in other colours, under another light.
+"""Training augmentation: mirroring, scaling, colour jitter and relighting of multi-view samples.
 
-Pure functions of views in the frame they were rendered in, before any of them becomes the input view. Turning an object
-about the vertical is not here: any rendered view may be the input view (MultiViewDataset), which is the same.
+Pure functions of views in the frame they were rendered in, before one of them becomes the input view. Rotation about
+the vertical is not here: any rendered view may be the input view (MultiViewDataset), which is the same.
 """
 
 import math
@@ -17,27 +17,28 @@ from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.views import ViewSet
 
-STREAM = 2  # beside the streams of MultiViewDataset.address
+STREAM = 2  # of the random numbers; MultiViewDataset.address uses 0 and 1
 SAME_POSE = 1e-4
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 @dataclass
 class AugmentConfig:
-    """What may change; the defaults change nothing.
-
-    mirror: share of the samples that are mirrored, left to right. scale: least and greatest factor of the size.
-    hue_deg: the colour circle turns by up to so many degrees, either way. saturation, brightness: factors between 1 - x
-    and 1 + x. light: a lamp on a random side multiplies the brightness by 1 + light where a surface faces it, by
-    1 - light where it faces away.
-    """
+    """What may change; the defaults change nothing."""
 
     mirror: float = 0.0
+    """Share of the samples that are mirrored, left to right."""
     scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    """Least and greatest factor of the size."""
     hue_deg: float = 0.0
+    """The colour circle turns by up to so many degrees, either way."""
     saturation: float = 0.0
+    """Saturation is multiplied by a factor between 1 - x and 1 + x."""
     brightness: float = 0.0
+    """Brightness is multiplied by a factor between 1 - x and 1 + x."""
     light: float = 0.0
+    """A directional light from a random side multiplies the brightness by 1 + light where a surface faces it, by
+    1 - light where it faces away."""
 
     @property
     def active(self) -> bool:
@@ -47,8 +48,14 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The changes of one sample. colour: the linear map of RGB, row by row. lamp: its direction in the world frame of
-    the views, times its strength."""
+    """The changes of one sample.
+
+    Attributes:
+        mirror: whether it is mirrored.
+        scale: factor of the size.
+        colour: [3,3], the linear map of RGB, row by row.
+        lamp: [3], direction of the light in the world frame of the views, times its strength.
+    """
 
     mirror: bool = False
     scale: float = 1.0
@@ -87,8 +94,18 @@ def check_rig(config: AugmentConfig, cameras: Cameras) -> None:
 
 
 def draw(config: AugmentConfig, seed: int, position: int) -> Augmentation:
-    """The changes of the position-th sample of a run: a function of its arguments alone, and one key's draws do not
-    depend on the others' values."""
+    """Draw the changes of one sample, a function of the arguments alone.
+
+    The random numbers of one key do not depend on the values of the others.
+
+    Args:
+        config: what may change.
+        seed: of the run.
+        position: of the sample in the run.
+
+    Returns:
+        The changes.
+    """
     if not config.active:
         return UNCHANGED
     rng = np.random.default_rng([seed, STREAM, position])
@@ -108,7 +125,18 @@ def draw(config: AugmentConfig, seed: int, position: int) -> Augmentation:
 
 
 def apply(views: ViewSet, change: Augmentation) -> ViewSet:
-    """The views of the changed object, from the same cameras. Raises InputError where the rig does not allow it."""
+    """Apply an augmentation.
+
+    Args:
+        views: v views of an object, in the frame they were rendered in.
+        change: what changes.
+
+    Returns:
+        The views of the changed object, from the same cameras.
+
+    Raises:
+        InputError: where the rig does not allow the change.
+    """
     if change.mirror:
         views = mirrored(views)
     if change.scale != 1:
@@ -119,16 +147,22 @@ def apply(views: ViewSet, change: Augmentation) -> ViewSet:
 
 
 def mirrored(views: ViewSet) -> ViewSet:
-    """The views of the object mirrored at the plane x = 0 of the world frame: pictures flip, normals change the sign of
-    x, and each camera takes over from its mirror image (in a full ring of n, view v from view (n - v) mod n)."""
+    """Mirror the object at the plane x = 0 of the world frame.
+
+    Pictures flip, normals change the sign of x, and each camera takes the picture of its mirror image (in a full ring
+    of n, view v that of view (n - v) mod n).
+    """
     order = mirror_order(views.cameras)
     rgb, normals, mask = (part[order].flip(2) for part in (views.rgb, views.normals, views.mask))
     return ViewSet(rgb, normals * normals.new_tensor([-1.0, 1.0, 1.0]), mask, views.cameras)
 
 
 def mirror_order(cameras: Cameras) -> list[int]:
-    """For every camera its mirror image at x = 0: the camera of pose M c2w M, M = diag(-1, 1, 1, 1), and a principal
-    point as far from the right edge as its own from the left. Raises InputError where the rig has none."""
+    """Return the index of every camera's mirror image at x = 0.
+
+    The mirror image has the pose M c2w M with M = diag(-1, 1, 1, 1), and a principal point as far from the right edge
+    as the camera's own from the left. Raises InputError where the rig has none.
+    """
     reflection = torch.diag(cameras.c2w.new_tensor([-1.0, 1.0, 1.0, 1.0]))
     poses = reflection @ cameras.c2w @ reflection
     lenses = cameras.intrinsics.clone()
@@ -143,17 +177,17 @@ def mirror_order(cameras: Cameras) -> list[int]:
 
 
 def scaled(views: ViewSet, factor: float) -> ViewSet:
-    """The views of the object `factor` times as large about the world's origin; less where it would leave a picture.
+    """Scale the object about the world's origin by `factor`, or by less where it would leave a picture.
 
     Raises InputError unless pictures scale as the object does: orthographic cameras, the origin in the middle.
     """
     check_scalable(views.cameras)
-    factor = min(factor, room(views.mask))
+    factor = min(factor, max_scale(views.mask))
     if factor == 1:
         return views
     theta = views.rgb.new_tensor([[1 / factor, 0, 0], [0, 1 / factor, 0]]).expand(len(views), 2, 3)
     mask = views.mask[..., None]
-    # Black, not white, is what lies beyond the border of a sampled picture: colours are turned over for it.
+    # grid_sample pads with zeros: colours are inverted, so that the padding is white.
     layers = torch.cat([1 - views.rgb, views.normals * mask, mask], dim=-1).permute(0, 3, 1, 2)
     grid = F.affine_grid(theta, list(layers.shape), align_corners=False)
     sampled = F.grid_sample(layers, grid, align_corners=False).permute(0, 2, 3, 1)
@@ -161,8 +195,8 @@ def scaled(views: ViewSet, factor: float) -> ViewSet:
     return ViewSet(1 - ink, F.normalize(normals, dim=-1) * (mask > 0), mask[..., 0], views.cameras)
 
 
-def room(mask: Tensor) -> float:
-    """The greatest factor, at least 1, that keeps what masks [v,h,w] cover a pixel away from all pictures' borders."""
+def max_scale(mask: Tensor) -> float:
+    """Return the greatest factor, at least 1, that keeps what masks [v,h,w] cover a pixel away from the borders."""
     factors = [math.inf]
     for dim, length in ((1, mask.shape[1]), (2, mask.shape[2])):
         covered = (mask > 0).amax(dim=(0, 3 - dim)).nonzero()
@@ -183,8 +217,16 @@ def check_scalable(cameras: Cameras) -> None:
 
 
 def recoloured(views: ViewSet, colour: Sequence[Sequence[float]], lamp: Sequence[float]) -> ViewSet:
-    """The object's colours through the linear map `colour` [3,3], times 1 + n . lamp for its unit normals n, cut to
-    [0,1]; the white behind it, mask and normals stay as they are."""
+    """Change the object's colours; the white background, mask and normals stay as they are.
+
+    Args:
+        views: v views.
+        colour: [3,3], a linear map of RGB.
+        lamp: [3]; colours are multiplied by 1 + n . lamp for the unit normals n, then clipped to [0,1].
+
+    Returns:
+        The changed views.
+    """
     alpha = views.mask[..., None]
     own = (views.rgb - (1 - alpha)).clamp_min(0)  # premultiplied: a linear map needs no division by alpha
     brighter = 1 + views.normals @ views.normals.new_tensor(lamp)
@@ -194,8 +236,16 @@ def recoloured(views: ViewSet, colour: Sequence[Sequence[float]], lamp: Sequence
 
 
 def colour_map(hue: float, saturation: float, brightness: float) -> tuple[tuple[float, ...], ...]:
-    """[3,3]: RGB turned about the grey axis by `hue` radians, its distance from that axis times `saturation`, all times
-    `brightness`. Greys keep their hue; IDENTITY for 0, 1, 1."""
+    """Return the linear map [3,3] of RGB that changes hue, saturation and brightness.
+
+    Args:
+        hue: rotation about the grey axis, in radians.
+        saturation: factor of the distance from the grey axis.
+        brightness: factor of all.
+
+    Returns:
+        The rows of the map; IDENTITY for 0, 1, 1.
+    """
     if (hue, saturation, brightness) == (0, 1, 1):
         return IDENTITY
     grey = np.full((3, 3), 1 / 3)

@@ -1,4 +1,4 @@
-"""The training set: 16 views of an object with any of them as the input view."""
+"""The multi-view training set: all views of an object, any of them as the input view."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,18 @@ from nova3d.views import ViewSet
 
 
 class MultiViewDataset:
-    """Objects of one or several shard folders, addressed by (seed, step): exact and resumable, with no state and no
-    epoch's copy.
+    """Objects of one or several shard folders, addressed by (seed, step).
 
-    input_views: which of the rendered views may serve as the input view; normals and cameras are re-expressed in
-    its frame. Empty means all.
+    Every sample is a function of seed and position, so that a run is exact and resumable without state.
+
+    Args:
+        shards: one shard folder, or several of one rig.
+        input_views: which of the rendered views may serve as the input view; empty means all. Normals and cameras are
+            re-expressed in its frame.
+        seed: of the run.
+
+    Raises:
+        InputError: where a folder is no shard folder or `input_views` has no such view.
     """
 
     def __init__(self, shards: str | Path | Sequence[str | Path], input_views: Sequence[int] = (), seed: int = 0):
@@ -31,12 +38,21 @@ class MultiViewDataset:
         return len(self.reader)
 
     def address(self, position: int) -> tuple[int, int]:
-        """(row, input view) of the position-th sample of the run: every epoch is a permutation of the objects."""
+        """Return (row, input view) of the sample at `position`; every epoch is a permutation of the objects."""
         epoch, offset = divmod(position, len(self))
         row = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self))[offset]
         view = np.random.default_rng([self.seed, 1, position]).choice(self.input_views)
         return int(row), int(view)
 
     def views(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> ViewSet:
-        """Object `row`, changed by an augmentation, seen with `input_view` as view 0."""
+        """Read a sample.
+
+        Args:
+            row: index of the object.
+            input_view: the rendered view that becomes view 0.
+            change: an augmentation.
+
+        Returns:
+            All views of the changed object, in the frame of the input view.
+        """
         return apply(self.reader.views(row), change).rotated_to(input_view)

@@ -4,7 +4,7 @@ docs/evaluation.md describes the protocols one by one.
 """
 
 from nova3d.evaluation.comparison import Comparison, compare
-from nova3d.evaluation.mesh_metrics import chamfer, f_score, load_mesh, normal_consistency, volume_iou
+from nova3d.evaluation.mesh_metrics import chamfer, f_score, load_mesh, normal_consistency, read_surface, volume_iou
 from nova3d.evaluation.protocols import Protocol
 from nova3d.evaluation.published import Published
 from nova3d.evaluation.scorer import score
@@ -39,6 +39,7 @@ __all__ = [
     "normal_angle",
     "normal_consistency",
     "psnr",
+    "read_surface",
     "registered_psnr",
     "score",
     "ssim",

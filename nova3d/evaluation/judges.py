@@ -65,10 +65,10 @@ class MeshJudge:
         self.name, self.rules, self.seed = name, protocol.meshes, protocol.seed
         self.missing: dict[str, str] = {}
         self.hull_cells = protocol.hull_cells
-        self.ref = Reference.of(meshes.load_mesh(references.mesh(name)), self.rules, self.seed)
+        self.ref = Reference.of(meshes.read_surface(references.mesh(name)), self.rules, self.seed)
 
     def score(self, prediction: Submission) -> Row:
-        row, missing = score_meshes(meshes.load_mesh(prediction.mesh(self.name)), self.ref, self.rules, self.seed)
+        row, missing = score_meshes(meshes.read_surface(prediction.mesh(self.name)), self.ref, self.rules, self.seed)
         self.missing |= missing
         return row
 
@@ -88,7 +88,7 @@ class TextureJudge:
         self.missing: dict[str, str] = {}
         self.hull_cells = protocol.hull_cells
         path = references.mesh(name)
-        self.to_unit = meshes.to_unit(meshes.load_mesh(path))
+        self.to_unit = meshes.to_unit(meshes.read_surface(path))
         self.ref = rerender(path, self.to_unit, self.rules, device)
 
     def score(self, prediction: Submission) -> Row:

@@ -27,7 +27,7 @@ _LEAF = 64  # points
 _LATTICE_EDGE = 0.8  # voxels
 
 
-def load_mesh(path: str | Path) -> trimesh.Trimesh:
+def read_surface(path: str | Path) -> trimesh.Trimesh:
     """A mesh file as one triangle mesh, its scene's transforms applied.
 
     Raises InputError where the file is missing, cannot be read or holds no surface.
@@ -43,6 +43,9 @@ def load_mesh(path: str | Path) -> trimesh.Trimesh:
         raise InputError(f"'{path}' holds no triangles")
     _check(mesh, f"'{path}'")
     return mesh
+
+
+load_mesh = read_surface  # the public name of earlier versions; rendering.meshes.load_mesh reads materials too
 
 
 def to_unit(mesh: trimesh.Trimesh) -> Floats:

@@ -174,9 +174,10 @@ class WorkerClient:
     def _kill(self, reason: Reason, message: str) -> Result:
         assert self._process is not None and self.task is not None
         log.warning("worker %s killed at object %s: %s", self.slot.name, self.task.asset.uid, message)
-        tail = self._process.log_tail()
+        result = self._result("failed", reason, message, self._process.log_tail(), worker_died=True)
+        self._ready = False  # busy: killed, not asked to end
         self.terminate()
-        return self._result("failed", reason, message, tail, worker_died=True)
+        return result
 
     def _handle_exit(self) -> Result | None:
         """Clean up after a process that ended by itself."""

@@ -1,5 +1,6 @@
-"""Requests come as JSON lines on stdin, replies leave as JSON lines on what was stdout; whatever Blender itself prints
-goes to stderr.
+"""The Blender worker's protocol: JSON lines in on stdin, JSON lines out on what was stdout.
+
+Whatever Blender itself prints goes to stderr.
 
     {"load": PATH}              -> {"loaded": {facts}}; vertices.npy [n,3] float64, faces.npy [f,3] int64
     {"render": {scale, centre, cameras}}
@@ -68,7 +69,7 @@ def serve(request: dict[str, Any], settings: dict[str, Any], replies: TextIO) ->
 
 
 def private_pipes() -> tuple[TextIO, TextIO]:
-    """Keep stdin and stdout for the protocol; descriptors 0 and 1 become /dev/null and stderr for everybody else."""
+    """Keep stdin and stdout for the protocol; descriptors 0 and 1 become /dev/null and stderr for all other code."""
     requests, replies = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

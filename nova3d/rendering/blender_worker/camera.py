@@ -1,4 +1,4 @@
-"""Cameras of the request as Blender's, and the passes of a rendered view."""
+"""Rendering views in Blender: sets the camera of each and reads its passes."""
 
 import sys
 from collections.abc import Callable
@@ -14,7 +14,7 @@ NO_DEPTH = 1e9  # Cycles writes 1e10 where a ray meets nothing
 
 
 def render(cameras: dict[str, Any], folder: Path, beat: Callable[[int], None]) -> int:
-    """Render every frame of `cameras` (as transforms.json) into rgba.npy, normals.npy, depth.npy; returns how many."""
+    """Render every frame of `cameras` (as transforms.json) into rgba.npy, normals.npy, depth.npy; return how many."""
     scene = bpy.context.scene
     scene.render.resolution_x, scene.render.resolution_y = cameras["w"], cameras["h"]
     picture = folder / "view.exr"
@@ -49,7 +49,7 @@ def set_camera(scene: Any, camera: dict[str, Any]) -> None:
 
 
 def read_passes(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """rgba, world normals in glTF's frame, depth of a multilayer EXR: one part in Blender 4, several in Blender 5."""
+    """Read rgba, world normals (glTF's frame) and depth of a multilayer EXR: one part in Blender 4, several in 5."""
     oiio = open_image_io()
     channels: dict[str, np.ndarray] = {}
     source, part = oiio.ImageInput.open(str(path)), 0
@@ -69,7 +69,7 @@ def read_passes(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def open_image_io() -> Any:
-    """Blender's own OpenImageIO, which the module form of Blender ships but does not put on the path."""
+    """Import Blender's own OpenImageIO, which the module form of Blender ships but does not put on the path."""
     libraries = Path(bpy.utils.resource_path("LOCAL")) / "python/lib"
     folder = str(libraries / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages")
     if folder not in sys.path:

@@ -1,4 +1,4 @@
-"""What goes back to the client in place of a result, and Blender's world frame."""
+"""What the modules of the Blender worker share: the error that the client is sent, the frame of the world."""
 
 from mathutils import Matrix
 
@@ -6,7 +6,7 @@ TO_BLENDER = Matrix(((1, 0, 0, 0), (0, 0, -1, 0), (0, 1, 0, 0), (0, 0, 0, 1)))  
 
 
 class Fault(Exception):
-    """`reason` is one of nova3d's codes."""
+    """An object that cannot be rendered; `reason` is one of nova3d's reason codes."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Loading a mesh file, what is wrong or missing in it, its geometry as drawn, its place."""
+"""Objects in Blender: import, checks, geometry as drawn, placement."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from mathutils import Vector
 
 
 def load(path: Path, folder: Path, normals: str) -> dict[str, Any]:
-    """Import a file into the empty scene; its triangles go to `folder`, its facts are returned."""
+    """Import a file into the empty scene; write its triangles to `folder` and return its facts."""
     try:
         import_file(path)
     except RuntimeError as error:  # what operators raise
@@ -45,7 +45,7 @@ def import_file(path: Path) -> None:
 
 
 def drop_missing_images() -> int:
-    """Unlink pictures that cannot be read, which would be drawn in magenta; returns how many there are."""
+    """Unlink pictures that cannot be read, which would be drawn in magenta; return how many there are."""
     missing = {i for i in bpy.data.images if i.type == "IMAGE" and 0 in i.size}
     for material in bpy.data.materials:
         for node in list(material.node_tree.nodes) if material.node_tree else []:
@@ -58,7 +58,7 @@ def drop_missing_images() -> int:
 
 
 def fill_materials(mesh: Any) -> None:
-    """Faces without a material become matt white times their vertex colours, if any."""
+    """Give faces without a material matt white times their vertex colours, if any."""
     if any(mesh.materials) or not mesh.polygons:
         return
     material = bpy.data.materials.new("plain")
@@ -85,7 +85,7 @@ def unlink(material: Any, sockets: tuple[str, ...]) -> None:
 
 
 def write_geometry(folder: Path) -> dict[str, Any]:
-    """Every visible mesh as it is drawn (posed, instanced), in glTF's frame, as one list of triangles."""
+    """Write every visible mesh as it is drawn (posed, instanced), in glTF's frame, as one list of triangles."""
     vertices, faces, offset, materials, smooth = [np.zeros((0, 3))], [np.zeros((0, 3), np.int64)], 0, set(), []
     for instance in bpy.context.evaluated_depsgraph_get().object_instances:
         if instance.object.type != "MESH" or not instance.show_self:
@@ -109,7 +109,7 @@ def write_geometry(folder: Path) -> dict[str, Any]:
 
 
 def place(scale: float, centre: list[float]) -> None:
-    """Hang the object's roots under one empty that moves `centre` to the origin and scales by `scale`."""
+    """Parent the object's roots to one empty that moves `centre` to the origin and scales by `scale`."""
     scene = bpy.context.scene
     frame = bpy.data.objects.new("frame", None)
     scene.collection.objects.link(frame)

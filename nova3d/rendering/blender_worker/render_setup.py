@@ -1,4 +1,4 @@
-"""Cycles' settings, its device and the light."""
+"""Setting up Cycles: scene, device, light."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ HOLE = 1 / 255
 
 
 def reset(settings: dict[str, Any]) -> None:
-    """An empty file with factory settings, the renderer set up; nothing of the object before remains."""
+    """Load an empty file with factory settings and set up the renderer; nothing of the last object remains."""
     bpy.ops.wm.read_factory_settings(use_empty=True)
     scene = bpy.context.scene
     render, cycles = scene.render, scene.cycles
@@ -42,13 +42,13 @@ def reset(settings: dict[str, Any]) -> None:
 
 
 def gpu_kinds() -> set[str]:
-    """Kinds of GPU that Cycles finds here."""
+    """Return the kinds of GPU that Cycles finds here."""
     preferences = bpy.context.preferences.addons["cycles"].preferences
     return {kind for kind in ("CUDA", "OPTIX") if preferences.get_devices_for_type(kind)}
 
 
 def set_device(scene: Any, device: str) -> None:
-    """Pin Cycles to one device. Asked for a GPU that is not there, Cycles renders on the CPU and says nothing."""
+    """Pin Cycles to one device and read it back: without the GPU, Cycles renders on the CPU silently."""
     scene.cycles.device = "CPU" if device == "cpu" else "GPU"
     if device == "cpu":
         return
@@ -67,9 +67,12 @@ def set_device(scene: Any, device: str) -> None:
 
 
 def set_light(light: str) -> None:
-    """`flat`: a white world of strength 1, so that a convex matt surface has its base colour. `studio`: the raster
+    """Set the light.
+
+    `flat` is a white world of strength 1, so that a convex matt surface has its base colour. `studio` is the raster
     engine's light: a world whose radiance grows with height gives a surface 0.40 + 0.10 n_y (a gradient's irradiance
-    is two thirds of its slope), two suns without shadows or highlights give key and fill."""
+    is two thirds of its slope), two suns without shadows or highlights give key and fill.
+    """
     scene = bpy.context.scene
     world = scene.world = bpy.data.worlds.new("light")
     world.use_nodes = True
