@@ -5,6 +5,7 @@ import http.client
 import importlib
 import json
 import logging
+import shutil
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from nova3d.data.sources.base import Asset, SourceConfig, check_file, selected
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason, RenderError
+from nova3d.utils.files import replacing
 from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -149,16 +151,13 @@ def _asset(uid: str, path: str, annotation: dict[str, Any], category: str, sha25
 
 def _download(url: str, path: Path, timeout: float) -> None:
     """Download `url` to `path`, all or nothing. Raises RenderError(FETCH_FAILED)."""
-    part = path.with_name(path.name + ".part")
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer, part.open("wb") as file:
-            expected = answer.headers.get("Content-Length")
-            while block := answer.read(_BLOCK):
-                file.write(block)
-            size = file.tell()
-        if expected is not None and size != int(expected):
-            raise OSError(f"{size} of {expected} bytes came")
-        part.replace(path)
+        with replacing(path) as aside:
+            with urllib.request.urlopen(url, timeout=timeout) as answer, aside.open("wb") as file:
+                expected = answer.headers.get("Content-Length")
+                shutil.copyfileobj(answer, file, _BLOCK)
+                size = file.tell()
+            if expected is not None and size != int(expected):
+                raise OSError(f"{size} of {expected} bytes came")
     except (OSError, ValueError, http.client.HTTPException) as error:
-        part.unlink(missing_ok=True)
         raise RenderError(Reason.FETCH_FAILED, f"{url}: {type(error).__name__}: {error}") from error
