@@ -41,6 +41,7 @@ from nova3d.errors import InputError, first_line
 Schema = TypeVar("Schema")
 
 REQUIRED = "required"
+SECTION = "section"
 
 
 class ConfigError(InputError):
@@ -57,16 +58,16 @@ class Sentinel:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a schema."""
+    """One key of a schema, or one section."""
 
     name: str
     """The dotted name, as in an override. `NAME` stands for any key of a mapping: `arms.NAME.model`."""
     type: str
-    """The type as the schema writes it, without `Annotated`."""
+    """The type as the schema writes it, without `Annotated`; SECTION for a section."""
     default: str
     """The default as YAML writes it, or REQUIRED."""
     text: str
-    """The attribute docstring on one line, "" where there is none."""
+    """The attribute docstring on one line, "" where there is none; of a section else its class's first line."""
     marks: tuple[Any, ...] = ()
     """The further arguments of `Annotated`: Sentinel, or what another module defines."""
 
@@ -132,26 +133,16 @@ def is_config(value: Any) -> bool:
     return is_dataclass(value) and not isinstance(value, type)
 
 
-def fields(schema: type, prefix: str = "") -> Iterator[Key]:
+def fields(schema: type) -> Iterator[Key]:
     """Every key of a schema, sections flattened, in the order of the source.
 
     Args:
         schema: a dataclass. Its source must be readable for the texts; without it they are "".
-        prefix: the dotted name of the section, ending in a dot.
 
     Yields:
         One Key per attribute that is not a section. A section is an attribute whose type is a dataclass.
     """
-    hints, texts = _hints(schema), _attribute_texts(schema)
-    for field in dataclasses.fields(schema):
-        hint, marks = _plain(hints[field.name])
-        if is_dataclass(hint):
-            yield from fields(cast(type, hint), f"{prefix}{field.name}.")
-            continue
-        yield Key(prefix + field.name, _type_name(hint), _default(field), texts.get(field.name, ""), marks)
-        item = get_args(hint)[-1] if get_origin(hint) is dict else None
-        if is_dataclass(item):
-            yield from fields(cast(type, item), f"{prefix}{field.name}.NAME.")
+    yield from (entry for entry in _entries(schema, "", None) if entry.type != SECTION)
 
 
 def help_text(schema: type, width: int = 100) -> str:
@@ -165,16 +156,34 @@ def help_text(schema: type, width: int = 100) -> str:
 
 def markdown(schema: type) -> str:
     """The keys of a schema as Markdown tables, one per section, for the reference pages."""
-    sections: dict[str, list[Key]] = {}
-    for key in fields(schema):
-        sections.setdefault(key.name.rpartition(".")[0], []).append(key)
-    parts = []
-    for section, keys in sections.items():
-        title = [f"### {section}", ""] if section else []
-        cells = [(f"`{key.name}`", f"`{key.type}`", f"`{key.default}`", key.text) for key in keys]
-        rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-        parts.append("\n".join([*title, "| key | type | default | meaning |", "|---|---|---|---|", *rows]))
-    return "\n\n".join(parts) + "\n"
+    head = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    tables: dict[str, list[str]] = {"": [*head]}
+    for entry in _entries(schema, "", None):
+        if entry.type == SECTION:
+            tables[entry.name] = [f"### {entry.name}", "", *([entry.text, ""] if entry.text else []), *head]
+            continue
+        cells = (f"`{entry.name}`", f"`{entry.type}`", f"`{entry.default}`", entry.text)
+        row = " | ".join(cell.replace("|", "\\|") for cell in cells)
+        tables[entry.name.rpartition(".")[0]].append(f"| {row} |")
+    return "\n\n".join("\n".join(lines) for lines in tables.values() if lines[-1] != head[-1]) + "\n"
+
+
+def _entries(schema: type, prefix: str, defaults: Any) -> Iterator[Key]:
+    """Keys and, before the keys of each, sections of a schema; `defaults` is an instance with other defaults."""
+    hints, texts = _hints(schema), _attribute_texts(schema)
+    for field in dataclasses.fields(schema):
+        name, text = prefix + field.name, texts.get(field.name, "")
+        hint, marks = _plain(hints[field.name])
+        default = getattr(defaults, field.name) if defaults is not None else _default(field)
+        if is_dataclass(hint):
+            yield Key(name, SECTION, "", text or _summary(hint))
+            yield from _entries(cast(type, hint), f"{name}.", default)
+            continue
+        yield Key(name, _type_name(hint), _yaml(default), text, marks)
+        item = get_args(hint)[-1] if get_origin(hint) is dict else None
+        if is_dataclass(item):
+            yield Key(f"{name}.NAME", SECTION, "", _summary(item))
+            yield from _entries(cast(type, item), f"{name}.NAME.", None)
 
 
 @functools.cache
@@ -205,14 +214,23 @@ def _type_name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
-def _default(field: "dataclasses.Field[Any]") -> str:
+def _default(field: "dataclasses.Field[Any]") -> Any:
     if field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-    elif field.default in (dataclasses.MISSING, MISSING):
+        return field.default_factory()
+    return MISSING if field.default is dataclasses.MISSING else field.default
+
+
+def _yaml(value: Any) -> str:
+    """A default as an override writes it."""
+    if value == MISSING:
         return REQUIRED
-    else:
-        value = field.default
     return value if isinstance(value, str) and value else json.dumps(value, default=dataclasses.asdict)  # JSON is YAML
+
+
+def _summary(cls: Any) -> str:
+    """The first line of a class's docstring; "" for the signature that `dataclass` puts where there is none."""
+    first = (inspect.getdoc(cls) or "").partition("\n")[0]
+    return "" if first.startswith(f"{cls.__name__}(") else first
 
 
 def _attribute_texts(schema: type) -> dict[str, str]:

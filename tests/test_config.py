@@ -123,6 +123,11 @@ def test_is_config() -> None:
 
 @dataclass
 class Arm:
+    """One method.
+
+    More of it.
+    """
+
     model: str = MISSING
     """A model folder."""
 
@@ -148,8 +153,9 @@ class Study(Base):
     """Learning rates."""
     "A second literal is no text of the key."
     anything: Any = 1.0
-    model: Model = field(default_factory=Model)
-    """Not the text of a key: sections have none."""
+    needy: Needy = field(default_factory=lambda: Needy("x"))
+    model: Model = field(default_factory=lambda: Model(width=48))
+    """The network."""
     arms: dict[str, Arm] = field(default_factory=dict)
     """What is compared."""
 
@@ -161,7 +167,8 @@ def test_fields_give_every_key_with_type_default_and_the_literal_below_it() -> N
         ("title", "str | null", "null", ""),
         ("rates", "list[float]", "[0.5, 1e-06]", "Learning rates."),
         ("anything", "any", "1.0", ""),
-        ("model.width", "int", "32", ""),
+        ("needy.data", "str", "x", ""),
+        ("model.width", "int", "48", ""),  # as the section's default has it
         ("model.dropout", "float", "0.1", ""),
         ("model.channels", "list[int]", "[32, 64]", ""),
         ("arms", "dict[str, Arm]", "{}", "What is compared."),
@@ -180,7 +187,9 @@ def test_help_and_reference_pages_show_the_same_keys() -> None:
     assert (
         "| `limit` | `int \\| null` | `null` | The most objects, over all folders; null for all of a\\|b. |\n" in page
     )
-    assert "\n\n### model\n\n| key |" in page
+    assert "\n\n### model\n\nThe network.\n\n| key |" in page
+    assert "\n\n### needy\n\n| key |" in page
+    assert "\n\n### arms.NAME\n\nOne method.\n\n| key |" in page
     for key in config.fields(Study):
         assert f"  {key.name}=" in text
         assert f"| `{key.name}` |" in page
