@@ -13,7 +13,7 @@ from nova3d.errors import InputError
 from nova3d.utils import compat
 from nova3d.utils.resources import locate
 
-REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "omegaconf", "trimesh", "xatlas", "numba")
+REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "omegaconf", "trimesh", "numba")
 OPTIONAL = {
     "torchmetrics": "LPIPS in the evaluation",
     "tensorboard": "training curves",
@@ -21,6 +21,8 @@ OPTIONAL = {
     "gradio": "the web app",
     "rembg": "cutting objects out of photos",
     "open_clip": "OpenCLIP image encoders",
+    "xatlas": "texture atlases with fewer charts",
+    "mcubes": "marching cubes by PyMCubes",
     "nerfacc": "fusion on a GPU",
     "tinycudann": "fusion on a GPU",
 }

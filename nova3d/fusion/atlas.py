@@ -4,7 +4,6 @@ In the projected atlas, neighbouring faces that look the same way are one chart,
 Shapes: f faces, c charts.
 """
 
-import importlib.util
 import io
 import logging
 import subprocess
@@ -20,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from nova3d.errors import InputError
 from nova3d.rendering.raster import barycentric, nearest_faces
+from nova3d.utils import compat
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def check_atlas(kind: str) -> None:
     """Raise InputError where a kind of atlas is unknown or its package is not installed."""
     if kind not in ATLASES:
         raise InputError(f"texture.atlas '{kind}' is none of {', '.join(ATLASES)}")
-    if kind == "xatlas" and importlib.util.find_spec("xatlas") is None:
+    if kind == "xatlas" and not compat.has("xatlas"):
         raise InputError("texture.atlas 'xatlas' needs xatlas: pip install 'nova3d[xatlas]', or use projected")
 
 

@@ -8,8 +8,9 @@ with `benchmarks/fusion.py`.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from nova3d.config import Sentinel
 from nova3d.errors import InputError
 
 Weight = Any
@@ -243,7 +244,7 @@ class ExtractConfig:
     faces: int = 20000
     """Number of faces after decimation."""
     kernel: str = "skimage"
-    """Marching cubes by skimage or mcubes (PyMCubes, an optional package), with equal surfaces."""
+    """Marching cubes by skimage or mcubes (PyMCubes, the extra `mcubes`); they differ only in ambiguous cells."""
 
 
 @dataclass
@@ -255,12 +256,13 @@ class TextureConfig:
     size: int = 1024
     """Side of the texture in texels."""
     atlas: str = "projected"
-    """projected: flat projections, in a second; xatlas: fewer, less stretched charts in 5 to 15 seconds."""
+    """projected: flat projections, in a second; xatlas (the extra `xatlas`): fewer, less stretched charts in
+    5 to 15 seconds."""
     atlas_seconds: float = 60.0
     """Time limit of xatlas, after which `projected` is used."""
     power: float = 2.0
     """Views are blended by cos^power * (1 - H)^2."""
-    top_views: int | None = 3
+    top_views: Annotated[int | None, Sentinel(0)] = 3
     """Best views per texel that are blended; null: all (measured: equal on true views, otherwise sharper)."""
     input_view: float = 3.0
     """Weight of view 0, the one picture that is not generated."""

@@ -3,7 +3,6 @@
 Marching cubes reads the field only near its surface, and holds only what it has read.
 """
 
-import importlib.util
 import logging
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from nova3d.errors import InputError
 from nova3d.fusion.config import ExtractConfig
 from nova3d.fusion.decimation import decimate
+from nova3d.utils import compat
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def check_kernel(name: str) -> None:
     """Raise InputError where a marching cubes kernel is unknown or not installed."""
     if name not in KERNELS:
         raise InputError(f"extract.kernel '{name}' is none of {', '.join(KERNELS)}")
-    if name == "mcubes" and importlib.util.find_spec("mcubes") is None:
+    if name == "mcubes" and not compat.has("mcubes"):
         raise InputError("extract.kernel 'mcubes' needs PyMCubes: pip install 'nova3d[mcubes]', or use skimage")
 
 

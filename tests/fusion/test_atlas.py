@@ -8,8 +8,10 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.fusion import atlas as atlases
+from nova3d.fusion import reconstruct
 from nova3d.fusion.atlas import unwrap
 from nova3d.rendering.raster import nearest_faces
+from nova3d.utils import compat
 
 
 def spring() -> trimesh.Trimesh:
@@ -83,7 +85,9 @@ def test_a_texture_too_small_for_its_charts_still_gets_them():
     assert atlas.uv.max() <= 1
 
 
+@pytest.mark.extras
 def test_xatlas_runs_in_its_own_process():
+    pytest.importorskip("xatlas")
     mesh = solids()["torus"]
     atlas = unwrap(mesh, 256, "xatlas")
     assert atlas.kind == "xatlas"
@@ -92,7 +96,9 @@ def test_xatlas_runs_in_its_own_process():
     assert drawn_twice(atlas, 256) == 0
 
 
+@pytest.mark.extras
 def test_xatlas_is_ended_in_time_and_replaced(caplog):
+    pytest.importorskip("xatlas")
     mesh = trimesh.creation.icosphere(subdivisions=5)
     with caplog.at_level(logging.WARNING):
         atlas = unwrap(mesh, 64, "xatlas", seconds=0.05)
@@ -104,6 +110,7 @@ def test_xatlas_failing_is_logged_and_replaced(monkeypatch, caplog):
     def broken(*arguments, **options):
         raise subprocess.CalledProcessError(139, "xatlas")
 
+    monkeypatch.setattr(compat, "has", lambda package: True)
     monkeypatch.setattr(subprocess, "run", broken)
     assert unwrap(trimesh.creation.box(), 64, "xatlas").kind == "projected"
     assert "139" in caplog.text
@@ -112,3 +119,15 @@ def test_xatlas_failing_is_logged_and_replaced(monkeypatch, caplog):
 def test_an_unknown_atlas_is_refused():
     with pytest.raises(InputError, match="projected, xatlas"):
         unwrap(trimesh.creation.box(), kind="spherical")
+
+
+def test_a_missing_xatlas_is_said_in_one_line_before_the_fit(shapes, f_views, monkeypatch):
+    monkeypatch.setattr(compat, "has", lambda package: package != "xatlas")
+    message = "texture.atlas 'xatlas' needs xatlas: pip install 'nova3d[xatlas]', or use projected"
+    with pytest.raises(InputError) as refused:
+        unwrap(trimesh.creation.box(), 64, "xatlas")
+    assert str(refused.value) == message
+    with monkeypatch.context() as patch, pytest.raises(InputError) as early:
+        patch.setattr("nova3d.fusion.reconstruction.fit", None)
+        reconstruct(f_views, shapes.short_config(texture={"atlas": "xatlas"}))
+    assert str(early.value) == message

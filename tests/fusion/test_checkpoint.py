@@ -141,6 +141,24 @@ def test_a_broken_checkpoint_is_not_used(shapes, f_views, interrupted, caplog, b
     assert "\n" not in warning
 
 
+def test_a_checkpoint_whose_parameter_groups_lack_names_is_loaded(shapes, f_views, interrupted):
+    """As in files of earlier releases."""
+    content = torch.load(interrupted, weights_only=True)
+    for group in content["tensors"]["optimizer"]["param_groups"]:
+        for key in ("name", "initial_lr", "final_lr", "stop"):
+            del group[key]
+    torch.save(content, interrupted)
+    whole, resumed = fit(f_views, small(shapes)), fit(f_views, small(shapes), checkpoint=interrupted)
+    assert same(whole, resumed)
+    assert [group["name"] for group in resumed.optimizer.param_groups] == [
+        "grid",
+        "networks",
+        "sharpness",
+        "poses",
+        "conflict",
+    ]
+
+
 def test_what_follows_the_fit_may_change_between_runs(shapes, f_views, interrupted, caplog):
     caplog.set_level(logging.INFO, "nova3d.fusion")
     config = small(shapes, extract={"resolution": 48}, texture={"size": 64}, optim={"time_budget": 1000.0})

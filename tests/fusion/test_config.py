@@ -42,3 +42,9 @@ def test_a_config_takes_schedules_and_names_the_bad_key(tmp_path):
     for key in ("colour", "normal", "mask", "eikonal", "sparse", "smooth"):
         with pytest.raises(InputError, match=rf"loss\.{key}"):
             configs.load(FusionConfig, path, [f"loss.{key}=[0.9,1,2,0.1]"])
+
+
+def test_all_views_are_blended_with_null_as_with_the_old_zero():
+    assert FusionConfig().texture.top_views == 3
+    for value in ("0", "null", ""):
+        assert configs.load(FusionConfig, None, [f"texture.top_views={value}"]).texture.top_views is None

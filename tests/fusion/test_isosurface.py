@@ -8,6 +8,7 @@ from nova3d.errors import InputError
 from nova3d.fusion import isosurface as surfaces
 from nova3d.fusion.config import ExtractConfig
 from nova3d.fusion.isosurface import extract_mesh, health, isosurface
+from nova3d.utils import compat
 
 BOX = torch.tensor([[-0.45] * 3, [0.45] * 3])
 CONFIG = ExtractConfig(resolution=96, coarse=32, faces=4000, min_component=0.1)
@@ -87,6 +88,40 @@ def test_slabs_and_batches_change_nothing(monkeypatch):
     pieces = isosurface(shells, BOX, STEP, 3)
     assert same(pieces, whole)
     assert trimesh.Trimesh(*pieces, process=False).is_watertight
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("field", [ball, wire])
+def test_both_kernels_give_one_surface(field, monkeypatch):
+    pytest.importorskip("mcubes")
+    monkeypatch.setattr(surfaces, "_SLAB", 1 << 16)  # several slabs, which have to be welded
+    ours, theirs = (isosurface(field, BOX, STEP, 3, kernel) for kernel in ("skimage", "mcubes"))
+    assert len(ours[1]) > 1000
+    assert same(ours, theirs)
+    meshes = [trimesh.Trimesh(*surface, process=False) for surface in (ours, theirs)]
+    assert all(mesh.is_watertight and mesh.is_winding_consistent for mesh in meshes)
+    assert meshes[0].volume == pytest.approx(meshes[1].volume, rel=1e-4)
+
+
+@pytest.mark.extras
+def test_pymcubes_closes_ambiguous_cells_too():
+    pytest.importorskip("mcubes")
+    ours, theirs = (
+        trimesh.Trimesh(*isosurface(shells, BOX, STEP, 3, kernel), process=False) for kernel in ("skimage", "mcubes")
+    )
+    assert theirs.is_watertight
+    assert theirs.volume == pytest.approx(ours.volume, rel=0.01)
+
+
+def test_a_kernel_that_cannot_work_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(compat, "has", lambda package: False)
+    for kernel, message in (
+        ("mcubes", "extract.kernel 'mcubes' needs PyMCubes: pip install 'nova3d[mcubes]', or use skimage"),
+        ("lewiner", "extract.kernel 'lewiner' is none of skimage, mcubes"),
+    ):
+        with pytest.raises(InputError) as refused:
+            isosurface(ball, BOX, STEP, 3, kernel)
+        assert str(refused.value) == message
 
 
 def test_specks_and_bubbles_go_and_main_parts_stay():

@@ -41,7 +41,7 @@ def test_conflict_and_top_views_choose_who_paints(shapes):
     conflict[0] = 1.0
     point = torch.nn.functional.normalize(torch.tensor([[0.5, 0.0, 1.0]]), dim=-1)
     true = torch.tensor([90, 160, 60]) / 255
-    for h, k, expected in ((0, 1, torch.tensor([1.0, 0, 0])), (1, 0, true)):
+    for h, k, expected in ((0, 1, torch.tensor([1.0, 0, 0])), (1, 0, true), (1, None, true)):
         projector = texture.make_projector(broken, views.cameras, mesh, conflict * h, TextureConfig(top_views=k))
         colours, _ = texture.blend_views(point * 0.35, point, projector)
         torch.testing.assert_close(colours[0], expected, atol=0.03, rtol=0)
