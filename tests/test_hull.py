@@ -9,16 +9,9 @@ import torch.nn.functional as F
 
 from nova3d.cameras import orbit, preset
 from nova3d.hull import carve, dilate, least_coverage, visual_hull_mesh
+from tests.helpers.masks import discs
 
 CELLS = 40
-
-
-def discs(radius: float, cameras, shift: float = 0.0) -> torch.Tensor:
-    """[v,h,w] silhouettes of a ball of `radius` in orthographic cameras, moved to the right by `shift` world units."""
-    origins, directions = cameras.rays()
-    closest = origins - (origins * directions).sum(-1, keepdim=True) * directions
-    right = cameras.c2w[:, None, None, :3, 0]
-    return ((closest - shift * right).norm(dim=-1) < radius).float()
 
 
 def test_hull_of_all_views_of_a_ball_is_a_stack_of_discs_of_16_sides():

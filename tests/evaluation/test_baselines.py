@@ -15,16 +15,9 @@ from nova3d.evaluation.baselines import (
 )
 from nova3d.evaluation.mesh_metrics import is_closed
 from nova3d.views import ViewSet
+from tests.helpers.masks import discs
 
 CELLS = 40
-
-
-def discs(radius: float, cameras, shift: float = 0.0) -> torch.Tensor:
-    """[v,h,w] silhouettes of a ball of `radius` in orthographic cameras, moved to the right by `shift` world units."""
-    origins, directions = cameras.rays()
-    closest = origins - (origins * directions).sum(-1, keepdim=True) * directions
-    right = cameras.c2w[:, None, None, :3, 0]
-    return ((closest - shift * right).norm(dim=-1) < radius).float()
 
 
 def test_shifted_moves_to_the_right_and_fills_with_white():

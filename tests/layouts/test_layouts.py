@@ -287,3 +287,13 @@ def test_normalise_moves_near_orthographic_cameras_back(truth: Truth) -> None:
     assert (got.cameras.project(points)[1] > 0).all()
     assert isinstance(got.cameras, Cameras)
     check_for_fusion(got)
+
+
+def test_an_assumed_azimuth_is_that_of_view_0_wherever_the_orbit_starts() -> None:
+    pictures = [torch.ones(8, 8, 4) for _ in range(2)]
+    for picture in pictures:
+        picture[:2, :, 3] = 0
+    orbit = layouts.Orbit([10.0, 100.0], "orthographic")
+    views, _ = layouts.orbit_views("x", pictures, ["a", "b"], orbit, None, Assume(azimuth_deg=30.0))
+    azimuths = torch.rad2deg(views.cameras.azimuth_elevation()[:, 0])
+    torch.testing.assert_close(azimuths, torch.tensor([30.0, 120.0]))
