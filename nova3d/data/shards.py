@@ -47,7 +47,7 @@ def encode_pictures(uid: str, rgba: Tensor, normal: Tensor, facts: Mapping[str, 
     members = {f"{uid}.json": json.dumps(dict(facts), sort_keys=True).encode()}
     for i in range(len(rgba)):
         colours = images.to_uint8(rgba[i])
-        colours[colours[..., 3] == 0] = 0  # nothing hides behind full transparency
+        colours[colours[..., 3] == 0] = 0  # fully transparent pixels carry no colour
         members[f"{uid}.rgb.{i:03d}.png"] = _png(colours)
         members[f"{uid}.normal.{i:03d}.png"] = _png(normals.encode(normal[i]).cpu().numpy())
     return members

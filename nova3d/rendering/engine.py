@@ -64,7 +64,7 @@ class Rendered:
         rgba: [v,h,w,4] float32 in [0,1], straight-alpha sRGB; colour is 0 where alpha is 0.
         normals: [v,h,w,3] float32, unit world normals facing the camera; zero on background.
         depth: [v,h,w] float32, along the viewing axis in world units; 0 on background.
-        facts: JSON values that the engine learnt of the object: triangles, materials, textures, has_normals,
+        facts: properties of the object, JSON values: triangles, materials, textures, has_normals,
             animations, scale and centre (object = (file - centre) * scale), opacity (mean alpha of the surface over
             the covered pixels, 1 = opaque), overexposed (share of covered pixels clipped at white), missing_textures.
         mesh: the mesh as `load_mesh` read it, before scaling; None where the engine reads files in another way.

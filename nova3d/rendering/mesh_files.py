@@ -23,7 +23,7 @@ _COMPRESSIONS = ("KHR_draco_mesh_compression", "EXT_meshopt_compression")
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a mesh file says of itself.
+    """The facts in the header of a mesh file.
 
     Attributes:
         animations: how many.

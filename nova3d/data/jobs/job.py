@@ -96,14 +96,14 @@ class Status:
         reasons: objects by reason.
         rate: objects per second of all schedulers at work.
         slowest: uid and seconds.
-        parents: the status of every scheduler; see `journal.read_status`.
+        schedulers: the status of each; see `journal.read_status`.
     """
 
     counts: Counter[str]
     reasons: Counter[str]
     rate: float
     slowest: list[tuple[str, float]]
-    parents: list[dict[str, Any]]
+    schedulers: list[dict[str, Any]]
 
     @property
     def eta_seconds(self) -> float | None:
@@ -118,7 +118,7 @@ class Status:
             lines.append(f"{self.rate:.3g} objects/s, {duration(self.eta_seconds)} left")
         if self.slowest:
             lines.append("slowest: " + ", ".join(f"{uid} {seconds:.1f} s" for uid, seconds in self.slowest))
-        lines += [_scheduler_line(parent) for parent in self.parents]
+        lines += [_scheduler_line(status) for status in self.schedulers]
         return "\n".join(lines)
 
 
@@ -129,13 +129,13 @@ def status(config: RenderConfig) -> Status:
     found = journal.outcomes(out, assets, config.pool.strikes)
     seconds = {uid: outcome.row.get("seconds", 0.0) for uid, outcome in found.items() if outcome.state != "waiting"}
     slowest = sorted(seconds.items(), key=lambda item: -item[1])[:_SLOWEST]
-    parents = journal.read_status(out)
+    schedulers = journal.read_status(out)
     return Status(
         Counter(outcome.state for outcome in found.values()),
         Counter(outcome.reason for outcome in found.values() if outcome.reason),
-        sum(parent["rate"] for parent in parents if parent["live"]),
+        sum(entry["rate"] for entry in schedulers if entry["live"]),
         [(uid, taken) for uid, taken in slowest if taken > 0],
-        parents,
+        schedulers,
     )
 
 
@@ -147,13 +147,13 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def _scheduler_line(parent: dict[str, Any]) -> str:
-    age = duration(max(0.0, time.time() - parent["updated"]))
-    where = f"{parent['name']} (process {parent['pid']} on {parent['host']})"
-    if parent["live"]:
-        in_flight = ", ".join(f"{o['uid']} {o['seconds']:.0f} s" for o in parent["in_flight"][:4])
-        stopped = "".join(f"; worker {name} stopped: {why}" for name, why in parent["stopped_workers"].items())
+def _scheduler_line(status: dict[str, Any]) -> str:
+    age = duration(max(0.0, time.time() - status["updated"]))
+    where = f"{status['name']} (process {status['pid']} on {status['host']})"
+    if status["live"]:
+        in_flight = ", ".join(f"{o['uid']} {o['seconds']:.0f} s" for o in status["in_flight"][:4])
+        stopped = "".join(f"; worker {name} stopped: {why}" for name, why in status["stopped_workers"].items())
         return f"{where}: at work" + (f" on {in_flight}" if in_flight else "") + stopped
-    if parent["state"] == "running":
+    if status["state"] == "running":
         return f"{where}: dead since {age}; run again to resume"
-    return f"{where}: {parent['state']} {age} ago"
+    return f"{where}: {status['state']} {age} ago"

@@ -49,7 +49,7 @@ def pack(config: RenderConfig, plan: Plan, incomplete: bool = False, progress: P
     """Write train/ and val/ of a job: shards in order of sha256(uid), an index, and a manifest.
 
     manifest.jsonl has one row per planned object, packed or why not. Duplicates are left out, and their groups stay on
-    one side of the split. What is there already and right is not touched.
+    one side of the split. Files that are up to date are not written again.
 
     Args:
         config: the job's.

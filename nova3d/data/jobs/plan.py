@@ -191,7 +191,7 @@ def estimate(objects: int, views: int, size: int, engine: EngineConfig) -> dict[
 
     Returns:
         views: in all; bytes: of the encoded objects; hours: of one core, or of one GPU where the engine runs on one;
-        basis: where the hours come from. An engine that is not built in has no hours.
+        basis: where the hours come from. Engines of other packages have no hours.
     """
     size_bytes = objects * views * _BYTES_PER_VIEW * (size / _BYTES_AT) ** _BYTES_POWER
     cost: dict[str, float | str] = {"views": objects * views, "bytes": round(size_bytes)}

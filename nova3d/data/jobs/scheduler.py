@@ -165,7 +165,7 @@ class TaskQueue:
         self._finish_times.append(time.monotonic())
 
     def requeue(self, recent: Iterable[tuple[Task, Reason | None]], why: str) -> None:
-        """Discard the results of a worker that is not to be trusted; its objects are rendered again."""
+        """Discard the recent results of a faulty worker; its objects are rendered again."""
         for task, reason in recent:
             if reason is not None and reason.transient and not task.given_up(self._pool.strikes):
                 continue  # is tried again anyway
@@ -191,7 +191,7 @@ class RenderPool:
         tasks: what to render.
         slots: where workers run.
         name: of this process's journal, status and temporary files in the job folder.
-        fetch: brings an object's file; see `Source.fetch`.
+        fetch: downloads or finds an object's file; see `Source.fetch`.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ def load(path: Path, folder: Path, normals: str) -> dict[str, Any]:
 
 
 def import_file(path: Path) -> None:
-    """OBJ and PLY say nothing of their axes; they are taken as +Y up, +Z front, like glTF."""
+    """Import a mesh file. OBJ and PLY do not name their axes; they are taken as +Y up, +Z front, like glTF."""
     name, axes = str(path), {"forward_axis": "NEGATIVE_Z", "up_axis": "Y"}
     match path.suffix.lower():
         case ".glb" | ".gltf":

@@ -153,8 +153,8 @@ def test_a_parent_that_was_killed_shows_as_dead(make_job: MakeJob, caplog: pytes
     status = json.loads(path.read_text())
     assert status["state"] == "finished" and "finished" in str(job.status(config))
     path.write_text(json.dumps(status | {"state": "running", "pid": os.getpid(), "rate": 2.0}))
-    assert job.status(config).parents[0]["live"] and job.status(config).rate == 2.0
+    assert job.status(config).schedulers[0]["live"] and job.status(config).rate == 2.0
     for change in ({"pid": 2**22 + 1}, {"updated": status["updated"] - 3600}):
         path.write_text(json.dumps(status | {"state": "running", "pid": os.getpid(), "rate": 2.0} | change))
-        assert not job.status(config).parents[0]["live"] and job.status(config).rate == 0
+        assert not job.status(config).schedulers[0]["live"] and job.status(config).rate == 0
         assert "dead since" in str(job.status(config))

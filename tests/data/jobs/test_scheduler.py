@@ -124,7 +124,7 @@ def test_when_every_worker_stops_the_job_says_why_and_can_go_on(make_job: MakeJo
     with pytest.raises(InputError, match=r"every worker stopped \(cpu\.0: 10 blank renders in a row"):
         job.run(config)
     assert job.status(config).counts["waiting"] >= 10
-    assert job.status(config).parents[0]["state"] == "stopped"
+    assert job.status(config).schedulers[0]["state"] == "stopped"
     config.pool.breaker_blanks = 0
     tally, _ = job.run(config)
     assert job.status(config).counts == {"done": 5, "refused": 12} and tally.reasons["blank_render"] == 12

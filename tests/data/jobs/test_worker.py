@@ -134,7 +134,7 @@ def test_workers_die_with_a_killed_parent_and_the_next_run_gives_the_same_bytes(
     parent.join()
     wait_for(lambda: not psutil.pid_exists(worker) and not grandchildren(), 10)
     status = job.status(config)
-    assert not status.parents[0]["live"] and status.counts["waiting"] >= 1 and "dead since" in str(status)
+    assert not status.schedulers[0]["live"] and status.counts["waiting"] >= 1 and "dead since" in str(status)
     job.run(config)
     assert list(Path(config.pool.scratch).iterdir()) == []  # what the dead parent left is cleared
     clean = make_job(meshes, "clean")
