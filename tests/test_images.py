@@ -222,12 +222,22 @@ def test_premultiplied_colours_come_back() -> None:
     assert (images.unpremultiply(images.premultiply(picture)) == 0).all()
 
 
-def test_an_interrupted_write_leaves_the_old_picture(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Image.Image, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half a picture")
+        raise OSError("disk full")
+
     images.save_image(tmp_path / "x.png", torch.zeros(4, 4, 3))
-    with pytest.raises(TypeError):
-        images.save_image(tmp_path / "x.png", torch.zeros(4, 4, 7))
+    images.save_animation(tmp_path / "y.gif", torch.zeros(2, 4, 4, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", interrupted)
+        with pytest.raises(OSError, match="disk full"):
+            images.save_image(tmp_path / "x.png", torch.zeros(4, 4, 3))
+        with pytest.raises(OSError, match="disk full"):
+            images.save_animation(tmp_path / "y.gif", torch.zeros(2, 4, 4, 3))
     assert images.read_image(tmp_path / "x.png").shape == (4, 4, 3)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+    assert len(images.read_frames(tmp_path / "y.gif")) >= 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "y.gif"]
 
 
 def test_uncomposite_is_what_composite_was_made_of():

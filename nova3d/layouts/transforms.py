@@ -1,8 +1,8 @@
-"""transforms.json of nerfstudio, instant-ngp, the synthetic NeRF set and everyone who writes the same.
+"""Layouts with a camera file: our own view folder, and the transforms.json of any tool.
 
-Facts: docs.nerf.studio/quickstart/data_conventions (Apache-2.0) and the keys of instant-ngp's documentation. Camera
-axes are OpenGL's, poses camera to world, the world's up is +Z, pixel centres at +0.5. `applied_transform` and
-`applied_scale` are already in the poses and are left alone: the source's frame is the frame of the file's poses.
+The format is in `nova3d.transforms`. Facts on other tools' files are from docs.nerf.studio/quickstart/data_conventions
+(Apache-2.0) and instant-ngp's documentation. Their world's up is +Z. `applied_transform` and `applied_scale` are in
+the poses already and are left alone: the source's frame is the frame of the file's poses.
 """
 
 import logging
@@ -96,11 +96,10 @@ def read_transforms_views(folder: Path, size: int | None, assume: Assume) -> tup
             cut = images.resize(cut, *scaled_size(w, h, size))
         lenses.append(lens * torch.tensor([cut.shape[1] / w, cut.shape[0] / h] * 2))
         rgba.append(cut)
-    focal = torch.stack(lenses)
     log_keyed(keyed, len(rgba), "transforms")
     _log_assumed_lens(transforms, frames, source)
-    rgba, focal = _one_size(rgba, focal, files)
-    cameras = Cameras(c2w, focal, rgba[0].shape[1], rgba[0].shape[0], model)
+    rgba, lens_rows = _one_size(rgba, torch.stack(lenses), files)
+    cameras = Cameras(c2w, lens_rows, rgba[0].shape[1], rgba[0].shape[0], model)
     return _to_our_frame(ViewSet.from_rgba(torch.stack(rgba), None, cameras), model, assume)
 
 
@@ -145,13 +144,16 @@ def _log_assumed_lens(transforms: dict[str, Any], frames: list[dict[str, Any]], 
         log.info("transforms: %s names no principal point: the middle of the picture is taken", source)
 
 
-def _one_size(rgba: list[Tensor], intrinsics: Tensor, files: list[Path]) -> tuple[list[Tensor], Tensor]:
-    """All pictures at the size of the smallest, where they differ in size but not in shape."""
+def _one_size(rgba: list[Tensor], lens_rows: Tensor, files: list[Path]) -> tuple[list[Tensor], Tensor]:
+    """All pictures, and their intrinsics [v,4], at the size of the smallest picture.
+
+    Raises InputError where the pictures differ in shape and not only in size.
+    """
     heights, widths = [p.shape[0] for p in rgba], [p.shape[1] for p in rgba]
     smallest = min(range(len(rgba)), key=widths.__getitem__)
     w, h = widths[smallest], heights[smallest]
     if len(set(zip(widths, heights, strict=True))) == 1:
-        return rgba, intrinsics
+        return rgba, lens_rows
     for file, width, height in zip(files, widths, heights, strict=True):
         if abs(height * w / width - h) > 1:
             raise InputError(
@@ -160,7 +162,7 @@ def _one_size(rgba: list[Tensor], intrinsics: Tensor, files: list[Path]) -> tupl
             )
     log.info("transforms: pictures of several sizes, all resized to the smallest, %dx%d", w, h)
     share = torch.tensor([[w / width, h / height] * 2 for width, height in zip(widths, heights, strict=True)])
-    return [images.resize(p, w, h) for p in rgba], intrinsics * share
+    return [images.resize(p, w, h) for p in rgba], lens_rows * share
 
 
 def _to_our_frame(views: ViewSet, model: CameraModel, assume: Assume) -> tuple[ViewSet, Placement]:
@@ -197,7 +199,7 @@ def _to_up(cameras: Cameras, up: str) -> Tensor:
     if float(mean.norm()) < 0.1:
         raise InputError("the cameras' up axes cancel out: give the world's up axis, z or y")
     axis = mean / mean.norm()
-    # Gram-Schmidt against the axis that is farthest from up; any yaw is as good as another.
+    # Gram-Schmidt with the axis that is farthest from up; the yaw is arbitrary.
     helper = torch.eye(3, dtype=torch.float64)[int(axis.abs().argmin())]
     right = torch.linalg.cross(axis, helper)
     right = right / right.norm()
