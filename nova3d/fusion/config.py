@@ -16,7 +16,7 @@ from nova3d.errors import InputError
 Weight = Any
 """A loss weight: a number, or a schedule [start, value, value, stop] over the share of the run."""
 
-CONFLICT_MODES = ("mlp", "closed_form", "trimmed", "none")
+CONFLICT_MODES = MLP, CLOSED_FORM, TRIMMED, NONE = ("mlp", "closed_form", "trimmed", "none")
 
 
 @dataclass

@@ -12,12 +12,10 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nova3d.fusion import texture
-from nova3d.fusion.config import CONFLICT_MODES
+from nova3d.fusion.config import CLOSED_FORM, MLP, TRIMMED
 from nova3d.fusion.losses import closed_form_conflict, colour_loss
 from nova3d.fusion.state import FusionState
 from nova3d.views import ViewSet
-
-MLP, CLOSED_FORM, TRIMMED, _ = CONFLICT_MODES
 
 _CHUNK = 1 << 16  # points at a time
 _WEISZFELD_STEPS = 3  # five to seven views see a point, and most of them agree

@@ -10,26 +10,32 @@ from scipy.sparse.csgraph import connected_components
 
 log = logging.getLogger(__name__)
 
-# Share of the budget to aim at, and eagerness on fast-simplification's scale of 0 (patient) to 10: patient passes may
-# stop short of their aim, and opening what a pass has pinched takes a few faces more.
+# Share of the budget to aim at, and aggressiveness on fast-simplification's scale of 0 to 10. Gentle passes may stop
+# short of their aim, and opening what a pass has pinched takes a few more faces.
 _TRIES = ((1.0, 5), (0.99, 7), (0.9, 8))
 
 
 def decimate(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
-    """About `faces` faces, by quadric error (Garland and Heckbert 1997); a closed manifold stays one.
+    """Decimate by quadric error (Garland and Heckbert 1997); a closed manifold stays one.
 
-    The collapses themselves may pinch the surface together where it is thin; `unpinch` opens it again. There are more
-    than `faces` only where that many handles need them.
+    Edge collapses may pinch the surface together where it is thin, and `unpinch` opens it again.
+
+    Args:
+        mesh: any triangle mesh.
+        faces: the budget.
+
+    Returns:
+        A mesh of about `faces` faces; of more only where that many handles need them, with a warning.
     """
     if len(mesh.faces) <= faces:
         return mesh
     closed = mesh.is_watertight and mesh.is_winding_consistent
-    for share, eagerness in _TRIES:
+    for share, aggressiveness in _TRIES:
         vertices, triangles = fast_simplification.simplify(
             np.asarray(mesh.vertices, dtype=np.float64),
             np.asarray(mesh.faces, dtype=np.int32),
             target_count=round(share * faces),
-            agg=eagerness,
+            agg=aggressiveness,
         )
         if closed:
             vertices, triangles = unpinch(vertices, triangles.astype(np.int64))
@@ -43,13 +49,23 @@ def decimate(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
 
 
 def unpinch(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A closed manifold from vertices [n,3] and faces [f,3] of a closed surface that touches itself.
+    """Make a closed manifold of a closed surface that touches itself; no vertex moves.
 
-    Closed means that each edge is walked as often one way as the other; edge collapses keep that. Where more than two
-    faces share an edge, those that bound the same wedge of air are made neighbours, which keeps the solid in one piece;
-    then each vertex is doubled for every fan of neighbours around it. Two pairs of neighbours may still share both
-    vertices of their edge: one pair gets a vertex of its own halfway. No position changes. Raises ValueError where
-    the surface is not closed.
+    Closed means that each edge is traversed as often one way as the other, which edge collapses preserve. Where more
+    than two faces share an edge, those that bound the same wedge of air become neighbours, which keeps the solid in
+    one piece. Then each vertex is doubled for every fan of neighbours around it. Two pairs of neighbours may still
+    share both vertices of their edge; one pair then gets a vertex of its own at the middle.
+
+    Args:
+        vertices: [n,3] float64.
+        faces: [f,3] int64.
+
+    Returns:
+        vertices: [m,3] float64.
+        faces: [g,3] int64.
+
+    Raises:
+        ValueError: where the surface is not closed.
     """
     faces = _without_fins(faces)
     while True:
@@ -88,7 +104,7 @@ def _without_fins(faces: np.ndarray) -> np.ndarray:
 
 
 def _neighbours(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """[2,e] the half-edges that walk up the vertices' numbers, and of each the neighbour, down the same edge."""
+    """[2,e] the half-edges from a lower to a higher vertex number, and the opposite half-edge of each."""
     corner = np.arange(3 * len(faces))
     start, end = faces.reshape(-1), faces.reshape(-1)[_next(corner)]
     up = start < end
@@ -107,7 +123,7 @@ def _neighbours(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _angles(vertices: np.ndarray, faces: np.ndarray, around: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Angles [n] at which the faces of half-edges [n] of one edge stand around it, seen along the way up."""
+    """Angles [n] of the faces of half-edges [n] around their common edge, seen from its lower vertex number."""
     ends = vertices[faces.reshape(-1)[[around[0], _next(around[:1])[0]]]]
     axis = (ends[1] - ends[0]) * (1 if up[around[0]] else -1)
     across = vertices[faces.reshape(-1)[_next(_next(around))]] - ends[0]
@@ -117,9 +133,9 @@ def _angles(vertices: np.ndarray, faces: np.ndarray, around: np.ndarray, up: np.
 
 
 def _across_air(around: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Pairs [n/2,2] of half-edges [n], sorted by angle: each that walks up, with the next one down, as brackets nest.
+    """Pairs [n/2,2] of half-edges [n] sorted by angle: each that goes up, with the next one down, as brackets nest.
 
-    The air is ahead of a face whose half-edge walks up, and behind one whose half-edge walks down.
+    The air is ahead of a face whose half-edge goes up, and behind one whose half-edge goes down.
     """
     waiting: list[int] = []
     pairs: dict[int, int] = {}

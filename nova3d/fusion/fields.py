@@ -1,6 +1,7 @@
 """The networks of a fit: SDF with features, view-independent colour, conflict field f_psi, sharpness of NeuS.
 
-Shapes: n points, g geometry features (the SDF included), c colour features, v views. Points are in the world frame.
+Shapes: n points, g geometry features (the SDF included), c colour features, v views. Points are in the
+world frame. Tensors are float32 unless said otherwise.
 """
 
 import math

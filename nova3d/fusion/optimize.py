@@ -1,7 +1,7 @@
 """The fit: a loop from views to trained fields and refined poses (paper III).
 
 Each step draws rays, renders them by the fields, weighs the losses of eq. 6 and updates fields and poses.
-Shapes: r rays, k samples per ray, m samples that are kept, n random points.
+Shapes: r rays, k samples per ray, m samples that are kept, n random points. Tensors are float32 unless said otherwise.
 """
 
 import logging
@@ -18,15 +18,13 @@ from torch import Tensor
 from nova3d.errors import InputError
 from nova3d.fusion import losses
 from nova3d.fusion.checkpoint import Snapshot
-from nova3d.fusion.config import CONFLICT_MODES, FusionConfig
+from nova3d.fusion.config import CLOSED_FORM, MLP, NONE, TRIMMED, FusionConfig
 from nova3d.fusion.rays import RayBatch, accumulate, composite, importance_sample, sample_weights
 from nova3d.fusion.state import FusionState, fit_to_hull, initial_state
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
-
-MLP, CLOSED_FORM, TRIMMED, NONE = CONFLICT_MODES
 
 _LOG_EVERY = 10  # steps between two readings of the losses, each of which waits for the device
 _SNAPSHOT_EVERY = 50  # steps between two snapshots in memory
@@ -91,7 +89,7 @@ def fit(
         progress(round(done * steps), steps, stage)
     state.lambda_0 = losses.conflict_penalty(1.0, state.mean_residual, config.conflict)
     if state.step < steps:
-        log.warning("the time budget ended the fit after %d of %d steps, with its schedule hurried", state.step, steps)
+        log.warning("the time budget ended the fit after %d of %d steps; its schedule was shortened", state.step, steps)
     return state
 
 

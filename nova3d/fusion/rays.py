@@ -1,7 +1,8 @@
 """Rays: drawn from pixels, marched through occupied space, sampled near the surface and rendered as NeuS does.
 
 Axis letters: r rays, k samples of a ray, m samples of all rays that are kept, p marching steps. All points and
-directions are in the world frame, distances in world units along unit directions.
+directions are in the world frame, distances in world units along unit directions. Tensors are float32 unless said
+otherwise.
 """
 
 import importlib
