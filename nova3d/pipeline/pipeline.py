@@ -224,8 +224,8 @@ class Nova3DPipeline(DiffusionPipeline):
                 high at the last. "constant": high at all views.
             solver: "euler" or "heun". None: the model's own.
             noise_aug_strength: standard deviation of the noise that is added to the condition picture in [-1,1].
-            generator: draws the noise of all pictures, or a sequence of b generators, one per picture. A CPU generator
-                gives the same noise on every device.
+            generator: draws the pixel noise of all pictures, then the latent noise of all; or a sequence of b
+                generators, one per picture. A CPU generator gives the same noise on every device.
             seed: instead of `generator`: an integer, from which picture i takes seed + i, or a sequence of b integers.
                 None: 0. With seeds a batch gives what single calls give.
             latents: float [b,t,v,4,h,w], or [t,v,4,h,w] for one picture: standard normal noise to start from instead
@@ -289,8 +289,7 @@ class Nova3DPipeline(DiffusionPipeline):
             decoded = self.decode_latents(x)
             kept = pictures if keep_input else [None] * len(given)
             views = [to_views(d, self.cameras, k) for d, k in zip(decoded, kept, strict=True)]
-            result = postprocess(views, output_type)
-            result.task_iou = torch.stack([outline_agreement(pair) for pair in decoded])
+            result = postprocess(views, output_type, torch.stack([outline_agreement(pair) for pair in decoded]))
         self.maybe_free_model_hooks()
         return result if return_dict else result.to_tuple()
 
@@ -609,12 +608,12 @@ def outline_agreement(decoded: Tensor) -> Tensor:
     return task_iou((rgb + 1) / 2, vectors)
 
 
-def postprocess(views: list[ViewSet], output_type: OutputType) -> Nova3DOutput:
-    """View sets in the form asked for; see Nova3DOutput."""
+def postprocess(views: list[ViewSet], output_type: OutputType, task_iou: Tensor) -> Nova3DOutput:
+    """View sets in the form asked for, and their task_iou [b,v]; see Nova3DOutput."""
     if output_type == "views":
-        return Nova3DOutput(views=views)
+        return Nova3DOutput(views=views, task_iou=task_iou)
     rgb, normal = torch.stack([v.rgb for v in views]), torch.stack([(v.normals + 1) / 2 for v in views])
-    return Nova3DOutput(rgb=_in_form(rgb, output_type), normals=_in_form(normal, output_type))
+    return Nova3DOutput(rgb=_in_form(rgb, output_type), normals=_in_form(normal, output_type), task_iou=task_iou)
 
 
 def _in_form(frames: Tensor, output_type: OutputType) -> Any:
