@@ -51,8 +51,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     options = arguments.parse_intermixed_args(argv)
 
     from nova3d import layouts
-    from nova3d.evaluation import Protocol, Table
-    from nova3d.evaluation.cache import score_folders
+    from nova3d.evaluation import Protocol, Table, score
     from nova3d.evaluation.comparison import compare
     from nova3d.evaluation.published import Published
     from nova3d.evaluation.tables import hardware
@@ -71,16 +70,16 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     quoted = Published.load(find("eval/published", "config")).of(*protocol.kinds) if options.published else None
     writable_folder(options.out)
     with common.progress_bar("scoring") as progress:
-        table = score_folders(
+        table = score(
             options.predictions,
             options.references,
             protocol,
-            options.out / "objects",
             layout=options.layout,
             assume=assume,
             weights=dict(text.split("=", 1) for text in options.weights),
             device=common.pick_device(options.device),
             workers=options.workers,
+            cache=options.out / "objects",
             progress=progress,
         )
     facts = {"commit": provenance.commit(), "hardware": hardware()}

@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from nova3d.cli import common
@@ -75,12 +74,11 @@ def ablate(argv: Sequence[str] | None = None) -> None:
 
 
 def _attention(options: Namespace) -> None:
-    from nova3d.experiments.attention import AttentionConfig, attention_suite
+    from nova3d.experiments.attention import AttentionConfig, attention_suite, select_arms
 
     flags = {"held_out": options.objects, "out": options.out, "names": common.yaml_list(options.names or None)}
     settings = common.load_config(AttentionConfig, "ablation", options, flags)
-    arms = _chosen("arm", options.arms, list(settings.arms))
-    settings = replace(settings, arms={arm: settings.arms[arm] for arm in arms})
+    settings = select_arms(settings, _chosen("arm", options.arms, list(select_arms(settings).arms)))
     device = common.pick_device(options.device)
     with common.progress_bar("attention suite") as bar:
         report, path = attention_suite(settings, device, options.workers, options.retry, bar)

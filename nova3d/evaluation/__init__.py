@@ -1,4 +1,4 @@
-"""Evaluation: metrics on views and meshes, protocols, floors and tables. It knows nothing of how anything was made.
+"""Evaluation of views and meshes under protocols; it knows nothing of how anything was made.
 
 docs/evaluation.md describes the protocols one by one.
 """
@@ -7,7 +7,7 @@ from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.mesh_metrics import chamfer, f_score, load_mesh, normal_consistency, read_surface, volume_iou
 from nova3d.evaluation.protocols import Protocol
 from nova3d.evaluation.published import Published
-from nova3d.evaluation.scorer import score
+from nova3d.evaluation.scorer import score, score_methods
 from nova3d.evaluation.tables import Table
 from nova3d.metrics import (
     foreground_psnr,
@@ -15,6 +15,7 @@ from nova3d.metrics import (
     mask_iou,
     normal_angle,
     psnr,
+    psnr_union,
     registered_psnr,
     ssim,
     task_iou,
@@ -39,9 +40,11 @@ __all__ = [
     "normal_angle",
     "normal_consistency",
     "psnr",
+    "psnr_union",
     "read_surface",
     "registered_psnr",
     "score",
+    "score_methods",
     "ssim",
     "task_iou",
     "volume_iou",

@@ -1,8 +1,8 @@
-"""What one scores without any model: the lines every result must be read against.
+"""Baselines without any model, which every result must be read against.
 
-A method that does not beat these has learnt nothing about the hidden side; PSNR on white backgrounds rewards a right
-silhouette far more than a right texture, which the oracle lines show. An oracle knows something of the reference that
-no method is given, and bounds what that knowledge alone is worth.
+A method that does not beat them has learnt nothing about the hidden side. An oracle baseline knows something of the
+reference that no method is given, and bounds what that knowledge alone is worth. PSNR on white backgrounds rewards a
+right silhouette far more than a right texture, as the silhouette oracle shows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +21,12 @@ from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
 
+VERSION = 1  # raise it whenever a baseline's pictures or meshes change; kept baseline scores are then measured anew
 COPY = "copy of the input view (scored on the others)"
 
 
 def all_white(ref: ViewSet) -> ViewSet:
-    """Nothing at all: white pictures, empty masks, no normals."""
+    """White pictures, empty masks and no normals, from the reference's cameras."""
     return ViewSet(torch.ones_like(ref.rgb), torch.zeros_like(ref.normals), torch.zeros_like(ref.mask), ref.cameras)
 
 
@@ -68,10 +69,16 @@ def shifted(ref: ViewSet, pixels: int) -> ViewSet:
     return replace(ref, rgb=move(ref.rgb, 1.0), normals=move(ref.normals, 0.0), mask=mask)
 
 
-def view_floors(ref: ViewSet, shifts: Sequence[int], hull_cells: int) -> Iterator[tuple[str, ViewSet]]:
-    """Name and views of every floor of a set of reference views; without hulls where hull_cells is 0.
+def view_baselines(ref: ViewSet, shifts: Sequence[int], hull_cells: int) -> Iterator[tuple[str, ViewSet]]:
+    """The baselines of a set of reference views.
 
-    View 0 of COPY equals the reference: it is to be left out, for 100 dB there would say nothing of a floor.
+    Args:
+        ref: the reference views.
+        shifts: pixels, of the baselines "true views, n px off".
+        hull_cells: cells of the visual hulls along a side; 0 leaves the hulls out.
+
+    Yields:
+        Name and views. View 0 of COPY equals the reference and must not be scored: its 100 dB would hide the others.
     """
     yield "all-white image", all_white(ref)
     yield COPY, input_copy(ref)
@@ -84,11 +91,16 @@ def view_floors(ref: ViewSet, shifts: Sequence[int], hull_cells: int) -> Iterato
         yield f"true views, {pixels} px off", shifted(ref, pixels)
 
 
-def mesh_floors(ref: trimesh.Trimesh, hull_cells: int) -> Iterator[tuple[str, trimesh.Trimesh]]:
-    """Name and mesh of every floor of a reference mesh in the unit frame.
+def mesh_baselines(ref: trimesh.Trimesh, hull_cells: int) -> Iterator[tuple[str, trimesh.Trimesh]]:
+    """The baselines of a reference mesh in the unit frame.
 
-    The hulls are those of the silhouettes in 16 orthographic views at elevation 0, and of the first alone; without
-    them where hull_cells is 0.
+    Args:
+        ref: the reference mesh.
+        hull_cells: cells of the visual hulls along a side; 0 leaves the hulls out. They are carved by the silhouettes
+            of 16 orthographic views at elevation 0, and by the first alone.
+
+    Yields:
+        Name and mesh.
     """
     yield "bounding box", trimesh.creation.box(bounds=ref.bounds)
     if hull_cells:
@@ -103,5 +115,5 @@ def mesh_floors(ref: trimesh.Trimesh, hull_cells: int) -> Iterator[tuple[str, tr
 
 
 def speck() -> trimesh.Trimesh:
-    """As good as nothing: a cube of side 1/1000 at the centre of the unit frame."""
+    """A cube of side 1/1000 at the centre of the unit frame, which stands for a missing mesh."""
     return trimesh.creation.box([1e-3] * 3)

@@ -11,9 +11,10 @@ from typing import Any
 
 from nova3d.errors import InputError
 from nova3d.evaluation import statistics
-from nova3d.evaluation.formats import Grid, Line, decimals_for, header, number, plain, style
+from nova3d.evaluation.formats import TextRow, TextTable, decimals_for, header, number, plain, style
 from nova3d.evaluation.statistics import Paired, Verdict
 from nova3d.evaluation.tables import Table, interval_text
+from nova3d.utils.files import write_text
 
 _COLUMNS = (
     "metric, method",
@@ -97,9 +98,8 @@ class Comparison:
         texts = {"md": self.markdown(), "tex": self.latex(), "csv": self.csv()}
         texts["json"] = json.dumps(self.to_dict() | {"record": dict(record)}, indent=1, allow_nan=False)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             for suffix, text in texts.items():
-                (folder / f"comparison.{suffix}").write_text(text, encoding="utf-8")
+                write_text(folder / f"comparison.{suffix}", text)
         except OSError as error:
             raise InputError(f"cannot write the comparison to '{folder}': {error.strerror or error}") from error
         return folder
@@ -125,14 +125,14 @@ class Comparison:
             "verdict": row.verdict,
         }
 
-    def _grid(self) -> Grid:
+    def _grid(self) -> TextTable:
         metrics = dict.fromkeys(row.metric for row in self.rows)
         blocks = tuple(tuple(_line(row) for row in self.rows if row.metric == metric) for metric in metrics)
         facts = {"protocol": f"{self.protocol} ({self.protocol_hash})", "baseline": self.baseline}
         for method, said in self.facts.items():
             facts[f"method {method}"] = ", ".join(f"{name} {value}" for name, value in said.items())
         columns = tuple(name.replace("95", f"{100 * self.confidence:g}") for name in _COLUMNS)
-        return Grid(facts, columns, blocks, tuple(self._notes()))
+        return TextTable(facts, columns, blocks, tuple(self._notes()))
 
     def _notes(self) -> list[str]:
         family, alpha = len(self.rows), 1 - self.confidence
@@ -230,10 +230,10 @@ def _verdict(result: Paired, p_holm: float, lower_is_better: bool) -> Verdict:
     return statistics.verdict(result.interval, lower_is_better)
 
 
-def _line(row: Compared) -> Line:
+def _line(row: Compared) -> TextRow:
     found, least = row.result, style(row.metric).decimals
     decimals = decimals_for((found.interval.high - found.interval.low) / 2, least)
-    return Line(
+    return TextRow(
         f"{header(row.metric)}, {row.method}",
         (
             str(found.n),

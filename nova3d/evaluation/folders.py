@@ -1,4 +1,4 @@
-"""What lies in a folder of objects, whoever wrote it: DIR/<object>/ with views, a mesh or both, or DIR/<object>.glb."""
+"""A folder of objects, whoever wrote it: DIR/<object>/ with views, a mesh or both, or DIR/<object>.glb."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,23 +14,22 @@ _PICTURES = (".png", ".webp", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
-class Submission:
-    """One method's folder, or the references'.
-
-    layout: of the views (`nova3d.layouts`); "auto" tells it from the files, and takes numbered pictures without any
-    cameras to be of the protocol's rig. assume: what that layout does not say.
-    """
+class ObjectFolder:
+    """One method's folder, or the references'."""
 
     root: Path
     layout: str = "auto"
+    """Of the views (`nova3d.layouts`). "auto" tells it from the files, and takes numbered pictures without cameras to
+    be of the protocol's rig."""
     assume: layouts.Assume = field(default_factory=layouts.Assume)
+    """What that layout does not say."""
 
     @staticmethod
-    def at(path: str | Path, role: str, layout: str = "auto", assume: layouts.Assume | None = None) -> "Submission":
-        """Raises InputError where there is no such folder."""
+    def open(path: str | Path, role: str, layout: str = "auto", assume: layouts.Assume | None = None) -> "ObjectFolder":
+        """An existing folder; raises InputError that names `role` where there is none."""
         if not Path(path).is_dir():
             raise InputError(f"{role} folder '{path}' does not exist")
-        return Submission(Path(path), layout, assume or layouts.Assume())
+        return ObjectFolder(Path(path), layout, assume or layouts.Assume())
 
     def objects(self, kinds: tuple[str, ...], rules: ViewRules) -> list[str]:
         """The names, sorted, of all objects with something of `kinds`."""
@@ -42,7 +41,7 @@ class Submission:
         return bool(self._layout_of(name, rules)) if kind == "views" else self._mesh(name) is not None
 
     def views(self, name: str, rules: ViewRules) -> ViewSet:
-        """Raises InputError where the object has no views or they cannot be read."""
+        """The object's views; raises InputError where it has none or they cannot be read."""
         layout = self._layout_of(name, rules)
         if not layout:
             raise InputError(f"'{self.root}' lacks {_NEEDS['views']} of {name}")
@@ -77,7 +76,7 @@ class Submission:
 
 
 def common_kinds(
-    predictions: Submission, references: Submission, objects: list[str], kinds: tuple[str, ...], rules: ViewRules
+    predictions: ObjectFolder, references: ObjectFolder, objects: list[str], kinds: tuple[str, ...], rules: ViewRules
 ) -> tuple[list[str], list[str]]:
     """Which of `kinds` are scored, and a line on each that is not.
 

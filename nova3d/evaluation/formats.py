@@ -1,4 +1,4 @@
-"""How numbers and tables are written: a metric's direction, unit and decimals; a grid as Markdown and as LaTeX."""
+"""Printing of metrics: their direction, unit and decimals, in tables of Markdown and LaTeX."""
 
 import math
 import re
@@ -6,17 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nova3d.metrics.registry import VIEW_METRICS, Style
+
 NOT_STATED = "not stated"
 CARRIED = ("commit", "weights", "seeds", "hardware")  # what every table says, if only that it is not stated
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a metric reads: which way is better, its unit ("" where it has none or its name says it), its decimals."""
-
-    lower_is_better: bool = False
-    unit: str = ""
-    decimals: int = 3
 
 
 # The first pattern found in a metric's name counts. A side is the longest of the reference's bounding box.
@@ -32,8 +25,9 @@ _STYLES = (
 
 
 def style(metric: str) -> Style:
-    """The style that a metric's name implies; higher is better and three decimals where it implies none."""
-    return next((found for pattern, found in _STYLES if pattern.search(metric)), Style())
+    """The style that a metric declares, else the one that its name implies, else higher is better, three decimals."""
+    declared = VIEW_METRICS[metric].style if metric in VIEW_METRICS else None
+    return declared or next((found for pattern, found in _STYLES if pattern.search(metric)), Style())
 
 
 def header(metric: str) -> str:
@@ -79,21 +73,24 @@ def stated(facts: Mapping[str, str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One row: its name, its cells ("-" for none), and how it stands out: bold throughout, or its name in italics."""
+class TextRow:
+    """One row of a TextTable."""
 
     name: str
     cells: tuple[str, ...]
+    """"-" for none."""
     mark: Literal["", "bold", "italic"] = ""
+    """Bold throughout, or the name alone in italics."""
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table as text: facts above, columns (the first is the names'), blocks of lines, notes below."""
+class TextTable:
+    """A table of text: facts above, blocks of rows, notes below."""
 
     facts: Mapping[str, str]
     columns: tuple[str, ...]
-    blocks: tuple[tuple[Line, ...], ...]
+    """The headers; the first is that of the rows' names."""
+    blocks: tuple[tuple[TextRow, ...], ...]
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:

@@ -1,8 +1,8 @@
 """Metrics on meshes, in the reference's own frame: nothing here searches for a rotation, scale or shift.
 
-Both meshes are moved by the ONE similarity that centres the reference's bounding box and makes its longest side 1,
-so distances are shares of that side, and a prediction of the wrong size, place or handedness scores what it deserves.
-What `alignment` finds is applied before, and said in the column's name.
+Both meshes are moved by the one similarity that centres the reference's bounding box and makes its longest side 1.
+So distances are fractions of that side, and a wrong size, place or handedness of the prediction counts. An alignment
+(`mesh_scores.align`) is applied before, and named by the column.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from nova3d.cameras import Cameras, preset
 from nova3d.errors import InputError
+from nova3d.rendering.meshes import from_trimesh
+from nova3d.rendering.raster import rasterize
 
 Floats = NDArray[np.float64]
 _POINTS_AT_ONCE = 2_000_000
@@ -25,6 +28,18 @@ _LEAF = 64  # points
 # The lattice's covering radius is at most edge / sqrt(3) < 1/2 voxel. A step between face neighbours' centres that
 # crosses the surface then always has a sample in one of the two voxels, so no 6-connected path slips through.
 _LATTICE_EDGE = 0.8  # voxels
+VOXEL = 0.01  # side of the cells in which visible points are averaged
+SDF_RESOLUTION = 64  # over [-1,1]^3, so an object of longest side 1 covers 32
+
+# Raise a version whenever the metric gives another value for the same meshes. Kept scores are then measured anew, and
+# the hash of every protocol that uses the metric changes. tests/evaluation/test_versions.py pins values by version.
+VERSIONS = {
+    "area": 1,  # Chamfer distance, F-score and normal consistency of area-weighted points
+    "visible16": 1,  # Chamfer distance of the points that 16 cameras see
+    "flood": 1,  # iou<R>_flood
+    "mesh2sdf": 1,  # iou64_mesh2sdf
+    "watertight": 1,
+}
 
 
 def read_surface(path: str | Path) -> trimesh.Trimesh:
@@ -237,6 +252,75 @@ def solid_voxels(mesh: trimesh.Trimesh, low: Floats, high: Floats, pitch: float)
         surface[i, j, k] = True
     regions, _ = ndimage.label(~surface)
     return regions != regions[0, 0, 0]
+
+
+# SyncDreamer's two metrics, as its eval_mesh.py defines them (Liu et al., ICLR 2024). The reference's box is centred
+# and its longest side 1; the prediction is taken as it is. Frame and cameras are `syncdreamer16` (elevation 30), the
+# reference's input view at azimuth 0. Two things differ from that script. Its reference depths come from Blender's
+# 16-bit files, ours from drawing the reference like the prediction. Its depths are interpolated linearly on the screen,
+# ours correctly in perspective (a difference below 1e-3 for faces of a few pixels).
+
+
+class PackageUnavailable(InputError):
+    """A package that defines a metric is not installed; the metric is then not computed."""
+
+
+def visible_points(mesh: trimesh.Trimesh, size: int = 256) -> Floats:
+    """[n,3] points of the mesh that the 16 cameras see, one per pixel, averaged in voxels of 0.01.
+
+    Depth maps of size x size with one sample at each pixel's centre; pixel (i, j) is un-projected at (i, j), half a
+    pixel beside where it was drawn, as the original does for both sides. Raises InputError where no camera sees any.
+    """
+    cameras = preset("syncdreamer16", size)
+    bare = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    depth = rasterize(from_trimesh([bare]), cameras, supersample=1, light="flat").depth
+    return voxel_means(unproject(depth, cameras), VOXEL)
+
+
+def unproject(depth: torch.Tensor, cameras: Cameras) -> Floats:
+    """World points [n,3] of the pixels of perspective depth maps [v,h,w] that are not 0, at integer coordinates."""
+    view, row, column = (axis.numpy() for axis in torch.nonzero(depth, as_tuple=True))
+    z = depth.numpy()[view, row, column].astype(np.float64)
+    focal_x, focal_y, centre_x, centre_y = cameras.intrinsics.double().numpy()[view].T
+    local = np.stack([(column - centre_x) / focal_x * z, -(row - centre_y) / focal_y * z, -z], axis=1)
+    c2w = cameras.c2w.double().numpy()[view]
+    return np.einsum("nij,nj->ni", c2w[:, :3, :3], local) + c2w[:, :3, 3]
+
+
+def voxel_means(points: Floats, side: float) -> Floats:
+    """The mean [m,3] of the points [n,3] in each voxel; voxels start half a side below the least coordinates.
+
+    That start is Open3D's voxel_down_sample, which the original calls.
+    """
+    cells = np.floor((points - (points.min(axis=0) - side / 2)) / side).astype(np.int64)
+    _, cell, count = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(cell.ravel(), weights=axis) for axis in points.T], axis=1)
+    return sums / count[:, None]
+
+
+def visible_chamfer(pred: Floats, ref: Floats) -> float:
+    """Mean of the two directed mean distances between visible points [n,3] and [m,3], Euclidean, not squared."""
+    return float(nearest(pred, ref)[0].mean() + nearest(ref, pred)[0].mean()) / 2
+
+
+def mesh2sdf_solid(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
+    """[64,64,64] occupancy of [-1,1]^3: where mesh2sdf's signed distance is negative, with fix=False.
+
+    The sign is only right for closed meshes: read it beside `iou<R>_flood` and `watertight`.
+    Raises PackageUnavailable where mesh2sdf is not installed.
+    """
+    try:
+        import mesh2sdf
+    except ImportError as error:
+        raise PackageUnavailable("mesh2sdf is not installed: pip install mesh2sdf") from error
+    vertices, faces = np.ascontiguousarray(mesh.vertices), np.ascontiguousarray(mesh.faces)
+    return np.asarray(mesh2sdf.compute(vertices, faces, SDF_RESOLUTION, fix=False, return_mesh=False)) < 0
+
+
+def mesh2sdf_iou(pred: trimesh.Trimesh, ref: trimesh.Trimesh) -> float:
+    """Intersection over union of `mesh2sdf_solid` of both; 0 where neither has an inside. Raises PackageUnavailable."""
+    a, b = mesh2sdf_solid(pred), mesh2sdf_solid(ref)
+    return float((a & b).sum() / max(int((a | b).sum()), 1))
 
 
 def _lattice(triangles: Floats, edge: float) -> Iterator[Floats]:

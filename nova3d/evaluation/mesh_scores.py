@@ -1,65 +1,113 @@
-"""From two meshes to a row: one group of columns per alignment, every choice in the column's name."""
+"""Scores of meshes: a group of columns per alignment, every choice in the column's name.
+
+Aligning forgives what a user would see, such as a wrong size or a turned object. So an aligned score never stands
+alone: tables print it beside the one in the known frame. No alignment mirrors, so a mirrored mesh stays wrong.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
-from nova3d.evaluation import mesh_metrics as meshes
-from nova3d.evaluation import mesh_sync
-from nova3d.evaluation.alignment import align
-from nova3d.evaluation.protocols import MeshRules
+from nova3d.errors import InputError
+from nova3d.evaluation import baselines
+from nova3d.evaluation import mesh_metrics as metrics
+from nova3d.evaluation.folders import ObjectFolder
+from nova3d.evaluation.protocols import ALIGNMENTS, MeshRules, Protocol
 
 Floats = NDArray[np.float64]
+Row = dict[str, float]
 
+YAW_STEP_DEG = 15.0
+_SAMPLES = 4000  # points of each mesh for the search; what is found is applied to the mesh itself
+_ICP_STEPS = 50
+_ICP_SETTLED = 1e-7  # longest sides; the change of the mean distance at which ICP stops
 _MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])  # left and right as the input camera sees them
 _SAME = 1e-9  # longest sides; an alignment that differs by less from another scores what that one does
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A reference mesh and what is measured on it once for all predictions, in the unit frame.
+class MeshScorer:
+    """Scores the predicted mesh of one object; the reference is read once.
 
-    transform: [4,4] from the file's frame to the unit frame. surface: its samples; visible: [n,3] its visible points;
-    either is None where the rules do not ask for it.
+    Raises InputError where the reference is missing or has no surface.
     """
+
+    def __init__(self, name: str, references: ObjectFolder, protocol: Protocol):
+        self.name, self.rules, self.seed = name, protocol.meshes, protocol.seed
+        self.missing: dict[str, str] = {}
+        self.hull_cells = protocol.hull_cells
+        self.ref = MeshReference.prepare(metrics.read_surface(references.mesh(name)), self.rules, self.seed)
+
+    def score(self, prediction: ObjectFolder) -> Row:
+        """Column -> value; raises InputError where the prediction is missing or unusable."""
+        row, missing = score_meshes(metrics.read_surface(prediction.mesh(self.name)), self.ref, self.rules, self.seed)
+        self.missing |= missing
+        return row
+
+    def score_failure(self) -> Row:
+        """The row of a failed prediction: a tiny cube."""
+        return score_unit(baselines.speck(), self.ref, self.rules, self.seed)[0]
+
+    def score_baselines(self) -> Iterator[tuple[str, Row]]:
+        """Name and row of every baseline."""
+        for label, mesh in baselines.mesh_baselines(self.ref.mesh, self.hull_cells):
+            yield label, score_unit(mesh, self.ref, self.rules, self.seed)[0]
+
+
+@dataclass(frozen=True)
+class MeshReference:
+    """A reference mesh in the unit frame (box centred, longest side 1), measured once for all predictions."""
 
     mesh: trimesh.Trimesh
     transform: Floats
-    surface: meshes.Surface | None
+    """[4,4] from the file's frame to the unit frame."""
+    surface: metrics.Surface | None
+    """Area-weighted samples; None where the rules do not ask for them."""
     visible: Floats | None
+    """[n,3] the points that 16 cameras see; None where the rules do not ask for them."""
 
     @staticmethod
-    def of(mesh: trimesh.Trimesh, rules: MeshRules, seed: int) -> "Reference":
-        """Raises InputError where the mesh has no surface."""
-        transform = meshes.to_unit(mesh)
-        unit = meshes.moved(mesh, transform)
+    def prepare(mesh: trimesh.Trimesh, rules: MeshRules, seed: int) -> "MeshReference":
+        """Measure a mesh in its file's frame as the rules ask; raises InputError where it has no surface."""
+        transform = metrics.to_unit(mesh)
+        unit = metrics.moved(mesh, transform)
         area, visible = ("area" in rules.points or rules.mirror_margin), "visible16" in rules.points
-        surface = meshes.sample_surface(unit, rules.surface_samples, seed + 1).in_z_order() if area else None
-        return Reference(unit, transform, surface, mesh_sync.visible_points(unit) if visible else None)
+        surface = metrics.sample_surface(unit, rules.surface_samples, seed + 1).in_z_order() if area else None
+        return MeshReference(unit, transform, surface, metrics.visible_points(unit) if visible else None)
 
 
 def score_meshes(
-    pred: trimesh.Trimesh, ref: Reference, rules: MeshRules, seed: int = 0
+    pred: trimesh.Trimesh, ref: MeshReference, rules: MeshRules, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Column -> value for one object, and column -> reason for what could not be computed (nan in the row).
+    """Score the mesh of one object.
 
-    The known frame's columns bear the metric's name alone, those of an alignment end in its name. `watertight` is 1 or
-    0 for the prediction, to read the IoU by. Raises InputError where the prediction has no surface.
+    Args:
+        pred: the predicted mesh, in the frame that `rules.frame` names.
+        ref: the reference.
+        rules: which alignments, points and metrics.
+        seed: of the surface samples.
+
+    Returns:
+        Column -> value, and column -> reason for what could not be computed (nan among the values). The known frame's
+        columns bear the metric's name alone, those of an alignment end in its name. `watertight` is 1 or 0 for the
+        prediction; read the IoU beside it.
+
+    Raises:
+        InputError: where the prediction has no surface.
     """
-    return score_unit(meshes.moved(pred, ref.transform) if rules.frame == "shared" else pred, ref, rules, seed)
+    return score_unit(metrics.moved(pred, ref.transform) if rules.frame == "shared" else pred, ref, rules, seed)
 
 
 def score_unit(
-    pred: trimesh.Trimesh, ref: Reference, rules: MeshRules, seed: int = 0
+    pred: trimesh.Trimesh, ref: MeshReference, rules: MeshRules, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, str]]:
     """`score_meshes` of a prediction that is in the unit frame."""
     surface = None
     if ref.surface is not None:
-        surface = meshes.sample_surface(pred, rules.surface_samples, seed).in_z_order()
+        surface = metrics.sample_surface(pred, rules.surface_samples, seed).in_z_order()
     row: dict[str, float] = {}
     missing: dict[str, str] = {}
     scored: list[tuple[Floats, dict[str, float], dict[str, str]]] = []
@@ -73,41 +121,116 @@ def score_unit(
         missing |= {f"{column}{ending}": reason for column, reason in found[2].items()}
     if rules.mirror_margin and surface is not None and ref.surface is not None:
         own = row.get(_chamfer_column(rules))
-        own = meshes.match_points(surface, ref.surface).chamfer() if own is None else own
-        row["mirror_margin"] = meshes.match_points(surface.moved(_MIRROR), ref.surface).chamfer() - own
-    row["watertight"] = float(meshes.is_closed(pred))
+        own = metrics.match_points(surface, ref.surface).chamfer() if own is None else own
+        row["mirror_margin"] = metrics.match_points(surface.moved(_MIRROR), ref.surface).chamfer() - own
+    row["watertight"] = float(metrics.is_closed(pred))
     return row, missing
 
 
 def _placed(
-    pred: trimesh.Trimesh, surface: meshes.Surface | None, transform: Floats, ref: Reference, rules: MeshRules
+    pred: trimesh.Trimesh, surface: metrics.Surface | None, transform: Floats, ref: MeshReference, rules: MeshRules
 ) -> tuple[dict[str, float], dict[str, str]]:
     """The columns of one alignment without its ending, and why some could not be computed."""
     row: dict[str, float] = {}
     missing: dict[str, str] = {}
-    placed = meshes.moved(pred, transform)
+    placed = metrics.moved(pred, transform)
     if "area" in rules.points and surface is not None and ref.surface is not None:
-        matched = meshes.match_points(surface.moved(transform), ref.surface)
+        matched = metrics.match_points(surface.moved(transform), ref.surface)
         row[_chamfer_column(rules)] = matched.chamfer()
         row |= {f"f_score_{limit:g}": matched.f_score(limit) for limit in rules.f_score_thresholds}
         row["normal_consistency"] = matched.normal_consistency()
     if ref.visible is not None:
-        row["cd_l2_visible16_v001"] = mesh_sync.visible_chamfer(mesh_sync.visible_points(placed), ref.visible)
+        row["cd_l2_visible16_v001"] = metrics.visible_chamfer(metrics.visible_points(placed), ref.visible)
     for iou in rules.ious:
         try:
             row[iou] = _iou(iou)(placed, ref.mesh)
-        except mesh_sync.NotInstalled as error:
+        except metrics.PackageUnavailable as error:
             row[iou], missing[iou] = math.nan, str(error)
     return row, missing
 
 
 def _iou(name: str) -> Callable[[trimesh.Trimesh, trimesh.Trimesh], float]:
     if name == "iou64_mesh2sdf":
-        return mesh_sync.mesh2sdf_iou
+        return metrics.mesh2sdf_iou
     resolution = int(name.removeprefix("iou").removesuffix("_flood"))
-    return lambda pred, ref: meshes.volume_iou(pred, ref, resolution)
+    return lambda pred, ref: metrics.volume_iou(pred, ref, resolution)
 
 
 def _chamfer_column(rules: MeshRules) -> str:
     samples = rules.surface_samples
     return f"cd_l2_area{samples // 1000}k" if samples % 1000 == 0 else f"cd_l2_area{samples}"
+
+
+def align(pred: trimesh.Trimesh, ref: trimesh.Trimesh, wanted: Sequence[str], seed: int = 0) -> dict[str, Floats]:
+    """Align a prediction to its reference.
+
+    Args:
+        pred: the predicted mesh.
+        ref: the reference in the unit frame (box centred, longest side 1), in which all is measured.
+        wanted: names of protocols.ALIGNMENTS.
+            known: no change.
+            bbox: the prediction's own box is centred and scaled to longest side 1.
+            bbox_yaw: it is turned about +Y, then boxed likewise; the multiple of 15 degrees with the least two-way
+                distance is taken.
+            bbox_yaw_icp: rigid ICP from there. bbox_yaw_icp_scale: ICP with scale.
+        seed: of the surface samples.
+
+    Returns:
+        Name -> similarity [4,4] to apply to `pred`.
+
+    Raises:
+        InputError: for another name, or a mesh without surface.
+    """
+    if unknown := [name for name in wanted if name not in ALIGNMENTS]:
+        raise InputError(f"alignment '{unknown[0]}' is not one of {', '.join(ALIGNMENTS)}")
+    found = {"known": np.eye(4)}
+    if any(name != "known" for name in wanted):
+        found["bbox"] = metrics.to_unit(pred)
+    if any(name.startswith("bbox_yaw") for name in wanted):
+        points = metrics.sample_surface(pred, _SAMPLES, seed).in_z_order().points
+        target = metrics.sample_surface(ref, _SAMPLES, seed + 1).in_z_order()
+        found["bbox_yaw"] = _best_yaw(pred, points, target)
+        for name, scale in (("bbox_yaw_icp", False), ("bbox_yaw_icp_scale", True)):
+            if name in wanted:
+                found[name] = icp(points, target, found["bbox_yaw"], scale)
+    return {name: found[name] for name in wanted}
+
+
+def icp(points: Floats, target: metrics.Surface, start: Floats, scale: bool) -> Floats:
+    """[4,4] similarity that brings `points` [n,3] to those of `target`, by iterative closest points from `start`.
+
+    Pairs are formed both ways, so that neither a part of the target nor, with `scale`, a shrunken prediction can win;
+    the least-squares motion of each step is trimesh's Procrustes, without reflection (Besl and McKay 1992).
+    """
+    transform, last = start, np.inf
+    for _ in range(_ICP_STEPS):
+        here = _apply(points, transform)
+        to_target, of_target = metrics.nearest(here, target.tree)
+        to_points, of_points = metrics.nearest(target.points, here)
+        mean = (to_target.mean() + to_points.mean()) / 2
+        if last - mean < _ICP_SETTLED:
+            break
+        last = mean
+        sources = np.concatenate([here, here[of_points]])
+        goals = np.concatenate([target.points[of_target], target.points])
+        step = trimesh.registration.procrustes(sources, goals, reflection=False, scale=scale, return_cost=False)
+        transform = np.asarray(step) @ transform
+    return transform
+
+
+def _best_yaw(pred: trimesh.Trimesh, points: Floats, target: metrics.Surface) -> Floats:
+    best, least = np.eye(4), np.inf
+    corners = pred.vertices[pred.referenced_vertices]
+    for angle in np.radians(np.arange(0, 360, YAW_STEP_DEG)):
+        turn = trimesh.transformations.rotation_matrix(angle, [0, 1, 0])
+        turned = _apply(corners, turn)
+        transform = metrics.box_to_unit(turned.min(axis=0), turned.max(axis=0)) @ turn
+        here = _apply(points, transform)
+        distance = metrics.nearest(here, target.tree)[0].mean() + metrics.nearest(target.points, here)[0].mean()
+        if distance < least:
+            best, least = transform, distance
+    return best
+
+
+def _apply(points: Floats, transform: Floats) -> Floats:
+    return points @ transform[:3, :3].T + transform[:3, 3]

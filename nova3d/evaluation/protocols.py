@@ -5,9 +5,12 @@ from dataclasses import asdict, dataclass, field
 
 from nova3d.cameras import preset
 from nova3d.errors import InputError
+from nova3d.evaluation.mesh_metrics import VERSIONS
+from nova3d.metrics.registry import VIEW_METRICS, with_companions
 from nova3d.utils.provenance import hash_json
 
-METRICS_VERSION = 2  # part of every hash: raise it whenever a metric's or a floor's definition changes
+# Part of every hash: raise it when a choice that all protocols share changes. A metric has a version of its own.
+METRICS_VERSION = 2
 
 KINDS = ("views", "meshes", "textures")
 FAILURES = ("refuse", "score")
@@ -15,46 +18,28 @@ EDGES = ("blended", "hard")
 FRAMES = ("shared", "unit")
 POINTS = ("area", "visible16")
 ALIGNMENTS = ("known", "bbox", "bbox_yaw", "bbox_yaw_icp", "bbox_yaw_icp_scale")
-IMAGE_METRICS = (
-    "psnr",
-    "psnr_u8",
-    "psnr_foreground",
-    "psnr_registered4",
-    "ssim",
-    "ssim_foreground",
-    "ssim_own_range",
-    "ssim_uniform7_u8",
-    "lpips_vgg",
-    "lpips_alex",
-    "clip_vit_l_14",
-    "mask_iou",
-    "normals",
-)
-_IOU = re.compile(r"iou[1-9]\d*_flood|iou64_mesh2sdf")
+_IOU = re.compile(r"iou[1-9]\d*_(flood)|iou64_(mesh2sdf)")
 SPHERE = "sphere26"
 
 
 @dataclass(frozen=True)
 class ViewRules:
-    """How predicted views are scored.
-
-    cameras: the preset (nova3d.cameras) the reference views must have been rendered with; "any" skips that check.
-    count: how many views an object has; 0 takes the reference's word. size: pixels of a side; 0 likewise.
-    include_input_view: whether view 0, which a method is given, is scored with the others.
-    scored: the views that are scored, by index; empty means all.
-    background: grey level in [0,1] under what is transparent.
-    edges: "blended" composites by alpha; "hard" gives every reference pixel with any alpha its full colour (EscherNet).
-    metrics: the columns, of IMAGE_METRICS; docs/evaluation.md defines each.
-    shifts: the floors "true views shifted by n px".
-    """
+    """How predicted views are scored."""
 
     cameras: str = "ortho16"
+    """The preset (nova3d.cameras) the reference views must have been rendered with; "any" skips that check."""
     count: int = 16
+    """How many views an object has; 0 takes the reference's number."""
     size: int = 256
+    """Pixels of a side; 0 takes the reference's."""
     include_input_view: bool = False
+    """Whether view 0, which a method is given, is scored with the others."""
     scored: tuple[int, ...] = ()
+    """The views that are scored, by index; empty means all."""
     background: float = 1.0
+    """Grey level in [0,1] under what is transparent."""
     edges: str = "blended"
+    """"blended" composites by alpha; "hard" gives every reference pixel with any alpha its full colour (EscherNet)."""
     metrics: tuple[str, ...] = (
         "psnr",
         "psnr_foreground",
@@ -67,44 +52,46 @@ class ViewRules:
         "mask_iou",
         "normals",
     )
+    """Names of nova3d.metrics.VIEW_METRICS; docs/evaluation.md defines each. Companions are added by themselves."""
     shifts: tuple[int, ...] = (1,)
+    """The baselines "true views, n px off"."""
 
 
 @dataclass(frozen=True)
 class MeshRules:
-    """How predicted meshes are scored.
-
-    frame: "shared" moves both meshes by the similarity that centres the reference's box and makes its longest side 1;
-        "unit" moves only the reference so, and takes the prediction to be in that frame already (SyncDreamer).
-    alignments: what more is done to the prediction, one group of columns each; see `alignment.align`.
-    points: where distances are measured: "area" (surface_samples area-weighted points of each mesh) and "visible16"
-        (what 16 depth maps see, `mesh_sync`).
-    f_score_thresholds: in longest sides of the reference, for "area".
-    ious: "iou<R>_flood" (`meshes.volume_iou` at R voxels) or "iou64_mesh2sdf" (`mesh_sync.mesh2sdf_iou`).
-    mirror_margin: whether the column of that name is there: the distance of the mirrored prediction minus its own.
-    """
+    """How predicted meshes are scored."""
 
     frame: str = "shared"
+    """"shared" moves both meshes by the similarity that centres the reference's box and makes its longest side 1;
+    "unit" moves only the reference so, and takes the prediction to be in that frame already (SyncDreamer)."""
     alignments: tuple[str, ...] = ("known",)
+    """What more is done to the prediction, one group of columns each; see `mesh_scores.align`."""
     points: tuple[str, ...] = ("area",)
+    """Where distances are measured: "area" (surface_samples area-weighted points of each mesh) and "visible16" (what 16
+    depth maps see, `mesh_metrics.visible_points`)."""
     surface_samples: int = 100_000
+    """Points of each mesh, for "area"."""
     f_score_thresholds: tuple[float, ...] = (0.01, 0.02)
+    """In longest sides of the reference, for "area"."""
     ious: tuple[str, ...] = ("iou128_flood",)
+    """"iou<R>_flood" (`mesh_metrics.volume_iou` at R voxels) or "iou64_mesh2sdf" (`mesh_metrics.mesh2sdf_iou`)."""
     mirror_margin: bool = True
+    """Whether the column of that name is there: the distance of the mirrored prediction minus its own."""
 
 
 @dataclass(frozen=True)
 class TextureRules:
     """How textured meshes are drawn before their pictures are scored.
 
-    cameras: a preset of nova3d.cameras, or "sphere26": 12 views at elevation 30, 12 at -30 and the two poles.
-    size: pixels of a side. supersample: samples per pixel and axis. metrics: of IMAGE_METRICS.
     The light is flat (the base colour itself), the background white; no view is an input view.
     """
 
     cameras: str = "envision32"
+    """A preset of nova3d.cameras, or "sphere26": 12 views at elevation 30, 12 at -30 and the two poles."""
     size: int = 256
+    """Pixels of a side."""
     supersample: int = 3
+    """Samples per pixel and axis."""
     metrics: tuple[str, ...] = (
         "psnr",
         "psnr_foreground",
@@ -115,27 +102,26 @@ class TextureRules:
         "mask_iou",
         "normals",
     )
+    """Names of nova3d.metrics.VIEW_METRICS."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is scored and how; the schema of configs/eval/*.yaml.
-
-    name: printed with the hash over every table.
-    kinds: what is scored, of KINDS; a kind that one side has nowhere is left out, unless it is the only one.
-    objects: the objects to score; empty means every object of the references.
-    failures: what a missing or unusable prediction does: "refuse" raises InputError naming it; "score" gives it the
-        score of having returned nothing (a white picture, a speck) and names it in the table.
-    seed: of the surface samples.
-    hull_cells: along each side of the unit cube in which visual hulls, two of the floors, are carved; 0 for none.
-    """
+    """What is scored and how; the schema of configs/eval/*.yaml."""
 
     name: str = "nova3d-el0"
+    """Printed with the hash over every table."""
     kinds: tuple[str, ...] = ("views", "meshes")
+    """What is scored, of KINDS; a kind that one side has nowhere is left out, unless it is the only one."""
     objects: tuple[str, ...] = ()
+    """The objects to score; empty means every object of the references."""
     failures: str = "refuse"
+    """What a missing or unusable prediction does: "refuse" raises InputError naming it; "score" scores a white picture
+    or a tiny cube in its place, and names it in the table."""
     seed: int = 0
+    """Of the surface samples."""
     hull_cells: int = 96
+    """Cells along each side of the unit cube in which visual hulls, two of the baselines, are carved; 0 for none."""
     views: ViewRules = field(default_factory=ViewRules)
     meshes: MeshRules = field(default_factory=MeshRules)
     textures: TextureRules = field(default_factory=TextureRules)
@@ -145,7 +131,7 @@ class Protocol:
         self._each_of("failures", (self.failures,), FAILURES)
         self._check_views(self.views)
         self._check_meshes(self.meshes)
-        self._each_of("textures.metrics", self.textures.metrics, IMAGE_METRICS)
+        self._each_of("textures.metrics", self.textures.metrics, tuple(VIEW_METRICS))
         if min(self.textures.size, self.textures.supersample) < 1:
             raise InputError(f"protocol '{self.name}': textures.size and textures.supersample must be at least 1")
         if self.hull_cells < 0:
@@ -155,11 +141,25 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over every field and the version of the metrics; equal hashes make comparable tables."""
-        return hash_json({"metrics": METRICS_VERSION, **asdict(self)})
+        """16 hex digits over every field and the versions of its metrics; equal hashes make comparable tables.
+
+        Metrics of version 1 add nothing, so that a new metric or companion column leaves the hashes as they are.
+        """
+        raised = {name: version for name, version in self.versions().items() if version > 1}
+        return hash_json({"metrics": METRICS_VERSION, **asdict(self), **({"versions": raised} if raised else {})})
+
+    def versions(self) -> dict[str, int]:
+        """Metric -> its declared version, of all metrics that the protocol's kinds ask for."""
+        named = {"views": self.views.metrics, "textures": self.textures.metrics}
+        images = (name for kind in self.kinds for name in with_companions(named.get(kind, ())))
+        found = {name: VIEW_METRICS[name].version for name in images}
+        if "meshes" in self.kinds:
+            ious = (match[1] or match[2] for iou in self.meshes.ious if (match := _IOU.fullmatch(iou)))
+            found |= {name: VERSIONS[name] for name in (*self.meshes.points, *ious, "watertight")}
+        return found
 
     def _check_views(self, rules: ViewRules) -> None:
-        self._each_of("views.metrics", rules.metrics, IMAGE_METRICS)
+        self._each_of("views.metrics", rules.metrics, tuple(VIEW_METRICS))
         self._each_of("views.edges", (rules.edges,), EDGES)
         if rules.cameras != "any":
             preset(rules.cameras)

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from nova3d import config
 from nova3d.errors import InputError
-from nova3d.evaluation.formats import Grid, Line, arrow, number
+from nova3d.evaluation.formats import TextRow, TextTable, arrow, number
 
 WARNING = "another protocol: not comparable"
 _BASES = {
@@ -38,13 +38,13 @@ class Source:
     rows: dict[str, list[float | None]] = MISSING
     note: str = ""
 
-    def grid(self) -> Grid:
+    def grid(self) -> TextTable:
         columns = [[math.nan if v is None else v for v in column] for column in zip(*self.rows.values(), strict=True)]
         texts = [[number(value, _decimals(column)) for value in column] for column in columns]
-        lines = tuple(Line(name, cells) for name, cells in zip(self.rows, zip(*texts, strict=True), strict=True))
+        lines = tuple(TextRow(name, cells) for name, cells in zip(self.rows, zip(*texts, strict=True), strict=True))
         facts = {"source": f"{self.source} ({_BASES[self.basis]})", "comparable": f"no: {WARNING}"}
         columns_as_printed = (f"{metric} {arrow(metric)}" for metric in self.metrics)  # a source's units are its own
-        return Grid(facts, ("published", *columns_as_printed), (lines,), (self.note,) if self.note else ())
+        return TextTable(facts, ("published", *columns_as_printed), (lines,), (self.note,) if self.note else ())
 
 
 @dataclass

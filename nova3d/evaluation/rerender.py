@@ -38,7 +38,7 @@ def sphere(size: int) -> Cameras:
 def rerender(path: Path, to_unit: NDArray[np.float64], rules: TextureRules, device: torch.device | str) -> ViewSet:
     """The mesh file's base colours, world normals and coverage from the rig of `rules`, on white.
 
-    to_unit: [4,4] similarity of the REFERENCE (`meshes.to_unit`), a scale and a shift, for both sides.
+    to_unit: [4,4] similarity of the REFERENCE (`mesh_metrics.to_unit`), a scale and a shift, for both sides.
     Raises InputError where the file cannot be read or nothing of it is in any picture.
     """
     scale = float(to_unit[0, 0])

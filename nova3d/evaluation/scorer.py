@@ -1,27 +1,33 @@
-"""`score`: folders of objects and a protocol to a table; and its parts, for those who share the objects out."""
+"""`score`: folders of predicted objects, folders of references and a protocol to a table."""
 
 import logging
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Protocol as Interface
 
 import torch
 
 from nova3d import layouts
 from nova3d.errors import InputError
-from nova3d.evaluation.folders import Submission, common_kinds
-from nova3d.evaluation.judges import Judge, judges
+from nova3d.evaluation import baselines
+from nova3d.evaluation.cache import PREDICTION, REFERENCES, ObjectScores, ScoreCache, object_files
+from nova3d.evaluation.folders import ObjectFolder, common_kinds
+from nova3d.evaluation.mesh_scores import MeshScorer
 from nova3d.evaluation.protocols import Protocol
 from nova3d.evaluation.tables import Rows, Table
-from nova3d.evaluation.view_scores import Networks
+from nova3d.evaluation.view_scores import Networks, TextureScorer, ViewScorer
+from nova3d.metrics.registry import with_companions
+from nova3d.utils import provenance
+from nova3d.utils.progress import Progress, silent
+from nova3d.utils.workers import in_parts
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
-
-PREDICTION = "prediction"  # the one line of a prediction's `Scored`
+VERSION = 1  # raise it when reading, drawing or aligning changes scores; kept ones are then measured anew
 _NO_VALUE = "it has no value for any object (for normals: views without normal maps)"
 
 
@@ -34,150 +40,276 @@ def score(
     assume: layouts.Assume | None = None,
     weights: Mapping[str, str | Path] | None = None,
     device: torch.device | str = "cpu",
+    workers: int = 1,
+    cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Table:
     """Score DIR/<object>/ (views, a mesh.glb or both) or DIR/<object>.glb against references laid out alike.
 
-    predictions: one folder, or one per seed of the same method. layout, assume: how the PREDICTED views are to be read
-    (`nova3d.layouts.read`); the references' are told by their files. weights: of perceptual metrics, by column; see
-    `view_scores.Networks`. device: of those networks and of the re-rendering. progress: called with objects done,
-    objects in all, and what is next with the time left.
+    What the protocol names is scored where both sides hold it. Baselines come from the references alone.
 
-    What the protocol names is scored where both sides hold it. Floors come from the references alone. Raises InputError
-    naming the object for bad references, and for bad predictions where the protocol refuses them.
+    Args:
+        predictions: one folder, or one per seed of the same method.
+        references: folder of the reference objects.
+        protocol: what is scored and how; None is `Protocol()`, which is configs/eval/nova3d-el0.yaml.
+        layout: of the predicted views (`nova3d.layouts`); the references' is told by their files.
+        assume: what that layout does not say.
+        weights: perceptual metric -> weights file, where it is not the published one.
+        device: of the perceptual networks and of the drawing of textured meshes.
+        workers: processes that share the objects out; on "cuda" each has a GPU of its own.
+        cache: folder for every object's scores. The same call then goes on where it was interrupted, and measures
+            only what has changed. None keeps nothing.
+        progress: called with finished objects and objects in all.
+
+    Returns:
+        The table, with a row per object.
+
+    Raises:
+        InputError: naming the object, for bad references, and for bad predictions where the protocol refuses them.
     """
-    contest = Contest.of(predictions, references, protocol or Protocol(), layout, assume)
-    networks = Networks.load(contest.metrics, weights or {}, device)
-    predicted: list[dict[str, Scored]] = [{} for _ in contest.seeds]
-    floors: dict[str, Scored] = {}
-    started = time.monotonic()
-    for done, name in enumerate(contest.objects):
-        if progress:
-            progress(done, len(contest.objects), name + _left(started, done, len(contest.objects)))
-        made = contest.judges(name, networks, device)
-        for scored, seed in zip(predicted, contest.seeds, strict=True):
-            scored[name] = score_prediction(made, seed, contest.protocol.failures)
-        floors[name] = score_floors(made)
-    if progress:
-        progress(len(contest.objects), len(contest.objects), "done")
-    return tabulate(contest, predicted, floors, networks)
+    folders = [predictions] if isinstance(predictions, (str, Path)) else list(predictions)
+    runs = {f"seed{index}": folder for index, folder in enumerate(folders)}
+    tables = score_methods(
+        {"": runs},
+        references,
+        protocol,
+        layout=layout,
+        assume=assume,
+        weights=weights,
+        device=device,
+        workers=workers,
+        cache=cache,
+        progress=progress,
+    )
+    return tables[""]
+
+
+def score_methods(
+    methods: Mapping[str, Mapping[str, str | Path]],
+    references: str | Path,
+    protocol: Protocol | None = None,
+    *,
+    layout: str = "auto",
+    assume: layouts.Assume | None = None,
+    weights: Mapping[str, str | Path] | None = None,
+    device: torch.device | str = "cpu",
+    workers: int = 1,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Table]:
+    """Score several methods against the same references, whose baselines are scored once.
+
+    Args:
+        methods: method -> its runs, one per seed: name -> folder. A run's name is its subfolder in the cache.
+        references: as in `score`, like all that follows.
+
+    Returns:
+        Method -> table.
+
+    Raises:
+        InputError: as `score` does.
+    """
+    runs = {run: folder for of_method in methods.values() for run, folder in of_method.items()}
+    evaluation = Evaluation.match(runs, references, protocol or Protocol(), layout, assume)
+    networks = Networks.load(evaluation.image_metrics, weights or {}, device if workers == 1 else "cpu")
+    with tempfile.TemporaryDirectory() as temporary:
+        kept = evaluation.cache(Path(cache or temporary), networks)
+        kept.remove_stale()
+        _fill(evaluation, kept, networks, str(device), workers, weights or {}, progress or silent)
+        scores = {run: {name: kept.read(run, name) for name in evaluation.objects} for run in (REFERENCES, *runs)}
+    return {method: _table(evaluation, list(of_method), scores, networks) for method, of_method in methods.items()}
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One object's lines: PREDICTION alone, or every floor's by its name; column -> value, nan where there is none.
-
-    failure: why a prediction was scored as nothing, "" where it was not. missing: column -> why it is not computed.
-    """
-
-    lines: Rows
-    failure: str = ""
-    missing: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Contest:
-    """Folders that were found to be scorable under a protocol: one per seed, and the references.
-
-    kinds: what is scored (protocols.KINDS). notes: facts on what is not, for the table.
-    """
+class Evaluation:
+    """Predictions and references that were found to match under a protocol."""
 
     protocol: Protocol
-    references: Submission
-    seeds: tuple[Submission, ...]
+    references: ObjectFolder
+    runs: Mapping[str, ObjectFolder]
+    """Name -> predictions of one method and seed."""
     objects: tuple[str, ...]
     kinds: tuple[str, ...]
+    """What is scored (protocols.KINDS)."""
     notes: Mapping[str, str]
+    """Facts on what is not scored, for the table."""
 
     @staticmethod
-    def of(
-        predictions: str | Path | Sequence[str | Path],
+    def match(
+        runs: Mapping[str, str | Path],
         references: str | Path,
         protocol: Protocol,
         layout: str = "auto",
         assume: layouts.Assume | None = None,
-    ) -> "Contest":
-        """As `score` takes them. Raises InputError naming what is missing or does not go together."""
-        refs = Submission.at(references, "references")
-        folders = [predictions] if isinstance(predictions, (str, Path)) else list(predictions)
-        seeds = [Submission.at(path, "predictions", layout, assume) for path in folders]
-        if len({seed.root.resolve() for seed in seeds}) != len(seeds) or not seeds:
+    ) -> "Evaluation":
+        """Match folders; raises InputError that names what is missing or does not go together."""
+        refs = ObjectFolder.open(references, "references")
+        folders = {run: ObjectFolder.open(path, "predictions", layout, assume) for run, path in runs.items()}
+        if len({folder.root.resolve() for folder in folders.values()}) != len(folders) or not folders:
             raise InputError("give one predictions folder, or several different ones, one per seed")
         objects = sorted(protocol.objects) or refs.objects(protocol.kinds, protocol.views)
-        kinds, notes = _kinds(seeds, refs, objects, protocol)
-        return Contest(protocol, refs, tuple(seeds), tuple(objects), kinds, notes)
+        kinds, notes = _kinds(list(folders.values()), refs, objects, protocol)
+        return Evaluation(protocol, refs, folders, tuple(objects), kinds, notes)
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """The picture metrics (protocols.IMAGE_METRICS) of what is scored."""
-        wanted = {"views": self.protocol.views.metrics, "textures": self.protocol.textures.metrics}
-        return tuple(dict.fromkeys(metric for kind in self.kinds for metric in wanted.get(kind, ())))
+    def image_metrics(self) -> tuple[str, ...]:
+        """The metrics (metrics.VIEW_METRICS) of the pictures that are scored."""
+        named = {"views": self.protocol.views.metrics, "textures": self.protocol.textures.metrics}
+        return with_companions([metric for kind in self.kinds for metric in named.get(kind, ())])
 
-    def judges(self, name: str, networks: Networks, device: torch.device | str) -> list[Judge]:
-        """The judges of one object, one per kind; raises InputError naming what is wrong with the reference."""
-        return judges(self.kinds, name, self.references, self.protocol, networks, str(device))
+    def scorers(self, name: str, networks: Networks, device: str) -> list["ObjectScorer"]:
+        """One scorer per kind for an object; raises InputError that names what is wrong with the reference."""
+        makers: dict[str, Callable[[], ObjectScorer]] = {
+            "views": lambda: ViewScorer(name, self.references, self.protocol, networks),
+            "meshes": lambda: MeshScorer(name, self.references, self.protocol),
+            "textures": lambda: TextureScorer(name, self.references, self.protocol, networks, device),
+        }
+        return [make() for kind, make in makers.items() if kind in self.kinds]
+
+    def cache(self, folder: Path, networks: Networks) -> ScoreCache:
+        """The cache of all scores of this evaluation, below `folder`, with the key that each hangs on."""
+        rules = replace(self.protocol, objects=())  # which other objects are scored changes nothing for one
+        settings = [VERSION, torch.__version__, rules.hash, rules.versions(), self.kinds]
+        settings += [networks.facts(), sorted(networks.missing)]
+        keys = {}
+        for name in self.objects:
+            reference = object_files(self.references.root, name)
+            keys[REFERENCES, name] = provenance.hash_json([*settings, baselines.VERSION, reference])
+            for run, predictions in self.runs.items():
+                own = [object_files(predictions.root, name), predictions.layout, str(predictions.assume)]
+                keys[run, name] = provenance.hash_json([*settings, reference, *own])
+        return ScoreCache(folder / f"{rules.name}-{rules.hash}", keys)
 
 
-def score_prediction(made: Sequence[Judge], seed: Submission, failures: str) -> Scored:
-    """One object of one folder. A bad prediction raises InputError, or is scored as nothing, as `failures` says."""
+class ObjectScorer(Interface):
+    """Scores predictions of one object in one kind; its reference is read once."""
+
+    missing: dict[str, str]
+    """Column -> why it could not be computed, filled while scoring."""
+
+    def score(self, prediction: ObjectFolder) -> dict[str, float]:
+        """Column -> value; raises InputError where the prediction is missing or unusable."""
+        ...
+
+    def score_failure(self) -> dict[str, float]:
+        """The row of a prediction that failed: that of an empty one."""
+        ...
+
+    def score_baselines(self) -> Iterator[tuple[str, dict[str, float]]]:
+        """Name and row of every baseline."""
+        ...
+
+
+def score_prediction(scorers: Sequence[ObjectScorer], folder: ObjectFolder, failures: str) -> ObjectScores:
+    """Score one object of one run. A bad prediction raises InputError or scores as empty, as `failures` says."""
     row: dict[str, float] = {}
     reasons: list[str] = []
     missing: dict[str, str] = {}
-    for judge in made:
+    for scorer in scorers:
         try:
-            row |= judge.score(seed)
+            row |= scorer.score(folder)
         except InputError as error:
             if failures == "refuse":
                 raise
-            logger.warning("scored as nothing, in '%s': %s", seed.root, error)
+            logger.warning("scored as nothing, in '%s': %s", folder.root, error)
             reasons.append(str(error))
-            row |= judge.nothing()
-        missing |= judge.missing
-    return Scored({PREDICTION: row}, "; ".join(reasons), missing)
+            row |= scorer.score_failure()
+        missing |= scorer.missing
+    return ObjectScores({PREDICTION: row}, "; ".join(reasons), missing)
 
 
-def score_floors(made: Sequence[Judge]) -> Scored:
-    """Every floor of one object."""
-    lines: Rows = {}
+def score_baselines(scorers: Sequence[ObjectScorer]) -> ObjectScores:
+    """Score every baseline of one object."""
+    rows: Rows = {}
     missing: dict[str, str] = {}
-    for judge in made:
-        for label, row in judge.floors():
-            lines.setdefault(label, {}).update(row)
-        missing |= judge.missing
-    return Scored(lines, "", missing)
+    for scorer in scorers:
+        for label, row in scorer.score_baselines():
+            rows.setdefault(label, {}).update(row)
+        missing |= scorer.missing
+    return ObjectScores(rows, "", missing)
 
 
-def tabulate(
-    contest: Contest, predicted: Sequence[Mapping[str, Scored]], floors: Mapping[str, Scored], networks: Networks
+def _fill(
+    evaluation: Evaluation,
+    cache: ScoreCache,
+    networks: Networks,
+    device: str,
+    workers: int,
+    weights: Mapping[str, str | Path],
+    progress: Progress,
+) -> None:
+    """Score what the cache lacks, each of `workers` processes every workers-th object."""
+    total = len(evaluation.objects)
+    own = networks if workers == 1 else None  # another process loads its own
+
+    def report() -> None:
+        finished = (all(cache.has(run, name) for run in (REFERENCES, *evaluation.runs)) for name in evaluation.objects)
+        progress(sum(finished), total, "scoring")
+
+    report()
+    in_parts(partial(_score_part, evaluation, cache, own, weights), workers, device, report)
+
+
+def _score_part(
+    evaluation: Evaluation,
+    cache: ScoreCache,
+    networks: Networks | None,
+    weights: Mapping[str, str | Path],
+    part: int,
+    parts: int,
+    device: str,
+    report: Callable[[], None],
+) -> None:
+    """Score what the cache lacks of the objects part, part + parts, ..."""
+    for name in evaluation.objects[part::parts]:
+        wanted = [run for run in evaluation.runs if not cache.has(run, name)]
+        if not wanted and cache.has(REFERENCES, name):
+            continue
+        networks = networks or Networks.load(evaluation.image_metrics, weights, device)
+        scorers = evaluation.scorers(name, networks, device)
+        for run in wanted:
+            cache.write(run, name, score_prediction(scorers, evaluation.runs[run], evaluation.protocol.failures))
+        if not cache.has(REFERENCES, name):
+            cache.write(REFERENCES, name, score_baselines(scorers))
+        report()
+
+
+def _table(
+    evaluation: Evaluation,
+    runs: Sequence[str],
+    scores: Mapping[str, Mapping[str, ObjectScores]],
+    networks: Networks,
 ) -> Table:
-    """The table of what was scored, per seed and object, without the columns that have no value at all."""
+    """The table of one method's runs, without the columns that have no value at all."""
     rows: dict[int, Rows] = {
-        index: {name: scored[name].lines[PREDICTION] for name in contest.objects}
-        for index, scored in enumerate(predicted)
+        index: {name: scores[run][name].rows[PREDICTION] for name in evaluation.objects}
+        for index, run in enumerate(runs)
     }
-    below: dict[str, Rows] = {}
-    for name in contest.objects:
-        for label, row in floors[name].lines.items():
-            below.setdefault(label, {})[name] = row
+    of_baselines: dict[str, Rows] = {}
+    for name in evaluation.objects:
+        for label, row in scores[REFERENCES][name].rows.items():
+            of_baselines.setdefault(label, {})[name] = row
     not_computed = dict(networks.missing)
-    for scored in (*predicted, floors):
-        not_computed |= {column: why for entry in scored.values() for column, why in entry.missing.items()}
-    every = [row for seed_rows in rows.values() for row in seed_rows.values()]
+    for run in (*runs, REFERENCES):
+        not_computed |= {column: why for entry in scores[run].values() for column, why in entry.missing.items()}
+    every = [row for of_seed in rows.values() for row in of_seed.values()]
     for metric in every[0]:
         if all(math.isnan(row[metric]) for row in every):
             not_computed.setdefault(metric, _NO_VALUE)
-    failures = {name: text for name in contest.objects if (text := _failure([s[name] for s in predicted]))}
+    failures = {
+        name: text for name in evaluation.objects if (text := _failure([scores[run][name].failure for run in runs]))
+    }
     kept = {seed: _computed(found, not_computed) for seed, found in rows.items()}
-    kept_below = {label: _computed(found, not_computed) for label, found in below.items()}
-    name, code = contest.protocol.name, contest.protocol.hash
-    facts = {**networks.facts(), **contest.notes}
+    kept_baselines = {label: _computed(found, not_computed) for label, found in of_baselines.items()}
+    name, code = evaluation.protocol.name, evaluation.protocol.hash
+    facts = {**networks.facts(), **evaluation.notes}
     if len(kept) == 1:
-        return Table(name, code, kept[0], kept_below, {}, failures, not_computed, facts)
-    return Table.from_seeds(name, code, kept, kept_below, failures, not_computed, facts)
+        return Table(name, code, kept[0], kept_baselines, {}, failures, not_computed, facts)
+    return Table.from_seeds(name, code, kept, kept_baselines, failures, not_computed, facts)
 
 
-def _failure(seeds: Sequence[Scored]) -> str:
-    said = [(f"seed {index}: " if len(seeds) > 1 else "", entry.failure) for index, entry in enumerate(seeds)]
+def _failure(reasons: Sequence[str]) -> str:
+    said = [(f"seed {index}: " if len(reasons) > 1 else "", reason) for index, reason in enumerate(reasons)]
     return "; ".join(where + reason for where, reason in said if reason)
 
 
@@ -189,29 +321,22 @@ def _computed(rows: Rows, not_computed: Mapping[str, str]) -> Rows:
 
 
 def _kinds(
-    seeds: Sequence[Submission], refs: Submission, objects: list[str], protocol: Protocol
+    folders: Sequence[ObjectFolder], refs: ObjectFolder, objects: list[str], protocol: Protocol
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Which kinds are scored, and facts on those that are not. Raises InputError naming what is missing."""
+    """Which kinds are scored, and facts on those that are not; raises InputError that names what is missing."""
     if not objects:
         raise InputError(f"'{refs.root}' has no objects to score {' or '.join(protocol.kinds)} of (DIR/<object>/...)")
-    found = [common_kinds(seed, refs, objects, protocol.kinds, protocol.views) for seed in seeds]
+    found = [common_kinds(folder, refs, objects, protocol.kinds, protocol.views) for folder in folders]
     kinds, lines = found[0]
-    for seed, (others, _) in zip(seeds, found, strict=True):
+    for folder, (others, _) in zip(folders, found, strict=True):
         if others != kinds:
             raise InputError(
-                f"'{seeds[0].root}' holds {' and '.join(kinds)}, '{seed.root}' {' and '.join(others)}: they are not "
-                "seeds of one method"
+                f"'{folders[0].root}' holds {' and '.join(kinds)}, '{folder.root}' {' and '.join(others)}: they are "
+                "not seeds of one method"
             )
         if protocol.failures == "refuse":
             for kind in kinds:
-                missing = [name for name in objects if not seed.holds(name, kind, protocol.views)]
+                missing = [name for name in objects if not folder.holds(name, kind, protocol.views)]
                 if missing:
-                    raise InputError(f"'{seed.root}' lacks {kind} of {', '.join(missing)}")
+                    raise InputError(f"'{folder.root}' lacks {kind} of {', '.join(missing)}")
     return tuple(kinds), {"not scored": "; ".join(lines)} if lines else {}
-
-
-def _left(started: float, done: int, total: int) -> str:
-    if done == 0:
-        return ""
-    seconds = (time.monotonic() - started) / done * (total - done)
-    return f", about {seconds / 60:.0f} min left" if seconds > 90 else f", about {seconds:.0f} s left"

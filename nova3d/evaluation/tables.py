@@ -1,4 +1,4 @@
-"""A table of scores under one protocol: rows per object and seed, means, floors; as Markdown, LaTeX, CSV and JSON."""
+"""A table of scores under one protocol: rows per object and seed, means, baselines, in four file formats."""
 
 import csv
 import io
@@ -15,8 +15,9 @@ import torch
 
 from nova3d.errors import InputError
 from nova3d.evaluation import statistics
-from nova3d.evaluation.formats import Grid, Line, decimals_for, header, number, plain, stated, style
+from nova3d.evaluation.formats import TextRow, TextTable, decimals_for, header, number, plain, stated, style
 from nova3d.evaluation.published import Published
+from nova3d.utils.files import write_text
 
 Rows = dict[str, dict[str, float]]  # object -> metric -> value
 
@@ -26,25 +27,24 @@ _LEFT_OUT = "failed objects without a score are in no mean: compare methods on t
 
 @dataclass(frozen=True)
 class Table:
-    """Scores of one method under one protocol.
-
-    rows: object -> metric -> value; every object has the same metrics, in the order they print. With several seeds
-        these are means over them, and `per_seed` has the rows of each: see `from_seeds`.
-    floors: floor or oracle -> such rows; one may have fewer metrics. A value that does not exist is nan.
-    failures: object -> why its prediction failed. It has no row, or one where the protocol scores failures; it is
-        printed as failed either way.
-    not_computed: metric -> why the table lacks it.
-    facts: what the numbers hang on, such as commit, weights (their hash), seeds, hardware; printed above them.
-    """
+    """Scores of one method under one protocol."""
 
     protocol: str
     protocol_hash: str
     rows: Rows
-    floors: Mapping[str, Rows]
+    """Object -> metric -> value, nan where it does not exist. Every object has the same metrics, in the order they
+    print. With several seeds these are means over them (`from_seeds`)."""
+    baselines: Mapping[str, Rows]
+    """Baseline or oracle -> such rows; one may have fewer metrics."""
     per_seed: Mapping[int, Rows] = field(default_factory=dict)
+    """Seed -> rows, with several seeds."""
     failures: Mapping[str, str] = field(default_factory=dict)
+    """Object -> why its prediction failed. It has no row, or one where the protocol scores failures; it is printed as
+    failed either way."""
     not_computed: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> why the table lacks it."""
     facts: Mapping[str, str] = field(default_factory=dict)
+    """What the numbers depend on, such as commit, weights (their hash), seeds, hardware; printed above them."""
 
     @classmethod
     def from_seeds(
@@ -52,7 +52,7 @@ class Table:
         protocol: str,
         protocol_hash: str,
         per_seed: Mapping[int, Rows],
-        floors: Mapping[str, Rows],
+        baselines: Mapping[str, Rows],
         failures: Mapping[str, str] | None = None,
         not_computed: Mapping[str, str] | None = None,
         facts: Mapping[str, str] | None = None,
@@ -67,7 +67,7 @@ class Table:
                 continue
             seeds = [seed_rows[name] for seed_rows in per_seed.values()]
             rows[name] = {metric: math.fsum(row[metric] for row in seeds) / len(seeds) for metric in seeds[0]}
-        return cls(protocol, protocol_hash, rows, floors, per_seed, failures, not_computed or {}, facts or {})
+        return cls(protocol, protocol_hash, rows, baselines, per_seed, failures, not_computed or {}, facts or {})
 
     @property
     def metrics(self) -> list[str]:
@@ -82,9 +82,9 @@ class Table:
         """Metric -> mean over the rows; nan where any of them is nan, for a skipped object would flatter."""
         return _mean(self.rows)
 
-    def floor_means(self) -> dict[str, dict[str, float]]:
-        """Floor -> metric -> mean over objects."""
-        return {name: _mean(rows) for name, rows in self.floors.items()}
+    def baseline_means(self) -> dict[str, dict[str, float]]:
+        """Baseline -> metric -> mean over objects."""
+        return {name: _mean(rows) for name, rows in self.baselines.items()}
 
     def intervals(self) -> dict[str, statistics.Interval]:
         """Metric -> 95 % interval of the mean over objects; metrics that are nan for one are left out."""
@@ -141,12 +141,12 @@ class Table:
             write(
                 "best", f"best of {k} seeds by the reference", {metric: found.best for metric, found in seeds.items()}
             )
-        for name, values in self.floor_means().items():
+        for name, values in self.baseline_means().items():
             write("floor", name, values)
         return text.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the floors per object too; nan becomes None. `load` reads it back."""
+        """JSON-ready, with the baselines per object too; nan becomes None. `load` reads it back."""
         return plain(
             {
                 "protocol": self.protocol,
@@ -159,7 +159,8 @@ class Table:
                 "interval": {metric: vars(found) for metric, found in self.intervals().items()},
                 "seeds": self.per_seed,
                 "over_seeds": {metric: vars(found) for metric, found in self.over_seeds().items()},
-                "floors": {name: {"objects": rows, "mean": _mean(rows)} for name, rows in self.floors.items()},
+                # The key's name is that of files since version 0.1.
+                "floors": {name: {"objects": rows, "mean": _mean(rows)} for name, rows in self.baselines.items()},
             }
         )
 
@@ -179,13 +180,12 @@ class Table:
         quoted = published.to_dict() if published else {}
         entry = self.to_dict() | {"facts": {**self.facts, **(facts or {})}, "published": quoted, "record": dict(record)}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             below = f"\n{published.markdown()}" if published else ""
-            (folder / "scores.md").write_text(self.markdown(facts) + below, encoding="utf-8")
+            write_text(folder / "scores.md", self.markdown(facts) + below)
             below = f"\n{published.latex()}" if published else ""
-            (folder / "scores.tex").write_text(self.latex(facts) + below, encoding="utf-8")
-            (folder / "scores.csv").write_text(self.csv(facts), encoding="utf-8")
-            (folder / FILE).write_text(json.dumps(entry, indent=1, allow_nan=False), encoding="utf-8")
+            write_text(folder / "scores.tex", self.latex(facts) + below)
+            write_text(folder / "scores.csv", self.csv(facts))
+            write_text(folder / FILE, json.dumps(entry, indent=1, allow_nan=False))  # the order of columns stays
         except OSError as error:
             raise InputError(f"cannot write scores to '{folder}': {error.strerror or error}") from error
         return folder
@@ -198,12 +198,12 @@ class Table:
             raise InputError(f"scores '{path}' do not exist")
         try:
             entry = json.loads(path.read_text(encoding="utf-8"))
-            floors = {name: _rows(floor["objects"]) for name, floor in entry["floors"].items()}
+            baselines = {name: _rows(found["objects"]) for name, found in entry["floors"].items()}
             return Table(
                 str(entry["protocol"]),
                 str(entry["protocol_hash"]),
                 _rows(entry["objects"]),
-                floors,
+                baselines,
                 {int(seed): _rows(rows) for seed, rows in entry.get("seeds", {}).items()},
                 {str(name): str(reason) for name, reason in entry.get("failures", {}).items()},
                 {str(name): str(reason) for name, reason in entry.get("not_computed", {}).items()},
@@ -220,27 +220,31 @@ class Table:
     def _facts(self, facts: Mapping[str, str] | None) -> dict[str, str]:
         return {"protocol": f"{self.protocol} ({self.protocol_hash})", **self.stated_facts(), **(facts or {})}
 
-    def _grid(self, facts: Mapping[str, str] | None) -> Grid:
+    def _grid(self, facts: Mapping[str, str] | None) -> TextTable:
         objects = [
-            Line(f"{name} (failed)" if name in self.failures else name, self._cells(self.rows.get(name, {})))
+            TextRow(f"{name} (failed)" if name in self.failures else name, self._cells(self.rows.get(name, {})))
             for name in self.objects
         ]
         unscored = len(self.objects) - len(self.rows)
         label = f"mean of {len(self.rows)}"
         if self.failures:
             label += f" ({len(self.failures)} of {len(self.objects)} failed, {unscored} without a score)"
-        means = [Line(label, self._cells(self.mean()), "bold"), Line("95 % interval of the mean", self._ends())]
+        means = [TextRow(label, self._cells(self.mean()), "bold"), TextRow("95 % interval of the mean", self._ends())]
         if self.per_seed:
             k, found = len(self.per_seed), self.over_seeds()
-            means.append(Line(f"SD between {k} seeds", self._cells({m: f.between for m, f in found.items()}, more=1)))
+            means.append(
+                TextRow(f"SD between {k} seeds", self._cells({m: f.between for m, f in found.items()}, more=1))
+            )
             best = {metric: f.best for metric, f in found.items()}
-            means.append(Line(f"best of {k} seeds by the reference: a bound", self._cells(best), "italic"))
-        floors = [Line(f"floor: {name}", self._cells(values), "italic") for name, values in self.floor_means().items()]
+            means.append(TextRow(f"best of {k} seeds by the reference: a bound", self._cells(best), "italic"))
+        below = [
+            TextRow(f"floor: {name}", self._cells(values), "italic") for name, values in self.baseline_means().items()
+        ]
         notes = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
         notes += [f"not computed: {metric}: {reason}" for metric, reason in self.not_computed.items()]
         notes += [_LEFT_OUT] if unscored else []
-        blocks = tuple(tuple(block) for block in (objects, means, floors) if block)
-        return Grid(self._facts(facts), ("object", *map(header, self.metrics)), blocks, tuple(notes))
+        blocks = tuple(tuple(block) for block in (objects, means, below) if block)
+        return TextTable(self._facts(facts), ("object", *map(header, self.metrics)), blocks, tuple(notes))
 
     def _cells(self, values: Mapping[str, float], more: int = 0) -> tuple[str, ...]:
         return tuple(number(values.get(m, math.nan), style(m).decimals + more) for m in self.metrics)

@@ -1,41 +1,36 @@
-"""From two ViewSets to a row: which views, on what background, and one column per metric of the protocol."""
+"""Scores of pictures: predicted views against reference views, and drawn textured meshes against each other."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from nova3d import metrics as pictures
 from nova3d.cameras import Cameras, preset
 from nova3d.errors import InputError
-from nova3d.evaluation import variants
-from nova3d.evaluation.protocols import ViewRules
+from nova3d.evaluation import baselines
+from nova3d.evaluation.folders import ObjectFolder
+from nova3d.evaluation.mesh_metrics import read_surface, to_unit
+from nova3d.evaluation.protocols import Protocol, ViewRules
+from nova3d.evaluation.rerender import rerender
 from nova3d.metrics import perceptual
+from nova3d.metrics.registry import VIEW_METRICS, with_companions
 from nova3d.views import ViewSet
 
-MAX_CAMERA_GAP = 0.5  # pixels; a wider shift already costs more PSNR than published methods differ by
+Row = dict[str, float]
 
-_PER_VIEW: Mapping[str, Callable[[ViewSet, ViewSet], Tensor]] = {
-    "psnr": lambda pred, ref: pictures.psnr(pred.rgb, ref.rgb),
-    "psnr_u8": lambda pred, ref: variants.psnr_u8(pred.rgb, ref.rgb),
-    "psnr_foreground": lambda pred, ref: pictures.foreground_psnr(pred.rgb, ref.rgb, ref.mask),
-    "psnr_registered4": lambda pred, ref: pictures.registered_psnr(pred.rgb, ref.rgb, max_shift=4),
-    "ssim": lambda pred, ref: pictures.ssim(pred.rgb, ref.rgb),
-    "ssim_foreground": lambda pred, ref: pictures.foreground_ssim(pred.rgb, ref.rgb, ref.mask),
-    "ssim_own_range": lambda pred, ref: variants.ssim_own_range(pred.rgb, ref.rgb),
-    "ssim_uniform7_u8": lambda pred, ref: variants.ssim_uniform7_u8(pred.rgb, ref.rgb),
-    "mask_iou": lambda pred, ref: pictures.mask_iou(pred.mask, ref.mask),
-}
+MAX_CAMERA_GAP = 0.5  # pixels; a wider shift already costs more PSNR than published methods differ by
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The perceptual metrics of a protocol: those that can be computed, and why the others cannot.
+    """The networks of a protocol's perceptual metrics.
 
-    found: column -> network. missing: column -> reason, for the table.
+    Attributes:
+        found: metric -> network, of the metrics that can be computed.
+        missing: metric -> reason, of the others, for the table.
     """
 
     found: Mapping[str, perceptual.Metric] = field(default_factory=dict)
@@ -43,16 +38,23 @@ class Networks:
 
     @staticmethod
     def load(metrics: tuple[str, ...], weights: Mapping[str, str | Path], device: torch.device | str) -> "Networks":
-        """The networks that `metrics` name, on `device`. weights: column -> file, where it is not the published one."""
-        makers: dict[str, Callable[[], perceptual.Metric]] = {
-            "lpips_vgg": lambda: perceptual.Lpips("vgg", weights.get("lpips_vgg")).to(device),
-            "lpips_alex": lambda: perceptual.Lpips("alex", weights.get("lpips_alex")).to(device),
-            "clip_vit_l_14": lambda: _clip(weights.get("clip_vit_l_14")).to(device),
-        }
+        """Load what a protocol needs.
+
+        Args:
+            metrics: names of `metrics.VIEW_METRICS`; those without a network are skipped.
+            weights: metric -> weights file, where it is not the published one.
+            device: the networks' device.
+
+        Raises:
+            InputError: where `weights` names no metric with a network, or a file holds other weights.
+        """
+        makers = {name: metric.network for name, metric in VIEW_METRICS.items() if metric.network}
         if unknown := [name for name in weights if name not in makers]:
             raise InputError(f"weights for '{unknown[0]}': the metrics with weights are {', '.join(makers)}")
-        found, missing = perceptual.available({name: makers[name] for name in metrics if name in makers})
-        return Networks(found, missing)
+        wanted: dict[str, Callable[[], perceptual.Metric]] = {
+            name: partial(makers[name], weights.get(name), device) for name in metrics if name in makers
+        }
+        return Networks(*perceptual.available(wanted))
 
     def facts(self) -> dict[str, str]:
         """`weights`: the hash of each network's weights, for the table; empty without networks."""
@@ -60,16 +62,81 @@ class Networks:
         return {"weights": ", ".join(hashes)} if hashes else {}
 
 
-def _clip(file: str | Path | None) -> perceptual.ClipSimilarity:
-    return perceptual.ClipSimilarity() if file is None else perceptual.ClipSimilarity("ViT-L-14-quickgelu", file)
+class ViewScorer:
+    """Scores predicted views of one object; the reference is read once.
+
+    Raises InputError where the reference is missing or is not of the protocol's rig.
+    """
+
+    def __init__(self, name: str, references: ObjectFolder, protocol: Protocol, networks: Networks):
+        self.name, self.rules, self.networks = name, protocol.views, networks
+        self.missing: dict[str, str] = {}
+        self.hull_cells = protocol.hull_cells
+        self.ref = references.views(name, self.rules)
+        check_rig(self.ref, self.rules, name)
+
+    def score(self, prediction: ObjectFolder) -> Row:
+        """Column -> value; raises InputError where the prediction is missing or unusable."""
+        return score_views(prediction.views(self.name, self.rules), self.ref, self.rules, self.networks, self.name)
+
+    def score_failure(self) -> Row:
+        """The row of a failed prediction: white pictures."""
+        return score_views(baselines.all_white(self.ref), self.ref, self.rules, self.networks, self.name)
+
+    def score_baselines(self) -> Iterator[tuple[str, Row]]:
+        """Name and row of every baseline."""
+        for label, views in baselines.view_baselines(self.ref, self.rules.shifts, self.hull_cells):
+            rules = replace(self.rules, include_input_view=False) if label == baselines.COPY else self.rules
+            yield label, score_views(views, self.ref, rules, self.networks, self.name)
+
+
+class TextureScorer:
+    """Scores the textured mesh of one object by pictures of it and of the reference, drawn alike.
+
+    Raises InputError where the reference is missing or cannot be drawn.
+    """
+
+    def __init__(self, name: str, references: ObjectFolder, protocol: Protocol, networks: Networks, device: str):
+        self.name, self.rules, self.networks, self.device = name, protocol.textures, networks, device
+        self.missing: dict[str, str] = {}
+        self.hull_cells = protocol.hull_cells
+        path = references.mesh(name)
+        self.to_unit = to_unit(read_surface(path))
+        self.ref = rerender(path, self.to_unit, self.rules, device)
+
+    def score(self, prediction: ObjectFolder) -> Row:
+        """Column -> value; raises InputError where the prediction is missing or cannot be drawn."""
+        pictures = rerender(prediction.mesh(self.name), self.to_unit, self.rules, self.device)
+        return image_row(pictures, self.ref, self.rules.metrics, self.networks)
+
+    def score_failure(self) -> Row:
+        """The row of a failed prediction: white pictures."""
+        return image_row(baselines.all_white(self.ref), self.ref, self.rules.metrics, self.networks)
+
+    def score_baselines(self) -> Iterator[tuple[str, Row]]:
+        """Name and row of every baseline."""
+        for label, views in baselines.view_baselines(self.ref, (1,), self.hull_cells):
+            scored = slice(1 if label == baselines.COPY else 0, None)
+            yield label, image_row(views[scored], self.ref[scored], self.rules.metrics, self.networks)
 
 
 def score_views(
     pred: ViewSet, ref: ViewSet, rules: ViewRules, networks: Networks | None = None, name: str = "object"
-) -> dict[str, float]:
-    """Column -> value for one object: images averaged over its scored views, angles pooled over them.
+) -> Row:
+    """Score the views of one object.
 
-    A column whose network is missing is nan. Raises InputError where the two sides differ in number, size or cameras.
+    Args:
+        pred: predicted views.
+        ref: reference views.
+        rules: which views are scored, on what background, by which metrics.
+        networks: of the perceptual metrics; a column whose network is missing is nan.
+        name: the object, for messages.
+
+    Returns:
+        Column -> value: images averaged over the scored views, angles pooled over them.
+
+    Raises:
+        InputError: where the two sides differ in number, size or cameras.
     """
     check_same_cameras(pred.cameras, ref.cameras, name)
     index = scored_views(len(ref), rules, name)
@@ -77,22 +144,17 @@ def score_views(
     return image_row(pred, ref, rules.metrics, networks or Networks())
 
 
-def image_row(pred: ViewSet, ref: ViewSet, metrics: tuple[str, ...], networks: Networks) -> dict[str, float]:
-    """The columns of `metrics` (protocols.IMAGE_METRICS), in their order, over all views of both."""
-    row: dict[str, float] = {}
-    for metric in metrics:
-        if metric == "normals":
-            angles = pictures.normal_angle(pred.normals, ref.normals, ref.mask)
-            row |= {
-                f"normal_{key}" + ("_deg" if key in ("mean", "median") else ""): angle for key, angle in angles.items()
-            }
-        elif metric in _PER_VIEW:
-            # nan only for a view in which the reference shows no surface, which has no foreground to score
-            row[metric] = float(_PER_VIEW[metric](pred, ref).nanmean())
-        elif metric in networks.found:
-            row[metric] = float(networks.found[metric](pred.rgb, ref.rgb).mean())
-        else:
-            row[metric] = math.nan
+def image_row(pred: ViewSet, ref: ViewSet, metrics: tuple[str, ...], networks: Networks) -> Row:
+    """The columns of `metrics` (names of `metrics.VIEW_METRICS`) and their companions, over all views of both."""
+    row: Row = {}
+    for name in with_companions(metrics):
+        compute = VIEW_METRICS[name].compute
+        if compute is None:
+            row[name] = float(networks.found[name](pred.rgb, ref.rgb).mean()) if name in networks.found else math.nan
+            continue
+        values = compute(pred, ref)
+        # A view is nan where the metric has no pixel to look at: a reference without foreground.
+        row |= values if isinstance(values, Mapping) else {name: float(values.nanmean())}
     return row
 
 

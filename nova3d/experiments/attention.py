@@ -7,11 +7,11 @@ data, every draw of noise and the budget; what differs is the arm.
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import torch
 from omegaconf import MISSING
@@ -21,35 +21,43 @@ from nova3d import config as configs
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
-from nova3d.evaluation.cache import scored_tables
 from nova3d.evaluation.comparison import Comparison, compare
-from nova3d.evaluation.formats import Grid, Line
-from nova3d.experiments import study as stages
-from nova3d.experiments import tables
-from nova3d.experiments.initial import write_start
+from nova3d.evaluation.formats import TextRow, TextTable
+from nova3d.experiments import study as studies
 from nova3d.experiments.reproduce import fit_to_model
 from nova3d.generation import SampleConfig
 from nova3d.models import NovaUNet
-from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS
+from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, AlignmentInit
+from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.tasks import TASKS
 from nova3d.training.config import TrainConfig, UNetConfig, check, micro_steps
+from nova3d.training.module import build
 from nova3d.training.trainer import train
 from nova3d.utils import provenance
-from nova3d.utils.files import writable_folder
+from nova3d.utils.files import writable_folder, write_text
+from nova3d.utils.progress import Progress, silent
+from nova3d.utils.resources import Shipped
 from nova3d.utils.workers import in_parts
 
 log = logging.getLogger(__name__)
 
 BUDGETS = ("steps", "flops")
+_ALIGNMENT = ".alignment."  # in the names of the alignment units' weights
 _FORWARD_AND_BACKWARD = 3  # the backward pass costs twice the forward one
 
 
 @dataclass
 class AttentionArm:
-    """One arm: its alignment (nova3d.models.alignment) and how its units start."""
+    """One arm of the suite."""
 
     alignment: str = MISSING
+    """A name of nova3d.models.alignment.ALIGNMENTS."""
     init: str = "copied"
+    """How its units start, of ALIGNMENT_INITS."""
+
+
+# Initialisations other than AttentionArm's. `cross_domain` starts as Wonder3D's; else it would equal `gta_spatial`.
+ARM_INITS: dict[str, AlignmentInit] = {"cross_domain": "wonder3d"}
 
 
 @dataclass
@@ -57,26 +65,59 @@ class AttentionConfig:
     """What `scripts/ablate.py --suite attention` reads. Paths are relative to where the script runs."""
 
     out: str = "outputs/attention"
-    train: str = "configs/train/mini.yaml"
-    train_changes: list[str] = field(default_factory=list)  # key=value; out, seed, model.alignment and resume are ours
-    held_out: str = MISSING  # objects to score: a folder of meshes or of shards; none of them may be trained on
-    names: list[str] = field(default_factory=list)  # of these; empty: all
+    """The output folder."""
+    train: Annotated[str, Shipped("config", "train")] = "configs/train/mini.yaml"
+    """The config of every training."""
+    train_changes: list[str] = field(default_factory=list)
+    """Changes to it, as key=value; out, seed, model.alignment and resume are set by the suite."""
+    held_out: str = MISSING
+    """Objects to score: a folder of meshes or of shards. None of them may be trained on."""
+    names: list[str] = field(default_factory=list)
+    """Those to take of them; empty: all."""
     arms: dict[str, AttentionArm] = field(default_factory=dict)
+    """The arms by name; empty: one per alignment of the model, under its name."""
     baseline: str = "gta"
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of trainings; each model samples with its own
-    budget: str = "steps"  # every arm takes as many steps; or flops: as much arithmetic as the baseline's steps
-    sample: SampleConfig = field(default_factory=SampleConfig)  # its image, model, out, seed and framed are ours
-    protocol: str = "configs/eval/mini.yaml"
+    """The arm that the others are compared with."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of the trainings; each model samples with its own."""
+    budget: str = "steps"
+    """steps: every arm takes as many steps. flops: as much arithmetic as the baseline's steps."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """How views are sampled; its image, model, out, seed and framed are set by the suite."""
+    protocol: Annotated[str, Shipped("protocol")] = "configs/eval/mini.yaml"
+    """The protocol of the scores."""
     protocol_changes: list[str] = field(default_factory=list)
-    weights: dict[str, str] = field(default_factory=dict)  # of perceptual metrics, by column
+    """Changes to it, as key=value."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Perceptual metric -> weights file."""
+
+
+def select_arms(config: AttentionConfig, names: Sequence[str] = ()) -> AttentionConfig:
+    """The config with its arms written out, or those called `names` alone.
+
+    Args:
+        config: the suite's config. Without arms it has one per alignment of the model.
+        names: the arms to keep, in this order; empty keeps all.
+
+    Returns:
+        A copy of the config.
+
+    Raises:
+        InputError: for a name that is no arm.
+    """
+    every = config.arms or {name: AttentionArm(name, ARM_INITS.get(name, "copied")) for name in ALIGNMENTS}
+    if unknown := [name for name in names if name not in every]:
+        raise InputError(f"arm '{unknown[0]}' is none of {', '.join(every)}")
+    return replace(config, arms={name: every[name] for name in names or every})
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one arm. flops: of one training step, forward and backward, over all its objects."""
+    """What one arm costs."""
 
     parameters: int
     flops: float
+    """Of one training step, forward and backward, over all its objects."""
     steps: int
 
 
@@ -100,19 +141,21 @@ class Training:
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """tables: arm -> scores over the seeds. costs, measured: arm -> what it costs; measured: from the training logs."""
+    """What the suite found."""
 
     tables: Mapping[str, Table]
+    """Arm -> scores over the seeds."""
     comparison: Comparison
     costs: Mapping[str, Cost]
     measured: Mapping[str, Mapping[str, float]]
+    """Arm -> seconds per step and last loss, from the training logs."""
     baseline: str
     facts: Mapping[str, str]
 
     def markdown(self) -> str:
-        parts = ["# Attention suite\n", self._cost_grid().markdown()]
+        parts = ["# Attention suite\n", self._cost_table().markdown()]
         parts.append(f"## Against `{self.baseline}`, object by object\n\n{self.comparison.markdown()}")
-        parts.append(tables.per_object(self.tables))
+        parts.append(studies.tables_markdown(self.tables))
         return "\n".join(parts)
 
     def save(self, folder: Path, record: Mapping[str, object]) -> Path:
@@ -124,23 +167,23 @@ class AttentionReport:
         costs = {name: vars(cost) | dict(self.measured[name]) for name, cost in self.costs.items()}
         entry = {"facts": dict(self.facts), "costs": costs, "record": dict(record)}
         entry |= {"comparison": self.comparison.to_dict()}
-        tables.write_text(folder / "report.json", json.dumps(entry, indent=1, default=str))
-        return tables.write_text(folder / "report.md", self.markdown())
+        write_text(folder / "report.json", json.dumps(entry, indent=1, default=str))
+        return write_text(folder / "report.md", self.markdown())
 
-    def _cost_grid(self) -> Grid:
+    def _cost_table(self) -> TextTable:
         base = self.costs[self.baseline]
         lines = []
         for name, cost in self.costs.items():
             share, seen = cost.flops / base.flops, self.measured[name]
             cells = (f"{cost.parameters:,}", f"{cost.flops / 1e12:.4g}", f"{share:.3f}", f"{cost.steps:,}")
             work = cost.flops * cost.steps / (base.flops * base.steps)
-            lines.append(Line(name, (*cells, f"{work:.3f}", f"{seen['seconds']:.3g}", f"{seen['loss']:.4f}")))
+            lines.append(TextRow(name, (*cells, f"{work:.3f}", f"{seen['seconds']:.3g}", f"{seen['loss']:.4f}")))
         columns = ("arm", "parameters", "TFLOP per step", "share", "steps", "work", "s per step", "last loss")
         notes = (
             f"share and work are of `{self.baseline}`'s; seconds and the last logged loss are means over the seeds; "
             "seconds mean nothing where runs shared a machine",
         )
-        return Grid(self.facts, columns, (tuple(lines),), notes)
+        return TextTable(self.facts, columns, (tuple(lines),), notes)
 
 
 def attention_suite(
@@ -148,15 +191,25 @@ def attention_suite(
     device: str = "cpu",
     workers: int = 1,
     retry: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[AttentionReport, Path]:
     """Train what is missing in out/runs/ARM/seedK, sample, score, and write out/report.md; the same call goes on.
 
-    workers: processes; each takes every workers-th training, then every workers-th object, on "cuda" each with a GPU of
-    its own. progress: called with what is done, in all, and a word on what. Raises InputError for bad configs, data and
-    diverged trainings, and where every object of an arm fails.
+    Args:
+        config: the suite.
+        device: of the networks.
+        workers: processes that share out the trainings, then the objects; on "cuda" each has a GPU of its own.
+        retry: whether objects that failed are tried again.
+        progress: called as trainings and objects are finished.
+
+    Returns:
+        The report, and the path of report.md.
+
+    Raises:
+        InputError: for bad configs and data, for diverged trainings, and where every object of an arm fails.
     """
-    tell = progress or (lambda done, total, message: None)
+    progress = progress or silent
+    config = select_arms(config)
     protocol = configs.load(Protocol, config.protocol, config.protocol_changes)
     base, names = _checked(config)
     out = writable_folder(config.out)
@@ -164,16 +217,16 @@ def attention_suite(
     costs = budgets(config, base, len(dataset.reader.cameras), dataset.reader.cameras.width)
     runs = trainings(config, base, costs)
     work = partial(train_part, tuple(runs))
-    in_parts(work, workers, device, lambda: tell(sum(run.finished() for run in runs), len(runs), "training"))
-    rig, size = stages.model_rig(runs[0].model)
-    made = [stages.Generator(f"{run.arm}/seed{run.seed}", str(run.model), run.seed) for run in runs]
-    study = stages.Study(out, Path(config.held_out), names, rig, size, config.sample, tuple(made))
+    in_parts(work, workers, device, lambda: progress(sum(run.finished() for run in runs), len(runs), "training"))
+    rig, size = studies.model_rig(runs[0].model)
+    made = [studies.Generator(f"{run.arm}/seed{run.seed}", str(run.model), run.seed) for run in runs]
+    study = studies.Study(out, Path(config.held_out), names, rig, size, config.sample, tuple(made))
     protocol = fit_to_model(protocol, study)
-    stages.check_study(study, retry)
+    studies.check_study(study, retry)
     total = len(list(study.folders()))
-    in_parts(partial(stages.make, study), workers, device, lambda: tell(study.done(), total, "sampling"))
-    places = {arm: [f"views/{arm}/seed{seed}" for seed in config.seeds] for arm in config.arms}
-    found = scored_tables(study, places, protocol, device, workers, config.weights, progress)
+    in_parts(partial(studies.make, study), workers, device, lambda: progress(study.done(), total, "sampling"))
+    stages = {arm: [f"views/{arm}/seed{seed}" for seed in config.seeds] for arm in config.arms}
+    found = studies.score_study(study, stages, protocol, device, workers, config.weights, progress)
     first = next(iter(found.values()))
     facts = {
         "protocol": f"{first.protocol} ({first.protocol_hash})",
@@ -244,6 +297,50 @@ def train_part(runs: tuple[Training, ...], part: int, parts: int, device: str, t
         tell()
 
 
+def write_start(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The same training started from weights in `folder`, which are written where they are not there yet.
+
+    Every weight that the arms of one seed have in common is the same in all of them, whether the config starts from
+    SVD, from a pretrained UNet or from random weights; alignment units start by `config.model.alignment_init`.
+    """
+    parts = {"unet": folder / "unet", "vae": folder / "vae", "image_encoder": folder / "image_encoder"}
+    if not (folder / "complete").is_file():
+        _write_networks(config, parts)
+        (folder / "complete").touch()
+    # Read from files, a network draws nothing: the image encoder, where it is random, is then drawn alike as well.
+    started = replace(config, svd="", svd_variant="", unet=str(parts["unet"]))
+    if config.svd:
+        started = replace(started, vae=str(parts["vae"]), image_encoder=str(parts["image_encoder"]))
+    return started
+
+
+def _write_networks(config: TrainConfig, parts: dict[str, Path]) -> None:
+    size = MultiViewDataset(config.data.shards).reader.cameras.width
+    torch.manual_seed(config.seed)
+    bare = replace(config, model=replace(config.model, alignment="none"))
+    module, _ = build(bare, size // 8)
+    init = cast(AlignmentInit, config.model.alignment_init)
+    arm_of(module.unet, config.model.alignment, init, config.seed).save_pretrained(parts["unet"])
+    if config.svd:
+        module.vae.save_pretrained(parts["vae"])
+        module.image_encoder.save_pretrained(parts["image_encoder"])
+
+
+def arm_of(base: NovaUNet, alignment: str, init: AlignmentInit, seed: int) -> NovaUNet:
+    """`base` with fresh alignment units of another arm; its own, if it has any, are left behind."""
+    settings = {key: value for key, value in dict(base.config).items() if not key.startswith("_")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        arm = NovaUNet(**(settings | {"alignment": alignment, "alignment_init": init}))
+    shared = {name: value for name, value in base.state_dict().items() if _ALIGNMENT not in name}
+    missing, unexpected = arm.load_state_dict(shared, strict=False)
+    assert not unexpected and all(_ALIGNMENT in name for name in missing)
+    for block in arm.modules():
+        if isinstance(block, SpatialBlock | TemporalBlock) and block.alignment is not None:
+            block.alignment.initialise(init, block.norm1, block.attn1)
+    return arm
+
+
 def _model(base: TrainConfig, arm: AttentionArm) -> UNetConfig:
     return replace(base.model, alignment=arm.alignment, alignment_init=arm.init)
 
@@ -262,7 +359,7 @@ def _checked(config: AttentionConfig) -> tuple[TrainConfig, tuple[str, ...]]:
         raise InputError(f"init '{unknown[0]}' is not one of {', '.join(ALIGNMENT_INITS)}")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise InputError(f"seeds must be given and differ, got {config.seeds}")
-    names = stages.object_names(Path(config.held_out), config.names)
+    names = studies.object_names(Path(config.held_out), config.names)
     trained = {str(sample["uid"]) for sample in MultiViewDataset(base.data.shards).reader.samples}
     if both := sorted(trained & set(names)):
         raise InputError(f"held-out object {', '.join(both)} is in the training shards '{base.data.shards}'")

@@ -1,4 +1,4 @@
-"""The fusion suite: arms against planted faults on real objects, with paired intervals (scripts/ablate.py)."""
+"""The fusion suite: arms of the fusion on planted faults in true views of real objects (scripts/ablate.py)."""
 
 import copy
 import json
@@ -11,18 +11,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import trimesh
+from scipy.stats import rankdata
+from torch import Tensor
 
 from nova3d import config as configs
+from nova3d.data import render_object
 from nova3d.errors import InputError
+from nova3d.evaluation.mesh_metrics import match_points, sample_surface
 from nova3d.evaluation.statistics import paired
-from nova3d.experiments import fusion_baselines as yardsticks
-from nova3d.experiments.fusion_inputs import Truth, auroc, geometry, load_truth, texture
-from nova3d.experiments.perturb import perturb_poses, plant_conflicts, pose_errors
+from nova3d.experiments import fusion_baselines, fusion_inputs
+from nova3d.experiments.fusion_inputs import GroundTruth, load_ground_truth, perturb_poses, plant_conflicts, visible
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write
 from nova3d.utils import provenance
+from nova3d.utils.progress import Progress
 from nova3d.utils.workers import in_parts
 from nova3d.views import ViewSet
 
@@ -49,7 +54,7 @@ ARMS: dict[str, Callable[[FusionConfig], None]] = {
     "closed form": lambda config: setattr(config.conflict, "mode", "closed_form"),
     "paper alone": lambda config: setattr(config.conflict, "consensus", False),
 }
-YARDSTICKS = {"carving": yardsticks.carve, "poisson": yardsticks.poisson}
+BASELINES = {"carving": fusion_baselines.carve, "poisson": fusion_baselines.poisson}
 
 # What each fault asks, and the arm every other one is compared with.
 SUITE = (
@@ -73,13 +78,27 @@ def run(
     config: FusionConfig,
     device: str = "cpu",
     workers: int = 1,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Row]:
-    """Every case of every object; rows are kept in out/rows.jsonl as they come, and not computed twice with one config.
+    """Measure every case of every object.
 
-    workers: processes with one thread each, on "cuda" each with a GPU of its own (1: this process, with torch's own
-    threads). A case that fails is kept as a row with its `error`, and tried again next time. Raises InputError where
-    there is nothing to do.
+    Rows are kept in out/rows.jsonl as they come, and not computed twice with one config.
+
+    Args:
+        objects: mesh files.
+        cases: what is measured of each.
+        out: folder for the rows and the meshes.
+        config: of the fusion; arms change a copy of it.
+        device: of the fit.
+        workers: processes with one thread each, on "cuda" each with a GPU of its own. 1: this process, with torch's
+            own threads.
+        progress: called as rows are finished.
+
+    Returns:
+        The last row of every case. A case that failed is a row with its `error`, and is tried again next time.
+
+    Raises:
+        InputError: where there is nothing to do.
     """
     if not objects or not cases:
         raise InputError("nothing to measure: give at least one mesh and one case")
@@ -88,16 +107,13 @@ def run(
     good = [row for row in earlier if row.get("config") == made_with and "error" not in row]
     finished = {(row["object"], row["fault"], row["arm"]) for row in good}
     todo = tuple((p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished)
-    before, started = len(earlier), time.perf_counter()
 
-    def tell() -> None:
-        count = len(read_rows(out)) - before
-        if progress and count:
-            left = (time.perf_counter() - started) / count * (len(todo) - count)
-            progress(count, len(todo), f"{left / 60:.0f} min left")
+    def report_progress() -> None:
+        if progress:
+            progress(len(read_rows(out)) - len(earlier), len(todo), "measuring")
 
     if todo:
-        in_parts(partial(_measure_part, todo, out, config), workers, device, tell)
+        in_parts(partial(_measure_part, todo, out, config), workers, device, report_progress)
     return _latest([row for row in read_rows(out) if row.get("config") == made_with], objects, cases)
 
 
@@ -140,13 +156,13 @@ def _row(path: Path, case: Case, out: Path, config: FusionConfig, device: str) -
     row: Row = {"object": path.stem, "fault": case.fault, "arm": case.arm, "threads": torch.get_num_threads()}
     row["config"] = provenance.hash_json(configs.to_dict(config))
     try:
-        return row | measure(load_truth(path, out / "truth"), case, out, config, device)
+        return row | measure(load_ground_truth(path, out / "truth"), case, out, config, device)
     except InputError as error:
         log.warning("%s, %s, %s: %s", path.stem, case.fault, case.arm, error)
         return row | {"error": str(error)}
 
 
-def measure(truth: Truth, case: Case, out: Path, config: FusionConfig, device: str) -> Row:
+def measure(truth: GroundTruth, case: Case, out: Path, config: FusionConfig, device: str) -> Row:
     """All figures of one case of one object; its mesh is written to out/FAULT-ARM/OBJECT.glb."""
     seed = sum(truth.name.encode())  # of the fault: each object its own, the same for every arm
     views, changed, patches = truth.views, None, None
@@ -156,8 +172,8 @@ def measure(truth: Truth, case: Case, out: Path, config: FusionConfig, device: s
         views, changed, patches = plant_conflicts(views, seed)
     started = time.perf_counter(), time.process_time()
     found: Row = {}
-    if case.arm in YARDSTICKS:
-        mesh, solid = YARDSTICKS[case.arm](views, config)
+    if case.arm in BASELINES:
+        mesh, solid = BASELINES[case.arm](views, config)
     else:
         mesh, solid, found = _fused(truth, views, case, config, device, changed, patches)
     seconds, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
@@ -165,17 +181,19 @@ def measure(truth: Truth, case: Case, out: Path, config: FusionConfig, device: s
     folder.mkdir(parents=True, exist_ok=True)
     written = write(folder / f"{truth.name}.glb", mesh, solid)
     closed = {"watertight": float(solid.is_watertight)}
-    return {"seconds": seconds, "cpu": cpu} | found | closed | geometry(truth, solid) | texture(truth, written)
+    return (
+        {"seconds": seconds, "cpu": cpu} | found | closed | geometry_errors(truth, solid) | texture_psnr(truth, written)
+    )
 
 
 def _fused(
-    truth: Truth,
+    truth: GroundTruth,
     views: ViewSet,
     case: Case,
     config: FusionConfig,
     device: str,
-    changed: torch.Tensor | None,
-    patches: torch.Tensor | None,
+    changed: Tensor | None,
+    patches: Tensor | None,
 ) -> tuple[trimesh.Trimesh, trimesh.Trimesh, Row]:
     config = copy.deepcopy(config)
     ARMS[case.arm](config)
@@ -195,6 +213,70 @@ def _fused(
         found["auroc_conflict"] = auroc(result.conflict, changed, clean)
         found["auroc_residual"] = auroc(result.residual, changed, clean)
     return result.mesh, result.solid, found
+
+
+def geometry_errors(truth: GroundTruth, mesh: trimesh.Trimesh) -> dict[str, float]:
+    """Chamfer distance, |cos| of normals and F-score of a mesh.
+
+    The Chamfer distance is the mean of both directions, not squared, in longest sides. `_seen` columns compare only
+    what the 16 views see of either mesh.
+    """
+    ours = sample_surface(mesh, fusion_inputs.SURFACE_SAMPLES, 1)
+    match, seen = match_points(ours, truth.surface), visible(ours, mesh)
+    return {
+        "chamfer": match.chamfer(),
+        "chamfer_seen": float(match.to_ref[seen].mean() + match.to_pred[truth.seen].mean()) / 2,
+        "normals": match.normal_consistency(),
+        "normals_seen": float(match.agreement_ref[seen].mean() + match.agreement_pred[truth.seen].mean()) / 2,
+        "f_score_0.01": match.f_score(0.01),
+    }
+
+
+def texture_psnr(truth: GroundTruth, written: Path) -> dict[str, float]:
+    """PSNR in dB of a mesh file rendered at the 16 true views and at the 16 in between.
+
+    It runs over the pixels that either of the two covers, pooled over all views: background would raise it.
+    """
+    found = {}
+    for name, views in (("psnr", truth.views), ("psnr_between", truth.between)):
+        ours = render_object(written, views.cameras, light="flat", normalise=False)
+        both = (ours.mask > 0.5) | (views.mask > 0.5)
+        found[name] = float(-10 * torch.log10((ours.rgb - views.rgb)[both].square().mean()))
+    return found
+
+
+def auroc(score: Tensor, positive: Tensor, negative: Tensor) -> float:
+    """Area under the ROC curve (AUROC) of a score.
+
+    Args:
+        score: the score of each pixel [...].
+        positive: bool, same shape: the pixels that should score high.
+        negative: bool, same shape: the pixels that should score low.
+
+    Returns:
+        The probability that a positive pixel scores higher than a negative one, ties counting half; nan without both.
+    """
+    a, b = score[positive].numpy(), score[negative].numpy()
+    if len(a) == 0 or len(b) == 0:
+        return float("nan")
+    ranks = rankdata(np.concatenate([a, b]))[: len(a)]
+    return float((ranks.sum() - len(a) * (len(a) + 1) / 2) / (len(a) * len(b)))
+
+
+def pose_errors(found: ViewSet | Tensor, true: Tensor) -> Tensor:
+    """[v] degrees between the rotations of c2w [v,4,4] and the true ones."""
+    c2w = found.cameras.c2w if isinstance(found, ViewSet) else found
+    relative = c2w[:, :3, :3].double() @ true[:, :3, :3].double().mT
+    # atan2 of the sine and cosine: acos loses small angles
+    sine = torch.stack(
+        [
+            relative[:, 2, 1] - relative[:, 1, 2],
+            relative[:, 0, 2] - relative[:, 2, 0],
+            relative[:, 1, 0] - relative[:, 0, 1],
+        ],
+        dim=-1,
+    ).norm(dim=-1)
+    return torch.atan2(sine, relative.diagonal(dim1=1, dim2=2).sum(dim=-1) - 1).rad2deg()
 
 
 COLUMNS = {

@@ -1,4 +1,4 @@
-"""What a user would reach for instead of a fit: space carving, and screened Poisson from points with normals."""
+"""Baselines of the fusion, used in place of a fit: space carving, screened Poisson from points with normals."""
 
 import importlib
 
@@ -43,7 +43,7 @@ def poisson(views: ViewSet, config: FusionConfig) -> tuple[trimesh.Trimesh, trim
     try:
         o3d = importlib.import_module("open3d")
     except ImportError as error:
-        raise InputError("screened Poisson needs Open3D: pip install -r requirements-yardsticks.txt") from error
+        raise InputError("screened Poisson needs Open3D: pip install -r requirements-open3d.txt") from error
     _, carved = carve(views, config)
     points, faces = trimesh.sample.sample_surface(carved, 60_000, seed=0)[:2]
     outward = np.asarray(carved.face_normals)[faces]

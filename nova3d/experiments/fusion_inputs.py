@@ -1,46 +1,50 @@
-"""A real object with what is known of it, and how near a mesh comes to it."""
+"""Inputs of the fusion suite: true views of real objects, and faults planted into them."""
 
-import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import trimesh
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from nova3d.cameras import Cameras, orbit, preset
 from nova3d.data import render_object
 from nova3d.errors import InputError
-from nova3d.evaluation.mesh_metrics import Surface, match_points, sample_surface
+from nova3d.evaluation.mesh_metrics import Surface, sample_surface
+from nova3d.fusion.poses import rotation_matrix
 from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.rendering.meshes import from_trimesh, load_mesh
 from nova3d.rendering.raster import rasterize
+from nova3d.utils.files import replacing
 from nova3d.views import ViewSet
 
-log = logging.getLogger(__name__)
-
 RIG, SIZE = "ortho16", 256
-_SAMPLES = 200_000  # points of each surface
+SURFACE_SAMPLES = 200_000  # points of each surface
 _DEPTH_SIZE = 512
 _SLACK = 0.01  # world units by which a point may lie behind the nearest surface and still count as seen
 _MIN_COS = 0.1
-_SOLID = 0.5
+_CHANGED = 0.05  # ||change of colour|| from which a pixel counts as planted: less is within ordinary residuals
+_FOREGROUND = 0.99
 
 
 @dataclass(frozen=True)
-class Truth:
-    """views: 16 true views at elevation 0; between: 16 more at the azimuths in the middle. surface, seen: points of
-    the true surface and whether any of the 16 views sees them."""
+class GroundTruth:
+    """A real object with what is known of it."""
 
     name: str
     views: ViewSet
+    """16 true views at elevation 0."""
     between: ViewSet
+    """16 more at the azimuths in the middle."""
     surface: Surface
+    """Points of the true surface."""
     seen: NDArray[np.bool_]
+    """[n] whether any of the 16 views sees each of them."""
 
 
 def meshes_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
@@ -53,26 +57,24 @@ def meshes_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     return [path for path in found if not names or path.stem in names]
 
 
-def load_truth(path: Path, cache: Path) -> Truth:
+def load_ground_truth(path: Path, cache: Path) -> GroundTruth:
     """Render `path` (a mesh file) and sample its surface; kept in the folder `cache` for the next time."""
     kept = cache / f"{path.stem}.pt"
     mesh = load_mesh(path).normalised()
     plain = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
-    surface = sample_surface(plain, _SAMPLES, 0)
+    surface = sample_surface(plain, SURFACE_SAMPLES, 0)
     if kept.is_file():
         content = torch.load(kept, weights_only=True)
         views, between = (_unpacked(content[key]) for key in ("views", "between"))
-        return Truth(path.stem, views, between, surface, content["seen"].numpy())
+        return GroundTruth(path.stem, views, between, surface, content["seen"].numpy())
     views = render_object(path, preset(RIG, SIZE), light="flat")
     between = render_object(path, orbit(16, size=SIZE, start_azimuth_deg=180 / 16), light="flat")
     # Scans have open sheets and faces turned inside: either side counts.
     either = Surface(np.tile(surface.points, (2, 1)), np.concatenate([surface.normals, -surface.normals]))
     seen: NDArray[np.bool_] = np.logical_or(*visible(either, plain).reshape(2, -1))
-    cache.mkdir(parents=True, exist_ok=True)
-    aside = kept.with_suffix(".part")
-    torch.save({"views": _packed(views), "between": _packed(between), "seen": torch.from_numpy(seen)}, aside)
-    aside.replace(kept)
-    return Truth(path.stem, views, between, surface, seen)
+    with replacing(kept) as aside:
+        torch.save({"views": _packed(views), "between": _packed(between), "seen": torch.from_numpy(seen)}, aside)
+    return GroundTruth(path.stem, views, between, surface, seen)
 
 
 def _packed(views: ViewSet) -> dict[str, Tensor]:
@@ -97,35 +99,76 @@ def visible(surface: Surface, mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
     return ((z < nearest + _SLACK) & (nearest > 0) & facing).any(dim=0).numpy()
 
 
-def geometry(truth: Truth, mesh: trimesh.Trimesh) -> dict[str, float]:
-    """Chamfer distance (mean of both directions, unsquared, longest side 1) and |cos| of normals, of the whole
-    surface and of what the 16 views see of either mesh."""
-    ours = sample_surface(mesh, _SAMPLES, 1)
-    match, seen = match_points(ours, truth.surface), visible(ours, mesh)
-    return {
-        "chamfer": match.chamfer(),
-        "chamfer_seen": float(match.to_ref[seen].mean() + match.to_pred[truth.seen].mean()) / 2,
-        "normals": match.normal_consistency(),
-        "normals_seen": float(match.agreement_ref[seen].mean() + match.agreement_pred[truth.seen].mean()) / 2,
-        "f_score_0.01": match.f_score(0.01),
-    }
+def perturb_poses(views: ViewSet, degrees: float, shift: float, seed: int) -> ViewSet:
+    """Every camera but view 0's turned by `degrees` about a random axis through the origin, and moved by `shift`.
+
+    The shift (world units) goes in a random direction across the viewing axis: along it an orthographic picture does
+    not change. The pictures stay, so the cameras are wrong.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    v = len(views)
+    axis = F.normalize(torch.randn(v, 3, generator=generator), dim=-1)
+    axis[0] = 0
+    c2w = views.cameras.c2w.clone()
+    angle = torch.rand(v, generator=generator) * 2 * math.pi
+    across = angle.cos()[:, None] * c2w[:, :3, 0] + angle.sin()[:, None] * c2w[:, :3, 1]
+    across[0] = 0
+    turn = rotation_matrix(axis * math.radians(degrees)).to(c2w)
+    moved = c2w.clone()
+    moved[:, :3] = turn @ c2w[:, :3]
+    moved[:, :3, 3] += shift * across
+    return replace(views, cameras=replace(views.cameras, c2w=moved))
 
 
-def texture(truth: Truth, written: Path) -> dict[str, float]:
-    """PSNR in dB of a mesh file rendered again at the 16 views and at the 16 in between, over pixels that either of
-    the two covers: background would flatter the figure."""
-    found = {}
-    for name, views in (("psnr", truth.views), ("psnr_between", truth.between)):
-        ours = render_object(written, views.cameras, light="flat", normalise=False)
-        both = (ours.mask > _SOLID) | (views.mask > _SOLID)
-        found[name] = float(-10 * torch.log10((ours.rgb - views.rgb)[both].square().mean()))
-    return found
+def plant_conflicts(views: ViewSet, seed: int, count: int = 4) -> tuple[ViewSet, Tensor, Tensor]:
+    """`count` views, never view 0, each with three faults on the object; the others keep every pixel.
+
+    A patch of another hue, a patch of another brightness (half or 1.8 times), and a patch whose colours and normals
+    are warped by 2 to 4 pixels (at 256), each a disc over about an eighth of the object's height. Returns the views,
+    bool [v,h,w] of the pixels whose colour changed, and bool [v,h,w] of all pixels of the patches: those in a patch
+    that did not visibly change are neither conflict nor clean.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    v, h, w = views.mask.shape
+    rgb, normals = views.rgb.clone(), views.normals.clone()
+    patches = torch.zeros(v, h, w, dtype=torch.bool)
+    chosen = (torch.randperm(v - 1, generator=generator)[:count] + 1).tolist()
+    for view in chosen:
+        solid = views.mask[view] > _FOREGROUND
+        inside = torch.nonzero(solid)
+        if len(inside) == 0:
+            continue
+        radius = max(3.0, float(inside[:, 0].max() - inside[:, 0].min()) / 8)
+        for kind in ("hue", "gain", "warp"):
+            centre = inside[int(torch.randint(len(inside), (1,), generator=generator))]
+            disc = solid & (_distance(centre, h, w) < radius)
+            patches[view] |= disc
+            if kind == "warp":
+                angle = float(torch.rand(1, generator=generator)) * 2 * math.pi
+                length = (2 + 2 * float(torch.rand(1, generator=generator))) * h / 256
+                shift = torch.tensor([math.cos(angle), math.sin(angle)]) * length
+                for images in (rgb, normals):
+                    images[view][disc] = _shifted(images[view], shift)[disc]
+                normals[view] = F.normalize(normals[view], dim=-1)
+            else:
+                roll = 1 + int(torch.randint(2, (1,), generator=generator))
+                gain = 0.5 if roll == 1 else 1.8
+                pixels = rgb[view][disc]
+                rgb[view][disc] = pixels.roll(roll, dims=-1) if kind == "hue" else (pixels * gain).clamp(0, 1)
+    changed = patches & ((rgb - views.rgb).norm(dim=-1) > _CHANGED)
+    return replace(views, rgb=rgb, normals=normals), changed, patches
 
 
-def auroc(score: Tensor, positive: Tensor, negative: Tensor) -> float:
-    """The chance that a pixel of `positive` scores higher than one of `negative`, ties half; nan without both."""
-    a, b = score[positive].numpy(), score[negative].numpy()
-    if len(a) == 0 or len(b) == 0:
-        return float("nan")
-    ranks = rankdata(np.concatenate([a, b]))[: len(a)]
-    return float((ranks.sum() - len(a) * (len(a) + 1) / 2) / (len(a) * len(b)))
+def _distance(centre: Tensor, h: int, w: int) -> Tensor:
+    """[h,w] distance in pixels to `centre` (row, column)."""
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    return ((rows - centre[0]).float() ** 2 + (columns - centre[1]).float() ** 2).sqrt()
+
+
+def _shifted(image: Tensor, shift: Tensor) -> Tensor:
+    """[h,w,c] read `shift` (x, y) pixels away, bilinearly."""
+    h, w = image.shape[:2]
+    rows, columns = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+    grid = torch.stack([(columns + shift[0]) / w, (rows + shift[1]) / h], dim=-1) * 2 - 1
+    found = F.grid_sample(image.permute(2, 0, 1)[None], grid[None], padding_mode="border", align_corners=False)
+    return found[0].permute(1, 2, 0)

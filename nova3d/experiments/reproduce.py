@@ -1,31 +1,37 @@
 """The paper's tables made anew: a model folder and a folder of objects to a report with the paper's numbers beside."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
-from nova3d.evaluation.cache import scored_tables
 from nova3d.evaluation.comparison import Comparison, compare
+from nova3d.evaluation.formats import TextRow, TextTable, arrow, decimals_for, number, style
 from nova3d.evaluation.published import Published, Source
-from nova3d.experiments import study as stages
-from nova3d.experiments import tables
-from nova3d.experiments.tables import Beside
+from nova3d.evaluation.statistics import Interval
+from nova3d.evaluation.tables import interval_text
+from nova3d.experiments import study as studies
 from nova3d.fusion import FusionConfig
 from nova3d.generation import SampleConfig
 from nova3d.utils import provenance
-from nova3d.utils.files import writable_folder
+from nova3d.utils.files import writable_folder, write_text
+from nova3d.utils.progress import Progress, silent
 from nova3d.utils.resources import Shipped
 from nova3d.utils.workers import in_parts
 
-Progress = Callable[[int, int, str], None]
+NOT_PRINTED = "not printed in our copy of the paper"
+WARNING = (
+    "a verdict says on which side of the interval (95 %, bootstrap over objects) the paper's printed mean lies; the "
+    "paper's objects, lens, light and LPIPS network are not stated, so neither agreement nor difference is proven"
+)
 
 
 @dataclass
@@ -79,18 +85,35 @@ class ReproduceConfig:
 
 
 @dataclass(frozen=True)
+class PaperComparison:
+    """One quantity of one method: our mean against the paper's."""
+
+    method: str
+    quantity: str
+    """The paper's name of it."""
+    metric: str
+    """Ours."""
+    ours: Interval
+    paper: float
+    """The paper's mean; nan where it prints none."""
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """tables: arm -> its scores. rows: ours beside the paper's. comparison: of the arms, where there are several."""
+    """A table made anew."""
 
     table: str
     tables: Mapping[str, Table]
-    rows: tuple[Beside, ...]
+    """Arm -> scores."""
+    rows: tuple[PaperComparison, ...]
     comparison: Comparison | None
+    """Of the arms, where there are several."""
     facts: Mapping[str, str]
 
     def markdown(self) -> str:
-        parts = [f"# {self.table}\n", tables.grid(self.rows, self.facts).markdown()]
-        parts.append(tables.per_object(self.tables))
+        parts = [f"# {self.table}\n", comparison_table(self.rows, self.facts).markdown()]
+        parts.append(studies.tables_markdown(self.tables))
         if self.comparison:
             parts.append(f"## Object by object\n\n{self.comparison.markdown()}")
         return "\n".join(parts)
@@ -102,10 +125,10 @@ class Report:
             table.save(folder / name.replace("/", "-"), record, self.facts)
         if self.comparison:
             self.comparison.save(folder, record)
-        rows = [tables.plain_row(row) for row in self.rows]
+        rows = [plain_comparison(row) for row in self.rows]
         entry = {"table": self.table, "facts": dict(self.facts), "beside_the_paper": rows, "record": dict(record)}
-        tables.write_text(folder / "report.json", json.dumps(entry, indent=1, allow_nan=False, default=str))
-        return tables.write_text(folder / "report.md", self.markdown())
+        write_text(folder / "report.json", json.dumps(entry, indent=1, allow_nan=False, default=str))
+        return write_text(folder / "report.md", self.markdown())
 
 
 def reproduce(
@@ -117,23 +140,32 @@ def reproduce(
 ) -> tuple[Report, Path]:
     """Make what is missing of the table's views and meshes in `config.out`, score it, and write out/TABLE/report.md.
 
-    workers: processes, each with every workers-th object, on "cuda" each with a GPU of its own; they share the scoring
-    likewise. retry: objects that failed are tried again. progress: called with what is done, in all, and a word on
-    what. Raises InputError where config, model, objects or references are bad, and where every object fails.
+    Args:
+        config: the table.
+        device: of the networks.
+        workers: processes that share the objects out; on "cuda" each has a GPU of its own.
+        retry: whether objects that failed are tried again.
+        progress: called as objects are finished.
+
+    Returns:
+        The report, and the path of report.md.
+
+    Raises:
+        InputError: where config, model, objects or references are bad, and where every object fails.
     """
-    tell = progress or (lambda done, total, message: None)
+    progress = progress or silent
     protocol, source = _rules(config), _paper(config)
-    study, places = plan(config)
+    study, stages = plan(config)
     protocol = fit_to_model(protocol, study)
-    stages.check_study(study, retry)
+    studies.check_study(study, retry)
     total = len(list(study.folders()))
-    work = partial(stages.make, study)
-    in_parts(work, workers, device, lambda: tell(study.done(), total, "making views and meshes"))
-    found = scored_tables(study, places, protocol, device, workers, config.weights, progress)
+    work = partial(studies.make, study)
+    in_parts(work, workers, device, lambda: progress(study.done(), total, "making views and meshes"))
+    found = studies.score_study(study, stages, protocol, device, workers, config.weights, progress)
     rows = [
         row
         for name, table in found.items()
-        for row in tables.beside(name, table, config.columns, source, config.arms[name].paper)
+        for row in compare_with_paper(name, table, config.columns, source, config.arms[name].paper)
     ]
     first = next(iter(found.values()))
     facts = {
@@ -143,7 +175,7 @@ def reproduce(
         "model": config.sample.model,
         "objects": f"{len(study.names)} of '{config.objects}'",
         "seeds": first.facts["seeds"],
-        "paper": f"{source.source}; {source.note}" if source else tables.NOT_PRINTED,
+        "paper": f"{source.source}; {source.note}" if source else NOT_PRINTED,
     }
     comparison = compare(found, config.baseline or "") if len(found) > 1 else None
     report = Report(config.table, found, tuple(rows), comparison, facts)
@@ -151,7 +183,7 @@ def reproduce(
     return report, report.save(Path(config.out) / config.table, record)
 
 
-def plan(config: ReproduceConfig) -> tuple[stages.Study, dict[str, list[str]]]:
+def plan(config: ReproduceConfig) -> tuple[studies.Study, dict[str, list[str]]]:
     """What is to be made, and the folders of each arm's seeds in it. Raises InputError for a config that cannot be."""
     if config.baseline and config.baseline not in config.arms:
         raise InputError(f"baseline '{config.baseline}' is none of the arms {', '.join(config.arms)}")
@@ -159,32 +191,32 @@ def plan(config: ReproduceConfig) -> tuple[stages.Study, dict[str, list[str]]]:
         raise InputError("a table needs at least one arm and one seed")
     if len(set(config.seeds)) != len(config.seeds):
         raise InputError(f"seeds repeat: {config.seeds}")
-    generators: dict[str, stages.Generator] = {}
-    fusions: list[stages.Fusion] = []
-    places: dict[str, list[str]] = {}
+    generators: dict[str, studies.Generator] = {}
+    fusions: list[studies.Fusion] = []
+    stages: dict[str, list[str]] = {}
     several = len(config.arms) > 1
     for name, arm in config.arms.items():
         shared = not several or not arm.model
         for seed in config.seeds:
             views = f"seed{seed}" if shared else f"{name}/seed{seed}"
-            generators[views] = stages.Generator(views, _model(Path(config.sample.model, arm.model), seed), seed)
-            place = f"views/{views}"
+            generators[views] = studies.Generator(views, _model(Path(config.sample.model, arm.model), seed), seed)
+            stage = f"views/{views}"
             if config.fusion:
                 folder = f"{name}/seed{seed}" if several else f"seed{seed}"
                 settings = configs.load(FusionConfig, config.fusion, [*config.fusion_changes, *arm.fusion])
-                fusions.append(stages.Fusion(folder, views, settings))
-                place = f"meshes/{folder}"
-            places.setdefault(name, []).append(place)
+                fusions.append(studies.Fusion(folder, views, settings))
+                stage = f"meshes/{folder}"
+            stages.setdefault(name, []).append(stage)
     source = Path(config.objects)
-    rigs = {stages.model_rig(generator.model) for generator in generators.values()}
+    rigs = {studies.model_rig(generator.model) for generator in generators.values()}
     if len(rigs) > 1:
         raise InputError(f"the models have different cameras or sizes: {sorted(rigs)}")
-    (rig, size), names = rigs.pop(), stages.object_names(source, config.names)
+    (rig, size), names = rigs.pop(), studies.object_names(source, config.names)
     made = tuple(generators.values())
-    return stages.Study(Path(config.out), source, names, rig, size, config.sample, made, tuple(fusions)), places
+    return studies.Study(Path(config.out), source, names, rig, size, config.sample, made, tuple(fusions)), stages
 
 
-def fit_to_model(protocol: Protocol, study: stages.Study) -> Protocol:
+def fit_to_model(protocol: Protocol, study: studies.Study) -> Protocol:
     """The protocol at the model's picture size, as its hash then says; raises InputError where the cameras differ."""
     if "views" not in protocol.kinds:
         return protocol
@@ -217,3 +249,71 @@ def _model(folder: Path, seed: int) -> str:
     """The model folder itself, or the one of this seed in a folder of trainings."""
     of_seed = folder / f"seed{seed}" / "model"
     return str(of_seed if of_seed.is_dir() else folder)
+
+
+def compare_with_paper(
+    method: str, table: Table, columns: Mapping[str, Sequence[str]], source: Source | None, row: str
+) -> list[PaperComparison]:
+    """Compare a method's means with the paper's.
+
+    Args:
+        method: the method's name.
+        table: its scores.
+        columns: the paper's quantity -> our metrics of that kind, several where the paper leaves open which it is.
+        source: the paper's table, None where our copy of the paper has none.
+        row: the method's row in it, "" where it has none.
+
+    Returns:
+        One comparison per metric of `columns`.
+    """
+    printed = dict(zip(source.metrics, source.rows[row], strict=True)) if source and row else {}
+    intervals, means = table.intervals(), table.mean()
+    found = []
+    for quantity, metrics in columns.items():
+        for metric in metrics:
+            value = printed.get(quantity)
+            paper = math.nan if value is None else value
+            mean = means.get(metric, math.nan)
+            ours = intervals.get(metric, Interval(mean, math.nan, math.nan, len(table.rows)))
+            said = verdict(ours, paper, style(metric).lower_is_better)
+            if metric in table.not_computed:
+                said = f"not computed: {table.not_computed[metric]}"
+            found.append(PaperComparison(method, quantity, metric, ours, paper, said))
+    return found
+
+
+def verdict(ours: Interval, paper: float, lower_is_better: bool) -> str:
+    """On which side of our interval the paper's mean lies."""
+    if math.isnan(paper):
+        return "-"
+    if math.isnan(ours.mean):
+        return "no mean: an object has no value"
+    if math.isnan(ours.low):
+        return f"too few objects ({ours.n}) for an interval"
+    if ours.low <= paper <= ours.high:
+        return "the interval contains the paper's mean"
+    above = ours.low > paper
+    return f"{'above' if above else 'below'} the paper's mean ({'worse' if above == lower_is_better else 'better'})"
+
+
+def comparison_table(rows: Sequence[PaperComparison], facts: Mapping[str, str], notes: Sequence[str] = ()) -> TextTable:
+    """The comparison as a table of text."""
+    methods = dict.fromkeys(row.method for row in rows)
+    blocks = tuple(tuple(_line(row) for row in rows if row.method == method) for method in methods)
+    columns = ("method, metric", "ours", "95 % interval", "objects", "paper", "verdict")
+    return TextTable(facts, columns, blocks, (WARNING, *notes))
+
+
+def plain_comparison(row: PaperComparison) -> dict[str, Any]:
+    """JSON-ready; nan becomes None, and a number that the paper does not print says so."""
+    ours = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(row.ours).items()}
+    paper = NOT_PRINTED if math.isnan(row.paper) else row.paper
+    return asdict(row) | {"ours": ours, "paper": paper}
+
+
+def _line(row: PaperComparison) -> TextRow:
+    least = style(row.metric).decimals
+    decimals = decimals_for((row.ours.high - row.ours.low) / 2, least)
+    paper = NOT_PRINTED if math.isnan(row.paper) else f"{row.paper:g}"
+    cells = (number(row.ours.mean, decimals), interval_text(row.ours, least), str(row.ours.n), paper, row.verdict)
+    return TextRow(f"{row.method}, {row.metric} {arrow(row.metric)}", cells)

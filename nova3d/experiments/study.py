@@ -1,15 +1,16 @@
-"""The stages of a study on disk: references, generated views and meshes, a folder per object.
+"""A study on disk: references, generated views, fused meshes, their scores.
 
     OUT/references/OBJECT/              true views of the model's rig; mesh.glb in the same frame
     OUT/views/[ARM/]seedK/OBJECT/       the model's views of the reference's view 0
     OUT/meshes/[ARM/]seedK/OBJECT/      mesh.glb fused from them
     OUT/failures/STAGE/[ARM/]seedK/OBJECT.json   why there is none
-A folder is written aside and renamed, so what is there is whole, and the same call goes on where the last one ended.
+    OUT/scores/                         kept scores (nova3d.evaluation.cache)
+A folder is written aside and renamed, so what exists is complete, and the same call goes on where the last one ended.
 """
 
 import json
 import logging
-import shutil
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,17 @@ from nova3d.cameras import Cameras, preset
 from nova3d.data import render_object
 from nova3d.data.shards import INDEX, ShardReader
 from nova3d.errors import InputError
+from nova3d.evaluation import Protocol, Table, score_methods
+from nova3d.evaluation.tables import Rows, hardware
+from nova3d.evaluation.view_scores import scored_views
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.generation import SampleConfig, generate_views, load_pipeline, model_hashes
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.rendering.meshes import load_mesh
 from nova3d.utils import provenance
+from nova3d.utils.files import read_json, replacing, write_json
+from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -41,16 +47,17 @@ _IDENTITY = "study.json"
 
 @dataclass(frozen=True)
 class Generator:
-    """A model folder and the seed it samples with; `folder` is its place under views/ ("seed0", "gta/seed0")."""
+    """A model folder and the seed it samples with."""
 
     folder: str
+    """Under views/: "seed0", "gta/seed0"."""
     model: str
     seed: int
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """How meshes are made of one generator's views; `folder` is their place under meshes/."""
+    """How meshes are made of one generator's views; `folder` is under meshes/."""
 
     folder: str
     views: str
@@ -79,25 +86,26 @@ class Study:
 
     def folders(self) -> Iterator[tuple[str, str]]:
         """(stage's folder, object) of everything that is to be made."""
-        places = ["references", *(f"views/{g.folder}" for g in self.generators)]
-        for place in [*places, *(f"meshes/{f.folder}" for f in self.fusions)]:
+        stages = ["references", *(f"views/{g.folder}" for g in self.generators)]
+        for stage in [*stages, *(f"meshes/{f.folder}" for f in self.fusions)]:
             for name in self.names:
-                yield place, name
+                yield stage, name
 
     def done(self) -> int:
         """How many of `folders` are made or have failed."""
-        return sum(self.settled(place, name) for place, name in self.folders())
+        return sum(self.settled(stage, name) for stage, name in self.folders())
 
-    def settled(self, place: str, name: str) -> bool:
-        return (self.out / place / name).is_dir() or self.failure(place, name).is_file()
+    def settled(self, stage: str, name: str) -> bool:
+        return (self.out / stage / name).is_dir() or self.failure(stage, name).is_file()
 
-    def failure(self, place: str, name: str) -> Path:
-        return self.out / "failures" / place / f"{name}.json"
+    def failure(self, stage: str, name: str) -> Path:
+        return self.out / "failures" / stage / f"{name}.json"
 
-    def reasons(self, place: str) -> dict[str, str]:
+    def reasons(self, stage: str) -> dict[str, str]:
         """Object -> why it failed, of one stage's folder."""
-        files = {name: self.failure(place, name) for name in self.names}
-        return {name: str(json.loads(file.read_text())["reason"]) for name, file in files.items() if file.is_file()}
+        files = {name: self.failure(stage, name) for name in self.names}
+        found = {name: read_json(file, dict, "failure") for name, file in files.items() if file.is_file()}
+        return {name: str(entry.get("reason")) for name, entry in found.items()}
 
 
 def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -130,24 +138,21 @@ def check_study(study: Study, retry: bool = False) -> None:
     """Refuse a folder that holds another study's results, and write down what this one is; with `retry`, forget the
     failures. Raises InputError naming what differs."""
     path = study.out / _IDENTITY
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before = read_json(path, dict, "study") if path.is_file() else {}
     now = json.loads(json.dumps(_identity(study), default=str))
     for stage in sorted(before.keys() & now.keys()):
         for key, value in now[stage].items():
             if before[stage].get(key) != value:
                 raise InputError(f"'{study.out}/{stage}' was made with another {key}; give another out folder")
-    study.out.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(before | now, indent=1, sort_keys=True))
-    aside.replace(path)
+    write_json(path, before | now)
     if retry:
-        for place, name in study.folders():
-            study.failure(place, name).unlink(missing_ok=True)
+        for stage, name in study.folders():
+            study.failure(stage, name).unlink(missing_ok=True)
 
 
-def weights_hash(study: Study, generator: Generator) -> str:
-    """Of the weights that made a generator's views, as `check_study` wrote them down."""
-    known = json.loads((study.out / _IDENTITY).read_text())
+def model_hash(study: Study, generator: Generator) -> str:
+    """Hash of the weights that made a generator's views, as `check_study` wrote them down."""
+    known = read_json(study.out / _IDENTITY, dict, "study")
     return provenance.hash_json(known[f"views/{generator.folder}"]["model"])
 
 
@@ -161,20 +166,23 @@ def make(study: Study, part: int, parts: int, device: str, tell: Callable[[], No
     rig = preset(study.rig, study.size)
     for name in names:
         if not study.settled("references", name):
-            with aside(study.references / name) as folder:
+            with replacing(study.references / name) as folder:
+                folder.mkdir()
                 write_reference(study.source, name, rig, folder)
             tell()
     for generator in study.generators:
-        place, pipeline = f"views/{generator.folder}", None
+        stage, pipeline = f"views/{generator.folder}", None
         for name in [name for name in names if not study.settled(f"views/{generator.folder}", name)]:
             pipeline = pipeline or load_pipeline(replace(study.sample, model=generator.model), device)
-            with _failing(study, place, name), aside(study.out / place / name) as folder:
+            with _failing(study, stage, name), replacing(study.out / stage / name) as folder:
+                folder.mkdir()
                 write_views(pipeline, study.references / name, folder, study.sample, generator)
             tell()
     for fusion in study.fusions:
-        place = f"meshes/{fusion.folder}"
+        stage = f"meshes/{fusion.folder}"
         for name in [name for name in names if not study.settled(f"meshes/{fusion.folder}", name)]:
-            with _failing(study, place, name), aside(study.out / place / name) as folder:
+            with _failing(study, stage, name), replacing(study.out / stage / name) as folder:
+                folder.mkdir()
                 write_mesh(study.out / "views" / fusion.views / name, folder, fusion.config, device)
             tell()
 
@@ -224,32 +232,16 @@ def write_mesh(views: Path, folder: Path, config: FusionConfig, device: str) -> 
 
 
 @contextmanager
-def aside(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `folder` when the block ends; nothing is left of it where that raises."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _failing(study: Study, place: str, name: str) -> Iterator[None]:
+def _failing(study: Study, stage: str, name: str) -> Iterator[None]:
     """Whatever an object's data make a stage raise is its failure; what the machine lacks is not."""
     try:
         yield
     except (OSError, MemoryError, torch.OutOfMemoryError) as error:
-        raise InputError(f"{place}/{name}: {error}; the same command goes on from there") from error
+        raise InputError(f"{stage}/{name}: {error}; the same command goes on from there") from error
     except Exception as error:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        log.warning("%s of %s failed: %s", place, name, reason, exc_info=not isinstance(error, InputError))
-        file = study.failure(place, name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"stage": place, "object": name, "reason": reason}))
+        log.warning("%s of %s failed: %s", stage, name, reason, exc_info=not isinstance(error, InputError))
+        write_json(study.failure(stage, name), {"stage": stage, "object": name, "reason": reason})
 
 
 def _identity(study: Study) -> Mapping[str, Mapping[str, Any]]:
@@ -265,3 +257,117 @@ def _identity(study: Study) -> Mapping[str, Mapping[str, Any]]:
     for fusion in study.fusions:
         known[f"meshes/{fusion.folder}"] = {"fusion": configs.to_dict(fusion.config), "views": fusion.views}
     return known
+
+
+def score_study(
+    study: Study,
+    methods: Mapping[str, Sequence[str]],
+    protocol: Protocol,
+    device: str = "cpu",
+    workers: int = 1,
+    weights: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Table]:
+    """Score the methods of a study whose objects have been made.
+
+    A failed object is scored as a failed prediction, and carries the reason of the stage that failed.
+
+    Args:
+        study: the study.
+        methods: method -> its folders in the study, one per seed: "views/gta/seed0".
+        protocol: what is scored and how.
+        device, workers, weights, progress: as in `evaluation.score`.
+
+    Returns:
+        Method -> table, with the study's facts, and for generated views the column `task_iou`.
+
+    Raises:
+        InputError: where every object of a method failed.
+    """
+    for stages in methods.values():
+        reasons = {stage: study.reasons(stage) for stage in stages}
+        if all(len(found) == len(study.names) for found in reasons.values()):
+            first = next(f"{name}: {reason}" for found in reasons.values() for name, reason in found.items())
+            raise InputError(f"every object of {', '.join(stages)} failed; the first one: {first}")
+    for stage in (stage for stages in methods.values() for stage in stages):
+        (study.out / stage).mkdir(parents=True, exist_ok=True)
+    # Without an explicit list the references' folder decides, which may hold the objects of an earlier, longer list.
+    there = {path.name for path in study.references.iterdir() if not path.name.startswith(".")}
+    protocol = replace(protocol, failures="score", objects=() if there == set(study.names) else study.names)
+    tables = score_methods(
+        {method: {stage: study.out / stage for stage in stages} for method, stages in methods.items()},
+        study.references,
+        protocol,
+        weights=weights,
+        device=device,
+        workers=workers,
+        cache=study.out / "scores",
+        progress=progress,
+    )
+    return {method: _with_facts(study, methods[method], protocol, table) for method, table in tables.items()}
+
+
+def tables_markdown(tables: Mapping[str, Table]) -> str:
+    """Every method's whole table, each under its name."""
+    return "\n".join(f"## {name}: scores per object\n\n{table.markdown()}" for name, table in tables.items())
+
+
+def _with_facts(study: Study, stages: Sequence[str], protocol: Protocol, table: Table) -> Table:
+    """A method's table with what only its study knows: task_iou, reasons of failures, facts."""
+    table = _with_task_iou(study, stages, protocol, table)
+    failures = {}
+    for name, reason in table.failures.items():  # the scorer's own reason is that there was nothing to read
+        said = {stage: study.reasons(stage).get(name) for stage in stages}
+        failures[name] = "; ".join(f"{stage}: {why}" for stage, why in said.items() if why) or reason
+    made = {f"views/{generator.folder}": generator for generator in study.generators}
+    made |= {f"meshes/{fusion.folder}": made[f"views/{fusion.views}"] for fusion in study.fusions}
+    used = [made[stage] for stage in stages]
+    weights = [*dict.fromkeys(f"model {model_hash(study, generator)}" for generator in used)]
+    weights += [table.facts["weights"]] if "weights" in table.facts else []
+    facts = {
+        "commit": provenance.commit(),
+        "weights": ", ".join(weights),
+        "seeds": ", ".join(str(generator.seed) for generator in used),
+        "hardware": hardware(),
+    }
+    return replace(table, failures=failures, facts={**table.facts, **facts})
+
+
+def _with_task_iou(study: Study, stages: Sequence[str], protocol: Protocol, table: Table) -> Table:
+    """The table of generated views with the column `task_iou`, a mean over the scored views.
+
+    It was measured on the network's own pictures, which only the views' records know. A failed object has 0. Meshes
+    get no column, nor do views of a version that did not measure it.
+    """
+    recorded = {stage: {name: _recorded_task_iou(study.out / stage / name) for name in table.rows} for stage in stages}
+    if not any(values for found in recorded.values() for values in found.values()):
+        return table
+
+    def value(stage: str, name: str) -> float:
+        values = recorded[stage][name]
+        if not values:
+            return math.nan if (study.out / stage / name).is_dir() else 0.0
+        counted = [values[view] for view in scored_views(len(values), protocol.views, name)]
+        return math.fsum(counted) / len(counted)
+
+    def extended(rows: Rows, stage: str) -> Rows:
+        return {name: row | {"task_iou": value(stage, name)} for name, row in rows.items()}
+
+    if not table.per_seed:
+        return replace(table, rows=extended(table.rows, stages[0]))
+    per_seed = {seed: extended(rows, stages[seed]) for seed, rows in table.per_seed.items()}
+    return Table.from_seeds(
+        table.protocol,
+        table.protocol_hash,
+        per_seed,
+        table.baselines,
+        dict(table.failures),
+        table.not_computed,
+        table.facts,
+    )
+
+
+def _recorded_task_iou(views: Path) -> list[float]:
+    """`task_iou` of every view of a folder that `write_views` wrote; empty where there is none."""
+    record = views / "record.json"
+    return list(read_json(record, dict, "record").get("task_iou", [])) if record.is_file() else []

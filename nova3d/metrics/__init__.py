@@ -1,5 +1,6 @@
 """Metrics on pictures, normal maps and masks."""
 
+from nova3d.metrics.registry import VIEW_METRICS, Style, ViewMetric, register
 from nova3d.metrics.views import (
     MAX_PSNR,
     NORMAL_WITHIN_DEG,
@@ -8,6 +9,7 @@ from nova3d.metrics.views import (
     mask_iou,
     normal_angle,
     psnr,
+    psnr_union,
     registered_psnr,
     ssim,
     task_iou,
@@ -16,11 +18,16 @@ from nova3d.metrics.views import (
 __all__ = [
     "MAX_PSNR",
     "NORMAL_WITHIN_DEG",
+    "VIEW_METRICS",
+    "Style",
+    "ViewMetric",
     "foreground_psnr",
     "foreground_ssim",
     "mask_iou",
     "normal_angle",
     "psnr",
+    "psnr_union",
+    "register",
     "registered_psnr",
     "ssim",
     "task_iou",

@@ -5,7 +5,6 @@ A metric without its weights is never guessed and never replaced: `WeightsUnavai
 (network included, for the scales differ) and a `weights_hash`, which belong in every table.
 """
 
-import hashlib
 import importlib.util
 import logging
 import pickle
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
 from nova3d.utils import provenance
 from nova3d.utils.compat import ensure_torchvision, has
 
@@ -107,7 +106,7 @@ class Lpips(nn.Module):
         )
         self.register_buffer("shift", torch.tensor(_SHIFT)[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor(_SCALE)[:, None, None], persistent=False)
-        self.weights_hash = hash_tensors(self.state_dict())
+        self.weights_hash = provenance.hash_tensors(self.state_dict())
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -172,12 +171,12 @@ class ClipSimilarity(nn.Module):
                 model, pretrained=None if ":" in model else str(pretrained), require_pretrained=":" not in model
             )
         except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             if file is not None:
                 raise InputError(f"'{file}' does not hold the weights of open_clip's {model}: {reason}") from error
             raise WeightsUnavailable(f"CLIP ({model}, {pretrained}): {reason}") from error
         self.visual: nn.Module = clip.visual
-        self.weights_hash = hash_tensors(self.visual.state_dict())
+        self.weights_hash = provenance.hash_tensors(self.visual.state_dict())
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -193,15 +192,6 @@ class ClipSimilarity(nn.Module):
         batch = torch.stack([self.preprocess(Image.fromarray(image)) for image in pixels])
         embeds = self.visual(batch.to(like))
         return embeds[0] if isinstance(embeds, tuple) else embeds  # towers that return their tokens too
-
-
-def hash_tensors(state: Mapping[str, Tensor]) -> str:
-    """First 16 hex digits of the SHA-256 of named tensors, as float32: the same from whatever file they were read."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(f"{name} {tuple(state[name].shape)} ".encode())
-        digest.update(state[name].float().numpy(force=True).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _vgg16() -> nn.Sequential:
@@ -263,7 +253,7 @@ def _read(path: Path, purpose: str) -> State:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise InputError(f"{purpose}: '{path}' cannot be read as weights ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{purpose}: '{path}' cannot be read as weights ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{purpose}: '{path}' is not a state dict")
     return state

@@ -1,7 +1,7 @@
 """Metrics on pictures: what training watches and evaluation tabulates.
 
 Images are float [0,1], [n,h,w,3]; masks are coverage in [0,1], [n,h,w], foreground above 1/2. Every function is a pure
-function of tensors; which views are scored and what is averaged is the protocol's affair.
+function of tensors. A protocol decides which views are scored and what is averaged.
 """
 
 import math
@@ -24,18 +24,35 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # pixels
 
 
 def psnr(pred: Tensor, ref: Tensor) -> Tensor:
-    """[n] PSNR in dB of [n,h,w,3] over whole images, data range 1, in float (nothing is rounded to 8 bits).
+    """PSNR over whole images, data range 1. Nothing is rounded to 8 bits.
 
-    Equal images score MAX_PSNR.
+    Args:
+        pred: predicted images [n,h,w,3], float in [0,1].
+        ref: reference images, likewise.
+
+    Returns:
+        dB [n]; equal images score MAX_PSNR.
+
+    Raises:
+        ValueError: where the shapes differ. All metrics here do so.
     """
     _same_shape(pred, ref)
     return _decibel((pred - ref).square().flatten(1).mean(dim=1))
 
 
 def foreground_psnr(pred: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
-    """[n] PSNR in dB over the pixels where the REFERENCE's mask [n,h,w] exceeds 1/2; nan where there are none.
+    """PSNR over the pixels of the reference's silhouette.
 
-    What a prediction paints outside the reference's silhouette does not count here: read it beside `mask_iou`.
+    What a prediction paints outside that silhouette does not count, which rewards masks that are too large. Read it
+    beside `mask_iou` and `psnr_union`.
+
+    Args:
+        pred: predicted images [n,h,w,3], float in [0,1].
+        ref: reference images, likewise.
+        mask: the reference's coverage [n,h,w] in [0,1]; pixels above 1/2 count.
+
+    Returns:
+        dB [n]; nan where no pixel counts.
     """
     _same_shape(pred, ref)
     inside = (mask > 0.5).to(pred)
@@ -43,13 +60,50 @@ def foreground_psnr(pred: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
     return _decibel(error / inside.flatten(1).sum(dim=1))
 
 
-def registered_psnr(pred: Tensor, ref: Tensor, max_shift: int = 4, background: float = 1.0) -> Tensor:
-    """[n] the best PSNR in dB of [n,h,w,3] over all whole-pixel shifts of the prediction, each view for itself.
+def psnr_union(pred: Tensor, ref: Tensor, pred_mask: Tensor, ref_mask: Tensor) -> Tensor:
+    """PSNR over the union of both silhouettes.
 
-    Shifts go up to `max_shift` pixels along both axes. Borders: what moves out of the frame is lost, what moves in is
-    `background`, a grey level; so every shift is scored on all h*w pixels, and the best is never below `psnr`.
-    Far above `psnr`, the prediction is right but misplaced: a crop, a camera or a half pixel is wrong.
-    Raises ValueError where `max_shift` is negative or not below both sides.
+    The mean squared error runs over the pixels where either mask exceeds 1/2. So the white background, which both
+    sides share, does not raise the score, and a pixel outside the reference's silhouette is an error like one inside
+    it. `foreground_psnr` ignores the latter: a prediction that spills over the true outline loses nothing there.
+
+    Args:
+        pred: predicted images [n,h,w,3] on white, float in [0,1].
+        ref: reference images, likewise.
+        pred_mask: the prediction's coverage [n,h,w] in [0,1].
+        ref_mask: the reference's coverage, likewise.
+
+    Returns:
+        dB [n]; nan where both masks are empty.
+    """
+    _same_shape(pred, ref)
+    union = ((pred_mask > 0.5) | (ref_mask > 0.5)).to(pred)
+    error = ((pred - ref).square().mean(dim=-1) * union).flatten(1).sum(dim=1)
+    return _decibel(error / union.flatten(1).sum(dim=1))
+
+
+def psnr_u8(pred: Tensor, ref: Tensor) -> Tensor:
+    """PSNR after rounding both to 8 bits, as of 8-bit files (EscherNet, OpenCV's PSNR); dB [n] of [n,h,w,3]."""
+    return psnr(_rounded(pred), _rounded(ref))
+
+
+def registered_psnr(pred: Tensor, ref: Tensor, max_shift: int = 4, background: float = 1.0) -> Tensor:
+    """The best PSNR over all whole-pixel shifts of the prediction, each view for itself.
+
+    Where it is far above `psnr`, the prediction is right but misplaced: a crop, a camera or a half pixel is wrong.
+    Every shift is scored on all h*w pixels, so the best is never below `psnr`.
+
+    Args:
+        pred: predicted images [n,h,w,3], float in [0,1].
+        ref: reference images, likewise.
+        max_shift: the largest shift along either axis, in pixels.
+        background: the grey level in [0,1] that moves in where the prediction moves out of the frame.
+
+    Returns:
+        dB [n].
+
+    Raises:
+        ValueError: where `max_shift` is negative or not below both sides.
     """
     _same_shape(pred, ref)
     h, w = pred.shape[1:3]
@@ -69,26 +123,68 @@ def _best_shift(padded: Tensor, ref: Tensor) -> Tensor:
 
 
 def ssim(pred: Tensor, ref: Tensor) -> Tensor:
-    """[n] SSIM (Wang et al. 2004) of [n,h,w,3]: Gaussian window of 11 pixels, sigma 1.5, data range 1, over channels.
+    """SSIM (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1, borders reflected.
 
-    Borders are reflected. Raises InputError where the images are smaller than the window.
+    Args:
+        pred: predicted images [n,h,w,3], float in [0,1].
+        ref: reference images, likewise.
+
+    Returns:
+        SSIM [n], averaged over pixels and channels; at most 1.
+
+    Raises:
+        InputError: where the images are smaller than the window.
     """
     return _local_ssim(pred, ref).flatten(1).mean(dim=1).to(pred)
 
 
 def foreground_ssim(pred: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
-    """[n] the local SSIM of `ssim`, averaged where the REFERENCE's mask [n,h,w] exceeds 1/2; nan where nowhere.
+    """The local SSIM of `ssim`, averaged over the pixels of the reference's silhouette.
 
-    The window of a pixel near the silhouette sees 5 pixels beyond it, so a wrong outline counts here, unlike in
-    `foreground_psnr`. Raises as `ssim`.
+    The window of a pixel near the silhouette reaches 5 pixels beyond it. So a wrong outline counts here, unlike in
+    `foreground_psnr`.
+
+    Args:
+        pred: predicted images [n,h,w,3], float in [0,1].
+        ref: reference images, likewise.
+        mask: the reference's coverage [n,h,w] in [0,1]; pixels above 1/2 count.
+
+    Returns:
+        SSIM [n]; nan where no pixel counts.
+
+    Raises:
+        InputError: where the images are smaller than the window.
     """
     local = _local_ssim(pred, ref).mean(dim=1)
     inside = (mask > 0.5).to(local)
     return ((local * inside).flatten(1).sum(dim=1) / inside.flatten(1).sum(dim=1)).to(pred)
 
 
+def ssim_own_range(pred: Tensor, ref: Tensor) -> Tensor:
+    """SSIM with the data range of each pair itself (SyncDreamer, HarmonyView): [n] of [n,h,w,3] in [0,1].
+
+    The range is the larger of the two spreads, torchmetrics' choice where none is given. It equals `ssim` where a
+    picture holds black and white, and is stricter elsewhere: SSIM with range r is SSIM with range 1 of the pictures
+    divided by r. Two flat pictures, where the original divides zero by zero, are taken at range 1.
+    """
+    spread = torch.maximum(_spread(pred), _spread(ref))
+    spread = torch.where(spread > 0, spread, 1.0)
+    return ssim(pred / spread, ref / spread)
+
+
+def ssim_uniform7_u8(pred: Tensor, ref: Tensor) -> Tensor:
+    """scikit-image's default SSIM of 8-bit pictures (EscherNet): [n] of [n,h,w,3] in [0,1].
+
+    Its window is uniform, 7x7, with the sample covariance.
+    """
+    from skimage.metrics import structural_similarity  # slow to import, and training needs the other metrics only
+
+    pairs = zip(_bytes(pred), _bytes(ref), strict=True)
+    return torch.tensor([float(structural_similarity(a, b, channel_axis=2)) for a, b in pairs])
+
+
 def mask_iou(pred: Tensor, ref: Tensor) -> Tensor:
-    """[n] intersection over union of two masks [n,h,w], each cut at 1/2; 1 where both are empty."""
+    """Intersection over union of two masks [n,h,w] in [0,1], each cut at 1/2; [n], 1 where both are empty."""
     _same_shape(pred, ref)
     a, b = (pred > 0.5).flatten(1), (ref > 0.5).flatten(1)
     union = (a | b).sum(dim=1)
@@ -96,12 +192,19 @@ def mask_iou(pred: Tensor, ref: Tensor) -> Tensor:
 
 
 def task_iou(rgb: Tensor, normals: Tensor) -> Tensor:
-    """[n] how far the two tasks of one prediction show one object: intersection over union of their outlines.
+    """How far the colours and the normals of one prediction show one object: IoU of their outlines.
 
-    rgb [n,h,w,3] on white: its outline holds what differs from white by more than images.MATTE_DISTANCE in a channel;
-    normals [n,h,w,3], zero on background: what is longer than 1/2. Holes are filled on both sides, for within the
-    colours a hole and a white patch look alike. Give both as the network drew them, before one is cut out by the
-    other. True views score below 1 where an object is white at its outline: read it beside theirs.
+    Holes are filled on both sides, since a hole and a white patch look alike in colours. Give both maps as the network
+    drew them, before one is cut out by the other. True views score below 1 where an object is white at its outline,
+    so read the value beside theirs.
+
+    Args:
+        rgb: images [n,h,w,3] in [0,1] on white. A pixel is inside where a channel differs from white by more than
+            `images.MATTE_DISTANCE`.
+        normals: normal maps [n,h,w,3], zero on background. A pixel is inside where the normal is longer than 1/2.
+
+    Returns:
+        IoU [n] in [0,1].
     """
     _same_shape(rgb, normals)
     return mask_iou(_outline((1 - rgb).amax(dim=-1) > MATTE_DISTANCE), _outline(normals.norm(dim=-1) > 0.5))
@@ -114,11 +217,19 @@ def _outline(inside: Tensor) -> Tensor:
 
 
 def normal_angle(pred: Tensor, ref: Tensor, mask: Tensor) -> dict[str, float]:
-    """Angles between two normal maps [n,h,w,3] of one frame, pooled over all n views.
+    """Angles between two normal maps of one frame, pooled over all n views.
 
-    Counted are the pixels where BOTH maps hold a normal (length above 1/2) and mask [n,h,w], the reference's, exceeds
-    1/2; read it beside `mask_iou`, which says how much of the surface that was. Returns `mean` and `median` in degrees
-    and `within_11.25`, `within_22.5`, `within_30`: shares in [0,1]; all nan where no pixel counts.
+    A pixel counts where both maps hold a normal (length above 1/2) and the reference's mask exceeds 1/2. Read it beside
+    `mask_iou`, which says how much of the surface that was.
+
+    Args:
+        pred: predicted normals [n,h,w,3], zero on background.
+        ref: reference normals, likewise.
+        mask: the reference's coverage [n,h,w] in [0,1].
+
+    Returns:
+        `mean` and `median` in degrees, and `within_11.25`, `within_22.5`, `within_30` as shares in [0,1]. All are nan
+        where no pixel counts.
     """
     _same_shape(pred, ref)
     counted = (mask > 0.5) & (pred.norm(dim=-1) > 0.5) & (ref.norm(dim=-1) > 0.5)
@@ -160,6 +271,19 @@ def _local_mean(image: Floats) -> Floats:
     for axis in (-2, -1):
         image = ndimage.correlate1d(image, window / window.sum(), axis, mode="mirror")
     return image
+
+
+def _spread(pictures: Tensor) -> Tensor:
+    flat = pictures.flatten(1)
+    return (flat.amax(dim=1) - flat.amin(dim=1))[:, None, None, None]
+
+
+def _rounded(pictures: Tensor) -> Tensor:
+    return (pictures.clamp(0, 1) * 255).round() / 255
+
+
+def _bytes(pictures: Tensor) -> NDArray[np.uint8]:
+    return (pictures.clamp(0, 1) * 255).round().byte().numpy(force=True)
 
 
 def _decibel(mse: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ UID there are `UID/rgb` float16 [v,8,h,w], moments in rendered order, and for ev
 the CLIP embedding of the clean picture (not without a frozen image encoder), and `UID/picture.N` uint8 [3,H,W].
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from nova3d import images
@@ -47,22 +46,14 @@ def identity(
     rig = dataset.reader.cameras
     return {
         "preprocessing": PREPROCESSING,
-        "vae": weights_hash(vae.encoder, vae.quant_conv),
-        "image_encoder": weights_hash(image_encoder) if image_encoder is not None else "",
+        "vae": provenance.hash_tensors(vae.encoder.state_dict(), vae.quant_conv.state_dict(), shapes=False),
+        "image_encoder": provenance.hash_tensors(image_encoder.state_dict(), shapes=False)
+        if image_encoder is not None
+        else "",
         "rig": provenance.hash_json(cameras_to_transforms(rig)),
         "size": rig.width,
         "shards": shard_hash(dataset.reader.samples),
     }
-
-
-def weights_hash(*modules: nn.Module) -> str:
-    """16 hex digits of the SHA-256 of names and float32 values."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, value in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy())
-    return digest.hexdigest()[:16]
 
 
 def build_cache(

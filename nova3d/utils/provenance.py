@@ -10,9 +10,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nova3d
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "trimesh", "xatlas")
 
@@ -72,6 +75,24 @@ def hash_file(path: str | Path) -> str:
 def _hash_file(path: str, state: tuple[int, ...]) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_tensors(*states: "Mapping[str, Tensor]", shapes: bool = True) -> str:
+    """Hash named tensors by their values as float32: the same from whatever file, dtype or device they come.
+
+    Args:
+        states: state dicts, hashed one after the other, each by sorted names.
+        shapes: whether the shapes count too. Without them the hash is that of latent caches.
+
+    Returns:
+        The first 16 hex digits of a SHA-256.
+    """
+    digest = hashlib.sha256()
+    for state in states:
+        for name, value in sorted(state.items()):
+            digest.update((f"{name} {tuple(value.shape)} " if shapes else name).encode())
+            digest.update(value.detach().float().contiguous().numpy(force=True).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -31,7 +31,7 @@ def ball(size: int = 32, num_views: int = 4, elevation_deg: float = 0.0) -> View
 def table(**changes) -> Table:
     rows = {"a": {"psnr": 10.0, "chamfer": 0.01}, "b": {"psnr": 20.0, "chamfer": 0.03}}
     floors = {"all-white image": {"a": {"psnr": 5.0}, "b": {"psnr": 6.0}}}
-    return Table(**{"protocol": "p", "protocol_hash": "abc", "rows": rows, "floors": floors} | changes)
+    return Table(**{"protocol": "p", "protocol_hash": "abc", "rows": rows, "baselines": floors} | changes)
 
 
 def seeded(**changes) -> Table:
@@ -49,4 +49,4 @@ def csv_rows(text: str) -> list[dict[str, str]]:
 def method(offsets: list[float], metric: str = "psnr", **changes) -> Table:
     """A table of one metric over objects o0, o1, ... that differ much more among each other than by `offsets`."""
     rows = {f"o{i}": {metric: 20.0 + 3 * i + offset} for i, offset in enumerate(offsets)}
-    return table(rows=rows, floors={}, **changes)
+    return table(rows=rows, baselines={}, **changes)

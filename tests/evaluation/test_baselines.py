@@ -7,11 +7,11 @@ from nova3d.evaluation import volume_iou
 from nova3d.evaluation.baselines import (
     COPY,
     input_colour,
-    mesh_floors,
+    mesh_baselines,
     shifted,
     silhouette_oracle,
     speck,
-    view_floors,
+    view_baselines,
 )
 from nova3d.evaluation.mesh_metrics import is_closed
 from nova3d.views import ViewSet
@@ -30,12 +30,12 @@ def test_shifted_moves_to_the_right_and_fills_with_white():
     assert (moved.normals[0, :, 0] == 0).all() and (moved.normals[0, :, 1:] != 0).all()
 
 
-def test_view_floors_know_only_what_their_names_say():
+def test_view_baselines_know_only_what_their_names_say():
     cameras = orbit(4, size=48)
     mask = discs(0.35, cameras)
     rgb = torch.where(mask[..., None] > 0, torch.tensor([0.2, 0.4, 0.6]), 1.0)
     ref = ViewSet(rgb, torch.zeros(4, 48, 48, 3), mask, cameras)
-    floors = dict(view_floors(ref, (1, 2), 24))
+    floors = dict(view_baselines(ref, (1, 2), 24))
     assert list(floors) == [
         "all-white image",
         COPY,
@@ -52,7 +52,7 @@ def test_view_floors_know_only_what_their_names_say():
     hull = floors["hull of all views, mean colour"]
     assert torch.allclose(hull.rgb[0, 24, 24], torch.tensor([0.2, 0.4, 0.6]), atol=1e-3)
     assert float(hull.normals[0, 24, 24, 2]) > 0.9  # faces the camera
-    assert list(dict(view_floors(ref, (), 0))) == ["all-white image", COPY, "silhouette oracle"]
+    assert list(dict(view_baselines(ref, (), 0))) == ["all-white image", COPY, "silhouette oracle"]
 
 
 def test_silhouette_oracle_has_one_colour_taken_from_the_input_view():
@@ -64,9 +64,9 @@ def test_silhouette_oracle_has_one_colour_taken_from_the_input_view():
     assert torch.allclose(colours, noise[0][mask[0] > 0.5].mean(dim=0).expand_as(colours), atol=1e-5)
 
 
-def test_mesh_floors_are_ordered_by_what_they_know():
+def test_mesh_baselines_are_ordered_by_what_they_know():
     ball = trimesh.creation.icosphere(3, 0.5)
-    floors = dict(mesh_floors(ball, CELLS))
+    floors = dict(mesh_baselines(ball, CELLS))
     iou = {name: volume_iou(mesh, ball, 48) for name, mesh in floors.items()}
     box, one, every, itself = iou.values()
     assert list(iou) == [

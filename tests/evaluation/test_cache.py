@@ -1,5 +1,7 @@
-"""Scores on disk: read again only while all that they hang on is what it was, and the same from several processes."""
+"""Kept scores: read again only while all that they depend on is the same, and equal from several processes."""
 
+import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +9,8 @@ import pytest
 import trimesh
 
 from nova3d.errors import InputError
-from nova3d.evaluation import Protocol, score
-from nova3d.evaluation import cache as scores
+from nova3d.evaluation import Protocol, Table, baselines, mesh_metrics, score, score_methods, scorer
 from nova3d.evaluation.protocols import MeshRules
-from nova3d.evaluation.scorer import Contest, tabulate
 
 RULES = MeshRules(surface_samples=300, ious=("iou16_flood",), f_score_thresholds=(0.05,))
 PROTOCOL = Protocol(kinds=("meshes",), hull_cells=0, failures="score", meshes=RULES)
@@ -30,34 +30,28 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is scored and not read: "floors", or the folder of a prediction."""
+    """What is measured and not read: "baselines", or the folder of a prediction."""
     calls: list[str] = []
-    prediction, floors = scores.score_prediction, scores.score_floors
-    monkeypatch.setattr(scores, "score_floors", lambda made: (calls.append("floors"), floors(made))[1])
+    prediction, baselines = scorer.score_prediction, scorer.score_baselines
+    monkeypatch.setattr(scorer, "score_baselines", lambda made: (calls.append("baselines"), baselines(made))[1])
     monkeypatch.setattr(
-        scores,
+        scorer,
         "score_prediction",
-        lambda made, seed, how: (calls.append(seed.root.name), prediction(made, seed, how))[1],
+        lambda made, folder, how: (calls.append(folder.root.name), prediction(made, folder, how))[1],
     )
     return calls
 
 
-def run(folders: tuple[Path, Path, Path], workers: int = 1, protocol: Protocol = PROTOCOL):
+def run(folders: tuple[Path, Path, Path], workers: int = 1, protocol: Protocol = PROTOCOL) -> list[Table]:
     references, *methods = folders
-    contest = Contest.of(methods, references, protocol)
-    found, floors, networks = scores.in_shares(
-        contest, references.parent / "scores", ["full", "part"], "cpu", workers, {}
-    )
-    tables = [
-        tabulate(replace(contest, seeds=contest.seeds[i : i + 1]), [scored], floors, networks)
-        for i, scored in enumerate(found)
-    ]
-    return tables
+    runs = {folder.name: {folder.name: folder} for folder in methods}
+    cache = references.parent / "scores"
+    return list(score_methods(runs, references, protocol, workers=workers, cache=cache).values())
 
 
 def test_tables_are_those_of_score_and_are_read_the_second_time(folders, asked):
     tables = run(folders)
-    assert sorted(asked) == ["floors", "floors", "full", "full", "part", "part"]
+    assert sorted(asked) == ["baselines", "baselines", "full", "full", "part", "part"]
     for table, folder in zip(tables, folders[1:], strict=True):
         assert table == score(folder, folders[0], PROTOCOL)
     assert tables[1].failures == {
@@ -76,11 +70,35 @@ def test_what_has_changed_is_scored_again_and_nothing_else(folders, asked, monke
     asked.clear()
     trimesh.creation.box((1, 1, 1)).export(folders[0] / "a.ply")
     run(folders)
-    assert sorted(asked) == ["floors", "full", "part"]
+    assert sorted(asked) == ["baselines", "full", "part"]
     asked.clear()
-    monkeypatch.setattr(scores, "sources_hash", lambda: "another")
+    monkeypatch.setitem(mesh_metrics.VERSIONS, "flood", 2)
     run(folders)
     assert len(asked) == 6
+
+
+def test_a_raised_version_of_the_baselines_measures_them_alone(folders, asked, monkeypatch):
+    run(folders)
+    asked.clear()
+    monkeypatch.setattr(baselines, "VERSION", baselines.VERSION + 1)
+    run(folders)
+    assert asked == ["baselines", "baselines"]
+
+
+def test_kept_scores_of_an_earlier_version_are_measured_anew_with_one_line(folders, asked, caplog):
+    tables = run(folders)
+    for file in (folders[0].parent / "scores").rglob("*.json"):
+        entry = json.loads(file.read_text())
+        old = {"key": "0123456789abcdef", "lines": entry.pop("rows"), "failure": "", "missing": {}}
+        file.write_text("cut sho" if file.parent.name == "part" else json.dumps(old))
+    asked.clear()
+    with caplog.at_level(logging.INFO):
+        assert run(folders) == tables and len(asked) == 6
+    assert [r.getMessage()[:13] for r in caplog.records if "measured anew" in r.getMessage()] == ["6 kept scores"]
+
+
+def test_the_columns_keep_their_order(folders):
+    assert run(folders)[0].metrics == run(folders)[0].metrics == score(folders[1], folders[0], PROTOCOL).metrics
 
 
 def test_fewer_objects_are_read_and_another_protocol_is_not(folders, asked):

@@ -47,7 +47,7 @@ def test_script_names_the_protocols_and_refuses_another_baseline_before_the_work
     predictions, references = folders
     arguments = ["--predictions", predictions, "--references", references, "--out", tmp_path / "out", *SMALL]
     assert call_script(monkeypatch, "evaluate", *arguments, "--protocol", "mini") == 0
-    monkeypatch.setattr("nova3d.evaluation.cache.score_folders", None)  # calling it would fail otherwise
+    monkeypatch.setattr("nova3d.evaluation.score", None)  # calling it would fail otherwise
     for given, said in (
         (["--protocol", "mimi"], "'mimi' is neither a file nor one of eschernet-v1, mesh-aligned"),
         (["--protocol", "mini", "--baseline", tmp_path / "out", "seed=1"], "not comparable; score both under one"),

@@ -13,7 +13,7 @@ from nova3d.evaluation.mesh_metrics import (
     nearest,
     sample_surface,
 )
-from nova3d.evaluation.mesh_scores import Reference, score_meshes
+from nova3d.evaluation.mesh_scores import MeshReference, score_meshes
 from nova3d.evaluation.protocols import MeshRules
 
 SAMPLES = 4000
@@ -204,7 +204,7 @@ def test_nearest_is_the_brute_force_one():
 
 def test_mirror_margin_is_the_distance_of_the_mirrored_mesh_minus_its_own():
     rules = MeshRules(surface_samples=SAMPLES, ious=("iou16_flood",))
-    ref = Reference.of(hook(), rules, 0)
+    ref = MeshReference.prepare(hook(), rules, 0)
     mirrored = hook().apply_transform(np.diag([-1.0, 1, 1, 1])).apply_translation([1, 0, 0])
     right, wrong = score_meshes(hook(), ref, rules)[0], score_meshes(mirrored, ref, rules)[0]
     assert right["mirror_margin"] > 0.03 > -0.03 > wrong["mirror_margin"]
@@ -213,7 +213,7 @@ def test_mirror_margin_is_the_distance_of_the_mirrored_mesh_minus_its_own():
 
 def test_alignments_that_move_nothing_score_what_the_known_frame_does():
     rules = MeshRules(alignments=("known", "bbox"), surface_samples=SAMPLES, ious=("iou16_flood",))
-    ref = Reference.of(hook(), rules, 0)
+    ref = MeshReference.prepare(hook(), rules, 0)
     row = score_meshes(hook(), ref, rules)[0]
     aligned = {name for name in row if name.endswith("_bbox")}
     assert len(aligned) == 5 and all(row[name] == row[name.removesuffix("_bbox")] for name in aligned)

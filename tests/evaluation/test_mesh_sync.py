@@ -8,9 +8,9 @@ import torch
 import trimesh
 
 from nova3d.cameras import preset
-from nova3d.evaluation import mesh_sync
-from nova3d.evaluation.mesh_scores import Reference, score_meshes
-from nova3d.evaluation.mesh_sync import mesh2sdf_iou, unproject, visible_chamfer, visible_points, voxel_means
+from nova3d.evaluation import mesh_metrics
+from nova3d.evaluation.mesh_metrics import mesh2sdf_iou, unproject, visible_chamfer, visible_points, voxel_means
+from nova3d.evaluation.mesh_scores import MeshReference, score_meshes
 from nova3d.evaluation.protocols import MeshRules
 
 SYNC = MeshRules(
@@ -61,7 +61,7 @@ def test_visible_chamfer_is_the_mean_of_both_directed_means():
 
 
 def test_reference_is_normalised_and_the_prediction_is_not():
-    ref = Reference.of(ball(7.0).apply_translation([3, 2, 1]), SYNC, 0)
+    ref = MeshReference.prepare(ball(7.0).apply_translation([3, 2, 1]), SYNC, 0)
     rules = MeshRules(**{**vars(SYNC), "ious": ("iou32_flood",)})
     right, missing = score_meshes(ball(0.5), ref, rules)
     assert missing == {} and list(right) == ["cd_l2_visible16_v001", "iou32_flood", "watertight"]
@@ -73,7 +73,7 @@ def test_reference_is_normalised_and_the_prediction_is_not():
 def test_without_mesh2sdf_its_column_is_nan_with_the_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "mesh2sdf", None)
     rules = MeshRules(ious=SYNC.ious, surface_samples=100, mirror_margin=False)
-    row, missing = score_meshes(ball(0.5), Reference.of(ball(0.5), rules, 0), rules)
+    row, missing = score_meshes(ball(0.5), MeshReference.prepare(ball(0.5), rules, 0), rules)
     assert math.isnan(row["iou64_mesh2sdf"]) and row["iou32_flood"] == 1.0
     assert "pip install mesh2sdf" in missing["iou64_mesh2sdf"]
 
@@ -96,4 +96,4 @@ def test_mesh2sdf_is_called_as_syncdreamer_calls_it(monkeypatch):
 def test_the_real_mesh2sdf_agrees_with_the_flood_on_closed_meshes():
     pytest.importorskip("mesh2sdf")
     assert mesh2sdf_iou(ball(0.4), ball(0.5)) == pytest.approx(0.8**3, abs=0.03)
-    assert mesh_sync.mesh2sdf_solid(ball(0.5)).sum() * (2 / 64) ** 3 == pytest.approx(math.pi / 6, rel=0.05)
+    assert mesh_metrics.mesh2sdf_solid(ball(0.5)).sum() * (2 / 64) ** 3 == pytest.approx(math.pi / 6, rel=0.05)

@@ -84,7 +84,7 @@ def test_a_wrong_top_is_seen_from_the_sphere_only(tmp_path):
 
 def test_the_floors_of_pictures_are_in_the_table(tmp_path):
     block(tmp_path / "ref/cup/mesh.glb")
-    floors = score(tmp_path / "ref", tmp_path / "ref", QUICK).floor_means()
+    floors = score(tmp_path / "ref", tmp_path / "ref", QUICK).baseline_means()
     assert floors["silhouette oracle"]["mask_iou"] == 1.0
     assert floors["all-white image"]["psnr"] < floors["true views, 1 px off"]["psnr"] < 100
     assert floors["copy of the input view (scored on the others)"]["psnr"] < 100
@@ -99,5 +99,5 @@ def test_a_mesh_that_cannot_be_drawn_is_named(tmp_path):
         score(tmp_path / "pred", tmp_path / "ref", QUICK)
     table = score(tmp_path / "pred", tmp_path / "ref", replace(QUICK, failures="score"))
     assert "cannot be drawn" in table.failures["cup"]
-    assert table.rows["cup"]["psnr"] == table.floors["all-white image"]["cup"]["psnr"]
+    assert table.rows["cup"]["psnr"] == table.baselines["all-white image"]["cup"]["psnr"]
     assert path.is_file()

@@ -58,8 +58,8 @@ def test_floors_rank_as_they_must():
 def test_floors_are_in_the_table_and_do_not_see_the_prediction(folders):
     predictions, references = folders
     protocol = replace(QUICK, hull_cells=8)
-    floors = score(predictions, references, protocol).floor_means()
-    unmoved = score(references, references, protocol).floor_means()
+    floors = score(predictions, references, protocol).baseline_means()
+    unmoved = score(references, references, protocol).baseline_means()
     assert all(floors[name] == pytest.approx(values, nan_ok=True) for name, values in unmoved.items())
     assert set(floors) == {
         "all-white image",
@@ -82,7 +82,7 @@ def test_only_what_both_sides_hold_is_scored(folders):
         (predictions / name / "mesh.glb").unlink()
     table = score(predictions, references, QUICK)
     assert "psnr" in table.metrics and "cd_l2_area500" not in table.metrics
-    assert "bounding box" not in table.floors
+    assert "bounding box" not in table.baselines
     assert f"meshes are not scored: '{predictions}' holds none" in table.facts["not scored"]
 
 
@@ -169,7 +169,7 @@ def test_a_failed_object_scores_as_if_nothing_had_been_returned_and_is_named(fol
     (predictions / "hat" / "mesh.glb").unlink()
     trimesh.Trimesh(np.zeros((3, 3)), [[0, 1, 2]], process=False).export(predictions / "hat" / "mesh.ply")
     table = score(predictions, references, replace(QUICK, failures="score"))
-    white = table.floors["all-white image"]["hat"]
+    white = table.baselines["all-white image"]["hat"]
     assert table.rows["hat"]["psnr"] == white["psnr"]
     assert math.isnan(table.mean()["normal_mean_deg"])  # of nothing there is no angle, and the mean does not hide it
     assert table.rows["hat"]["f_score_0.02"] < 0.01 and table.rows["hat"]["iou16_flood"] < 0.01

@@ -44,7 +44,7 @@ def mean_psnr(pred: np.ndarray, ref: np.ndarray) -> float:
 
 def test_the_floors_are_those_of_the_published_files(table, truth):
     rgb, alpha = truth
-    floors = {name: values["psnr"] for name, values in table.floor_means().items()}
+    floors = {name: values["psnr"] for name, values in table.baseline_means().items()}
     colour = rgb[0][alpha[0] > 0.5].mean(axis=0)
     expected = {
         "all-white image": mean_psnr(np.ones_like(rgb), rgb),
@@ -59,7 +59,7 @@ def test_the_floors_are_those_of_the_published_files(table, truth):
 
 
 def test_the_floors_are_the_measured_ones(table):
-    floors = table.floor_means()
+    floors = table.baseline_means()
     names = ("all-white image", COPY, ORACLE, "true views, 1 px off", "true views, 8 px off")
     assert [floors[name]["psnr"] for name in names] == pytest.approx(MEASURED, abs=0.05)
     assert floors["true views, 1 px off"]["mask_iou"] < 1 == floors[ORACLE]["mask_iou"]

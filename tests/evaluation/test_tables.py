@@ -8,7 +8,7 @@ import pytest
 
 from nova3d.errors import InputError
 from nova3d.evaluation import Table, statistics
-from nova3d.evaluation.formats import CARRIED, Grid, Line, decimals_for, header, number, style
+from nova3d.evaluation.formats import CARRIED, TextRow, TextTable, decimals_for, header, number, style
 from tests.evaluation.samples import CLEAR, csv_rows, method, seeded, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def test_a_failed_object_is_shown_and_counted_with_its_reason():
 
 
 def test_a_table_of_failures_only_has_no_mean():
-    text = table(rows={}, floors={}, failures={"a": "no views"}).markdown()
+    text = table(rows={}, baselines={}, failures={"a": "no views"}).markdown()
     assert "| a (failed) |" in text and "- failed: a: no views" in text
 
 
@@ -117,7 +117,7 @@ def test_a_saved_table_loads_as_it_was(made, tmp_path):
     assert after == Table.load(tmp_path / "scores.json")
     assert after.facts == {**FACTS, "weights": "1234"}
     assert after.csv() == before.csv({"weights": "1234"}) and after.markdown() == before.markdown({"weights": "1234"})
-    assert after.rows == before.rows and after.per_seed == before.per_seed and after.floors == before.floors
+    assert after.rows == before.rows and after.per_seed == before.per_seed and after.baselines == before.baselines
     assert json.loads((tmp_path / "scores.json").read_text())["record"] == {"stage": "evaluate"}
 
 
@@ -190,7 +190,7 @@ def test_latex_escapes_aligns_and_carries_the_facts():
 
 
 def test_odd_names_break_neither_format():
-    grid = Grid({"by": "a_b"}, ("object", "x"), ((Line("50% {a}|b_c\\~", ("-0.5",)), Line("d", ("-",))),))
+    grid = TextTable({"by": "a_b"}, ("object", "x"), ((TextRow("50% {a}|b_c\\~", ("-0.5",)), TextRow("d", ("-",))),))
     assert "| 50% {a}\\|b_c\\~ | -0.5 |" in grid.markdown()
     assert "50\\% \\{a\\}|b\\_c\\textbackslash{}\\textasciitilde{} & $-$0.5 \\\\" in grid.latex()
     assert "d & -- \\\\" in grid.latex()

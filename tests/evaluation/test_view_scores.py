@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -6,8 +7,9 @@ import torch
 from nova3d import metrics
 from nova3d.cameras import orbit
 from nova3d.errors import InputError
-from nova3d.evaluation.protocols import IMAGE_METRICS, ViewRules
+from nova3d.evaluation.protocols import ViewRules
 from nova3d.evaluation.view_scores import Networks, on_background, score_views
+from nova3d.metrics.registry import VIEW_METRICS
 from nova3d.views import ViewSet
 
 ANY = ViewRules(cameras="any", count=0, size=0, metrics=("psnr",))
@@ -51,10 +53,10 @@ def test_every_metric_has_its_column_and_the_library_function_behind_it():
     generator = torch.Generator().manual_seed(0)
     ref = replace(views_of(1.0, 0.5), rgb=torch.rand(3, 16, 16, 3, generator=generator))
     pred = replace(ref, rgb=torch.rand(3, 16, 16, 3, generator=generator))
-    rules = replace(ANY, metrics=IMAGE_METRICS, include_input_view=True)
+    rules = replace(ANY, metrics=tuple(VIEW_METRICS), include_input_view=True)
     row = score_views(pred, ref, rules, Networks({"lpips_vgg": lambda a, b: torch.tensor([0.25, 0.5, 0.75])}))
     named = [name for name in row if not name.startswith("normal_")]
-    assert named == [metric for metric in IMAGE_METRICS if metric != "normals"]
+    assert named == [metric for metric in VIEW_METRICS if metric != "normals"]
     assert row["lpips_vgg"] == 0.5 and row["lpips_alex"] != row["lpips_alex"]
     assert row["psnr"] == pytest.approx(float(metrics.psnr(pred.rgb, ref.rgb).mean()))
     assert row["psnr_registered4"] == pytest.approx(float(metrics.registered_psnr(pred.rgb, ref.rgb, 4).mean()))
@@ -77,3 +79,14 @@ def test_shifting_both_sides_changes_nothing_and_mirroring_one_does():
     ref = dot(1)
     mirrored = replace(ref, rgb=ref.rgb.flip(2), mask=ref.mask.flip(2))
     assert score_views(mirrored, ref, rules)["psnr_registered4"] < 20
+
+
+def test_psnr_union_stands_beside_the_foreground_and_counts_what_spills_over_the_outline():
+    ref = views_of(1.0, 0.5)
+    wide = replace(ref, rgb=ref.rgb.clone(), mask=ref.mask.clone())
+    wide.rgb[:, :, 8:12], wide.mask[:, :, 8:12] = 0.0, 1.0  # black beyond the true outline
+    row = score_views(wide, ref, replace(ANY, metrics=("psnr_foreground", "mask_iou")))
+    assert list(row) == ["psnr_foreground", "psnr_union", "mask_iou"]
+    assert row["psnr_foreground"] == 100.0
+    # 4 of the 12 columns of the union differ by 1 in every channel
+    assert row["psnr_union"] == pytest.approx(-10 * math.log10(4 / 12), abs=1e-4)

@@ -11,11 +11,19 @@ from torch.nn import functional as F
 
 from nova3d import cameras
 from nova3d import config as configs
+from nova3d.cli.studies import ablate
 from nova3d.data.shards import ShardWriter, encode_views
 from nova3d.errors import InputError
 from nova3d.experiments import attention as module
-from nova3d.experiments.attention import AttentionArm, AttentionConfig, attention_suite
-from nova3d.experiments.initial import arm_of, write_start
+from nova3d.experiments.attention import (
+    AttentionArm,
+    AttentionConfig,
+    arm_of,
+    attention_suite,
+    select_arms,
+    write_start,
+)
+from nova3d.models.alignment import ALIGNMENTS
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.training.config import TrainConfig
@@ -202,5 +210,34 @@ def test_a_trained_object_is_not_held_out(config: AttentionConfig, tmp_path: Pat
 def test_shipped_suites_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     settings = configs.load(AttentionConfig, path, ["held_out=assets/objects"])
-    assert settings.baseline in settings.arms and Path(settings.train).is_file()
+    assert settings.baseline in select_arms(settings).arms and Path(settings.train).is_file()
     configs.load(module.Protocol, settings.protocol, settings.protocol_changes)
+
+
+def test_without_arms_the_suite_has_every_alignment_of_the_model(config: AttentionConfig) -> None:
+    every = select_arms(replace(config, arms={}))
+    assert tuple(every.arms) == ALIGNMENTS and all(arm.alignment == name for name, arm in every.arms.items())
+    assert every.arms["cross_domain"].init == "wonder3d" and every.arms["gta"].init == "copied"
+    assert config.arms.keys() == {"none", "cross_domain", "gta"}  # the config that was given stays as it is
+
+
+def test_only_the_arms_asked_for_are_trained(config: AttentionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite trains what `--arms none,gta` leaves, and refuses a name that is no arm."""
+    trained = []
+
+    class Stopped(Exception):
+        pass
+
+    def train_part(runs, *_):
+        trained.extend(run.arm for run in runs)
+        raise Stopped
+
+    monkeypatch.setattr(module, "train_part", train_part)
+    argv = ["--suite", "attention", "--config", "suite.yaml", "--objects", config.held_out, "--out", config.out]
+    monkeypatch.chdir(config.out.removesuffix("/out"))
+    OmegaConf.save(OmegaConf.create({**configs.to_dict(replace(config, arms={})), "held_out": "???"}), "suite.yaml")
+    with pytest.raises(Stopped):
+        ablate([*argv, "--arms", "none,gta", "--device", "cpu"])
+    assert trained == ["none", "gta"]
+    with pytest.raises(InputError, match="'odd' is none of none, cross_domain, gta, gta_spatial, gta_temporal"):
+        ablate([*argv, "--arms", "none,odd"])

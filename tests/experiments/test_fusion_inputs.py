@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from nova3d.cameras import orbit
-from nova3d.experiments.perturb import perturb_poses, plant_conflicts, pose_errors
+from nova3d.experiments.fusion import pose_errors
+from nova3d.experiments.fusion_inputs import perturb_poses, plant_conflicts
 from nova3d.views import ViewSet
 
 

@@ -5,16 +5,15 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.evaluation.mesh_metrics import Surface
-from nova3d.experiments import fusion
-from nova3d.experiments import fusion_inputs as truth
+from nova3d.experiments import fusion, fusion_inputs
 from nova3d.experiments.fusion import Case, per_object, read_rows, report, run
 from nova3d.fusion import FusionConfig
 
 
 @pytest.fixture
 def small(monkeypatch) -> FusionConfig:
-    monkeypatch.setattr(truth, "SIZE", 48)
-    monkeypatch.setattr(truth, "_SAMPLES", 4000)
+    monkeypatch.setattr(fusion_inputs, "SIZE", 48)
+    monkeypatch.setattr(fusion_inputs, "SURFACE_SAMPLES", 4000)
     config = FusionConfig()
     config.encoding.levels, config.encoding.finest, config.encoding.log2_table = 4, 32, 12
     config.field.hidden = config.field.colour_hidden = config.conflict.hidden = 16
@@ -83,11 +82,11 @@ def test_nothing_to_measure_is_refused(small, tmp_path):
     with pytest.raises(InputError, match="nothing to measure"):
         run([], [Case("none", "full")], tmp_path, small)
     with pytest.raises(InputError, match="holds no"):
-        truth.meshes_in(tmp_path)
+        fusion_inputs.meshes_in(tmp_path)
 
 
 def test_truth_is_the_same_from_its_cache(small, ball, tmp_path):
-    first, again = (truth.load_truth(ball, tmp_path / "cache") for _ in range(2))
+    first, again = (fusion_inputs.load_ground_truth(ball, tmp_path / "cache") for _ in range(2))
     torch.testing.assert_close(first.views.rgb, again.views.rgb, rtol=0, atol=0)
     torch.testing.assert_close(first.between.cameras.c2w, again.between.cameras.c2w, rtol=0, atol=0)
     np.testing.assert_array_equal(first.seen, again.seen)
@@ -98,17 +97,17 @@ def test_what_cameras_at_elevation_zero_see_of_a_box(small):
     mesh = trimesh.creation.box((0.6, 0.6, 0.6))
     centres = Surface(mesh.triangles_center, np.asarray(mesh.face_normals))
     sideways = np.abs(centres.normals[:, 1]) < 0.5
-    np.testing.assert_array_equal(truth.visible(centres, mesh), sideways)
+    np.testing.assert_array_equal(fusion_inputs.visible(centres, mesh), sideways)
     buried = Surface(centres.points * 0.8, centres.normals)
-    assert not truth.visible(buried, mesh).any()
+    assert not fusion_inputs.visible(buried, mesh).any()
 
 
 def test_auroc_of_known_scores():
     score = torch.tensor([0.1, 0.4, 0.35, 0.8, 0.4])
     positive = torch.tensor([False, False, True, True, True])
     # of the six pairs (positive, negative): .35>.1, .35<.4, .8>.1, .8>.4, .4>.1, .4=.4
-    assert truth.auroc(score, positive, ~positive) == pytest.approx(4.5 / 6)
-    assert np.isnan(truth.auroc(score, positive, torch.zeros(5, dtype=torch.bool)))
+    assert fusion.auroc(score, positive, ~positive) == pytest.approx(4.5 / 6)
+    assert np.isnan(fusion.auroc(score, positive, torch.zeros(5, dtype=torch.bool)))
 
 
 def test_one_line_per_object_with_mean_and_median():

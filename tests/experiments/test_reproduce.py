@@ -16,12 +16,12 @@ from nova3d.evaluation import Protocol
 from nova3d.evaluation.mesh_metrics import load_mesh
 from nova3d.evaluation.statistics import Interval
 from nova3d.experiments import reproduce as module
-from nova3d.experiments import study as stages
-from nova3d.experiments.reproduce import Arm, ReproduceConfig, reproduce
-from nova3d.experiments.tables import NOT_PRINTED, verdict
+from nova3d.experiments import study as studies
+from nova3d.experiments.reproduce import NOT_PRINTED, Arm, ReproduceConfig, reproduce, verdict
 from nova3d.models import NovaUNet
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.pipeline import Nova3DPipeline
+from nova3d.utils.files import replacing
 from tests.helpers.commands import call_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +90,7 @@ def config(model: Path, objects: Path, tmp_path: Path) -> ReproduceConfig:
 def failing(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Writing the views of `failing.name` raises `failing.error`; `failing.made` lists what was asked for."""
     state = SimpleNamespace(name="ball", error=RuntimeError("no views today"), made=[])
-    true = stages.write_views
+    true = studies.write_views
 
     def write(pipeline, reference, folder, sample, generator):
         state.made.append((reference.name, generator.folder))
@@ -98,7 +98,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             raise state.error
         true(pipeline, reference, folder, sample, generator)
 
-    monkeypatch.setattr(stages, "write_views", write)
+    monkeypatch.setattr(studies, "write_views", write)
     return state
 
 
@@ -125,8 +125,8 @@ def test_a_table_is_made_once_and_the_same_call_goes_on(
 
     (out / "views/seed1/box").rename(out / "views/seed1/.gone")
     made = []
-    true = stages.write_views
-    monkeypatch.setattr(stages, "write_views", lambda *a: (made.append(a[1].name), true(*a))[1])
+    true = studies.write_views
+    monkeypatch.setattr(studies, "write_views", lambda *a: (made.append(a[1].name), true(*a))[1])
     again, _ = reproduce(config)
     assert made == ["box"] and again.tables["NOVA3D"].rows == report.tables["NOVA3D"].rows
 
@@ -138,7 +138,7 @@ def test_a_failed_object_is_scored_as_nothing_with_its_reason(
     assert set(table.failures) == {"ball"} and "RuntimeError: no views today" in table.failures["ball"]
     assert table.rows["ball"]["task_iou"] == 0 < table.rows["box"]["task_iou"]
     assert table.rows["ball"]["mask_iou"] == 0 and table.rows["ball"]["psnr"] == pytest.approx(
-        table.floors["all-white image"]["ball"]["psnr"]
+        table.baselines["all-white image"]["ball"]["psnr"]
     )
     assert "(1 of 2 failed" in table.markdown()
     failing.made.clear()
@@ -162,7 +162,8 @@ def test_nothing_to_score_and_what_the_machine_lacks_end_the_run(
 
 
 def test_an_interrupted_object_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), stages.aside(tmp_path / "views/cup") as folder:
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "views/cup") as folder:
+        folder.mkdir()
         (folder / "half").touch()
         raise KeyboardInterrupt
     assert list((tmp_path / "views").iterdir()) == []
@@ -195,7 +196,7 @@ def test_arms_of_the_fusion_share_the_views_and_are_compared(
         solid = trimesh.creation.icosphere(1, radius)
         return SimpleNamespace(timings={}, report={}, save=lambda path, entry: solid.export(path))
 
-    monkeypatch.setattr(stages, "reconstruct", fused)
+    monkeypatch.setattr(studies, "reconstruct", fused)
     config.seeds, config.fusion = [0], str(ROOT / "configs/fusion/cpu.yaml")
     config.arms, config.baseline = {"full": Arm(), "no_conflict": Arm(fusion=["conflict.mode=none"])}, "full"
     config.protocol_changes = [
@@ -219,7 +220,7 @@ def test_a_failed_sampling_is_a_failed_mesh(
 ) -> None:
     solid = trimesh.creation.icosphere(1, 0.5)
     result = SimpleNamespace(timings={}, report={}, save=lambda path, entry: solid.export(path))
-    monkeypatch.setattr(stages, "reconstruct", lambda *a: result)
+    monkeypatch.setattr(studies, "reconstruct", lambda *a: result)
     config.seeds, config.fusion = [0], str(ROOT / "configs/fusion/cpu.yaml")
     config.protocol_changes = [
         "kinds=[meshes]",

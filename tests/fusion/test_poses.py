@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from nova3d.cameras import orbit
-from nova3d.experiments.perturb import perturb_poses, pose_errors
+from nova3d.experiments.fusion import pose_errors
+from nova3d.experiments.fusion_inputs import perturb_poses
 from nova3d.fusion.config import PoseConfig
 from nova3d.fusion.optimize import fit
 from nova3d.fusion.poses import PoseRefiner, rotation_matrix

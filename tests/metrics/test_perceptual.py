@@ -12,7 +12,7 @@ from torch import nn
 
 from nova3d.errors import InputError
 from nova3d.metrics import perceptual
-from nova3d.metrics.perceptual import ClipSimilarity, Lpips, WeightsUnavailable, available, hash_tensors
+from nova3d.metrics.perceptual import ClipSimilarity, Lpips, WeightsUnavailable, available
 from nova3d.utils import provenance
 from nova3d.utils.compat import ensure_torchvision, has
 
@@ -169,14 +169,6 @@ def test_available_gives_what_can_be_computed_and_each_reason_once(files, tmp_pa
 def test_available_does_not_swallow_wrong_weights(files):
     with pytest.raises(InputError, match="does not hold"):
         available({"lpips_vgg": lambda: Lpips("vgg", files["alex"])})
-
-
-def test_hash_of_tensors_by_hand():
-    import hashlib
-    import struct
-
-    expected = hashlib.sha256(b"a (1,) " + struct.pack("<f", 2.0) + b"b () " + struct.pack("<f", 3.0)).hexdigest()[:16]
-    assert hash_tensors({"b": torch.tensor(3.0), "a": torch.tensor([2.0], dtype=torch.float64)}) == expected
 
 
 @pytest.mark.skipif(has("open_clip"), reason="open_clip is installed")

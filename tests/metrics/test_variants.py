@@ -4,8 +4,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from nova3d.evaluation.variants import psnr_u8, ssim_own_range, ssim_uniform7_u8
 from nova3d.metrics import psnr, ssim
+from nova3d.metrics.views import psnr_u8, ssim_own_range, ssim_uniform7_u8
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 
 from nova3d.errors import InputError
 from nova3d.evaluation import foreground_psnr, mask_iou, normal_angle, psnr, ssim
-from nova3d.metrics import MAX_PSNR, foreground_ssim, registered_psnr, task_iou
+from nova3d.metrics import MAX_PSNR, foreground_ssim, psnr_union, registered_psnr, task_iou
 from nova3d.utils.compat import ensure_torchvision
 
 
@@ -28,6 +28,18 @@ def test_foreground_psnr_sees_only_the_reference_mask():
     mask = torch.zeros(1, 4, 4)
     mask[0, 0] = 1
     assert foreground_psnr(pred, ref, mask).item() == pytest.approx(20.0, abs=1e-3)
+
+
+def test_psnr_union_sees_both_masks_and_no_background():
+    ref = torch.ones(1, 4, 4, 3)
+    pred = ref.clone()
+    ref_mask, pred_mask = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
+    ref_mask[0, 0], pred_mask[0, 1] = 1, 1
+    pred[0, 0], pred[0, 1], pred[0, 3] = 0.9, 0.7, 0.0  # missed, spilt over the outline, in neither mask
+    assert psnr_union(pred, ref, pred_mask, ref_mask).item() == pytest.approx(-10 * math.log10(0.05), abs=1e-3)
+    assert psnr_union(ref, ref, pred_mask, ref_mask).item() == MAX_PSNR
+    empty = torch.zeros(1, 4, 4)
+    assert math.isnan(psnr_union(pred, ref, empty, empty).item())
 
 
 def test_foreground_psnr_without_foreground_is_nan():

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import nova3d
 from nova3d.utils import provenance
@@ -68,3 +69,11 @@ def test_config_hash_depends_on_values_and_not_on_order() -> None:
 def test_hash_file_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"nova")
     assert provenance.hash_file(tmp_path / "x") == hashlib.sha256(b"nova").hexdigest()
+
+
+def test_hash_of_tensors_by_hand():
+    import hashlib
+    import struct
+
+    expected = hashlib.sha256(b"a (1,) " + struct.pack("<f", 2.0) + b"b () " + struct.pack("<f", 3.0)).hexdigest()[:16]
+    assert provenance.hash_tensors({"b": torch.tensor(3.0), "a": torch.tensor([2.0], dtype=torch.float64)}) == expected

@@ -4,8 +4,8 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.evaluation import chamfer
-from nova3d.evaluation.alignment import align, icp
 from nova3d.evaluation.mesh_metrics import Surface, moved, to_unit
+from nova3d.evaluation.mesh_scores import align, icp
 from nova3d.evaluation.protocols import ALIGNMENTS
 
 
