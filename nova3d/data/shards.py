@@ -186,7 +186,7 @@ class ShardReader:
     """
 
     def __init__(self, folder: str | Path | Sequence[str | Path]):
-        folders = [Path(folder)] if isinstance(folder, str | Path) else [Path(f) for f in folder]
+        folders = shard_folders(folder)
         if not folders:
             raise InputError("no shard folder is given")
         self.folder = folders[0]
@@ -248,6 +248,15 @@ class ShardReader:
         rgb = rgba[..., :3] if self._origins[row][1] == _WHITE else images.composite(rgba)
         mask = rgba[..., 3]
         return ViewSet(rgb, normal * (mask > 0)[..., None], mask, self.cameras[chosen])
+
+
+def shard_folders(folder: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The folders that a setting names: one, a sequence, or text with commas between them."""
+    if not isinstance(folder, str | Path):
+        return [Path(f) for f in folder]
+    if isinstance(folder, Path) or "," not in folder or Path(folder).is_dir():
+        return [Path(folder)]
+    return [Path(name.strip()) for name in folder.split(",") if name.strip()]
 
 
 def members_hash(members: Mapping[str, bytes]) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,15 @@ from torch import Tensor
 
 from nova3d import config as configs
 from nova3d.data.shards import ShardReader, shard_hash
+from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.normals import rotate
 from nova3d.training.autoencoder_init import start_as_block_average
 from nova3d.training.batches import generator
 from nova3d.training.checkpoint import load_checkpoint, read_parts, save_checkpoint, write_parts
+from nova3d.training.module import pretrained
+from nova3d.training.optim import is_matrix, make_optimizer
+from nova3d.training.precision import resolve
 from nova3d.training.stats import StatsLog
 from nova3d.utils import provenance
 from nova3d.views import yaw_rotation
@@ -40,15 +45,26 @@ class AutoencoderTrainConfig:
     """What `scripts/train_autoencoder.py` reads."""
 
     shards: str = "assets/train-sample"
+    """Shards to train on: a folder, or several with commas between them."""
     out: str = "outputs/mini-autoencoder"
+    start: str = ""
+    """Folder of a trained autoencoder of the same sizes to go on from; "" starts as block averages."""
     model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
     steps: int = 800
     clips: int = 8  # clips per step; each is one task of one object
     frames: int = 2  # consecutive views per clip, so that the temporal layers learn too
     crop: int = 64  # pixels; crops are centred on the object's pixels
     full_frame_from: float = 0.85  # share of the run after which whole pictures replace crops
+    optimizer: str = "adamw"
+    """adamw, adamw8bit or muon (matrices and kernels by Muon's rule, the rest by AdamW's)."""
     learning_rate: float = 2e-3
+    muon_learning_rate: float = 3e-3
+    """Muon's rate for matrices and kernels, where optimizer is muon."""
+    mixed_precision: str = "no"
+    """no, bf16, or auto: bf16 where this machine is fast in it."""
     warmup: int = 50
+    final_rate: float = 0.1
+    """Share of the rate that the cosine decay ends at."""
     kl_weight: float = 1e-6  # Rombach et al. 2022
     l1_weight: float = 0.2  # beside the squared error; L1 alone starts by painting everything the median grey
     seed: int = 0
@@ -65,19 +81,27 @@ def train_autoencoder(
     """
     reader = ShardReader(config.shards)
     torch.manual_seed(config.seed)
-    model = build(config.model, reader.cameras.width).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    model = start_model(config, reader.cameras.width).to(device)
+    optimizer = make_optimizer(config.optimizer, parameter_groups(model, config), (0.9, 0.99), torch.device(device))
+    precision = resolve(config.mixed_precision, torch.device(device).type)
     out = Path(config.out)
     parts = {"model": model, "optimizer": optimizer}
-    identity = {"model": vars(config.model), "shards": shard_hash(reader.samples), "seed": config.seed}
+    identity = {
+        "model": vars(config.model),
+        "shards": shard_hash(reader.samples),
+        "seed": config.seed,
+        "optimizer": config.optimizer,
+        "start": config.start,
+    }
     start = load_checkpoint(out, lambda folder: read_parts(folder, parts), identity)
     stats = StatsLog(out / "stats.jsonl", start)
     for step in range(start, config.steps):
         started = time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config.warmup, config.steps)
+            group["lr"] = group["base_lr"] * _schedule(step, config.warmup, config.steps, config.final_rate)
         clips = batch(reader, config, step).to(device)
-        losses = reconstruction_losses(model, clips, config, generator(config.seed, 0, step))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            losses = reconstruction_losses(model, clips, config, generator(config.seed, 0, step))
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -95,6 +119,35 @@ def train_autoencoder(
     data = {"shards": shard_hash(reader.samples)}
     provenance.write(out, provenance.record("train_autoencoder", configs.to_dict(config), data=data))
     return out / "vae"
+
+
+def start_model(config: AutoencoderTrainConfig, size: int) -> VideoAutoencoder:
+    """The autoencoder that training starts from; raises InputError where `start` has other sizes than `model`."""
+    model = build(config.model, size)
+    if config.start:
+        trained = pretrained(VideoAutoencoder, config.start)
+        for key, value in vars(config.model).items():
+            there = getattr(trained.config, key)
+            if there != value and tuple(there if isinstance(there, list | tuple) else [there]) != tuple(
+                value if isinstance(value, list | tuple) else [value]
+            ):
+                raise InputError(f"start '{config.start}' has model.{key}={there}, the config says {value}")
+        model.load_state_dict(trained.state_dict())
+    return model
+
+
+def parameter_groups(model: VideoAutoencoder, config: AutoencoderTrainConfig) -> list[dict[str, Any]]:
+    """Parameter groups: matrices and kernels apart where Muon is the optimizer; weight decay on all."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        muon = config.optimizer == "muon" and is_matrix(name, parameter)
+        (matrices if muon else others).append(parameter)
+    groups = [{"params": others, "base_lr": config.learning_rate, "lr": 0.0, "weight_decay": 1e-4}]
+    if matrices:
+        groups.append(
+            {"params": matrices, "base_lr": config.muon_learning_rate, "lr": 0.0, "weight_decay": 1e-4, "muon": True}
+        )
+    return groups
 
 
 def build(config: AutoencoderModelConfig, size: int) -> VideoAutoencoder:
@@ -167,8 +220,8 @@ def latent_std(model: VideoAutoencoder, reader: ShardReader, seed: int, objects:
     return float(torch.cat(latents).std())
 
 
-def _schedule(step: int, warmup: int, total: int) -> float:
-    """Linear warm-up, then cosine decay to a tenth."""
+def _schedule(step: int, warmup: int, total: int, final: float) -> float:
+    """Linear warm-up, then cosine decay to `final`."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return final + (1 - final) / 2 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -79,8 +79,8 @@ def build(config: TrainConfig, latent_size: int) -> tuple[Denoising, LoadReport 
             "Stable Video Diffusion"
         )
     else:
-        vae = _pretrained(VideoAutoencoder, config.vae)
-        unet = _pretrained(NovaUNet, config.unet) if config.unet else build_unet(config.model, latent_size)
+        vae = pretrained(VideoAutoencoder, config.vae)
+        unet = pretrained(NovaUNet, config.unet) if config.unet else build_unet(config.model, latent_size)
         encoder = _image_encoder(config)
     vae.requires_grad_(False).eval()
     encoder_trained = not config.svd and (config.train_image_encoder or not config.image_encoder)
@@ -97,10 +97,10 @@ def frozen_networks(config: TrainConfig) -> tuple[VideoAutoencoder, CLIPVisionMo
         return vae, load_svd_image_encoder(config.svd, config.svd_variant)
     if not config.vae:
         raise InputError("vae= must name a trained autoencoder folder, or svd= Stable Video Diffusion")
-    vae = _pretrained(VideoAutoencoder, config.vae).eval()
+    vae = pretrained(VideoAutoencoder, config.vae).eval()
     if not config.image_encoder or config.train_image_encoder:
         return vae, None
-    return vae, _pretrained(CLIPVisionModelWithProjection, config.image_encoder).eval()
+    return vae, pretrained(CLIPVisionModelWithProjection, config.image_encoder).eval()
 
 
 def build_unet(config: UNetConfig, latent_size: int) -> NovaUNet:
@@ -115,11 +115,11 @@ def build_image_encoder(config: ImageEncoderConfig, projection_dim: int) -> CLIP
 
 def _image_encoder(config: TrainConfig) -> CLIPVisionModelWithProjection:
     if config.image_encoder:
-        return _pretrained(CLIPVisionModelWithProjection, config.image_encoder)
+        return pretrained(CLIPVisionModelWithProjection, config.image_encoder)
     return build_image_encoder(config.encoder, config.model.cross_attention_dim)
 
 
-def _pretrained(cls: Any, folder: str) -> Any:
+def pretrained(cls: Any, folder: str) -> Any:
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"'{folder}' is not a model folder: it has no config.json")
     try:

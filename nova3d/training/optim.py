@@ -1,0 +1,156 @@
+"""Optimizers of the training runs: AdamW, its 8-bit form, and Muon for matrices and kernels."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nova3d.errors import InputError
+from nova3d.utils.compat import has
+
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
+
+# Coefficients of the quintic Newton-Schulz iteration x -> a x + b (x x^T) x + c (x x^T)^2 x of Jordan et al. 2024. They
+# bring singular values in (0, 1] to about [0.7, 1.2] in five steps; exact orthogonality is not needed.
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+
+
+def orthogonalised(matrices: Tensor, iterations: int = _ITERATIONS) -> Tensor:
+    """Replace the singular values of matrices by values near 1: u s v^T becomes about u v^T.
+
+    The Newton-Schulz iteration of Muon (Jordan et al. 2024). It runs in bfloat16 on CUDA and in float32 elsewhere.
+
+    Args:
+        matrices: [n,r,c], float.
+        iterations: Newton-Schulz steps.
+
+    Returns:
+        [n,r,c] in the dtype of `matrices`. Zero matrices stay zero.
+    """
+    a, b, c = _NEWTON_SCHULZ
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    wide = x.shape[-2] <= x.shape[-1]
+    x = x if wide else x.mT  # the smaller side first: its square is the cheaper product
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)  # the spectral norm is at most the Frobenius norm
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices and kernels, AdamW for all other parameters, in one optimizer.
+
+    A kernel of three or more dimensions [o,i,...] is a matrix [o,i*...]. Its update is the orthogonalised Nesterov
+    momentum times sqrt(max(1, rows / columns)). Matrices of one shape are orthogonalised together. Weight decay is
+    decoupled for both kinds.
+
+    Args:
+        groups: parameter groups. The key `muon` of a group says which rule it follows; both need `lr` and
+            `weight_decay`.
+        momentum: of Muon's rule.
+        betas: AdamW's, for the groups that follow its rule.
+        eps: AdamW's.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+    ):
+        defaults = {"lr": 0.0, "weight_decay": 0.0, "muon": False, "momentum": momentum, "betas": betas, "eps": eps}
+        super().__init__(groups, defaults)
+        for group in self.param_groups:
+            if group["muon"] and any(p.dim() < 2 for p in group["params"]):
+                raise ValueError("Muon's rule is for parameters of two or more dimensions")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update all parameters that have a gradient; returns what `closure` returns, where one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            (self._muon if group["muon"] else self._adamw)(group, parameters)
+        return loss
+
+    def _muon(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        shapes: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
+        for parameter in parameters:
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            buffer = state["momentum_buffer"]
+            buffer.lerp_(parameter.grad, 1 - group["momentum"])
+            update = parameter.grad.lerp(buffer, group["momentum"]).flatten(1)  # Nesterov's look ahead
+            shapes.setdefault((update.shape[0], update.shape[1]), []).append((parameter, update))
+        for (rows, columns), entries in shapes.items():
+            directions = orthogonalised(torch.stack([update for _, update in entries]))
+            rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+            for (parameter, _), direction in zip(entries, directions, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(direction.view_as(parameter), alpha=-rate)
+
+    def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        first, second = group["betas"]
+        for parameter in parameters:
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["step"] += 1
+            count = int(state["step"])
+            state["exp_avg"].lerp_(parameter.grad, 1 - first)
+            state["exp_avg_sq"].mul_(second).addcmul_(parameter.grad, parameter.grad, value=1 - second)
+            scale = (state["exp_avg_sq"] / (1 - second**count)).sqrt_().add_(group["eps"])
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.addcdiv_(state["exp_avg"], scale, value=-group["lr"] / (1 - first**count))
+
+
+def make_optimizer(
+    name: str, groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer `name` over parameter groups.
+
+    Args:
+        name: one of OPTIMIZERS.
+        groups: parameter groups with `params`, `lr` and `weight_decay`; with `muon` where `name` is "muon".
+        betas: AdamW's.
+        device: of the parameters.
+
+    Returns:
+        The optimizer. AdamW is fused on a CUDA device.
+
+    Raises:
+        InputError: for another name, and for "adamw8bit" without bitsandbytes.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(groups, betas=betas, fused=device.type == "cuda")
+    if name == "muon":
+        return Muon(groups, betas=betas)
+    if name != "adamw8bit":
+        raise InputError(f"optimizer '{name}' is not one of {', '.join(OPTIMIZERS)}")
+    if not has("bitsandbytes"):
+        raise InputError("optimizer 'adamw8bit' needs bitsandbytes: `pip install 'nova3d[adam8bit]'`")
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(groups, betas=betas)
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon's rule suits a parameter: a matrix or kernel between hidden layers.
+
+    The first and the last layer (`conv_in`, `conv_out`) and one-row or one-column matrices follow AdamW's rule.
+    """
+    if parameter.dim() < 2 or min(parameter.shape[0], parameter[0].numel()) < 2:
+        return False
+    return not any(part in ("conv_in", "conv_out") for part in name.split("."))
