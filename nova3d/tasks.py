@@ -1,6 +1,7 @@
-"""The two image domains that are denoised together."""
+"""What the network is asked for: the two image domains that are denoised together, and the kinds of condition."""
 
 from enum import IntEnum
+from typing import Literal
 
 
 class Task(IntEnum):
@@ -11,3 +12,6 @@ class Task(IntEnum):
 
 
 TASKS: tuple[Task, ...] = (Task.RGB, Task.NORMAL)
+
+ConditionKind = Literal["picture", "inflated"]  # of the UNet's condition latents, see nova3d.models.conditioning
+CONDITIONS: tuple[ConditionKind, ...] = ("picture", "inflated")

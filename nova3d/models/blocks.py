@@ -9,6 +9,7 @@ addition is a child `alignment` in a block. What differs from diffusers in how t
 Axes: b object, t task, v view, l = h*w tokens, c channels, k context tokens (1 in SVD), d the context's width.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,16 +20,29 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from nova3d.models.alignment import Alignment, AlignmentAttention, AlignmentInit, attend, is_spatial, is_temporal
+from nova3d.models.row_attention import RowAttention
+
+
+@dataclass(frozen=True)
+class RowContext:
+    """What row attention needs to know beside the tokens: azimuths [b,v] in radians, and the rows of a view."""
+
+    azimuths: Tensor
+    rows: int
 
 
 class SpatialBlock(BasicTransformerBlock):
     """x [(b t v), l, c]: self-attention, alignment, cross-attention, feed-forward (algorithm 2, spatial part)."""
 
     alignment: AlignmentAttention | None
+    row_attention: RowAttention | None
 
-    def forward(self, x: Tensor, context: Tensor, views: int) -> Tensor:
-        """context [b,t,k,d]."""
+    def forward(self, x: Tensor, context: Tensor, views: int, row: RowContext | None = None) -> Tensor:
+        """context [b,t,k,d]; `row` where the block has row attention."""
         x = x + attend(self.attn1, self.norm1(x))
+        if self.row_attention is not None:
+            assert row is not None
+            x = x + self.row_attention(x, row.azimuths, context.shape[1], row.rows)
         if self.alignment is not None:
             x = x + self.alignment(x, (context.shape[1], views))
         x = x + cross_attention(self, x, context.flatten(0, 1), repeats=views)
@@ -67,7 +81,13 @@ def cross_attention(block: SpatialBlock | TemporalBlock, x: Tensor, context: Ten
 
 
 class SpatioTemporalTransformer(TransformerSpatioTemporalModel):
-    """diffusers' TransformerSpatioTemporalModel over spatial and temporal blocks that know of tasks."""
+    """diffusers' TransformerSpatioTemporalModel over spatial and temporal blocks that know of tasks.
+
+    `azimuths` [b,v] is set by NovaUNet.forward before its blocks run, where they have row attention: the arguments by
+    which diffusers' UNet blocks call a transformer have no place for it.
+    """
+
+    azimuths: Tensor | None = None
 
     def forward(
         self,
@@ -83,8 +103,9 @@ class SpatioTemporalTransformer(TransformerSpatioTemporalModel):
         views, (h, w) = image_only_indicator.shape[-1], hidden_states.shape[-2:]
         x = self.proj_in(self.norm(hidden_states).flatten(2).transpose(1, 2))
         index = self._index_embedding(views, x).repeat(len(x) // views, 1)[:, None]
+        row = RowContext(self.azimuths, h) if self.azimuths is not None else None
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
-            x = self._run(spatial, x, encoder_hidden_states, views)
+            x = self._run(spatial, x, encoder_hidden_states, views, row)
             over_time = self._run(temporal, x + index, encoder_hidden_states, views)
             # SVD's mix, alpha * spatial + (1 - alpha) * temporal, in one pass over memory.
             x = torch.lerp(over_time, x, self.time_mixer.mix_factor.sigmoid().to(x.dtype))
@@ -101,12 +122,15 @@ class SpatioTemporalTransformer(TransformerSpatioTemporalModel):
         return block(*arguments)
 
 
-def adopt(transformer: TransformerSpatioTemporalModel, alignment: Alignment, init: AlignmentInit) -> None:
+def adopt(
+    transformer: TransformerSpatioTemporalModel, alignment: Alignment, init: AlignmentInit, row_attention: bool = False
+) -> None:
     """Turn a diffusers transformer and its blocks into ours, in place, with fresh alignment units where the arm has
-    them."""
+    them, and with row attention where it is wanted."""
     transformer.__class__ = SpatioTemporalTransformer
     for block in transformer.transformer_blocks:
         block.__class__ = SpatialBlock
+        block.row_attention = RowAttention(block.attn1.query_dim, block.attn1.heads) if row_attention else None
         _add_unit(block, is_spatial(alignment), "spatial", init)
     for block in transformer.temporal_transformer_blocks:
         block.__class__ = TemporalBlock

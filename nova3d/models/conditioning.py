@@ -1,7 +1,12 @@
-"""What the UNet is told about the input picture: its CLIP embedding and its VAE latent (SVD's contract).
+"""What the UNet is told about the input picture: its CLIP embedding and VAE latents (SVD's contract).
 
-CLIP sees the clean picture; the VAE encodes the picture with Gaussian noise added in pixel space, and the mode of
-its posterior is used WITHOUT the scaling factor. Dropped conditions are zeros.
+CLIP sees the clean picture. The mode of the VAE's posterior is used WITHOUT the scaling factor. Dropped conditions are
+zeros. Two kinds of latents are known:
+
+- `picture`, SVD's and the paper's: the picture with Gaussian noise added in pixel space, the same for every view and
+  task.
+- `inflated`: every view and task has its own, the picture's inflated outline (nova3d.inflate) as that view sees it.
+  View 0's RGB is the picture itself. No pixel noise is added.
 """
 
 from collections.abc import Sequence
@@ -13,6 +18,9 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from nova3d.cameras import Cameras
+from nova3d.diffusion.edm import per_object, precondition
+from nova3d.inflate import inflated_views
 from nova3d.models.autoencoder import encode_mode
 
 # OpenAI CLIP's channel statistics, part of SVD's preprocessing.
@@ -22,7 +30,13 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Conditioning:
-    """image_embeds [b,1,d]; latent [b,4,h,w], unscaled; noise_aug [b]."""
+    """The condition of b objects.
+
+    Attributes:
+        image_embeds: [b,1,d], CLIP's embedding of the picture.
+        latent: unscaled; [b,4,h,w], shared by all views and tasks, or [b,t,v,4,h,w].
+        noise_aug: [b], deviation of the noise that was added to the picture's pixels.
+    """
 
     image_embeds: Tensor
     latent: Tensor
@@ -32,7 +46,7 @@ class Conditioning:
         """Zeros where the boolean [b] masks say so (classifier-free guidance; one draw per object)."""
         return Conditioning(
             self.image_embeds * (~embeds)[:, None, None],
-            self.latent * (~latents)[:, None, None, None],
+            self.latent * (~latents).reshape(-1, *[1] * (self.latent.dim() - 1)),
             self.noise_aug,
         )
 
@@ -98,17 +112,45 @@ def condition(
     the pictures is done in their dtype (float32), whatever the networks' dtypes are; the latent comes back in it.
     Gradients reach the image encoder, never the VAE.
     """
-    pixels = clip_pixels(images, int(image_encoder.config.image_size))
-    embeds = image_encoder(pixels.to(image_encoder.dtype)).image_embeds[:, None]
+    embeds = embed_picture(image_encoder, images)
     latent = encode_mode(vae, images + noise_aug[:, None, None, None] * noise)
     return Conditioning(embeds, latent, noise_aug)
 
 
-def unet_input(noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-    """[b,t,v,8,h,w]: c_in * noisy latents, then the condition's latent repeated over tasks and views.
+def embed_picture(image_encoder: CLIPVisionModelWithProjection, images: Tensor) -> Tensor:
+    """[b,1,d] CLIP embeddings of pictures [b,3,h,w] in [-1,1]."""
+    pixels = clip_pixels(images, int(image_encoder.config.image_size))
+    return image_encoder(pixels.to(image_encoder.dtype)).image_embeds[:, None]
 
-    noisy [b,t,v,4,h,w]; sigma [b].
+
+def unet_input(noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    """The UNet's input: c_in * noisy latents and the condition's latents.
+
+    Args:
+        noisy: [b,t,v,4,h,w], x0 plus noise.
+        sigma: [b], noise levels.
+        conditioning: of the same b objects; latents of [b,4,h,w] are repeated over tasks and views.
+
+    Returns:
+        [b,t,v,8,h,w] in the dtype of `noisy`.
     """
-    scaled = noisy / (sigma**2 + 1).sqrt().reshape(-1, 1, 1, 1, 1, 1)
-    repeated = conditioning.latent[:, None, None].expand(*noisy.shape[:3], -1, -1, -1)
-    return torch.cat([scaled, repeated.to(scaled.dtype)], dim=3)
+    _, _, c_in, _ = precondition(sigma)
+    scaled = noisy * per_object(c_in, noisy)
+    latent = conditioning.latent
+    if latent.dim() == 4:
+        latent = latent[:, None, None].expand(*noisy.shape[:3], -1, -1, -1)
+    return torch.cat([scaled, latent.to(scaled.dtype)], dim=3)
+
+
+def inflated_frames(rgba: Tensor, cameras: Cameras) -> Tensor:
+    """The frames that the condition `inflated` encodes, of one picture.
+
+    Args:
+        rgba: [H,W,4] float in [0,1], straight alpha, as view 0's camera sees the object.
+        cameras: v level orthographic cameras; see nova3d.inflate.inflated_views.
+
+    Returns:
+        [t,v,3,H,W] float32 in [-1,1]: RGB views on white and normal maps with zero background, of the inflated outline.
+    """
+    views = inflated_views(rgba, cameras)
+    return torch.stack([views.rgb * 2 - 1, views.normals]).permute(0, 1, 4, 2, 3).contiguous()

@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from torch import Tensor
 
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, Alignment, AlignmentInit
-from nova3d.models.blocks import adopt
+from nova3d.models.blocks import SpatioTemporalTransformer, adopt
 from nova3d.models.norms import set_norm_groups
 from nova3d.models.temporal_conv import fold_temporal_convs
 from nova3d.models.view_embedding import ViewEmbedding
@@ -34,6 +34,7 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
         projection_class_embeddings_input_dim is addition_time_embed_dim, derived where None); "constant" keeps SVD's
         three ids and feeds the first two as constants.
     norm_groups: groups of every GroupNorm; SVD has 32, small widths need fewer.
+    row_attention: attention along image rows over all views in every spatial block, see nova3d.models.row_attention.
     """
 
     @register_to_config
@@ -66,6 +67,7 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
         alignment_init: AlignmentInit = "copied",
         id_mode: str = "fold",
         norm_groups: int = 32,
+        row_attention: bool = False,
     ):
         if alignment not in ALIGNMENTS:
             raise ValueError(f"alignment '{alignment}' is not one of {', '.join(ALIGNMENTS)}")
@@ -97,7 +99,7 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
         self.view_embedding = ViewEmbedding(block_out_channels[0] * 4)
         for module in list(self.modules()):
             if isinstance(module, TransformerSpatioTemporalModel):
-                adopt(module, alignment, alignment_init)
+                adopt(module, alignment, alignment_init, row_attention)
         set_norm_groups(self, norm_groups)
         fold_temporal_convs(self)
 
@@ -131,6 +133,10 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
         context = image_embeds.to(sample.dtype)[:, None].expand(-1, t, -1, -1)  # b t k d: its shape tells blocks t
         # All zeros: frames are never told apart as still images; diffusers reads the view count off its shape.
         indicator = sample.new_zeros(b * t, v)
+        if self.config.row_attention:
+            for module in self.modules():
+                if isinstance(module, SpatioTemporalTransformer):
+                    module.azimuths = cameras[..., 0]
         x = self.conv_in(sample.flatten(0, 2))
         skips: tuple[Tensor, ...] = (x,)
         for down in self.down_blocks:
@@ -168,7 +174,11 @@ class NovaUNet(UNetSpatioTemporalConditionModel):
     @property
     def new_parameter_names(self) -> list[str]:
         """Names of the parameters that SVD does not have."""
-        return [name for name, _ in self.named_parameters() if "view_embedding." in name or ".alignment." in name]
+        return [name for name, _ in self.named_parameters() if _is_new(name)]
+
+
+def _is_new(name: str) -> bool:
+    return any(part in name for part in ("view_embedding.", ".alignment.", ".row_attention."))
 
 
 def _context(block: torch.nn.Module, context: Tensor) -> dict[str, Tensor]:

@@ -44,7 +44,8 @@ class Batch:
 
     x0, noise [b,t,v,4,h,w]; sigma [b], shared by views and tasks (eq. 3); pictures [b,3,H,W] in [-1,1], the input
     views; noise_aug [b], picture_noise [b,3,H,W]; drop_embeds, drop_latents [b] bool; cameras [b,v,2] radians;
-    embeds [b,1,d], CLIP's of the pictures, or None: to be computed.
+    embeds [b,1,d], CLIP's of the pictures, or None: to be computed. condition [b,t,v,4,h,w], the unscaled latents of the
+    condition `inflated`, or None: the picture's own latent is to be computed.
     """
 
     x0: Tensor
@@ -58,6 +59,7 @@ class Batch:
     cameras: Tensor
     uids: tuple[str, ...]
     embeds: Tensor | None = None
+    condition: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def make_batch(items: list[Item], draws: Draws, encoder: LatentEncoder) -> Batch
 
     moments = torch.stack([encoder.moments(item) for item in items])
     embeds = [item.embeds for item in items if item.embeds is not None]
+    conditions = [item.condition for item in items if item.condition is not None]
     return Batch(
         x0=sample_moments(moments, moved(draws.posterior), float(encoder.vae.config.scaling_factor)),
         noise=moved(draws.noise),
@@ -138,6 +141,7 @@ def make_batch(items: list[Item], draws: Draws, encoder: LatentEncoder) -> Batch
         cameras=moved(torch.stack([item.cameras for item in items])),
         uids=tuple(item.uid for item in items),
         embeds=moved(torch.stack(embeds)) if len(embeds) == len(items) else None,
+        condition=moved(torch.stack(conditions).float()) if len(conditions) == len(items) else None,
     )
 
 

@@ -12,8 +12,11 @@ from nova3d.data import augment
 from nova3d.data.augment import AugmentConfig
 from nova3d.diffusion import NoiseSchedule
 from nova3d.errors import InputError
+from nova3d.tasks import CONDITIONS
+from nova3d.training.optim import OPTIMIZERS
 
 TRACKERS = ("tensorboard", "wandb")
+NO_ENCODER = "none"  # as `image_encoder`: the model has none
 
 
 @dataclass
@@ -34,6 +37,8 @@ class UNetConfig:
     norm_groups: int = 32
     alignment: str = "gta"
     alignment_init: str = "copied"
+    row_attention: bool = False
+    """Attention along image rows over all views, in spatial blocks."""
 
 
 @dataclass
@@ -53,6 +58,8 @@ class PipelineConfig:
     """What the saved pipeline samples with; see Nova3DPipeline. camera_preset must be the rig of the shards."""
 
     camera_preset: str = "ortho16"
+    condition: str = "picture"
+    """What the UNet's condition latents show: picture, or inflated (nova3d.models.conditioning)."""
     sigma_min: float = 0.002
     sigma_max: float = 700.0
     steps: int = 25
@@ -63,7 +70,8 @@ class PipelineConfig:
 
 @dataclass
 class DataConfig:
-    """shards: what is trained on. validation: shards of other objects ("" for none)."""
+    """shards: what is trained on, one folder or several with commas between them. validation: shards of other objects
+    ("" for none)."""
 
     shards: str = "assets/train-sample"
     validation: str = ""
@@ -82,10 +90,14 @@ class OptimConfig:
     Weight decay is decoupled and leaves norms, biases and SVD's mix factors alone.
     """
 
+    name: str = "adamw"
+    """adamw, adamw8bit (moments in 8 bits, by bitsandbytes) or muon (matrices and kernels by Muon's rule, the rest by
+    AdamW's)."""
     learning_rate: float = 2e-5
+    muon_learning_rate: float = 0.01
+    """Muon's rate for matrices and kernels, where the optimizer is muon."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.01
-    eight_bit: bool = False  # Adam's moments in 8 bits, by bitsandbytes
     warmup: int = 500
     decay_from: float = 1.0  # share of the run after which the rate falls linearly to a twentieth; 1 keeps it
     view_embedding_multiplier: float = 1.0
@@ -133,7 +145,9 @@ class TrainConfig:
     svd: str = ""
     svd_variant: str = ""  # "" or fp16
     vae: str = ""
-    image_encoder: str = ""  # "" trains a small one from scratch, together with the UNet
+    image_encoder: str = ""
+    """Folder of a frozen image encoder. "" trains a small one from scratch, together with the UNet. "none" leaves it
+    out: the UNet's cross-attention sees zeros."""
     train_image_encoder: bool = False  # go on training the one of image_encoder=, together with the UNet
     unet: str = ""  # "" starts from random weights
     data: DataConfig = field(default_factory=DataConfig)
@@ -147,7 +161,8 @@ class TrainConfig:
     batch_size: int = 1  # objects (RGB and normal pairs of 16 views) per device and micro-step
     accumulation: int = 1  # micro-steps per step; 0: as many as effective_batch needs
     effective_batch: int = 0  # objects per step over all devices, checked at the start; 0: whatever comes out
-    mixed_precision: str = "no"  # or bf16
+    mixed_precision: str = "no"
+    """no, bf16, or auto: bf16 on CUDA and on CPUs that a measurement finds fast in it."""
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile of the UNet
     seed: int = 0
@@ -166,7 +181,19 @@ def check(config: TrainConfig) -> None:
     optim, data, health, noise = config.optim, config.data, config.health, config.noise
     counts = (config.steps, config.batch_size, config.log_every, config.checkpoint_every, config.keep_checkpoints)
     demands: list[tuple[bool, str]] = [
-        (config.mixed_precision in ("no", "bf16"), "mixed_precision must be no or bf16: SVD overflows in fp16"),
+        (
+            config.mixed_precision in ("no", "bf16", "auto"),
+            "mixed_precision must be no, bf16 or auto: SVD overflows in fp16",
+        ),
+        (optim.name in OPTIMIZERS, f"optim.name must be one of {', '.join(OPTIMIZERS)}"),
+        (
+            config.pipeline.condition in CONDITIONS,
+            f"pipeline.condition must be one of {', '.join(CONDITIONS)}",
+        ),
+        (
+            config.pipeline.condition == "picture" or bool(data.cache),
+            "pipeline.condition=inflated trains from a latent cache: set data.cache (scripts/cache_latents.py)",
+        ),
         (data.on_corrupt in ("fail", "skip"), "data.on_corrupt must be fail or skip"),
         (data.threads >= 1, "data.threads must be at least 1"),
         (data.threads == 1 or not data.cache, "data.cache is read by one thread: leave data.threads at 1"),
@@ -182,7 +209,7 @@ def check(config: TrainConfig) -> None:
             "svd= brings all three networks: leave unet=, vae= and image_encoder= empty",
         ),
         (
-            bool(config.image_encoder) or not config.train_image_encoder,
+            config.image_encoder not in ("", NO_ENCODER) or not config.train_image_encoder,
             "train_image_encoder goes on training the one that image_encoder= names, and none is named",
         ),
         (

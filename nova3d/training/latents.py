@@ -21,7 +21,8 @@ class Item:
 
     picture [3,H,W] in [-1,1]: the input view on white. cameras [v,2]: azimuth relative to the input view and elevation,
     radians. Either frames [t,v,3,H,W] in [-1,1], or moments [t,v,8,h,w] of the autoencoder's posterior. embeds [1,d]:
-    the picture's CLIP embedding, where a cache holds it. augmented: the object is not as it was rendered.
+    the picture's CLIP embedding, where a cache holds it. condition [t,v,4,h,w]: the unscaled latents of the condition
+    `inflated`, where a cache holds them. augmented: the object is not as it was rendered.
     """
 
     uid: str
@@ -31,6 +32,7 @@ class Item:
     frames: Tensor | None = None
     moments: Tensor | None = None
     embeds: Tensor | None = None
+    condition: Tensor | None = None
     augmented: bool = False
 
 

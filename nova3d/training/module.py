@@ -12,11 +12,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from nova3d.diffusion import edm
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
-from nova3d.models.conditioning import Conditioning, condition, unet_input
+from nova3d.models.conditioning import Conditioning, condition, embed_picture, unet_input
 from nova3d.models.svd import LoadReport, load_svd_autoencoder, load_svd_image_encoder, load_svd_parts
 from nova3d.models.unet import NovaUNet
 from nova3d.training.batches import Batch
-from nova3d.training.config import ImageEncoderConfig, TrainConfig, UNetConfig
+from nova3d.training.config import NO_ENCODER, ImageEncoderConfig, TrainConfig, UNetConfig
 
 log = logging.getLogger(__name__)
 
@@ -27,26 +27,27 @@ class Denoising(nn.Module):
     Frozen networks are held outside the module tree: no wrapper, optimizer, average or checkpoint touches them.
     """
 
-    def __init__(self, unet: NovaUNet, image_encoder: CLIPVisionModelWithProjection, vae: VideoAutoencoder):
+    def __init__(self, unet: NovaUNet, image_encoder: CLIPVisionModelWithProjection | None, vae: VideoAutoencoder):
         super().__init__()
         self.unet = unet
-        trained = any(parameter.requires_grad for parameter in image_encoder.parameters())
+        trained = image_encoder is not None and any(p.requires_grad for p in image_encoder.parameters())
         self.trained_encoder = image_encoder if trained else None
-        self._frozen: tuple[nn.Module, ...] = (vae,) if trained else (vae, image_encoder)
+        self._frozen: tuple[nn.Module | None, ...] = (vae,) if trained else (vae, image_encoder)
 
     @property
     def vae(self) -> VideoAutoencoder:
         return self._frozen[0]  # type: ignore[return-value]
 
     @property
-    def image_encoder(self) -> CLIPVisionModelWithProjection:
-        return self.trained_encoder if self.trained_encoder is not None else self._frozen[1]
+    def image_encoder(self) -> CLIPVisionModelWithProjection | None:
+        """None where the model has none."""
+        return self.trained_encoder if self.trained_encoder is not None else self._frozen[1]  # type: ignore[return-value]
 
     def place_frozen(self, device: torch.device, bf16: bool, clip_needed: bool) -> None:
         """Frozen networks to the device: the autoencoder in float32, a frozen CLIP in bfloat16 where `bf16`. One that
         is not needed, because its embeddings are cached, stays where it is."""
         self.vae.to(device)
-        if self.trained_encoder is None and clip_needed:
+        if self.trained_encoder is None and self.image_encoder is not None and clip_needed:
             self.image_encoder.to(device, torch.bfloat16 if bf16 else torch.float32)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -54,15 +55,27 @@ class Denoising(nn.Module):
         cond = self._condition(batch).dropped(batch.drop_embeds, batch.drop_latents)
         sigma = edm.per_object(batch.sigma, batch.x0)
         noisy = unet_input(batch.x0 + sigma * batch.noise, batch.sigma, cond)
-        c_noise = batch.sigma.log() / 4
+        _, _, _, c_noise = edm.precondition(batch.sigma)
         output = self.unet(noisy, c_noise, cond.image_embeds, cond.noise_aug, batch.cameras)
         return edm.loss(output.float(), batch.x0, batch.noise, sigma).mean(dim=(2, 3, 4, 5))
 
     def _condition(self, batch: Batch) -> Conditioning:
-        if batch.embeds is None or self.trained_encoder is not None:
+        if batch.condition is not None:  # `inflated`: encoded without pixel noise, and the UNet is told so
+            embeds = self._embeds(batch)
+            return Conditioning(embeds, batch.condition, torch.zeros_like(batch.noise_aug))
+        if self.image_encoder is not None and (batch.embeds is None or self.trained_encoder is not None):
             return condition(self.image_encoder, self.vae, batch.pictures, batch.noise_aug, batch.picture_noise)
         noised = batch.pictures + batch.noise_aug[:, None, None, None] * batch.picture_noise
-        return Conditioning(batch.embeds, encode_mode(self.vae, noised), batch.noise_aug)
+        return Conditioning(self._embeds(batch), encode_mode(self.vae, noised), batch.noise_aug)
+
+    def _embeds(self, batch: Batch) -> Tensor:
+        """[b,1,d] of the input pictures; zeros where the model has no image encoder."""
+        encoder = self.image_encoder
+        if encoder is None:
+            return batch.pictures.new_zeros(len(batch.pictures), 1, self.unet.config.cross_attention_dim)
+        if batch.embeds is not None and self.trained_encoder is None:
+            return batch.embeds
+        return embed_picture(encoder, batch.pictures)
 
 
 def build(config: TrainConfig, latent_size: int) -> tuple[Denoising, LoadReport | None]:
@@ -83,8 +96,9 @@ def build(config: TrainConfig, latent_size: int) -> tuple[Denoising, LoadReport 
         unet = pretrained(NovaUNet, config.unet) if config.unet else build_unet(config.model, latent_size)
         encoder = _image_encoder(config)
     vae.requires_grad_(False).eval()
-    encoder_trained = not config.svd and (config.train_image_encoder or not config.image_encoder)
-    encoder.requires_grad_(encoder_trained).train(encoder_trained)
+    if encoder is not None:
+        encoder_trained = not config.svd and (config.train_image_encoder or not config.image_encoder)
+        encoder.requires_grad_(encoder_trained).train(encoder_trained)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return Denoising(unet.train(), encoder, vae), report
@@ -98,7 +112,7 @@ def frozen_networks(config: TrainConfig) -> tuple[VideoAutoencoder, CLIPVisionMo
     if not config.vae:
         raise InputError("vae= must name a trained autoencoder folder, or svd= Stable Video Diffusion")
     vae = pretrained(VideoAutoencoder, config.vae).eval()
-    if not config.image_encoder or config.train_image_encoder:
+    if config.image_encoder in ("", NO_ENCODER) or config.train_image_encoder:
         return vae, None
     return vae, pretrained(CLIPVisionModelWithProjection, config.image_encoder).eval()
 
@@ -113,7 +127,9 @@ def build_image_encoder(config: ImageEncoderConfig, projection_dim: int) -> CLIP
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**vars(config), projection_dim=projection_dim))
 
 
-def _image_encoder(config: TrainConfig) -> CLIPVisionModelWithProjection:
+def _image_encoder(config: TrainConfig) -> CLIPVisionModelWithProjection | None:
+    if config.image_encoder == NO_ENCODER:
+        return None
     if config.image_encoder:
         return pretrained(CLIPVisionModelWithProjection, config.image_encoder)
     return build_image_encoder(config.encoder, config.model.cross_attention_dim)

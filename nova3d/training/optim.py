@@ -138,12 +138,17 @@ def make_optimizer(
     if name == "muon":
         return Muon(groups, betas=betas)
     if name != "adamw8bit":
-        raise InputError(f"optimizer '{name}' is not one of {', '.join(OPTIMIZERS)}")
+        raise InputError(f"optim.name '{name}' is not one of {', '.join(OPTIMIZERS)}")
     if not has("bitsandbytes"):
-        raise InputError("optimizer 'adamw8bit' needs bitsandbytes: `pip install 'nova3d[adam8bit]'`")
+        raise InputError("optim.name 'adamw8bit' needs bitsandbytes: `pip install 'nova3d[adam8bit]'`")
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(groups, betas=betas)
+
+
+def moment_bytes(name: str) -> int:
+    """Bytes of optimizer state per trained parameter, of the optimizer `name` for large tensors."""
+    return {"adamw": 8, "adamw8bit": 2, "muon": 4}[name]
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:

@@ -17,6 +17,7 @@ from nova3d.data import augment
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
+from nova3d.models.attention_backend import pick_attention, use_attention
 from nova3d.tasks import TASKS
 from nova3d.training.batches import Loader, Places
 from nova3d.training.checkpoint import Together, check_space, read_parts, write_parts
@@ -27,6 +28,8 @@ from nova3d.training.latent_cache import LatentCache
 from nova3d.training.latent_cache import identity as cache_identity
 from nova3d.training.latents import ItemReader, LatentEncoder, ShardSource, Source, check_shards
 from nova3d.training.module import Denoising, build
+from nova3d.training.optim import is_matrix, make_optimizer, moment_bytes
+from nova3d.training.precision import resolve
 from nova3d.training.profiles import power
 from nova3d.training.sharding import check_sharding, fsdp_plugin
 from nova3d.training.trackers import make_trackers, start_trackers
@@ -111,8 +114,11 @@ def prepare(config: TrainConfig, device: str) -> Run:
     model, report = build(config, size // 8)
     source = _source(config, dataset, model)
     clip_needed = not config.data.cache or config.validate_every > 0
-    model.place_frozen(accelerator.device, config.mixed_precision == "bf16", clip_needed)
-    optimizer = make_optimizer(model, config.optim, accelerator.device)
+    model.place_frozen(accelerator.device, accelerator.mixed_precision == "bf16", clip_needed)
+    betas = (config.optim.betas[0], config.optim.betas[1])
+    optimizer = make_optimizer(config.optim.name, parameter_groups(model, config.optim), betas, accelerator.device)
+    products = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    use_attention(model.unet, pick_attention(accelerator.device, products))
     if config.compile:
         model.unet.compile(dynamic=False)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -152,6 +158,10 @@ def prepare(config: TrainConfig, device: str) -> Run:
         "seed": config.seed,
         "sharding": sharding,  # their checkpoints have other files
     }
+    if config.optim.name != "adamw":  # left out for AdamW, so that checkpoints from before this key still fit
+        identity["optimizer"] = config.optim.name
+    if config.pipeline.condition != "picture":
+        identity["condition"] = config.pipeline.condition
     return Run(
         config=config,
         out=out,
@@ -181,7 +191,7 @@ def make_accelerator(config: TrainConfig, device: str, out: Path) -> Accelerator
     ddp, fsdp = DistributedDataParallelKwargs(gradient_as_bucket_view=True), fsdp_plugin()
     accelerator = Accelerator(
         cpu=device == "cpu",
-        mixed_precision=config.mixed_precision,
+        mixed_precision=resolve(config.mixed_precision, "cpu" if device == "cpu" else torch.device(device).type),
         log_with=make_trackers(config, out) or None,
         project_dir=str(out),
         fsdp_plugin=fsdp,
@@ -193,29 +203,20 @@ def make_accelerator(config: TrainConfig, device: str, out: Path) -> Accelerator
     return accelerator
 
 
-def make_optimizer(model: Denoising, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW, fused on a GPU, or with 8-bit moments; raises InputError where bitsandbytes is wanted and missing."""
-    groups, betas = parameter_groups(model, config), (config.betas[0], config.betas[1])
-    if not config.eight_bit:
-        return torch.optim.AdamW(groups, betas=betas, fused=device.type == "cuda")
-    if not has("bitsandbytes"):
-        raise InputError("optim.eight_bit needs bitsandbytes: `pip install 'nova3d[adam8bit]'`")
-    import bitsandbytes
-
-    return bitsandbytes.optim.AdamW8bit(groups, betas=betas)
-
-
 def parameter_groups(model: Denoising, config: OptimConfig) -> list[dict[str, Any]]:
-    """Labels may learn faster; norms, biases and SVD's mix factors (of one number each) are not decayed."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """Labels may learn faster; norms, biases and SVD's mix factors (of one number each) are not decayed. Muon's rule
+    takes the matrices and kernels that suit it, at its own rate."""
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            muon = config.name == "muon" and is_matrix(name, parameter)
             factor = config.view_embedding_multiplier if "view_embedding." in name else 1.0
+            rate = factor * (config.muon_learning_rate if muon else config.learning_rate)
             decay = config.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((factor, decay), []).append(parameter)
+            groups.setdefault((rate, decay, muon), []).append(parameter)
     return [
-        {"params": parameters, "base_lr": config.learning_rate * factor, "lr": 0.0, "weight_decay": decay}
-        for (factor, decay), parameters in groups.items()
+        {"params": parameters, "base_lr": rate, "lr": 0.0, "weight_decay": decay} | ({"muon": True} if muon else {})
+        for (rate, decay, muon), parameters in groups.items()
     ]
 
 
@@ -248,7 +249,7 @@ def latent_shape(model: Denoising, size: int) -> tuple[int, int, int]:
 def checkpoint_bytes(model: nn.Module, config: TrainConfig) -> int:
     """Weights in float32, Adam's two moments, and the averages."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trained * (4 + (2 if config.optim.eight_bit else 8) + 4 * (1 + len(config.optim.ema_profiles)))
+    return trained * (4 + moment_bytes(config.optim.name) + 4 * (1 + len(config.optim.ema_profiles)))
 
 
 def data_facts(dataset: MultiViewDataset) -> dict[str, Any]:
@@ -268,4 +269,5 @@ def _source(config: TrainConfig, dataset: MultiViewDataset, model: Denoising) ->
             check_shards(dataset)
         return ShardSource(dataset)
     frozen = None if model.trained_encoder is not None else model.image_encoder
-    return LatentCache(config.data.cache, dataset, cache_identity(dataset, model.vae, frozen))
+    expected = cache_identity(dataset, model.vae, frozen, config.pipeline.condition)
+    return LatentCache(config.data.cache, dataset, expected)

@@ -38,8 +38,8 @@ def check_sharding(config: TrainConfig, accelerator: Accelerator, fsdp_wanted: b
         raise InputError("FSDP shards over GPUs only, and this run has none: launch it with another accelerate config")
     if kind == DistributedType.FSDP and config.optim.ema_device:
         raise InputError("optim.ema_device=cpu is not for sharded weights: their averages are sharded already")
-    if kind == DistributedType.FSDP and config.optim.eight_bit:
-        raise InputError("optim.eight_bit is not for sharded weights: bitsandbytes knows whole tensors only")
+    if kind == DistributedType.FSDP and config.optim.name != "adamw":
+        raise InputError(f"optim.name={config.optim.name} is not for sharded weights: it needs whole tensors")
     if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
         raise InputError("the EMA needs whole weights: use DeepSpeed's ZeRO stage 2, or FSDP of version 2")
     if kind == DistributedType.DEEPSPEED:
