@@ -108,9 +108,7 @@ def _level_rig(cameras: Cameras) -> tuple[list[float], float]:
     return angles[:, 0].tolist(), 1 / float((step - pixels)[0, 0, 0].abs())
 
 
-def _add_ball(
-    height: Floats, normal: Floats, row: int, column: int, radius: float, inside: NDArray[np.bool_]
-) -> None:
+def _add_ball(height: Floats, normal: Floats, row: int, column: int, radius: float, inside: NDArray[np.bool_]) -> None:
     """Raise `height` [h,w] (pixels) to a ball around a pixel where the ball is higher, and take its normals there."""
     reach = math.ceil(radius)
     top, left = max(row - reach, 0), max(column - reach, 0)
@@ -164,7 +162,7 @@ def _boundary(
 ) -> tuple[Floats, Floats, Floats, Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """The pieces of every row's boundary: x and z of both ends (world units), row, and the flat indices of the pixels
     whose colour and normal the ends have. A run of pixels ends half a pixel beyond its last one, at height 0."""
-    h, w = solid.height.shape
+    w = solid.height.shape[1]
     padded = np.pad(solid.height, ((0, 0), (1, 1)))
     inside = padded > 0
     rows, columns = np.nonzero(inside[:, :-1] | inside[:, 1:])  # from padded column c to c + 1

@@ -114,9 +114,11 @@ def cache_latents(argv: Sequence[str] | None = None) -> None:
     from nova3d.data.multiview import MultiViewDataset
     from nova3d.training.latent_cache import build_cache
     from nova3d.training.module import frozen_networks
+    from nova3d.training.precision import resolve
 
     state = PartialState(cpu=common.pick_device(options.device) == "cpu")
-    dataset = MultiViewDataset(settings.data.shards, settings.data.input_views, settings.seed)
+    data = settings.data
+    dataset = MultiViewDataset(data.shards, data.input_views, settings.seed, data.input_views_per_object)
     vae, image_encoder = frozen_networks(settings)
     vae.to(state.device)
     if image_encoder is not None:
@@ -130,6 +132,8 @@ def cache_latents(argv: Sequence[str] | None = None) -> None:
             part=(state.process_index, state.num_processes),
             on_corrupt=settings.data.on_corrupt,
             progress=bar if state.is_main_process else None,
+            condition=settings.pipeline.condition,
+            precision=resolve(settings.mixed_precision, state.device.type),
         )
     state.wait_for_everyone()
     if state.is_main_process:

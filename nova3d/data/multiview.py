@@ -1,5 +1,6 @@
 """The multi-view training set: all views of an object, any of them as the input view."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,9 +27,16 @@ class MultiViewDataset:
         InputError: where a folder is no shard folder or `input_views` has no such view.
     """
 
-    def __init__(self, shards: str | Path | Sequence[str | Path], input_views: Sequence[int] = (), seed: int = 0):
+    def __init__(
+        self,
+        shards: str | Path | Sequence[str | Path],
+        input_views: Sequence[int] = (),
+        seed: int = 0,
+        per_object: int | None = None,
+    ):
         self.reader = ShardReader(shards)
         self.seed = seed
+        self.per_object = per_object
         count = len(self.reader.cameras)
         self.input_views = list(input_views) or list(range(count))
         if any(not 0 <= view < count for view in self.input_views):
@@ -41,8 +49,17 @@ class MultiViewDataset:
         """Return (row, input view) of the sample at `position`; every epoch is a permutation of the objects."""
         epoch, offset = divmod(position, len(self))
         row = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self))[offset]
-        view = np.random.default_rng([self.seed, 1, position]).choice(self.input_views)
+        view = np.random.default_rng([self.seed, 1, position]).choice(self.views_of(int(row)))
         return int(row), int(view)
+
+    def views_of(self, row: int) -> list[int]:
+        """The views of object `row` that may serve as its input view: all input views, or as many as `per_object` says,
+        drawn by a hash of the object's uid. A larger number keeps what a smaller one chose."""
+        if self.per_object is None:
+            return self.input_views
+        digest = hashlib.sha256(str(self.reader.samples[row]["uid"]).encode()).digest()
+        order = np.random.default_rng(list(digest[:8])).permutation(len(self.input_views))
+        return [self.input_views[i] for i in order[: self.per_object]]
 
     def views(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> ViewSet:
         """Read a sample.

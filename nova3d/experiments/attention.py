@@ -323,6 +323,7 @@ def _write_networks(config: TrainConfig, parts: dict[str, Path]) -> None:
     arm_of(module.unet, config.model.alignment, init, config.seed).save_pretrained(parts["unet"])
     if config.svd:
         module.vae.save_pretrained(parts["vae"])
+        assert module.image_encoder is not None  # SVD has one
         module.image_encoder.save_pretrained(parts["image_encoder"])
 
 

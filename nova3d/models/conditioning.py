@@ -100,25 +100,60 @@ def resize_with_antialiasing(images: Tensor, size: int) -> Tensor:
 
 
 def condition(
-    image_encoder: CLIPVisionModelWithProjection,
+    image_encoder: CLIPVisionModelWithProjection | None,
     vae: AutoencoderKLTemporalDecoder,
     images: Tensor,
     noise_aug: Tensor,
     noise: Tensor,
+    width: int = 0,
 ) -> Conditioning:
-    """Condition on pictures [b,3,h,w] in [-1,1].
+    """The condition `picture`.
 
-    noise_aug [b]: deviation of the pixel noise; noise [b,3,h,w]: standard normal, the same for both tasks. Preparing
-    the pictures is done in their dtype (float32), whatever the networks' dtypes are; the latent comes back in it.
-    Gradients reach the image encoder, never the VAE.
+    Preparing the pictures is done in their dtype (float32), whatever the networks' dtypes are; the latent comes back in
+    it. Gradients reach the image encoder, never the VAE.
+
+    Args:
+        image_encoder: None gives embeddings of zeros.
+        vae: encodes the pictures with their noise.
+        images: [b,3,h,w] in [-1,1].
+        noise_aug: [b], deviation of the pixel noise.
+        noise: [b,3,h,w], standard normal, the same for both tasks.
+        width: d of the embeddings where there is no image encoder.
+
+    Returns:
+        The conditioning, with latents of [b,4,h,w].
     """
-    embeds = embed_picture(image_encoder, images)
+    embeds = embed_picture(image_encoder, images, width)
     latent = encode_mode(vae, images + noise_aug[:, None, None, None] * noise)
     return Conditioning(embeds, latent, noise_aug)
 
 
-def embed_picture(image_encoder: CLIPVisionModelWithProjection, images: Tensor) -> Tensor:
-    """[b,1,d] CLIP embeddings of pictures [b,3,h,w] in [-1,1]."""
+def condition_inflated(
+    image_encoder: CLIPVisionModelWithProjection | None,
+    vae: AutoencoderKLTemporalDecoder,
+    frames: Tensor,
+    width: int = 0,
+) -> Conditioning:
+    """The condition `inflated`.
+
+    Args:
+        image_encoder: None gives embeddings of zeros.
+        vae: encodes the frames, one task at a time.
+        frames: [b,t,v,3,H,W] in [-1,1], see `inflated_frames`. The first RGB frame is the picture.
+        width: d of the embeddings where there is no image encoder.
+
+    Returns:
+        The conditioning, with latents of [b,t,v,4,h,w]. The UNet is told that no pixel noise was added.
+    """
+    latents = torch.stack([encode_mode(vae, video) for video in frames.flatten(0, 1)])
+    embeds = embed_picture(image_encoder, frames[:, 0, 0], width)
+    return Conditioning(embeds, latents.unflatten(0, frames.shape[:2]), frames.new_zeros(len(frames)))
+
+
+def embed_picture(image_encoder: CLIPVisionModelWithProjection | None, images: Tensor, width: int = 0) -> Tensor:
+    """CLIP embeddings [b,1,d] of pictures [b,3,h,w] in [-1,1]; zeros of d = `width` without an image encoder."""
+    if image_encoder is None:
+        return images.new_zeros(len(images), 1, width)
     pixels = clip_pixels(images, int(image_encoder.config.image_size))
     return image_encoder(pixels.to(image_encoder.dtype)).image_embeds[:, None]
 

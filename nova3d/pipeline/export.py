@@ -30,7 +30,10 @@ def export_model(model: Path, out: Path) -> int:
     """
     pipeline = Nova3DPipeline.load(model)
     for name in COMPONENTS:
-        part = getattr(pipeline, name).half()
+        network = getattr(pipeline, name)
+        if network is None:
+            continue
+        part = network.half()
         if not all(bool(torch.isfinite(p).all()) for p in part.parameters()):
             raise InputError(f"a weight of '{name}' is too large for float16; keep this model in float32")
     pipeline.save_pretrained(out, safe_serialization=True, variant=HALF_PRECISION_VARIANT)

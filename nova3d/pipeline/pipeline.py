@@ -32,11 +32,16 @@ from nova3d.diffusion import (  # noqa: E402
 from nova3d.errors import InputError, first_line  # noqa: E402
 from nova3d.metrics import task_iou  # noqa: E402
 from nova3d.models.autoencoder import VideoAutoencoder, decode  # noqa: E402
-from nova3d.models.conditioning import Conditioning, condition  # noqa: E402
+from nova3d.models.conditioning import (  # noqa: E402
+    Conditioning,
+    condition,
+    condition_inflated,
+    inflated_frames,
+)
 from nova3d.models.denoiser import Denoiser  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
 from nova3d.pipeline.memory import Memory, fit  # noqa: E402
-from nova3d.tasks import TASKS, Task  # noqa: E402
+from nova3d.tasks import TASKS, ConditionKind, Task  # noqa: E402
 from nova3d.utils import hub, resources  # noqa: E402
 from nova3d.utils.files import read_json, write_json, write_text  # noqa: E402
 from nova3d.views import ViewSet  # noqa: E402
@@ -83,9 +88,10 @@ class Nova3DPipeline(DiffusionPipeline):
     Args:
         unet: denoises the RGB and the normal latents of all views together.
         vae: encodes the input picture and decodes the views.
-        image_encoder: gives the input picture's CLIP embedding.
+        image_encoder: gives the input picture's CLIP embedding; None where the UNet was trained without one.
         size: pixels of a side of the square views.
         camera_preset: the name of the cameras (`nova3d.cameras.preset`) that the UNet was trained on.
+        condition: what the UNet's condition latents show, "picture" or "inflated" (nova3d.models.conditioning).
         sigma_min: the lowest noise level above 0.
         sigma_max: the noise level that sampling starts from.
         rho: curvature of the Karras noise levels.
@@ -98,19 +104,21 @@ class Nova3DPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
+    _optional_components: ClassVar[list[str]] = ["image_encoder"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     unet: NovaUNet
     vae: VideoAutoencoder
-    image_encoder: CLIPVisionModelWithProjection
+    image_encoder: CLIPVisionModelWithProjection | None
 
     def __init__(
         self,
         unet: NovaUNet,
         vae: VideoAutoencoder,
-        image_encoder: CLIPVisionModelWithProjection,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
         size: int = 256,
         camera_preset: str = "ortho16",
+        condition: ConditionKind = "picture",
         sigma_min: float = 0.002,
         sigma_max: float = 700.0,
         rho: float = 7.0,
@@ -124,6 +132,7 @@ class Nova3DPipeline(DiffusionPipeline):
         self.register_to_config(
             size=size,
             camera_preset=camera_preset,
+            condition=condition,
             sigma_min=sigma_min,
             sigma_max=sigma_max,
             rho=rho,
@@ -270,7 +279,7 @@ class Nova3DPipeline(DiffusionPipeline):
 
         pictures = torch.stack([prepare_image(p, i, config.size, framed) for i, p in enumerate(given)])
         conditioning = self.encode_image(pictures, noise_aug_strength, [pixels for pixels, _ in noise_sources])
-        shape = (len(TASKS), len(self.cameras), *conditioning.latent.shape[1:])
+        shape = (len(TASKS), len(self.cameras), *conditioning.latent.shape[-3:])
         x = self.prepare_latents(shape, [source for _, source in noise_sources], latents)
         with self.progress_bar(total=steps) as bar:
             for step, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
@@ -300,7 +309,8 @@ class Nova3DPipeline(DiffusionPipeline):
 
         Args:
             pictures: float [b,size,size,4] in [0,1], straight alpha.
-            noise_aug_strength: standard deviation of the pixel noise, pixels in [-1,1].
+            noise_aug_strength: standard deviation of the pixel noise, pixels in [-1,1]. The condition "inflated" has
+                none.
             generators: b generators that draw it.
 
         Returns:
@@ -310,10 +320,18 @@ class Nova3DPipeline(DiffusionPipeline):
         noise = torch.stack([torch.randn(rgb.shape[1:], generator=g, device=g.device).cpu() for g in generators])
         strength = torch.full((len(rgb),), noise_aug_strength)
         given = [part.to(self._execution_device) for part in (rgb, strength, noise)]
+        inflated = self.config.condition == "inflated"
+        frames = [inflated_frames(picture, self.cameras) for picture in pictures] if inflated else []
+        width = int(self.unet.config.cross_attention_dim)
 
         def run(memory: Memory) -> Conditioning:
-            parts = zip(*(part.split(memory.batch or len(rgb)) for part in given), strict=True)
-            return Conditioning.cat([condition(self.image_encoder, self.vae, *part) for part in parts])
+            if inflated:
+                parts = [frame[None].to(self._execution_device) for frame in frames]
+                encoded = [condition_inflated(self.image_encoder, self.vae, part, width) for part in parts]
+            else:
+                triples = zip(*(part.split(memory.batch or len(rgb)) for part in given), strict=True)
+                encoded = [condition(self.image_encoder, self.vae, *part, width=width) for part in triples]
+            return Conditioning.cat(encoded)
 
         encoded, self.memory = fit("encoding", self.memory, run, lambda memory: memory.less_for_encoding(len(rgb)))
         self._offload(self.vae)  # its place in the offload order is at the end, where it is needed again
@@ -462,7 +480,8 @@ class Nova3DPipeline(DiffusionPipeline):
                 f"model '{name}' cannot be loaded, a file is truncated or missing: {first_line(error)}"
             ) from error
         for part in COMPONENTS:
-            if not all(bool(torch.isfinite(p).all()) for p in getattr(pipeline, part).parameters()):
+            network = getattr(pipeline, part)
+            if network is not None and not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
                 raise InputError(f"model '{name}' holds NaN or infinite weights in its {part}")
         return pipeline.to(device)
 

@@ -47,8 +47,6 @@ class AutoencoderTrainConfig:
     shards: str = "assets/train-sample"
     """Shards to train on: a folder, or several with commas between them."""
     out: str = "outputs/mini-autoencoder"
-    start: str = ""
-    """Folder of a trained autoencoder of the same sizes to go on from; "" starts as block averages."""
     model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
     steps: int = 800
     clips: int = 8  # clips per step; each is one task of one object
@@ -70,6 +68,8 @@ class AutoencoderTrainConfig:
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 200
+    start: str = ""
+    """Folder of a trained autoencoder of the same sizes to go on from; "" starts as block averages."""
 
 
 def train_autoencoder(
@@ -138,7 +138,8 @@ def start_model(config: AutoencoderTrainConfig, size: int) -> VideoAutoencoder:
 
 def parameter_groups(model: VideoAutoencoder, config: AutoencoderTrainConfig) -> list[dict[str, Any]]:
     """Parameter groups: matrices and kernels apart where Muon is the optimizer; weight decay on all."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         muon = config.optimizer == "muon" and is_matrix(name, parameter)
         (matrices if muon else others).append(parameter)

@@ -44,7 +44,7 @@ class Batch:
 
     x0, noise [b,t,v,4,h,w]; sigma [b], shared by views and tasks (eq. 3); pictures [b,3,H,W] in [-1,1], the input
     views; noise_aug [b], picture_noise [b,3,H,W]; drop_embeds, drop_latents [b] bool; cameras [b,v,2] radians;
-    embeds [b,1,d], CLIP's of the pictures, or None: to be computed. condition [b,t,v,4,h,w], the unscaled latents of the
+    embeds [b,1,d], CLIP's of the pictures, or None: to be computed. condition [b,t,v,4,h,w], unscaled latents of the
     condition `inflated`, or None: the picture's own latent is to be computed.
     """
 

@@ -179,9 +179,13 @@ def check_space(folder: Path, bytes_each: int, keep: int) -> None:
         )
 
 
+# What checkpoints without these keys were made with.
+_FORMER = {"optimizer": "adamw", "condition": "picture"}
+
+
 def _check_identity(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     for key, value in flat(json.loads(json.dumps(here))).items():
-        other = flat(there).get(key)
+        other = flat(there).get(key, _FORMER.get(key))
         if other != value:
             raise InputError(
                 f"checkpoint '{path}' was made with another '{key}' ({other}, this run has {value}); choose another "

@@ -76,6 +76,9 @@ class DataConfig:
     shards: str = "assets/train-sample"
     validation: str = ""
     input_views: list[int] = field(default_factory=list)  # which views may be the input view; empty: all
+    input_views_per_object: int | None = None
+    """Of `input_views`, so many are drawn for every object by a hash of its uid. None: all. A latent cache then holds
+    these only."""
     cache: str = ""  # folder of scripts/cache_latents.py; "": encode the shards' views while training
     on_corrupt: str = "fail"  # a damaged object ends the run, or (skip) the next readable one takes its place
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # random changes of the objects; default none
@@ -166,6 +169,8 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile of the UNet
     seed: int = 0
+    resume_other_data: bool = False
+    """Go on from a checkpoint although its shards, input views or augmentation were others."""
     resume: str = "auto"  # the newest readable checkpoint of `out`; never; or a checkpoint's folder
     log_every: int = 20
     checkpoint_every: int = 500
@@ -195,6 +200,10 @@ def check(config: TrainConfig) -> None:
             "pipeline.condition=inflated trains from a latent cache: set data.cache (scripts/cache_latents.py)",
         ),
         (data.on_corrupt in ("fail", "skip"), "data.on_corrupt must be fail or skip"),
+        (
+            data.input_views_per_object is None or data.input_views_per_object >= 1,
+            "data.input_views_per_object must be at least 1",
+        ),
         (data.threads >= 1, "data.threads must be at least 1"),
         (data.threads == 1 or not data.cache, "data.cache is read by one thread: leave data.threads at 1"),
         (

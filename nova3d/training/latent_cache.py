@@ -3,7 +3,8 @@
 A folder of `latents-00000.safetensors ...`, 256 objects each in the shards' order, and `manifest.json`. Of an object
 UID there are `UID/rgb` float16 [v,8,h,w], moments in rendered order, and for every input view N that was asked for
 `UID/normal.N` float16 [v,8,h,w], moments of the normal maps in N's frame starting at N, `UID/embed.N` float16 [1,d],
-the CLIP embedding of the clean picture (not without a frozen image encoder), and `UID/picture.N` uint8 [3,H,W].
+the CLIP embedding of the clean picture (not without a frozen image encoder), and `UID/picture.N` uint8 [3,H,W]. For the
+condition `inflated` there is `UID/condition.N` float16 [t,v,4,h,w], the unscaled modes of its latents.
 """
 
 import json
@@ -25,7 +26,8 @@ from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_moments
-from nova3d.models.conditioning import clip_pixels
+from nova3d.models.conditioning import clip_pixels, inflated_frames
+from nova3d.tasks import TASKS
 from nova3d.training.latents import Item
 from nova3d.transforms import cameras_to_transforms
 from nova3d.utils import provenance
@@ -40,7 +42,10 @@ PREPROCESSING = 1
 
 
 def identity(
-    dataset: MultiViewDataset, vae: VideoAutoencoder, image_encoder: CLIPVisionModelWithProjection | None
+    dataset: MultiViewDataset,
+    vae: VideoAutoencoder,
+    image_encoder: CLIPVisionModelWithProjection | None,
+    condition: str = "picture",
 ) -> dict[str, Any]:
     """What a cache depends on; image_encoder None where embeddings are not cached."""
     rig = dataset.reader.cameras
@@ -53,6 +58,7 @@ def identity(
         "rig": provenance.hash_json(cameras_to_transforms(rig)),
         "size": rig.width,
         "shards": shard_hash(dataset.reader.samples),
+        "condition": condition,
     }
 
 
@@ -65,16 +71,20 @@ def build_cache(
     objects_per_file: int = OBJECTS_PER_FILE,
     on_corrupt: str = "fail",
     progress: Callable[[int, int, str], None] | None = None,
+    condition: str = "picture",
+    precision: str = "no",
 ) -> Path:
     """Encode every object of `dataset` for each of its input views; files that are there are left alone.
 
-    part: (i, n), this process writes the files i, i + n, ... The networks' device and types are used as they are.
+    part: (i, n), this process writes the files i, i + n, ... The networks' device and types are used as they are;
+    precision "bf16" encodes under autocast. condition: "inflated" also encodes what that condition shows.
     on_corrupt: "skip" leaves objects out that cannot be read, naming them in the log; with "fail" they are InputErrors.
     Raises InputError also where the folder holds a cache of something else or cannot be written.
     """
     folder = Path(folder)
-    manifest = identity(dataset, vae, image_encoder) | {
+    manifest = identity(dataset, vae, image_encoder, condition) | {
         "input_views": sorted(dataset.input_views),
+        "input_views_per_object": dataset.per_object,
         "objects_per_file": objects_per_file,
         "uids": [sample["uid"] for sample in dataset.reader.samples],
     }
@@ -93,7 +103,8 @@ def build_cache(
                 tensors: dict[str, Tensor] = {}
                 for row in range(first, min(first + objects_per_file, len(dataset))):
                     try:
-                        tensors |= _encode(dataset, row, vae, image_encoder)
+                        with torch.autocast(vae.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                            tensors |= _encode(dataset, row, vae, image_encoder, condition)
                     except InputError as error:
                         if on_corrupt == "fail":
                             raise
@@ -118,6 +129,11 @@ class LatentCache:
         if not expected["image_encoder"]:  # one that is trained makes its own embeddings
             expected = expected | {"image_encoder": manifest["image_encoder"]}
         _compare(manifest, expected, self.folder)
+        if (per_object := manifest.get("input_views_per_object")) != dataset.per_object:
+            raise InputError(
+                f"latent cache '{folder}' has input_views_per_object={per_object}, this run has {dataset.per_object}; "
+                "make another with scripts/cache_latents.py"
+            )
         lacking = sorted(set(dataset.input_views) - set(manifest["input_views"]))
         if lacking:
             raise InputError(
@@ -132,6 +148,7 @@ class LatentCache:
                 f"is {missing[0]}; run scripts/cache_latents.py again"
             )
         self.with_embeds = bool(manifest["image_encoder"])
+        self.with_condition = manifest.get("condition", "picture") == "inflated"
         per_file = manifest["objects_per_file"]
         self._file = {uid: files[index // per_file] for index, uid in enumerate(manifest["uids"])}
         self._handles: dict[Path, Any] = {}
@@ -149,13 +166,15 @@ class LatentCache:
             rgb, normal = read(f"{uid}/rgb"), read(f"{uid}/normal.{input_view}")
             picture = read(f"{uid}/picture.{input_view}").float() / 127.5 - 1
             embeds = read(f"{uid}/embed.{input_view}").float() if self.with_embeds else None
+            condition = read(f"{uid}/condition.{input_view}") if self.with_condition else None
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"latent file '{path}' is damaged at object '{uid}' ({error}); delete it and run "
                 "scripts/cache_latents.py again"
             ) from error
         moments = torch.stack([rgb.roll(-input_view, dims=0), normal])
-        return Item(uid, input_view, picture, self._angles(input_view), moments=moments, embeds=embeds)
+        cameras = self._angles(input_view)
+        return Item(uid, input_view, picture, cameras, moments=moments, embeds=embeds, condition=condition)
 
     def _angles(self, input_view: int) -> Tensor:
         """[v,2] of the rig seen from an input view, by the same path as the shards' views."""
@@ -168,13 +187,23 @@ class LatentCache:
 
 
 def _encode(
-    dataset: MultiViewDataset, row: int, vae: VideoAutoencoder, image_encoder: CLIPVisionModelWithProjection | None
+    dataset: MultiViewDataset,
+    row: int,
+    vae: VideoAutoencoder,
+    image_encoder: CLIPVisionModelWithProjection | None,
+    condition: str,
 ) -> dict[str, Tensor]:
     uid = dataset.reader.samples[row]["uid"]
     rendered = dataset.reader.views(row)
     entries = {f"{uid}/rgb": _moments(vae, rendered.rgb * 2 - 1)}
-    for view in dataset.input_views:
-        entries[f"{uid}/normal.{view}"] = _moments(vae, rendered.rotated_to(view).normals)
+    for view in dataset.views_of(row):
+        seen = rendered.rotated_to(view)
+        entries[f"{uid}/normal.{view}"] = _moments(vae, seen.normals)
+        if condition == "inflated":
+            frames = inflated_frames(seen.straight_alpha(0), seen.cameras).flatten(0, 1)
+            moments = encode_moments(vae, frames.to(vae.device, vae.dtype))
+            mode = moments.chunk(2, dim=1)[0].unflatten(0, (len(TASKS), -1))
+            entries[f"{uid}/condition.{view}"] = mode.half().cpu().contiguous()
         pixels = torch.from_numpy(images.to_uint8(rendered.rgb[view])).permute(2, 0, 1).contiguous()
         entries[f"{uid}/picture.{view}"] = pixels
         if image_encoder is not None:
@@ -222,8 +251,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _compare(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
     """Raise InputError naming the first key of `here` in which the cache differs."""
     for key, value in here.items():
-        if there.get(key) != value:
-            shown = (there.get(key), value) if key != "uids" else ("other objects", "these")
+        found = there.get(key, "picture" if key == "condition" else None)  # what caches without this key hold
+        if found != value:
+            shown = (found, value) if key != "uids" else ("other objects", "these")
             raise InputError(
                 f"latent cache '{folder}' was made with another '{key}' ({shown[0]}, this run has {shown[1]}); make "
                 "one for this run with scripts/cache_latents.py"

@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from nova3d.diffusion import edm
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
-from nova3d.models.conditioning import Conditioning, condition, embed_picture, unet_input
+from nova3d.models.conditioning import Conditioning, embed_picture, unet_input
 from nova3d.models.svd import LoadReport, load_svd_autoencoder, load_svd_image_encoder, load_svd_parts
 from nova3d.models.unet import NovaUNet
 from nova3d.training.batches import Batch
@@ -41,7 +41,7 @@ class Denoising(nn.Module):
     @property
     def image_encoder(self) -> CLIPVisionModelWithProjection | None:
         """None where the model has none."""
-        return self.trained_encoder if self.trained_encoder is not None else self._frozen[1]  # type: ignore[return-value]
+        return self.trained_encoder if self.trained_encoder is not None else self._frozen[1]
 
     def place_frozen(self, device: torch.device, bf16: bool, clip_needed: bool) -> None:
         """Frozen networks to the device: the autoencoder in float32, a frozen CLIP in bfloat16 where `bf16`. One that
@@ -60,22 +60,14 @@ class Denoising(nn.Module):
         return edm.loss(output.float(), batch.x0, batch.noise, sigma).mean(dim=(2, 3, 4, 5))
 
     def _condition(self, batch: Batch) -> Conditioning:
-        if batch.condition is not None:  # `inflated`: encoded without pixel noise, and the UNet is told so
-            embeds = self._embeds(batch)
-            return Conditioning(embeds, batch.condition, torch.zeros_like(batch.noise_aug))
-        if self.image_encoder is not None and (batch.embeds is None or self.trained_encoder is not None):
-            return condition(self.image_encoder, self.vae, batch.pictures, batch.noise_aug, batch.picture_noise)
-        noised = batch.pictures + batch.noise_aug[:, None, None, None] * batch.picture_noise
-        return Conditioning(self._embeds(batch), encode_mode(self.vae, noised), batch.noise_aug)
-
-    def _embeds(self, batch: Batch) -> Tensor:
-        """[b,1,d] of the input pictures; zeros where the model has no image encoder."""
-        encoder = self.image_encoder
-        if encoder is None:
-            return batch.pictures.new_zeros(len(batch.pictures), 1, self.unet.config.cross_attention_dim)
         if batch.embeds is not None and self.trained_encoder is None:
-            return batch.embeds
-        return embed_picture(encoder, batch.pictures)
+            embeds = batch.embeds
+        else:
+            embeds = embed_picture(self.image_encoder, batch.pictures, int(self.unet.config.cross_attention_dim))
+        if batch.condition is not None:  # `inflated`: encoded without pixel noise, and the UNet is told so
+            return Conditioning(embeds, batch.condition, torch.zeros_like(batch.noise_aug))
+        noised = batch.pictures + batch.noise_aug[:, None, None, None] * batch.picture_noise
+        return Conditioning(embeds, encode_mode(self.vae, noised), batch.noise_aug)
 
 
 def build(config: TrainConfig, latent_size: int) -> tuple[Denoising, LoadReport | None]:

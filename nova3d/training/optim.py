@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nova3d.errors import InputError
+from nova3d.training.precision import cpu_bf16_is_fast
 from nova3d.utils.compat import has
 
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
@@ -20,7 +21,8 @@ _ITERATIONS = 5
 def orthogonalised(matrices: Tensor, iterations: int = _ITERATIONS) -> Tensor:
     """Replace the singular values of matrices by values near 1: u s v^T becomes about u v^T.
 
-    The Newton-Schulz iteration of Muon (Jordan et al. 2024). It runs in bfloat16 on CUDA and in float32 elsewhere.
+    The Newton-Schulz iteration of Muon (Jordan et al. 2024). It runs in bfloat16 where that is fast (CUDA, some
+    CPUs), else in float32.
 
     Args:
         matrices: [n,r,c], float.
@@ -30,7 +32,8 @@ def orthogonalised(matrices: Tensor, iterations: int = _ITERATIONS) -> Tensor:
         [n,r,c] in the dtype of `matrices`. Zero matrices stay zero.
     """
     a, b, c = _NEWTON_SCHULZ
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    fast = matrices.is_cuda or (matrices.device.type == "cpu" and cpu_bf16_is_fast())
+    x = matrices.to(torch.bfloat16 if fast else torch.float32)
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT  # the smaller side first: its square is the cheaper product
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)  # the spectral norm is at most the Frobenius norm
@@ -69,7 +72,7 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError("Muon's rule is for parameters of two or more dimensions")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; returns what `closure` returns, where one is given."""
         loss = None
         if closure is not None:

@@ -23,6 +23,7 @@ from nova3d.models.unet import NovaUNet
 from nova3d.training.batches import Ahead
 from nova3d.training.config import TrainConfig, check, micro_steps
 from nova3d.training.module import build_unet
+from nova3d.training.optim import moment_bytes
 from nova3d.training.stats import LossTable
 
 GIB = 2**30

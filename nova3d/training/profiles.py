@@ -108,6 +108,8 @@ def export_profile(out: Path, sigma_rel: float, step: int = 0) -> Path:
     weights = synthesise(out, sigma_rel, step)
     pipeline = Nova3DPipeline.load(out / "model")
     for prefix, part in (("unet.", pipeline.unet), ("trained_encoder.", pipeline.image_encoder)):
+        if part is None:
+            continue
         chosen = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         surplus = part.load_state_dict(chosen, strict=False).unexpected_keys
         if surplus:

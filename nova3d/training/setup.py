@@ -34,7 +34,6 @@ from nova3d.training.profiles import power
 from nova3d.training.sharding import check_sharding, fsdp_plugin
 from nova3d.training.trackers import make_trackers, start_trackers
 from nova3d.utils import provenance
-from nova3d.utils.compat import has
 from nova3d.utils.files import writable_folder
 
 log = logging.getLogger(__name__)
@@ -105,7 +104,9 @@ def prepare(config: TrainConfig, device: str) -> Run:
             "train_micro_batch_size_per_gpu": config.batch_size,
             "gradient_accumulation_steps": places.micro_steps,
         }
-    dataset = MultiViewDataset(config.data.shards, config.data.input_views, config.seed)
+    dataset = MultiViewDataset(
+        config.data.shards, config.data.input_views, config.seed, config.data.input_views_per_object
+    )
     check_rig(dataset, config.pipeline.camera_preset)
     augment.check_rig(config.data.augment, dataset.reader.cameras)
     size = dataset.reader.cameras.width
@@ -147,6 +148,7 @@ def prepare(config: TrainConfig, device: str) -> Run:
     data = {
         "shards": shard_hash(dataset.reader.samples),
         "input_views": sorted(dataset.input_views),
+        "input_views_per_object": config.data.input_views_per_object,
         "augment": str(config.data.augment) if config.data.augment.active else None,
     }
     kind = accelerator.distributed_type
@@ -157,11 +159,12 @@ def prepare(config: TrainConfig, device: str) -> Run:
         "effective_batch": places.total,
         "seed": config.seed,
         "sharding": sharding,  # their checkpoints have other files
+        "optimizer": config.optim.name,
+        "condition": config.pipeline.condition,
     }
-    if config.optim.name != "adamw":  # left out for AdamW, so that checkpoints from before this key still fit
-        identity["optimizer"] = config.optim.name
-    if config.pipeline.condition != "picture":
-        identity["condition"] = config.pipeline.condition
+    if config.resume_other_data:
+        log.info("resume_other_data: a checkpoint of other data is gone on from")
+        del identity["data"]
     return Run(
         config=config,
         out=out,

@@ -113,10 +113,12 @@ def pipeline_of(run: Run, state: dict[str, Tensor] | None = None) -> Nova3DPipel
         with torch.device("meta"):
             unet = NovaUNet.from_config(unet.config)
         unet.load_state_dict(_under(state, "unet."), assign=True)
-        if run.model.trained_encoder is not None:
+        if (encoder := run.model.trained_encoder) is not None:
             encoder = empty_image_encoder(**encoder.config.to_dict())
             encoder.load_state_dict(_under(state, "trained_encoder."), assign=True)
             encoder.to(next(iter(state.values())).device)  # its buffers, which are in no state
+        else:
+            encoder = run.model.image_encoder
     size = run.dataset.reader.cameras.width
     pipeline = Nova3DPipeline(unet, run.model.vae, encoder, size=size, **vars(run.config.pipeline))
     pipeline.set_progress_bar_config(disable=True)

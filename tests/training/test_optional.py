@@ -26,7 +26,7 @@ def losses(config: TrainConfig) -> list[tuple[int, float, float]]:
 def test_eight_bit_adam_follows_adams_loss_curve_and_resumes_exactly(make_config: Make) -> None:
     """Means of ten steps, against the known ones of 32-bit AdamW on the same draws."""
     pytest.importorskip("bitsandbytes")
-    optim = OptimConfig(learning_rate=1e-3, warmup=5, ema_decay=0.9, eight_bit=True)
+    optim = OptimConfig(name="adamw8bit", learning_rate=1e-3, warmup=5, ema_decay=0.9)
     config = make_config(steps=50, checkpoint_every=48, optim=optim)
     train(config, "cpu")
     golden = json.loads(GOLDEN.read_text())
@@ -41,7 +41,7 @@ def test_eight_bit_adam_follows_adams_loss_curve_and_resumes_exactly(make_config
 @pytest.mark.extras
 def test_eight_bit_moments_take_a_quarter_of_the_memory(make_config: Make) -> None:
     pytest.importorskip("bitsandbytes")
-    run = prepare(make_config(optim=OptimConfig(eight_bit=True)), "cpu")
+    run = prepare(make_config(optim=OptimConfig(name="adamw8bit")), "cpu")
     for parameter in run.model.parameters():
         parameter.grad = torch.ones_like(parameter)
     run.optimizer.step()
@@ -82,12 +82,12 @@ def test_wandb_without_an_account_is_one_line(
 
 @pytest.mark.parametrize("package", ["wandb", "bitsandbytes"])
 def test_a_missing_package_is_one_line(make_config: Make, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    for module in ("setup", "trackers"):
+    for module in ("optim", "trackers"):
         monkeypatch.setattr(f"nova3d.training.{module}.has", lambda name: name != package)
-    config = make_config(trackers=["wandb"] if package == "wandb" else [], optim=OptimConfig(eight_bit=True))
+    config = make_config(trackers=["wandb"] if package == "wandb" else [], optim=OptimConfig(name="adamw8bit"))
     message = {
         "wandb": "wandb is not installed; `pip install wandb`",
-        "bitsandbytes": "optim.eight_bit needs bitsandbytes: `pip install 'nova3d\\[adam8bit\\]'`",
+        "bitsandbytes": "optim.name 'adamw8bit' needs bitsandbytes: `pip install 'nova3d\\[adam8bit\\]'`",
     }
     with pytest.raises(InputError, match=message[package]):
         prepare(config, "cpu")
