@@ -103,8 +103,7 @@ def build_cache(
                 tensors: dict[str, Tensor] = {}
                 for row in range(first, min(first + objects_per_file, len(dataset))):
                     try:
-                        with torch.autocast(vae.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                            tensors |= _encode(dataset, row, vae, image_encoder, condition)
+                        tensors |= _encode(dataset, row, vae, image_encoder, condition, precision == "bf16")
                     except InputError as error:
                         if on_corrupt == "fail":
                             raise
@@ -192,18 +191,19 @@ def _encode(
     vae: VideoAutoencoder,
     image_encoder: CLIPVisionModelWithProjection | None,
     condition: str,
+    bf16: bool,
 ) -> dict[str, Tensor]:
     uid = dataset.reader.samples[row]["uid"]
     rendered = dataset.reader.views(row)
-    entries = {f"{uid}/rgb": _moments(vae, rendered.rgb * 2 - 1)}
+    entries = {f"{uid}/rgb": _moments(vae, rendered.rgb * 2 - 1, bf16)}
     for view in dataset.views_of(row):
         seen = rendered.rotated_to(view)
-        entries[f"{uid}/normal.{view}"] = _moments(vae, seen.normals)
+        entries[f"{uid}/normal.{view}"] = _moments(vae, seen.normals, bf16)
         if condition == "inflated":
-            frames = inflated_frames(seen.straight_alpha(0), seen.cameras).flatten(0, 1)
-            moments = encode_moments(vae, frames.to(vae.device, vae.dtype))
+            frames = inflated_frames(seen.straight_alpha(0), seen.cameras)
+            moments = _moments(vae, frames.flatten(0, 1).permute(0, 2, 3, 1), bf16)
             mode = moments.chunk(2, dim=1)[0].unflatten(0, (len(TASKS), -1))
-            entries[f"{uid}/condition.{view}"] = mode.half().cpu().contiguous()
+            entries[f"{uid}/condition.{view}"] = mode.contiguous()
         pixels = torch.from_numpy(images.to_uint8(rendered.rgb[view])).permute(2, 0, 1).contiguous()
         entries[f"{uid}/picture.{view}"] = pixels
         if image_encoder is not None:
@@ -214,9 +214,11 @@ def _encode(
     return entries
 
 
-def _moments(vae: VideoAutoencoder, frames: Tensor) -> Tensor:
-    """float16 [v,8,h,w] on the CPU of frames [v,H,W,3] in [-1,1]."""
-    return encode_moments(vae, frames.permute(0, 3, 1, 2).to(vae.device, vae.dtype)).half().cpu().contiguous()
+def _moments(vae: VideoAutoencoder, frames: Tensor, bf16: bool) -> Tensor:
+    """float16 [v,8,h,w] on the CPU of frames [v,H,W,3] in [-1,1]; bf16: encoded under autocast."""
+    with torch.autocast(vae.device.type, torch.bfloat16, enabled=bf16):
+        moments = encode_moments(vae, frames.permute(0, 3, 1, 2).to(vae.device, vae.dtype))
+    return moments.half().cpu().contiguous()
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
