@@ -330,7 +330,7 @@ class Nova3DPipeline(DiffusionPipeline):
                 encoded = [condition_inflated(self.image_encoder, self.vae, part, width) for part in parts]
             else:
                 triples = zip(*(part.split(memory.batch or len(rgb)) for part in given), strict=True)
-                encoded = [condition(self.image_encoder, self.vae, *part, width=width) for part in triples]
+                encoded = [condition(self.image_encoder, self.vae, x, s, n, width) for x, s, n in triples]
             return Conditioning.cat(encoded)
 
         encoded, self.memory = fit("encoding", self.memory, run, lambda memory: memory.less_for_encoding(len(rgb)))

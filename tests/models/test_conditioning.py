@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nova3d.models.conditioning import CLIP_MEAN, CLIP_STD, Conditioning, clip_pixels, condition, unet_input
+from nova3d.cameras import preset
+from nova3d.models.conditioning import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Conditioning,
+    clip_pixels,
+    condition,
+    condition_inflated,
+    inflated_frames,
+    unet_input,
+)
 
 
 @pytest.mark.parametrize(("side", "size"), [(96, 32), (50, 32), (20, 32), (32, 32)])
@@ -130,3 +140,29 @@ def test_the_unet_gets_the_scaled_latent_beside_the_repeated_condition() -> None
     for b in range(2):
         torch.testing.assert_close(x[b, ..., :4, :, :], noisy[b] / float((sigma[b] ** 2 + 1).sqrt()))
         assert (x[b, ..., 4:, :, :] == cond.latent[b]).all()
+
+
+def test_latents_of_every_view_and_task_stand_beside_their_own_noisy_latents() -> None:
+    rng = torch.Generator().manual_seed(0)
+    noisy, latent = torch.randn(2, 2, 3, 4, 2, 2, generator=rng), torch.randn(2, 2, 3, 4, 2, 2, generator=rng)
+    cond = Conditioning(torch.ones(2, 1, 5), latent, torch.zeros(2))
+    x = unet_input(noisy, torch.tensor([0.0, 3.0]), cond)
+    assert torch.equal(x[:, :, :, 4:], latent)
+    torch.testing.assert_close(x[:, :, :, :4], torch.stack([noisy[0], noisy[1] / 10**0.5]))
+    dropped = cond.dropped(torch.tensor([False, False]), torch.tensor([False, True]))
+    assert torch.equal(dropped.latent[0], latent[0]) and not dropped.latent[1].any()
+
+
+def test_the_inflated_condition_shows_the_picture_first_and_every_view_its_own_outline() -> None:
+    rig = preset("ortho16", 32)
+    alpha = torch.zeros(32, 32)
+    alpha[8:24, 6:18] = 1
+    rgba = torch.cat([torch.full((32, 32, 3), 0.25), alpha[..., None]], dim=-1)
+    frames = inflated_frames(rgba, rig)
+    assert frames.shape == (2, 16, 3, 32, 32)
+    assert torch.equal(frames[0, 0], ((0.25 - 1) * alpha + 1).expand(3, -1, -1) * 2 - 1)
+    cond = condition_inflated(None, Vae(), frames[None], width=7)
+    assert torch.equal(cond.latent[0, :, :, :3], frames)
+    assert cond.image_embeds.shape == (1, 1, 7) and not cond.image_embeds.any() and not cond.noise_aug.any()
+    cond = condition_inflated(Encoder(), Vae(), frames[None])
+    torch.testing.assert_close(cond.image_embeds[0], clip_pixels(frames[:1, 0], 8).mean(dim=(2, 3)))

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from nova3d.data.augment import UNCHANGED, Augmentation
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
-from nova3d.models.autoencoder import VideoAutoencoder
+from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
+from nova3d.models.conditioning import inflated_frames
+from nova3d.models.unet import NovaUNet
+from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.batches import Ahead, Draws, Places, draw, make_batch
-from nova3d.training.config import DataConfig, NoiseConfig, TrainConfig, noise_schedule
+from nova3d.training.config import DataConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig, noise_schedule
 from nova3d.training.latent_cache import LatentCache, build_cache, identity
 from nova3d.training.latents import Item, ItemReader, LatentEncoder, ShardSource
 from nova3d.training.setup import prepare
@@ -250,3 +254,58 @@ def test_the_run_reads_every_object_once_an_epoch_whatever_the_split(make_config
     for step in range(2):
         items, _ = run.loader((step, 0))
         assert sorted(item.uid for item in items) == ["o0", "o1", "o2"]
+
+
+def test_a_cache_holds_the_inflated_condition_of_a_few_views_per_object(
+    shards: Path, vae: VideoAutoencoder, tmp_path: Path
+) -> None:
+    few = MultiViewDataset(shards, per_object=1)
+    chosen = [few.views_of(row) for row in range(len(few))]
+    assert all(len(views) == 1 for views in chosen)
+    more = MultiViewDataset(shards, per_object=2, seed=5)
+    assert [more.views_of(row)[:1] for row in range(len(more))] == chosen  # a second view keeps the first one
+    assert {few.address(position)[1] for position in range(40)} == {view for (view,) in chosen}
+    folder = build_cache(tmp_path / "cache", few, vae, None, condition="inflated")
+    cache = LatentCache(folder, few, identity(few, vae, None, "inflated"))
+    views = few.views(1, chosen[1][0])
+    frames = inflated_frames(views.straight_alpha(0), views.cameras)
+    expected = torch.stack([encode_mode(vae, video) for video in frames])
+    item = cache.load(1, chosen[1][0])
+    assert item.condition is not None
+    torch.testing.assert_close(item.condition.float(), expected, rtol=2e-3, atol=2e-3)
+    for other, message in (
+        (MultiViewDataset(shards, per_object=2), "has input_views_per_object=1, this run has 2"),
+        (MultiViewDataset(shards), "has input_views_per_object=1, this run has None"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LatentCache(folder, other, identity(other, vae, None, "inflated"))
+    with pytest.raises(InputError, match="made with another 'condition'"):
+        LatentCache(folder, few, identity(few, vae, None))
+
+
+def test_training_on_the_inflated_condition_without_an_image_encoder_resumes_exactly(
+    make_config: Make, vae: VideoAutoencoder, shards: Path, tmp_path: Path
+) -> None:
+    data = DataConfig(str(shards), input_views_per_object=1)
+    dataset = MultiViewDataset(shards, per_object=1)
+    data.cache = str(build_cache(tmp_path / "cache", dataset, vae, None, condition="inflated"))
+    pipeline = PipelineConfig(camera_preset="ortho4", steps=2, condition="inflated")
+    optim = OptimConfig(name="muon", learning_rate=1e-3, warmup=2, ema_decay=0.9)
+    settings = {"data": data, "pipeline": pipeline, "optim": optim, "image_encoder": "none"}
+    whole = make_config("whole", **settings)
+    whole.model.row_attention = True
+    train(whole, "cpu")
+    resumed = replace(whole, out=f"{whole.out}-again", resume=f"{whole.out}/checkpoints/step-00000002")
+    train(resumed, "cpu")
+    a, b = (NovaUNet.from_pretrained(Path(run.out) / "model/unet").state_dict() for run in (whole, resumed))
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+    adamw = replace(resumed, optim=replace(optim, name="adamw"))
+    with pytest.raises(InputError, match=r"made with another 'optimizer' \(muon, this run has adamw\)"):
+        train(adamw, "cpu")
+    model = Nova3DPipeline.load(Path(whole.out) / "model")
+    assert model.image_encoder is None and model.config.condition == "inflated"
+    rgba = torch.rand(model.config.size, model.config.size, 4)
+    rgba[..., 3] = 0
+    rgba[8:24, 8:24, 3] = 1
+    (views,) = model(rgba, framed=True).views
+    assert len(views) == 4

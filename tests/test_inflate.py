@@ -1,0 +1,96 @@
+"""The inflated outline against solids whose inflation is known, and its row renderer against the raster engine."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from skimage.measure import marching_cubes
+
+from nova3d import cameras as rigs
+from nova3d.data import render_object
+from nova3d.inflate import inflate, inflated_views
+from nova3d.metrics import mask_iou, normal_angle
+
+SIZE, SPAN = 96, 1.5
+PIXEL = SPAN / SIZE
+
+
+def disc(radius: float, centre: tuple[float, float] = (0.0, 0.0)) -> torch.Tensor:
+    """[h,w] coverage of a disc in world units."""
+    rig = rigs.preset("ortho16", SIZE)
+    points = (rig.pixel_centres() - SIZE / 2) * PIXEL
+    inside = (points[..., 0] - centre[0]).square() + (points[..., 1] + centre[1]).square() < radius**2
+    return inside.float()
+
+
+def test_a_disc_becomes_a_ball() -> None:
+    solid = inflate(disc(0.5), PIXEL)
+    points = (np.stack(np.meshgrid(*[np.arange(SIZE)] * 2), axis=-1) + 0.5 - SIZE / 2) * PIXEL
+    squared = (points**2).sum(axis=-1)
+    inner = squared < 0.45**2
+    assert np.abs(np.sqrt(squared[inner] + solid.height[inner] ** 2) - 0.5).max() < 1.5 * PIXEL
+    normal = np.concatenate([points * [1, -1], solid.height[..., None]], axis=-1)
+    cosine = (solid.normal * normal / np.linalg.norm(normal, axis=-1, keepdims=True).clip(1e-6)).sum(axis=-1)
+    assert cosine[squared < 0.4**2].min() > 0.97
+    assert np.abs(np.linalg.norm(solid.normal, axis=-1)[inner] - 1).max() < 1e-5
+    assert not solid.height[squared > 0.52**2].any()
+
+
+def test_a_bar_becomes_a_cylinder_of_its_half_width() -> None:
+    mask = np.zeros((SIZE, SIZE), np.float32)
+    mask[10:86, 40:57] = 1  # 17 pixels wide: the axis is column 48, nine pixels from the first pixel outside
+    assert inflate(mask, PIXEL).height[30:66, 48] == pytest.approx(9 * PIXEL, abs=1e-6)
+
+
+def test_an_empty_outline_is_empty() -> None:
+    solid = inflate(np.zeros((8, 8)), PIXEL)
+    assert not solid.height.any() and not solid.normal.any()
+    rig = rigs.preset("ortho16", 8)
+    views = inflated_views(torch.zeros(8, 8, 4), rig)
+    assert not views.mask.any() and bool((views.rgb == 1).all())
+
+
+def test_the_first_view_is_the_picture_and_the_eighth_its_outlines_mirror_image() -> None:
+    rig = rigs.preset("ortho16", SIZE)
+    rng = torch.Generator().manual_seed(0)
+    alpha = torch.maximum(disc(0.3, (0.1, 0.05)), disc(0.15, (-0.25, -0.2)))
+    rgba = torch.cat([torch.rand(SIZE, SIZE, 3, generator=rng), alpha[..., None]], dim=-1)
+    views = inflated_views(rgba, rig)
+    assert torch.equal(views.mask[0], alpha)
+    assert torch.allclose(views.rgb[0], rgba[..., :3] * alpha[..., None] + (1 - alpha[..., None]), atol=1e-6)
+    assert float(mask_iou(views.mask[8:9], alpha.flip(1)[None])) > 0.96
+    seen = (views.mask > 0.99)[..., None]
+    assert bool(((views.normals.norm(dim=-1, keepdim=True) - 1).abs()[seen] < 1e-4).all())
+
+
+def test_the_row_renderer_sees_what_the_raster_engine_sees(tmp_path: Path) -> None:
+    """The same solid as a mesh: marching cubes of its height field, drawn by the engine, in views from all sides."""
+    rig = rigs.preset("ortho16", SIZE)
+    alpha = torch.maximum(disc(0.28, (0.12, 0.1)), disc(0.2, (-0.2, -0.15)))
+    rgba = torch.cat([torch.full((SIZE, SIZE, 3), 0.5), alpha[..., None]], dim=-1)
+    views = inflated_views(rgba, rig)
+    fine = 3
+    height = inflate(np.kron(alpha.numpy(), np.ones((fine, fine))), PIXEL / fine).height
+    depth = np.arange(-0.45, 0.45, PIXEL / 2)
+    # Signed so that it is linear across the surface along z.
+    field = np.where(height > 0, height, -PIXEL / 4)[..., None] - np.abs(depth)
+    vertices, faces, _, _ = marching_cubes(field.astype(np.float32), 0.0)
+    x = (vertices[:, 1] + 0.5) * PIXEL / fine - SPAN / 2
+    y = SPAN / 2 - (vertices[:, 0] + 0.5) * PIXEL / fine
+    z = depth[0] + vertices[:, 2] * PIXEL / 2
+    mesh = trimesh.Trimesh(np.stack([x, y, z], axis=-1), faces[:, ::-1])
+    path = tmp_path / "solid.glb"
+    mesh.export(path)
+    drawn = render_object(path, rig, normalise=False)
+    assert float(mask_iou(views.mask, drawn.mask).min()) > 0.93
+    inside = drawn.mask * (views.mask > 0.99)
+    assert normal_angle(views.normals, drawn.normals, inside)["median"] < 12
+
+
+def test_other_rigs_and_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="level orthographic"):
+        inflated_views(torch.zeros(SIZE, SIZE, 4), rigs.preset("persp16", SIZE))
+    with pytest.raises(ValueError, match="does not fit"):
+        inflated_views(torch.zeros(8, 8, 4), rigs.preset("ortho16", SIZE))
