@@ -77,7 +77,7 @@ def test_the_pixel_noise_and_the_latent_noise_are_independent(
 
     given: list[Tensor] = []
     true = module.condition
-    monkeypatch.setattr(module, "condition", lambda *a: given.append(a[-1]) or true(*a))
+    monkeypatch.setattr(module, "condition", lambda *a: given.append(a[4]) or true(*a))
     pipeline.encode_image(torch.stack([images.frame_object(red, SIZE)]), 0.02, [pixel_noise_generator(3)])
     pixels = given[0].flatten()
     latents = initial_noise((2, 16, 4, 8, 8), 1.0, 3, "cpu").flatten()[: len(pixels)]
