@@ -127,7 +127,7 @@ def _step(unet: Any, sample: Any) -> Callable[[], Any]:
     c_noise, aug = torch.zeros(b, device=sample.device), torch.full((b,), 0.02, device=sample.device)
     embeds = torch.ones(b, 1, unet.config.cross_attention_dim, device=sample.device, dtype=sample.dtype)
     cameras = torch.zeros(b, v, 2, device=sample.device)
-    return lambda: unet(sample, c_noise, embeds, aug, cameras)
+    return lambda: unet(sample, c_noise, embeds, aug, cameras).sample
 
 
 def _flops(step: Callable[[], Any]) -> float:

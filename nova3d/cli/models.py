@@ -38,9 +38,11 @@ def inspect_weights(argv: Sequence[str] | None = None) -> None:
     options = arguments.parse_args(argv)
 
     from nova3d.models.svd import inspect_svd, inspect_svd_parts
+    from nova3d.models.unet import NovaUNet
 
     inspect = inspect_svd if options.unet_only else inspect_svd_parts
-    report = inspect(options.source, options.variant, alignment=options.alignment, id_mode=options.id_mode)
+    settings = {"alignment": options.alignment, "id_mode": options.id_mode}
+    report = inspect(NovaUNet, options.source, options.variant, **settings)
     print(report)
     if options.keys:
         for kind in ("new", "reshaped", "derived", "unused"):

@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionP
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from nova3d.models.norms import set_norm_groups
+from nova3d.models.norms import group_norms
 from nova3d.models.streaming import decode_in_pieces
 from nova3d.models.temporal_conv import fold_temporal_convs
 
@@ -34,18 +34,18 @@ class VideoAutoencoder(AutoencoderKLTemporalDecoder):
         force_upcast: bool = True,
         norm_groups: int = 32,
     ):
-        super().__init__(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            down_block_types=tuple(down_block_types),
-            block_out_channels=tuple(block_out_channels),
-            layers_per_block=layers_per_block,
-            latent_channels=latent_channels,
-            sample_size=sample_size,
-            scaling_factor=scaling_factor,
-            force_upcast=force_upcast,
-        )
-        set_norm_groups(self, norm_groups)
+        with group_norms(norm_groups):
+            super().__init__(
+                in_channels=in_channels,
+                out_channels=out_channels,
+                down_block_types=tuple(down_block_types),
+                block_out_channels=tuple(block_out_channels),
+                layers_per_block=layers_per_block,
+                latent_channels=latent_channels,
+                sample_size=sample_size,
+                scaling_factor=scaling_factor,
+                force_upcast=force_upcast,
+            )
         fold_temporal_convs(self)
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nova3d.diffusion import denoised, guide
+from nova3d.diffusion import denoised, guide, precondition
 from nova3d.models.conditioning import Conditioning, unet_input
 from nova3d.models.unet import NovaUNet
 from nova3d.tasks import TASKS
@@ -56,4 +56,6 @@ class Denoiser:
         noisy = unet_input(x, levels, cond).to(self.unet.dtype)
         # The levels stay float32: in half precision c_noise of neighbouring steps would be the same number.
         cameras = self.cameras.expand(len(x), -1, -1)
-        return self.unet(noisy, levels.log() / 4, cond.image_embeds, cond.noise_aug, cameras, TASKS).float()
+        _, _, _, c_noise = precondition(levels)
+        output = self.unet(noisy, c_noise, cond.image_embeds, cond.noise_aug, cameras, TASKS)
+        return output.sample.float()

@@ -1,4 +1,4 @@
-"""Stable Video Diffusion's weights into this project's networks, with an account of every key.
+"""Stable Video Diffusion's weights into this project's networks, with a report on every key.
 
 Everything that can be wrong with keys, shapes and types is found in the files' headers, on models without storage,
 before a tensor is read; tensors are then read one at a time into the model, which is never in memory twice.
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,12 @@ from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.models.image_encoder import empty_image_encoder
 from nova3d.models.svd_files import PARTS, Component, Part, open_component
 from nova3d.models.svd_original import Shape
-from nova3d.models.unet import SVD_FPS_ID, SVD_MOTION_ID, NovaUNet
 from nova3d.models.view_embedding import ViewEmbedding
+
+if TYPE_CHECKING:
+    from nova3d.models.unet import NovaUNet
+
+SVD_FPS_ID, SVD_MOTION_ID = 6.0, 127.0  # what SVD's pipeline feeds: fps 7 minus 1, motion bucket 127
 
 _IDS_WEIGHT, _IDS_BIAS = "add_embedding.linear_1.weight", "add_embedding.linear_1.bias"
 _STORED_TYPES = ("F16", "BF16", "F32")
@@ -36,7 +40,7 @@ _IGNORED = {"vision_model.embeddings.position_ids"}
 class LoadReport:
     """What became of every key. `copied`: as in the file. `new`: SVD does not have it. `reshaped`: cut to the ids that
     remain. `derived`: computed from several pretrained values. `unused`: in the file, but in no network of SVD.
-    `stored`: number of tensors by the type they are stored in. `parts`: the accounts of networks loaded beside it."""
+    `stored`: number of tensors by the type they are stored in. `parts`: the reports on networks loaded beside it."""
 
     source: str
     copied: list[str] = field(default_factory=list)
@@ -63,25 +67,39 @@ class LoadReport:
         return asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the account as JSON."""
+        """Write the report as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1))
 
 
 def load_svd(
-    path_or_hub_id: str | Path, variant: str = "", *, dtype: torch.dtype = torch.float32, **config: Any
-) -> tuple[NovaUNet, LoadReport]:
-    """A NovaUNet that computes SVD's function at step 0, and the account of its keys; in eval mode, on the CPU.
-
-    path_or_hub_id, variant: see `svd_files.open_component`. dtype: of the model, whatever the file's of float16,
-    bfloat16 and float32. config: NovaUNet's own arguments (alignment, alignment_init, id_mode), or an override of what
-    the source says of SVD (num_attention_heads).
+    unet_class: "type[NovaUNet]",
+    path_or_hub_id: str | Path,
+    variant: str = "",
+    *,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> "tuple[NovaUNet, LoadReport]":
+    """A UNet that computes SVD's function at step 0.
 
     id_mode "fold" keeps the noise-augmentation columns of the ids' first layer and moves what SVD's constant fps and
-    motion ids contribute into its bias: exactly the same function at those ids. Raises InputError where a key is
-    missing, left over, of another shape or type, or holds NaN or infinite values.
+    motion ids contribute into its bias: exactly the same function at those ids.
+
+    Args:
+        unet_class: NovaUNet or a subclass.
+        path_or_hub_id: see `svd_files.open_component`.
+        variant: see `svd_files.open_component`.
+        dtype: of the network, whichever of float16, bfloat16 and float32 the file has.
+        **config: NovaUNet's own arguments (alignment, alignment_init, id_mode), or an override of what the source says
+            of SVD (num_attention_heads).
+
+    Returns:
+        The network in eval mode on the CPU, and the report on every key.
+
+    Raises:
+        InputError: where a key is missing, left over, of another shape or type, or holds NaN or infinite values.
     """
     component = open_component(path_or_hub_id, "unet", variant)
-    unet, report = _plan_unet(component, config)
+    unet, report = _plan_unet(unet_class, component, config)
     return _fill_unet(unet, report, component, dtype), report
 
 
@@ -104,12 +122,16 @@ def load_svd_image_encoder(
 
 
 def load_svd_parts(
-    path_or_hub_id: str | Path, variant: str = "", dtype: torch.dtype = torch.float32, **unet_config: Any
-) -> tuple[NovaUNet, VideoAutoencoder, CLIPVisionModelWithProjection, LoadReport]:
-    """All of SVD: the UNet as `load_svd`, the autoencoder, the image encoder, and the UNet's account with the others'
+    unet_class: "type[NovaUNet]",
+    path_or_hub_id: str | Path,
+    variant: str = "",
+    dtype: torch.dtype = torch.float32,
+    **unet_config: Any,
+) -> "tuple[NovaUNet, VideoAutoencoder, CLIPVisionModelWithProjection, LoadReport]":
+    """All of SVD: the UNet as `load_svd`, the autoencoder, the image encoder, and the UNet's report with the others'
     in its `parts`. All three are checked before the first tensor is read."""
     components = _open_all(path_or_hub_id, variant)
-    (unet, vae, encoder), report = _plan_all(components, unet_config)
+    (unet, vae, encoder), report = _plan_all(unet_class, components, unet_config)
     return (
         _fill_unet(unet, report, components["unet"], dtype),
         _fill(vae, report.parts["vae"], components["vae"], dtype),
@@ -118,14 +140,18 @@ def load_svd_parts(
     )
 
 
-def inspect_svd(path_or_hub_id: str | Path, variant: str = "", **config: Any) -> LoadReport:
-    """The account that `load_svd` would give, and its errors, from the files' headers alone: no tensor is read."""
-    return _plan_unet(open_component(path_or_hub_id, "unet", variant), config)[1]
+def inspect_svd(
+    unet_class: "type[NovaUNet]", path_or_hub_id: str | Path, variant: str = "", **config: Any
+) -> LoadReport:
+    """The report that `load_svd` would give, and its errors, from the files' headers alone: no tensor is read."""
+    return _plan_unet(unet_class, open_component(path_or_hub_id, "unet", variant), config)[1]
 
 
-def inspect_svd_parts(path_or_hub_id: str | Path, variant: str = "", **unet_config: Any) -> LoadReport:
-    """The account that `load_svd_parts` would give, from the files' headers alone."""
-    return _plan_all(_open_all(path_or_hub_id, variant), unet_config)[1]
+def inspect_svd_parts(
+    unet_class: "type[NovaUNet]", path_or_hub_id: str | Path, variant: str = "", **unet_config: Any
+) -> LoadReport:
+    """The report that `load_svd_parts` would give, from the files' headers alone."""
+    return _plan_all(unet_class, _open_all(path_or_hub_id, variant), unet_config)[1]
 
 
 def folded_bias(weight: Tensor, bias: Tensor, id_width: int) -> Tensor:
@@ -146,23 +172,25 @@ def _open_all(path_or_hub_id: str | Path, variant: str) -> dict[Part, Component]
 
 
 def _plan_all(
-    components: Mapping[Part, Component], unet_config: dict[str, Any]
-) -> tuple[tuple[NovaUNet, VideoAutoencoder, CLIPVisionModelWithProjection], LoadReport]:
-    unet, report = _plan_unet(components["unet"], unet_config)
+    unet_class: "type[NovaUNet]", components: Mapping[Part, Component], unet_config: dict[str, Any]
+) -> "tuple[tuple[NovaUNet, VideoAutoencoder, CLIPVisionModelWithProjection], LoadReport]":
+    unet, report = _plan_unet(unet_class, components["unet"], unet_config)
     vae, report.parts["vae"] = _plan_vae(components["vae"])
     encoder, report.parts["image_encoder"] = _plan_image_encoder(components["image_encoder"])
     return (unet, vae, encoder), report
 
 
-def _plan_unet(component: Component, config: dict[str, Any]) -> tuple[NovaUNet, LoadReport]:
-    """The model without storage, and the account of how the component's tensors fit it."""
-    unet = _built(NovaUNet, component, config)
+def _plan_unet(
+    unet_class: "type[NovaUNet]", component: Component, config: dict[str, Any]
+) -> "tuple[NovaUNet, LoadReport]":
+    """The model without storage, and the report on how the component's tensors fit it."""
+    unet = _built(unet_class, component, config)
     new = set(unet.new_parameter_names)
     expected = {name: shape for name, shape in _shapes(unet).items() if name not in new}
     folds = unet.config.id_mode == "fold"
     if folds:
         expected[_IDS_WEIGHT] = (expected[_IDS_WEIGHT][0], 3 * unet.config.addition_time_embed_dim)
-    report = _account(unet, expected, component)
+    report = _check_keys(unet, expected, component)
     if folds:
         report.copied = [name for name in report.copied if name not in (_IDS_WEIGHT, _IDS_BIAS)]
         report.reshaped, report.derived = [_IDS_WEIGHT], [_IDS_BIAS]
@@ -174,12 +202,12 @@ def _plan_unet(component: Component, config: dict[str, Any]) -> tuple[NovaUNet, 
 
 def _plan_vae(component: Component) -> tuple[VideoAutoencoder, LoadReport]:
     vae = _built(VideoAutoencoder, component, {})
-    return vae, _account(vae, _shapes(vae), component)
+    return vae, _check_keys(vae, _shapes(vae), component)
 
 
 def _plan_image_encoder(component: Component) -> tuple[CLIPVisionModelWithProjection, LoadReport]:
     encoder = _built(empty_image_encoder, component, {})
-    return encoder, _account(encoder, _shapes(encoder), component)
+    return encoder, _check_keys(encoder, _shapes(encoder), component)
 
 
 def _built(make: Callable[..., Any], component: Component, config: dict[str, Any]) -> Any:
@@ -195,7 +223,7 @@ def _shapes(model: nn.Module) -> dict[str, Shape]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def _account(model: nn.Module, expected: Mapping[str, Shape], component: Component) -> LoadReport:
+def _check_keys(model: nn.Module, expected: Mapping[str, Shape], component: Component) -> LoadReport:
     """Everything copied; raises InputError where keys, shapes or types do not fit."""
     source, stored = component.source, component.stored
     ignored = sorted(_IGNORED & stored.keys())
@@ -227,7 +255,7 @@ def _account(model: nn.Module, expected: Mapping[str, Shape], component: Compone
     )
 
 
-def _fill_unet(unet: NovaUNet, report: LoadReport, component: Component, dtype: torch.dtype) -> NovaUNet:
+def _fill_unet(unet: "NovaUNet", report: LoadReport, component: Component, dtype: torch.dtype) -> "NovaUNet":
     width = unet.config.addition_time_embed_dim
 
     def read(name: str) -> Tensor:
@@ -265,7 +293,7 @@ def _fill(
     dtype: torch.dtype,
     read: Callable[[str], Tensor] | None = None,
 ) -> Any:
-    """Read every tensor of the account into the model, one at a time."""
+    """Read every tensor of the report into the model, one at a time."""
     read = read or component.read
     state: dict[str, Tensor] = {name: model.get_parameter(name) for name in report.new}
     for name in (*report.copied, *report.reshaped, *report.derived):

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from nova3d.utils.compat import ensure_torchvision, verify_checksums
 
@@ -39,15 +39,13 @@ from nova3d.models.conditioning import (  # noqa: E402
     inflated_frames,
 )
 from nova3d.models.denoiser import Denoiser  # noqa: E402
+from nova3d.models.svd import LoadReport, load_svd_parts  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
 from nova3d.pipeline.memory import Memory, fit  # noqa: E402
 from nova3d.tasks import TASKS, ConditionKind, Task  # noqa: E402
 from nova3d.utils import hub, resources  # noqa: E402
 from nova3d.utils.files import read_json, write_json, write_text  # noqa: E402
 from nova3d.views import ViewSet  # noqa: E402
-
-if TYPE_CHECKING:
-    from nova3d.models.svd import LoadReport
 
 Picture = Tensor | Image.Image
 OutputType = Literal["views", "pil", "np", "pt", "latent"]
@@ -421,7 +419,7 @@ class Nova3DPipeline(DiffusionPipeline):
         variant: str = "",
         dtype: str | torch.dtype = torch.float32,
         **unet_config: Any,
-    ) -> "tuple[Nova3DPipeline, LoadReport]":
+    ) -> tuple["Nova3DPipeline", LoadReport]:
         """An untrained pipeline on SVD's weights and settings. At step 0 each task's video is what SVD makes of it.
 
         Args:
@@ -436,9 +434,9 @@ class Nova3DPipeline(DiffusionPipeline):
         Raises:
             InputError: where the weights do not fit.
         """
-        from nova3d.models.svd import load_svd_parts
-
-        unet, vae, image_encoder, report = load_svd_parts(path_or_hub_id, variant, dtype_named(dtype), **unet_config)
+        unet, vae, image_encoder, report = load_svd_parts(
+            NovaUNet, path_or_hub_id, variant, dtype_named(dtype), **unet_config
+        )
         return cls(unet, vae, image_encoder), report
 
     @classmethod

@@ -56,7 +56,7 @@ class Denoising(nn.Module):
         sigma = edm.per_object(batch.sigma, batch.x0)
         noisy = unet_input(batch.x0 + sigma * batch.noise, batch.sigma, cond)
         _, _, _, c_noise = edm.precondition(batch.sigma)
-        output = self.unet(noisy, c_noise, cond.image_embeds, cond.noise_aug, batch.cameras)
+        output = self.unet(noisy, c_noise, cond.image_embeds, cond.noise_aug, batch.cameras).sample
         return edm.loss(output.float(), batch.x0, batch.noise, sigma).mean(dim=(2, 3, 4, 5))
 
     def _condition(self, batch: Batch) -> Conditioning:
@@ -76,7 +76,7 @@ def build(config: TrainConfig, latent_size: int) -> tuple[Denoising, LoadReport 
     report = None
     if config.svd:
         arms = {"alignment": config.model.alignment, "alignment_init": config.model.alignment_init}
-        unet, vae, encoder, report = load_svd_parts(config.svd, config.svd_variant, torch.float32, **arms)
+        unet, vae, encoder, report = load_svd_parts(NovaUNet, config.svd, config.svd_variant, torch.float32, **arms)
         log.info("%s", report)
     elif not config.vae:
         raise InputError(

@@ -81,7 +81,7 @@ def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
         for parameter in unet.parameters():  # counted by themselves: they are there from one micro-step to the next
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         with _Allocations() as allocations, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            unet(*inputs).float().square().mean().backward()
+            unet(*inputs).sample.float().square().mean().backward()
     with torch.device("meta"):
         bare = build_unet(config.model, side).to("meta")
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -109,7 +109,7 @@ def refused() -> Callable[..., str]:
 
     def call(path: Any, **arguments: Any) -> str:
         with pytest.raises(InputError) as caught:
-            load_svd(path, **arguments)
+            load_svd(NovaUNet, path, **arguments)
         line = str(caught.value)
         assert "\n" not in line
         return line

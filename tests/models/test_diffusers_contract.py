@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from nova3d.models import NovaUNet
@@ -18,7 +19,7 @@ Make = Callable[..., NovaUNet]
 
 @torch.no_grad()
 def close(a: NovaUNet, b: NovaUNet, inputs: Inputs, atol: float = 1e-5) -> None:
-    torch.testing.assert_close(a.eval()(**inputs), b.eval()(**inputs), atol=atol, rtol=1e-4)
+    torch.testing.assert_close(a.eval()(**inputs).sample, b.eval()(**inputs).sample, atol=atol, rtol=1e-4)
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
@@ -28,8 +29,8 @@ def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
 @torch.no_grad()
 def test_determinism(make_unet: Make, inputs: Inputs) -> None:
     unet = make_unet().eval()
-    assert torch.equal(unet(**inputs), unet(**inputs))
-    assert torch.equal(copy.deepcopy(unet)(**inputs), unet(**inputs))
+    assert torch.equal(unet(**inputs).sample, unet(**inputs).sample)
+    assert torch.equal(copy.deepcopy(unet)(**inputs).sample, unet(**inputs).sample)
 
 
 def test_save_pretrained_variant(make_unet: Make, shaken: Any, inputs: Inputs, tmp_path: Path) -> None:
@@ -54,8 +55,8 @@ def test_dtype_is_kept_and_asked_for(make_unet: Make, tmp_path: Path, dtype: tor
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_answers_in_its_dtype(make_unet: Make, inputs: Inputs, dtype: torch.dtype) -> None:
     unet = make_unet().eval()
-    expected = unet(**inputs)
-    out = unet.to(dtype)(**cast(inputs, dtype))
+    expected = unet(**inputs).sample
+    out = unet.to(dtype)(**cast(inputs, dtype)).sample
     assert out.dtype == dtype and bool(torch.isfinite(out).all())
     assert (out.float() - expected).norm() / expected.norm() < 0.03
 
@@ -102,7 +103,7 @@ def test_checkpointing_recomputes_spatial_and_temporal_blocks(make_unet: Make, i
     for name, module in unet.named_modules():
         if isinstance(module, SpatialBlock | TemporalBlock):
             module.register_forward_pre_hook(lambda *_, name=name: calls.__setitem__(name, calls.get(name, 0) + 1))
-    out = unet(**inputs)
+    out = unet(**inputs).sample
     assert set(calls.values()) == {1}
     out.square().mean().backward()
     assert set(calls.values()) == {2} and len(calls) == 8  # four transformers, two blocks each
@@ -115,7 +116,7 @@ def test_checkpointing_recomputes_spatial_and_temporal_blocks(make_unet: Make, i
 def test_mixed_precision_training(make_unet: Make, inputs: Inputs) -> None:
     unet = make_unet().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = unet(**inputs).float().square().mean()
+        loss = unet(**inputs).sample.float().square().mean()
     loss.backward()
     grads = [p.grad for p in unet.parameters() if p.requires_grad]
     assert all(g is not None and g.dtype == torch.float32 and bool(torch.isfinite(g).all()) for g in grads)
@@ -128,19 +129,19 @@ def test_attention_processors_can_be_read_and_set(make_unet: Make, inputs: Input
     processors = unet.attn_processors
     assert any(".alignment.attn.processor" in name for name in processors)
     with torch.no_grad():
-        fused = unet(**inputs)
+        fused = unet(**inputs).sample
         unet.set_attn_processor(AttnProcessor())  # plain matrix products and a softmax
         assert all(isinstance(p, AttnProcessor) for p in unet.attn_processors.values())
-        torch.testing.assert_close(unet(**inputs), fused, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(unet(**inputs).sample, fused, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_layerwise_casting(make_unet: Make, inputs: Inputs) -> None:
     unet = make_unet().eval()
-    expected = unet(**inputs)
+    expected = unet(**inputs).sample
     unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
     assert unet.conv_in.weight.dtype == torch.bfloat16
-    out = unet(**inputs)
+    out = unet(**inputs).sample
     assert (out - expected).norm() / expected.norm() < 0.02
 
 
@@ -152,9 +153,9 @@ def test_any_number_of_views_tasks_and_pixels(make_unet: Make, inputs: Inputs) -
     for views, side in ((1, 8), (3, 16), (6, 8)):
         sample = torch.randn(2, 2, views, 8, side, side)
         given = inputs | {"sample": sample, "cameras": torch.zeros(2, views, 2)}
-        assert unet(**given).shape == (2, 2, views, 4, side, side)
+        assert unet(**given).sample.shape == (2, 2, views, 4, side, side)
     alone = inputs | {"sample": inputs["sample"][:, :1]}
-    assert unet(**alone, tasks=(Task.RGB,)).shape == (2, 1, 4, 4, 8, 8)
+    assert unet(**alone, tasks=(Task.RGB,)).sample.shape == (2, 1, 4, 4, 8, 8)
 
 
 @torch.no_grad()
@@ -166,4 +167,55 @@ def test_it_compiles_in_one_graph(make_unet: Make, inputs: Inputs) -> None:
         num_attention_heads=(2,),
     ).eval()
     compiled = torch.compile(unet, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(**inputs), unet(**inputs), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(compiled(**inputs).sample, unet(**inputs).sample, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_output_is_a_tuple_or_has_a_sample(make_unet: Make, inputs: Inputs) -> None:
+    unet = make_unet().eval()
+    (bare,) = unet(**inputs, return_dict=False)
+    assert torch.equal(bare, unet(**inputs).sample) and torch.equal(bare, unet(**inputs)[0])
+
+
+def test_processors_that_never_run_are_not_listed(make_unet: Make) -> None:
+    """Over one context token cross-attention computes no scores, so that its processor would be set in vain."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    unet = make_unet(alignment="gta")
+    names = unet.attn_processors
+    assert names and not any(".attn2." in name for name in names)
+    given = {name: AttnProcessor() for name in names}
+    unet.set_attn_processor(given)
+    assert all(unet.attn_processors[name] is processor for name, processor in given.items())
+    with pytest.raises(ValueError, match="number of processors"):
+        unet.set_attn_processor(dict(list(given.items())[:1]))
+
+
+def test_forward_chunking_is_refused(make_unet: Make) -> None:
+    with pytest.raises(NotImplementedError, match="set_memory"):
+        make_unet().enable_forward_chunking()
+
+
+@torch.no_grad()
+def test_widths_that_32_groups_do_not_divide(make_unet: Make, inputs: Inputs, tmp_path: Path) -> None:
+    unet = make_unet(block_out_channels=(48, 96), num_attention_heads=(3, 6), norm_groups=16).eval()
+    assert {m.num_groups for m in unet.modules() if isinstance(m, torch.nn.GroupNorm)} == {16}
+    unet.save_pretrained(tmp_path)
+    close(NovaUNet.from_pretrained(tmp_path), unet, inputs)
+
+
+def test_lora_targets_are_the_attention_layers_that_get_a_gradient(make_unet: Make, inputs: Inputs) -> None:
+    unet = make_unet(alignment="gta").train()
+    targets = unet.lora_target_modules
+    attentions = [name for name, module in unet.named_modules() if isinstance(module, Attention)]
+    assert len(targets) == sum(2 if name.endswith("attn2") else 4 for name in attentions)
+    with torch.no_grad():  # at zero the alignment units hand their queries, keys and values no gradient
+        for parameter in unet.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    unet.requires_grad_(True)
+    unet(**inputs).sample.square().mean().backward()
+    for name, module in unet.named_modules():
+        if name in targets:
+            assert module.weight.grad is not None and module.weight.grad.abs().max() > 0, name
+        elif name.endswith((".attn2.to_q", ".attn2.to_k")):
+            assert module.weight.grad is None

@@ -6,7 +6,7 @@ from torch import nn
 
 from nova3d.models.alignment import attend
 from nova3d.models.blocks import adopt, cross_attention
-from nova3d.models.norms import set_norm_groups
+from nova3d.models.norms import group_norms
 from nova3d.models.temporal_conv import TemporalConv, fold_temporal_convs
 from nova3d.models.view_embedding import ViewEmbedding, label_features
 from nova3d.tasks import TASKS, Task
@@ -91,11 +91,12 @@ def test_a_convolution_over_time_is_the_3d_one_with_its_gradients() -> None:
 
 
 def test_norm_groups() -> None:
-    model = nn.Sequential(nn.GroupNorm(32, 64), nn.Linear(2, 2))
-    set_norm_groups(model, 8)
-    assert model[0].num_groups == 8
-    with pytest.raises(ValueError, match="does not divide a width of 64"):
-        set_norm_groups(model, 7)
+    with group_norms(8):
+        model = nn.Sequential(nn.GroupNorm(32, 64), nn.Linear(2, 2))
+        assert nn.GroupNorm(32, 48).num_groups == 8  # which 32 does not divide
+    assert model[0].num_groups == 8 and nn.GroupNorm(32, 64).num_groups == 32
+    with group_norms(7), pytest.raises(ValueError, match="does not divide a width of 64"):
+        nn.GroupNorm(32, 64)
 
 
 def test_label_features_are_periodic_and_tell_views_and_tasks_apart() -> None:

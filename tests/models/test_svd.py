@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from nova3d.models import NovaUNet, svd_files
-from nova3d.models.svd import LoadReport, inspect_svd, load_svd
-from nova3d.models.unet import SVD_FPS_ID, SVD_MOTION_ID
+from nova3d.models.svd import SVD_FPS_ID, SVD_MOTION_ID, LoadReport, inspect_svd, load_svd
 from tests.helpers.commands import call_script
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -24,7 +23,7 @@ def test_step_zero_is_svd(svd, id_mode: str, alignment: str) -> None:
     ours, _ = NovaUNet.from_svd(folder, id_mode=id_mode, alignment=alignment)
     x = torch.randn(2, 2, 3, 8, 8, 8)
     embeds, c_noise, aug = torch.randn(2, 1, 24), torch.tensor([-0.4, 0.9]), torch.tensor([0.02, 0.3])
-    out = ours(x, c_noise, embeds, aug, torch.randn(2, 3, 2))
+    out = ours(x, c_noise, embeds, aug, torch.randn(2, 3, 2)).sample
     ids = torch.stack([torch.full((2,), SVD_FPS_ID), torch.full((2,), SVD_MOTION_ID), aug], dim=1)
     for task in range(2):
         expected = stock(x[:, task], c_noise, embeds, ids).sample
@@ -33,7 +32,7 @@ def test_step_zero_is_svd(svd, id_mode: str, alignment: str) -> None:
 
 def test_report_accounts_for_every_key(svd) -> None:
     stock, folder = svd
-    ours, report = load_svd(folder, alignment="gta")
+    ours, report = load_svd(NovaUNet, folder, alignment="gta")
     assert report.reshaped == ["add_embedding.linear_1.weight"]
     assert report.derived == ["add_embedding.linear_1.bias"]
     assert not report.unused
@@ -49,7 +48,7 @@ def test_report_accounts_for_every_key(svd) -> None:
 
 
 def test_new_modules_start_as_constructed(svd, svd_sizes) -> None:
-    ours, _ = load_svd(svd[1], alignment="gta", alignment_init="random")
+    ours, _ = load_svd(NovaUNet, svd[1], alignment="gta", alignment_init="random")
     fresh = NovaUNet(**{k: v for k, v in svd_sizes.items() if not k.startswith("projection")}, alignment_init="random")
     for name in ours.new_parameter_names:
         value, reference = ours.get_parameter(name).detach(), fresh.get_parameter(name).detach()
@@ -58,18 +57,18 @@ def test_new_modules_start_as_constructed(svd, svd_sizes) -> None:
 
 
 def test_what_is_frozen_by_construction_stays_frozen(svd) -> None:
-    ours, _ = load_svd(svd[1])
+    ours, _ = load_svd(NovaUNet, svd[1])
     block = ours.down_blocks[0].attentions[0].transformer_blocks[0]
     assert not block.attn2.to_q.weight.requires_grad
     assert block.attn1.to_q.weight.requires_grad
 
 
 def test_inspection_gives_the_loader_s_account_without_reading_a_tensor(svd, monkeypatch, tmp_path) -> None:
-    _, report = load_svd(svd[1], alignment="gta_spatial", id_mode="constant")
+    _, report = load_svd(NovaUNet, svd[1], alignment="gta_spatial", id_mode="constant")
     forbid_reading(monkeypatch)
-    assert inspect_svd(svd[1], alignment="gta_spatial", id_mode="constant") == report
+    assert inspect_svd(NovaUNet, svd[1], alignment="gta_spatial", id_mode="constant") == report
     with pytest.raises(AssertionError, match="a tensor was read"):
-        load_svd(svd[1])
+        load_svd(NovaUNet, svd[1])
     report.save(tmp_path / "report.json")
     stored = json.loads((tmp_path / "report.json").read_text())
     assert stored == report.to_dict()
@@ -104,7 +103,7 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_precision_variant(svd, tmp_path, refused) -> None:
     stock, _ = svd
     deepcopy(stock).half().save_pretrained(tmp_path / "unet", variant="fp16", safe_serialization=True)
-    ours, report = load_svd(tmp_path, variant="fp16")
+    ours, report = load_svd(NovaUNet, tmp_path, variant="fp16")
     assert report.source.endswith("fp16.safetensors") and set(report.stored) == {"F16"}
     assert ours.dtype == torch.float32
     assert torch.equal(ours.conv_in.weight, stock.conv_in.weight.half().float())
@@ -124,8 +123,8 @@ def test_shards_are_one_file(svd, tmp_path, variant: str, refused) -> None:
     stock.save_pretrained(tmp_path / "unet", max_shard_size="1MB", variant=variant or None)
     shards = sorted((tmp_path / "unet").glob("*.safetensors"))
     assert len(shards) > 2
-    ours, report = load_svd(tmp_path, variant=variant)
-    whole, expected = load_svd(folder)
+    ours, report = load_svd(NovaUNet, tmp_path, variant=variant)
+    whole, expected = load_svd(NovaUNet, folder)
     assert report.copied == expected.copied and report.source.endswith(".json")
     theirs = whole.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.state_dict().items() if name in report.copied)
@@ -134,7 +133,7 @@ def test_shards_are_one_file(svd, tmp_path, variant: str, refused) -> None:
 
 
 def test_the_model_does_not_hang_on_the_file(copy) -> None:
-    ours, _ = load_svd(copy)
+    ours, _ = load_svd(NovaUNet, copy)
     before = ours.conv_in.weight.clone()
     path = copy / "unet" / WEIGHTS
     path.write_bytes(b"\0" * path.stat().st_size)  # in place: a mapping of the file would see it
@@ -149,7 +148,7 @@ def test_a_hub_id_fetches_what_is_needed_only(svd, monkeypatch) -> None:
         return str(svd[1])
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    _, report = load_svd("someone/some-svd", variant="")
+    _, report = load_svd(NovaUNet, "someone/some-svd", variant="")
     assert report.copied and [name for name, _ in asked] == ["someone/some-svd"]
     patterns = asked[0][1]
     assert f"unet/{WEIGHTS}" in patterns and "unet/config.json" in patterns
@@ -174,7 +173,7 @@ def test_the_script_prints_and_writes_the_account(svd, monkeypatch, capsys, tmp_
     arguments = [svd[1], "--unet-only", "--keys", "--json", file]
     assert call_script(monkeypatch, "inspect_weights", *arguments) == 0
     printed = capsys.readouterr().out
-    report = inspect_svd(svd[1])
+    report = inspect_svd(NovaUNet, svd[1])
     assert printed.startswith(str(report))
     assert "reshaped  add_embedding.linear_1.weight" in printed
     assert json.loads(file.read_text()) == report.to_dict()

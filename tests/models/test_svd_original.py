@@ -21,6 +21,7 @@ from nova3d.models.svd import (
     load_svd_parts,
 )
 from nova3d.models.svd_original import CONDITION, FIRST_STAGE, UNET, VISUAL
+from nova3d.models.unet import NovaUNet
 
 # The original names are made here by a naming written the other way round than the library's.
 LAYERS, WIDTHS = 2, (64, 64, 128)
@@ -162,13 +163,13 @@ def original(tiny, tmp_path_factory) -> Path:
 
 
 def test_round_trip(tiny, original) -> None:
-    unet, vae, encoder, report = load_svd_parts(original, id_mode="constant")
+    unet, vae, encoder, report = load_svd_parts(NovaUNet, original, id_mode="constant")
     for name, model in (("unet", unet), ("vae", vae), ("image_encoder", encoder)):
         loaded = model.state_dict()
         for key, value in tiny[name].state_dict().items():
             assert torch.equal(loaded[key], value) and loaded[key].is_contiguous(), key
         assert not model.training
-    assert report == inspect_svd_parts(original, id_mode="constant")
+    assert report == inspect_svd_parts(NovaUNet, original, id_mode="constant")
     assert [len(report.unused)] + [len(part.unused) for part in report.parts.values()] == [3, 3, 3]
     assert list(report.to_dict()["parts"]) == ["vae", "image_encoder"]
     assert str(report).count("\n") == 2
@@ -183,10 +184,10 @@ def test_the_networks_compute_what_stock_ones_do(tiny, original) -> None:
         vae.decode(latents, 2).sample, tiny["vae"].decode(latents, 2).sample, atol=1e-5, rtol=1e-4
     )
     torch.testing.assert_close(encoder(pixels).image_embeds, tiny["image_encoder"](pixels).image_embeds)
-    ours, _ = load_svd(original)
+    ours, _ = load_svd(NovaUNet, original)
     x, cameras = torch.randn(1, 2, 3, 8, 8, 8), torch.zeros(1, 3, 2)
     embeds, c_noise, aug = torch.randn(1, 1, 24), torch.tensor([0.3]), torch.tensor([0.02])
-    out = ours(x, c_noise, embeds, aug, cameras)
+    out = ours(x, c_noise, embeds, aug, cameras).sample
     theirs = tiny["unet"](x[:, 1], c_noise, embeds, torch.tensor([[6.0, 127.0, 0.02]])).sample
     torch.testing.assert_close(out[:, 1], theirs, atol=5e-5, rtol=1e-4)
 
@@ -198,8 +199,8 @@ def test_a_diffusers_folder_gives_the_same_networks(tiny, original, tmp_path) ->
     # As transformers wrote it when SVD was published.
     stored["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
     save_file(stored, tmp_path / "image_encoder/model.safetensors")
-    *ours, report = load_svd_parts(tmp_path, dtype=torch.bfloat16)
-    *theirs, _ = load_svd_parts(original, dtype=torch.bfloat16)
+    *ours, report = load_svd_parts(NovaUNet, tmp_path, dtype=torch.bfloat16)
+    *theirs, _ = load_svd_parts(NovaUNet, original, dtype=torch.bfloat16)
     for a, b in zip(ours[1:], theirs[1:], strict=True):
         b = b.state_dict()
         assert all(
@@ -253,7 +254,7 @@ def test_refused(original, tmp_path, kind: str) -> None:
     path = tmp_path / "other.safetensors"
     save_file(change(load_file(original)), path)
     with pytest.raises(InputError) as caught:
-        inspect_svd_parts(path)
+        inspect_svd_parts(NovaUNet, path)
     line = str(caught.value)
     assert re.search(expected, line) and "\n" not in line and str(path) in line, line
 
@@ -264,7 +265,7 @@ def test_the_image_decoder_release_is_named(original, tmp_path) -> None:
     temporal = (".time_stack.", "mix_factor", "time_mix_conv")
     frame_wise = {n: v for n, v in tensors.items() if FIRST_STAGE not in n or not any(part in n for part in temporal)}
     save_file(frame_wise, path)
-    inspect_svd(path)  # the UNet is the same
+    inspect_svd(NovaUNet, path)  # the UNet is the same
     with pytest.raises(InputError, match="frame-wise image decoder"):
         load_svd_autoencoder(path)
 
@@ -273,4 +274,4 @@ def test_a_checkpoint_pickle_is_refused(tmp_path) -> None:
     path = tmp_path / "svd.ckpt"
     torch.save({"state_dict": {}}, path)
     with pytest.raises(InputError, match=r"is a pickle.*get the \.safetensors file"):
-        load_svd(path)
+        load_svd(NovaUNet, path)

@@ -22,6 +22,7 @@ from nova3d.models import svd_files, svd_original
 from nova3d.models.image_encoder import clip_layout
 from nova3d.models.svd import inspect_svd_parts
 from nova3d.models.svd_original import CONDITION, FIRST_STAGE, UNET, VISUAL
+from nova3d.models.unet import NovaUNet
 
 KEYS = Path(__file__).with_name("svd_original_keys.txt.gz")
 VIT_H = CLIPVisionConfig(
@@ -100,7 +101,7 @@ def test_inspecting_a_file_of_the_real_size(real, tmp_path) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + offset)
-    report = inspect_svd_parts(path)
+    report = inspect_svd_parts(NovaUNet, path)
     assert (len(report.new), len(report.reshaped), len(report.derived)) == (228, 1, 1)
     assert sum(".alignment." in name for name in report.new) == 224
     assert report.alignment_parameters == 99_198_080

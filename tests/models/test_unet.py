@@ -38,7 +38,7 @@ def test_every_arm_starts_as_svd_s_function(
     missing, unexpected = unet.load_state_dict(stock.state_dict(), strict=False)
     assert sorted(missing) == sorted(unet.new_parameter_names) and unexpected == []
     with torch.no_grad():
-        ours = unet(**inputs)
+        ours = unet(**inputs).sample
     expected = stock_output(stock, inputs)
     assert ours.shape == (2, 2, 4, 4, 8, 8)
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
@@ -56,7 +56,7 @@ def test_dropping_the_constant_ids_keeps_the_function(
     state["add_embedding.linear_1.bias"] = state["add_embedding.linear_1.bias"] + weight[:, :64] @ constants
     unet.load_state_dict(state, strict=False)
     with torch.no_grad():
-        torch.testing.assert_close(unet(**inputs), stock_output(stock, inputs), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(unet(**inputs).sample, stock_output(stock, inputs), atol=2e-5, rtol=1e-4)
 
 
 def units(unet: NovaUNet) -> list[AlignmentAttention]:
@@ -87,9 +87,9 @@ def test_first_gradients_reach_what_starts_at_zero_and_only_that(
     unet = make_unet(alignment="gta")
     plain = make_unet(alignment="none")
     plain.load_state_dict({k: v for k, v in unet.state_dict().items() if ".alignment." not in k})
-    out = unet(**inputs)
+    out = unet(**inputs).sample
     with torch.no_grad():
-        assert torch.equal(out, plain(**inputs))
+        assert torch.equal(out, plain(**inputs).sample)
     out.square().mean().backward()
     mlp = unet.view_embedding.mlp
     assert mlp.linear_2.weight.grad.abs().max() > 0 and mlp.linear_2.bias.grad.abs().max() > 0
@@ -110,7 +110,7 @@ def test_after_one_step_gradients_reach_what_did_not_get_one(
     target = torch.randn(2, 2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     for _ in range(2):
         optimizer.zero_grad()
-        (unet(**inputs) - target).square().mean().backward()
+        (unet(**inputs).sample - target).square().mean().backward()
         optimizer.step()
     assert unet.view_embedding.mlp.linear_1.weight.grad.abs().max() > 0
     for unit in units(unet):
@@ -151,7 +151,7 @@ def test_views_are_told_apart_by_their_camera_and_by_order(
         disable_order(unet)
     turn = torch.tensor([2, 0, 3, 1])
     moved = inputs | {"sample": inputs["sample"][:, :, turn], "cameras": inputs["cameras"][:, turn]}
-    apart = (unet(**moved) - unet(**inputs)[:, :, turn]).abs().max()
+    apart = (unet(**moved).sample - unet(**inputs).sample[:, :, turn]).abs().max()
     assert apart > 1e-3 if ordered else apart < 1e-5
 
 
@@ -161,7 +161,7 @@ def test_cross_domain_is_the_spatial_arm_with_its_own_name(
 ) -> None:
     spatial, cross = shaken(make_unet(alignment="gta_spatial")), make_unet(alignment="cross_domain")
     cross.load_state_dict(spatial.state_dict())
-    assert torch.equal(cross(**inputs), spatial(**inputs))
+    assert torch.equal(cross(**inputs).sample, spatial(**inputs).sample)
     assert not any(".alignment." in name for name in make_unet(alignment="none").state_dict())
 
 
@@ -177,13 +177,13 @@ def test_a_short_overfit_tells_the_tasks_apart(inputs: Inputs, make_unet: Callab
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        loss = (unet(**given) - target).square().mean()
+        loss = (unet(**given).sample - target).square().mean()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[0] > 0.8 and losses[-1] < 0.1
     with torch.no_grad():
-        wrong = unet(**given, tasks=TASKS[::-1])
+        wrong = unet(**given, tasks=TASKS[::-1]).sample
     assert (wrong - target).square().mean() > 2  # the other label gives the other task
 
 
@@ -192,8 +192,8 @@ def test_objects_may_come_in_any_order(
     inputs: Inputs, make_unet: Callable[..., NovaUNet], shaken: Callable[..., NovaUNet]
 ) -> None:
     unet = shaken(make_unet(alignment="gta"))
-    flipped = unet(**{name: value.flip(0) for name, value in inputs.items()})
-    torch.testing.assert_close(flipped.flip(0), unet(**inputs), atol=1e-5, rtol=1e-4)
+    flipped = unet(**{name: value.flip(0) for name, value in inputs.items()}).sample
+    torch.testing.assert_close(flipped.flip(0), unet(**inputs).sample, atol=1e-5, rtol=1e-4)
 
 
 def test_labels_count_and_tasks_exchange_after_the_start(
@@ -203,23 +203,23 @@ def test_labels_count_and_tasks_exchange_after_the_start(
     perturbed = inputs | {"sample": inputs["sample"].clone()}
     perturbed["sample"][0, Task.NORMAL] += 1
     with torch.no_grad():
-        base, moved = unet(**inputs), unet(**perturbed)
+        base, moved = unet(**inputs).sample, unet(**perturbed).sample
         assert (base - moved)[0, Task.RGB].abs().max() > 1e-4  # the RGB half hears of the normal half
         assert torch.equal(base[1], moved[1])  # objects never mix
-        assert torch.equal(alone(**inputs)[0, Task.RGB], alone(**perturbed)[0, Task.RGB])
-        turned = unet(**inputs | {"cameras": inputs["cameras"] + torch.tensor([0.5, 0.0])})
+        assert torch.equal(alone(**inputs).sample[0, Task.RGB], alone(**perturbed).sample[0, Task.RGB])
+        turned = unet(**inputs | {"cameras": inputs["cameras"] + torch.tensor([0.5, 0.0])}).sample
         assert (turned - base).abs().max() > 1e-4
-        full = unet(**inputs | {"cameras": inputs["cameras"] + torch.tensor([2 * torch.pi, 0.0])})
+        full = unet(**inputs | {"cameras": inputs["cameras"] + torch.tensor([2 * torch.pi, 0.0])}).sample
         torch.testing.assert_close(full, base, atol=1e-4, rtol=1e-3)
-        swapped = unet(**inputs | {"sample": inputs["sample"].flip(1)}, tasks=TASKS[::-1])
+        swapped = unet(**inputs | {"sample": inputs["sample"].flip(1)}, tasks=TASKS[::-1]).sample
         torch.testing.assert_close(swapped.flip(1), base, atol=1e-5, rtol=1e-4)
 
 
 def test_a_batch_equals_its_objects_alone(inputs: Inputs, make_unet: Callable[..., NovaUNet], shaken: Any) -> None:
     unet = shaken(make_unet(alignment="gta"))
     with torch.no_grad():
-        both = unet(**inputs)
-        singles = [unet(**{k: v[i : i + 1] for k, v in inputs.items()}) for i in range(2)]
+        both = unet(**inputs).sample
+        singles = [unet(**{k: v[i : i + 1] for k, v in inputs.items()}).sample for i in range(2)]
     torch.testing.assert_close(both, torch.cat(singles), atol=1e-5, rtol=1e-4)
 
 
@@ -231,7 +231,7 @@ def test_gradient_checkpointing_changes_no_gradient(
         unet = shaken(make_unet(alignment="gta")).train()
         if checkpointing:
             unet.enable_gradient_checkpointing()
-        unet(**inputs).square().mean().backward()
+        unet(**inputs).sample.square().mean().backward()
         grads.append({n: p.grad for n, p in unet.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys()
     for name, grad in grads[0].items():
@@ -249,7 +249,7 @@ def test_saving_and_loading_keeps_every_weight(
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
     with torch.no_grad():  # not bit for bit: weights mapped from a file lie differently in memory, and sums reorder
-        torch.testing.assert_close(loaded(**inputs), unet(**inputs), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(loaded(**inputs).sample, unet(**inputs).sample, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

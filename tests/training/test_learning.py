@@ -73,5 +73,5 @@ def labelled(module: Denoising, batch: Batch, tasks: tuple[Task, Task]) -> torch
     cond = module._condition(batch)
     sigma = edm.per_object(batch.sigma, batch.x0)
     sample = unet_input(batch.x0 + sigma * batch.noise, batch.sigma, cond)
-    output = module.unet(sample, batch.sigma.log() / 4, cond.image_embeds, cond.noise_aug, batch.cameras, tasks)
+    output = module.unet(sample, batch.sigma.log() / 4, cond.image_embeds, cond.noise_aug, batch.cameras, tasks).sample
     return edm.loss(output, batch.x0, batch.noise, sigma).mean(dim=(0, 2, 3, 4, 5))
