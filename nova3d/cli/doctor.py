@@ -10,7 +10,7 @@ from typing import Any
 
 from nova3d.cli import common
 from nova3d.errors import InputError
-from nova3d.utils import compat
+from nova3d.utils import compat, provenance
 from nova3d.utils.resources import locate
 
 REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "omegaconf", "trimesh", "numba")
@@ -93,7 +93,7 @@ def check_model(folder: Path) -> list[str]:
     if not (folder / "SHA256SUMS").is_file():
         show("model", f"{folder}: found, without checksums to compare")
         return []
-    faults = compat.verify_checksums(folder)
+    faults = provenance.verify_checksums(folder)
     show("model", f"{folder}: {'DAMAGED' if faults else 'found, checksums fit'}")
     return faults
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from nova3d.utils.compat import ensure_torchvision, verify_checksums
+from nova3d.utils.compat import ensure_torchvision
 
 ensure_torchvision()  # before anything imports diffusers
 
@@ -43,7 +43,7 @@ from nova3d.models.svd import LoadReport, load_svd_parts  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
 from nova3d.pipeline.memory import Memory, fit  # noqa: E402
 from nova3d.tasks import TASKS, ConditionKind, Task  # noqa: E402
-from nova3d.utils import hub, resources  # noqa: E402
+from nova3d.utils import hub, provenance, resources  # noqa: E402
 from nova3d.utils.files import read_json, write_json, write_text  # noqa: E402
 from nova3d.views import ViewSet  # noqa: E402
 
@@ -465,7 +465,7 @@ class Nova3DPipeline(DiffusionPipeline):
         wanted, path = dtype_named(dtype), model_folder(name)
         if not (path / "model_index.json").is_file():
             raise InputError(f"'{name}' is not a model folder: it has no model_index.json")
-        if (path / "SHA256SUMS").is_file() and (faults := verify_checksums(path)):
+        if (path / "SHA256SUMS").is_file() and (faults := provenance.verify_checksums(path)):
             raise InputError(f"model '{name}' is damaged: {faults[0]}")
         if not variant and has_only_variant(path, HALF_PRECISION_VARIANT):
             variant = HALF_PRECISION_VARIANT

@@ -1,15 +1,13 @@
-"""What the machine has: the torchvision repair, optional packages, checksums of a folder."""
+"""Packages of the machine: the torchvision repair, and what is installed."""
 
 import importlib
 import importlib.util
 import logging
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 from nova3d.errors import InputError
-from nova3d.utils import provenance
 
 _log = logging.getLogger(__name__)
 
@@ -81,25 +79,3 @@ def _first_line(error: Exception) -> str:
 def has(package: str) -> bool:
     """Whether a top-level package can be found; nothing is imported."""
     return importlib.util.find_spec(package) is not None
-
-
-def verify_checksums(folder: str | Path) -> list[str]:
-    """One line per file of `folder` that does not fit its SHA256SUMS (`sha256sum` format); empty when all fit.
-
-    Raises InputError where the folder or its SHA256SUMS is missing or unreadable.
-    """
-    sums = Path(folder) / "SHA256SUMS"
-    if not sums.is_file():
-        raise InputError(f"'{folder}' has no SHA256SUMS to check its files against")
-    faults = []
-    for number, line in enumerate(sums.read_text().splitlines(), start=1):
-        expected, _, name = line.partition(" ")
-        name = name.lstrip(" *")
-        if len(expected) != 64 or not name:
-            raise InputError(f"{sums}, line {number}: not of the form 'SHA256  FILE'")
-        path = Path(folder) / name
-        if not path.is_file():
-            faults.append(f"{path} is missing")
-        elif provenance.hash_file(path) != expected:
-            faults.append(f"{path} differs from its checksum (an incomplete download or a Git LFS pointer?)")
-    return faults

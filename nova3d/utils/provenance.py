@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nova3d
+from nova3d.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,28 @@ def hash_tensors(*states: "Mapping[str, Tensor]", shapes: bool = True) -> str:
             digest.update((f"{name} {tuple(value.shape)} " if shapes else name).encode())
             digest.update(value.detach().float().contiguous().numpy(force=True).tobytes())
     return digest.hexdigest()[:16]
+
+
+def verify_checksums(folder: str | Path) -> list[str]:
+    """One line per file of `folder` that does not fit its SHA256SUMS (`sha256sum` format); empty when all fit.
+
+    Raises InputError where the folder or its SHA256SUMS is missing or unreadable.
+    """
+    sums = Path(folder) / "SHA256SUMS"
+    if not sums.is_file():
+        raise InputError(f"'{folder}' has no SHA256SUMS to check its files against")
+    faults = []
+    for number, line in enumerate(sums.read_text().splitlines(), start=1):
+        expected, _, name = line.partition(" ")
+        name = name.lstrip(" *")
+        if len(expected) != 64 or not name:
+            raise InputError(f"{sums}, line {number}: not of the form 'SHA256  FILE'")
+        path = Path(folder) / name
+        if not path.is_file():
+            faults.append(f"{path} is missing")
+        elif hash_file(path) != expected:
+            faults.append(f"{path} differs from its checksum (an incomplete download or a Git LFS pointer?)")
+    return faults
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -1,6 +1,5 @@
 """The torchvision repair, against a fake package that breaks as the CUDA wheel does beside a CPU torch."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from nova3d.errors import InputError
 from nova3d.utils import compat
 
 IMPORT_UNET = "from diffusers import UNetSpatioTemporalConditionModel as m; print('imported', m.__name__)"
@@ -111,22 +109,3 @@ def test_absent_torchvision_is_fine(tmp_path: Path) -> None:
 def test_has() -> None:
     assert compat.has("torch")
     assert not compat.has("a_package_nobody_has")
-
-
-def test_checksums(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no SHA256SUMS"):
-        compat.verify_checksums(tmp_path)
-    (tmp_path / "unet").mkdir()
-    for name in ("unet/a.bin", "b.json"):
-        (tmp_path / name).write_bytes(name.encode())
-    lines = [f"{hashlib.sha256(n.encode()).hexdigest()}  {n}" for n in ("unet/a.bin", "b.json")]
-    (tmp_path / "SHA256SUMS").write_text("\n".join(lines) + "\n")
-    assert compat.verify_checksums(tmp_path) == []
-    (tmp_path / "unet/a.bin").write_bytes(b"changed")
-    (tmp_path / "b.json").unlink()
-    first, second = compat.verify_checksums(tmp_path)
-    assert "a.bin differs" in first
-    assert "b.json is missing" in second
-    (tmp_path / "SHA256SUMS").write_text("nonsense\n")
-    with pytest.raises(InputError, match="line 1"):
-        compat.verify_checksums(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nova3d
+from nova3d.errors import InputError
 from nova3d.utils import provenance
 
 GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
@@ -26,7 +27,7 @@ def copy(tmp_path: Path) -> Path:
     """A copy of the package's ground floor outside any checkout."""
     package = tmp_path / "nova3d"
     (package / "utils").mkdir(parents=True)
-    for name in ("__init__.py", "utils/__init__.py", "utils/provenance.py"):
+    for name in ("__init__.py", "errors.py", "utils/__init__.py", "utils/provenance.py"):
         shutil.copy(Path(nova3d.__file__).parent / name, package / name)
     return tmp_path
 
@@ -77,3 +78,22 @@ def test_hash_of_tensors_by_hand():
 
     expected = hashlib.sha256(b"a (1,) " + struct.pack("<f", 2.0) + b"b () " + struct.pack("<f", 3.0)).hexdigest()[:16]
     assert provenance.hash_tensors({"b": torch.tensor(3.0), "a": torch.tensor([2.0], dtype=torch.float64)}) == expected
+
+
+def test_checksums(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no SHA256SUMS"):
+        provenance.verify_checksums(tmp_path)
+    (tmp_path / "unet").mkdir()
+    for name in ("unet/a.bin", "b.json"):
+        (tmp_path / name).write_bytes(name.encode())
+    lines = [f"{hashlib.sha256(n.encode()).hexdigest()}  {n}" for n in ("unet/a.bin", "b.json")]
+    (tmp_path / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    assert provenance.verify_checksums(tmp_path) == []
+    (tmp_path / "unet/a.bin").write_bytes(b"changed")
+    (tmp_path / "b.json").unlink()
+    first, second = provenance.verify_checksums(tmp_path)
+    assert "a.bin differs" in first
+    assert "b.json is missing" in second
+    (tmp_path / "SHA256SUMS").write_text("nonsense\n")
+    with pytest.raises(InputError, match="line 1"):
+        provenance.verify_checksums(tmp_path)
