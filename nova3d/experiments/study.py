@@ -8,6 +8,7 @@
 A folder is written aside and renamed, so what exists is complete, and the same call goes on where the last one ended.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -207,15 +208,27 @@ def write_reference(source: Path, name: str, rig: Cameras, folder: Path) -> None
     scene.export(folder / "mesh.glb")
 
 
+# Raise it when the same model and settings give other views. 2: straight alpha, and noise by seed and object.
+SAMPLING_VERSION = 2
+
+
+def object_seed(seed: int, name: str) -> int:
+    """The sampling seed of an object in a study, 32 bits of a hash of the study's seed and the object's name.
+
+    With one seed for all objects, all would start from the same noise, and what one draw of it is worth would not
+    average out over the objects.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
+
+
 def write_views(
     pipeline: Nova3DPipeline, reference: Path, folder: Path, sample: SampleConfig, generator: Generator
 ) -> None:
     """The model's views of the reference's view 0, which keeps its true colours."""
     truth = ViewSet.load(reference)
     started = time.perf_counter()
-    picture = torch.cat([truth.rgb[0], truth.mask[0][..., None]], dim=-1)
-    own = replace(sample, keep_input=True, framed=True, seed=generator.seed)
-    views, task_iou = generate_views(pipeline, picture, own)
+    own = replace(sample, keep_input=True, framed=True, seed=object_seed(generator.seed, reference.name))
+    views, task_iou = generate_views(pipeline, truth.straight_alpha(0), own)
     seconds = time.perf_counter() - started
     entry = provenance.record("sample", model=generator.model, seed=generator.seed, task_iou=task_iou, seconds=seconds)
     views.save(folder, entry)
@@ -253,7 +266,11 @@ def _identity(study: Study) -> Mapping[str, Mapping[str, Any]]:
         "references": {"objects folder": str(study.source.resolve()), "cameras": [study.rig, study.size]}
     }
     for generator in study.generators:
-        known[f"views/{generator.folder}"] = {"model": hashes[generator.model], "sampling": sample}
+        known[f"views/{generator.folder}"] = {
+            "model": hashes[generator.model],
+            "sampling": sample,
+            "sampling version": SAMPLING_VERSION,
+        }
     for fusion in study.fusions:
         known[f"meshes/{fusion.folder}"] = {"fusion": configs.to_dict(fusion.config), "views": fusion.views}
     return known

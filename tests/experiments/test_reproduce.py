@@ -1,5 +1,6 @@
 """Tables made anew with a tiny random model: folders, resume, failures, arms, verdicts, processes."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -273,3 +274,9 @@ def test_the_script_refuses_bad_input_in_one_line(
     arguments = ["table1", "--objects", tmp_path / "none", "seeds=[3]", "--device", "cpu"]
     assert call_script(monkeypatch, "reproduce", *arguments) == 2
     assert "none' does not exist" in capsys.readouterr().err
+
+
+def test_every_object_of_a_study_starts_from_its_own_noise_the_same_in_every_study() -> None:
+    seeds = {(seed, name): studies.object_seed(seed, name) for seed in (0, 1) for name in ("box", "ball", "cup")}
+    assert len(set(seeds.values())) == 6 and all(0 <= value < 2**32 for value in seeds.values())
+    assert studies.object_seed(0, "box") == int(hashlib.sha256(b"0 box").hexdigest()[:8], 16)
