@@ -7,6 +7,7 @@ which is algorithm 1 without its copies and without any order of the batch to ge
 Axes: b object, t task, v view, l = h*w tokens, c channels.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,25 +15,12 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from torch import Tensor, nn
 
-Alignment = Literal["none", "cross_domain", "gta", "gta_spatial", "gta_temporal"]
 AlignmentInit = Literal["copied", "random", "wonder3d"]
-ALIGNMENTS: tuple[Alignment, ...] = ("none", "cross_domain", "gta", "gta_spatial", "gta_temporal")
 ALIGNMENT_INITS: tuple[AlignmentInit, ...] = ("copied", "random", "wonder3d")
 
 # CUDA's fused attention kernels put the batch on a grid axis of at most 65,535 and fail beyond it. SVD's temporal
 # attention has a batch of b*t*h*w: 8 pairs of 64x64 latents are too many.
 MAX_ATTENTION_BATCH = 65_535
-
-
-def is_spatial(alignment: Alignment) -> bool:
-    """Whether an arm has units in the spatial blocks. `cross_domain` is Wonder3D's: spatial only, between
-    self-attention and cross-attention; the same operation as `gta_spatial`, usually with its own initialisation."""
-    return alignment in ("gta", "gta_spatial", "cross_domain")
-
-
-def is_temporal(alignment: Alignment) -> bool:
-    """Whether an arm has units in the temporal blocks."""
-    return alignment in ("gta", "gta_temporal")
 
 
 def attend(attention: Attention, x: Tensor, limit: int = MAX_ATTENTION_BATCH) -> Tensor:
@@ -81,3 +69,24 @@ class AlignmentAttention(nn.Module):
             self.norm.load_state_dict(norm.state_dict())
             for name in ("to_q", "to_k", "to_v"):
                 getattr(self.attn, name).load_state_dict(getattr(attention, name).state_dict())
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Which blocks have alignment units, and of which class."""
+
+    spatial: type[AlignmentAttention] | None = None
+    """The units of the spatial blocks; None for blocks without."""
+    temporal: type[AlignmentAttention] | None = None
+    """The units of the temporal blocks."""
+
+
+# Every arm by its name, the value of NovaUNet's `alignment`. `cross_domain` is Wonder3D's: spatial only, between
+# self-attention and cross-attention; the same operation as `gta_spatial`, usually with its own initialisation.
+ALIGNMENTS: dict[str, Arm] = {
+    "none": Arm(),
+    "cross_domain": Arm(spatial=AlignmentAttention),
+    "gta": Arm(spatial=AlignmentAttention, temporal=AlignmentAttention),
+    "gta_spatial": Arm(spatial=AlignmentAttention),
+    "gta_temporal": Arm(temporal=AlignmentAttention),
+}

@@ -19,7 +19,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from einops import rearrange
 from torch import Tensor, nn
 
-from nova3d.models.alignment import Alignment, AlignmentAttention, AlignmentInit, attend, is_spatial, is_temporal
+from nova3d.models.alignment import ALIGNMENTS, AlignmentAttention, AlignmentInit, attend
 from nova3d.models.row_attention import RowAttention
 
 
@@ -123,24 +123,33 @@ class SpatioTemporalTransformer(TransformerSpatioTemporalModel):
 
 
 def adopt(
-    transformer: TransformerSpatioTemporalModel, alignment: Alignment, init: AlignmentInit, row_attention: bool = False
+    transformer: TransformerSpatioTemporalModel, alignment: str, init: AlignmentInit, row_attention: bool = False
 ) -> None:
-    """Turn a diffusers transformer and its blocks into ours, in place, with fresh alignment units where the arm has
-    them, and with row attention where it is wanted."""
+    """Turn a diffusers transformer and its blocks into ours, in place, with fresh units.
+
+    Args:
+        transformer: of diffusers' class, changed in place.
+        alignment: a name of ALIGNMENTS, which says which blocks get alignment units and of which class.
+        init: how these units start, see AlignmentAttention.initialise.
+        row_attention: whether the spatial blocks get row attention.
+    """
+    arm = ALIGNMENTS[alignment]
     transformer.__class__ = SpatioTemporalTransformer
     for block in transformer.transformer_blocks:
         block.__class__ = SpatialBlock
         block.row_attention = RowAttention(block.attn1.query_dim, block.attn1.heads) if row_attention else None
-        _add_unit(block, is_spatial(alignment), "spatial", init)
+        _add_unit(block, arm.spatial, "spatial", init)
     for block in transformer.temporal_transformer_blocks:
         block.__class__ = TemporalBlock
-        _add_unit(block, is_temporal(alignment), "temporal", init)
+        _add_unit(block, arm.temporal, "temporal", init)
 
 
-def _add_unit(block: SpatialBlock | TemporalBlock, wanted: bool, fold: Any, init: AlignmentInit) -> None:
+def _add_unit(
+    block: SpatialBlock | TemporalBlock, unit: type[AlignmentAttention] | None, fold: Any, init: AlignmentInit
+) -> None:
     block.alignment = None
-    if wanted:
-        block.alignment = AlignmentAttention(block.attn1.query_dim, block.attn1.heads, fold)
+    if unit is not None:
+        block.alignment = unit(block.attn1.query_dim, block.attn1.heads, fold)
         block.alignment.initialise(init, block.norm1, block.attn1)
     # Over SVD's single context token these have no effect and can get no gradient: DDP must not wait for one.
     for module in (block.norm2, block.attn2.to_q, block.attn2.to_k):

@@ -21,6 +21,7 @@ from nova3d.models.alignment import AlignmentAttention
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.models.image_encoder import empty_image_encoder
+from nova3d.models.row_attention import RowAttention
 from nova3d.models.svd_files import PARTS, Component, Part, open_component
 from nova3d.models.svd_original import Shape
 from nova3d.models.view_embedding import ViewEmbedding
@@ -266,7 +267,7 @@ def _fill_unet(unet: "NovaUNet", report: LoadReport, component: Component, dtype
         return component.read(name)
 
     for module in unet.modules():
-        if isinstance(module, AlignmentAttention | ViewEmbedding):
+        if isinstance(module, AlignmentAttention | RowAttention | ViewEmbedding):
             _construct_anew(module, dtype)
     _fill(unet, report, component, dtype, read)
     for module in unet.modules():
@@ -275,13 +276,13 @@ def _fill_unet(unet: "NovaUNet", report: LoadReport, component: Component, dtype
     return unet
 
 
-def _construct_anew(module: AlignmentAttention | ViewEmbedding, dtype: torch.dtype) -> None:
+def _construct_anew(module: AlignmentAttention | RowAttention | ViewEmbedding, dtype: torch.dtype) -> None:
     """Give a module without storage the values that its constructor gives."""
     module.to_empty(device="cpu")
     for leaf in module.modules():
         if isinstance(leaf, nn.Linear | nn.LayerNorm):
             leaf.reset_parameters()
-    if isinstance(module, ViewEmbedding):
+    if isinstance(module, RowAttention | ViewEmbedding):
         module.initialise()
     module.to(dtype)
 

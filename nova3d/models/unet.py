@@ -13,7 +13,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
 from torch import Tensor
 
-from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, Alignment, AlignmentInit
+from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, AlignmentInit
 from nova3d.models.blocks import SpatioTemporalTransformer, adopt
 from nova3d.models.norms import group_norms
 from nova3d.models.svd import SVD_FPS_ID, SVD_MOTION_ID, LoadReport, load_svd
@@ -26,7 +26,8 @@ class NovaUNet(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
     """diffusers' UNetSpatioTemporalConditionModel plus view and task labels and alignment attention.
 
     Args:
-        alignment: "none", "cross_domain", "gta", "gta_spatial" or "gta_temporal" (paper Table I and finer arms).
+        alignment: a name of ALIGNMENTS: "none", "cross_domain", "gta" (paper Table I), "gta_spatial" or
+            "gta_temporal".
         alignment_init: "copied", "random" or "wonder3d", see AlignmentAttention.initialise.
         id_mode: "fold" drops SVD's fps and motion ids: their constant share belongs in the bias, so
             projection_class_embeddings_input_dim is addition_time_embed_dim, derived where None. "constant" keeps
@@ -64,7 +65,7 @@ class NovaUNet(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
         transformer_layers_per_block: int = 1,
         num_attention_heads: Sequence[int] = (5, 10, 20, 20),
         num_frames: int = 16,
-        alignment: Alignment = "gta",
+        alignment: str = "gta",
         alignment_init: AlignmentInit = "copied",
         id_mode: str = "fold",
         norm_groups: int = 32,

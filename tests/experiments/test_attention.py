@@ -216,7 +216,7 @@ def test_shipped_suites_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_arms_the_suite_has_every_alignment_of_the_model(config: AttentionConfig) -> None:
     every = select_arms(replace(config, arms={}))
-    assert tuple(every.arms) == ALIGNMENTS and all(arm.alignment == name for name, arm in every.arms.items())
+    assert tuple(every.arms) == tuple(ALIGNMENTS) and all(arm.alignment == name for name, arm in every.arms.items())
     assert every.arms["cross_domain"].init == "wonder3d" and every.arms["gta"].init == "copied"
     assert config.arms.keys() == {"none", "cross_domain", "gta"}  # the config that was given stays as it is
 

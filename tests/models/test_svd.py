@@ -48,8 +48,9 @@ def test_report_accounts_for_every_key(svd) -> None:
 
 
 def test_new_modules_start_as_constructed(svd, svd_sizes) -> None:
-    ours, _ = load_svd(NovaUNet, svd[1], alignment="gta", alignment_init="random")
-    fresh = NovaUNet(**{k: v for k, v in svd_sizes.items() if not k.startswith("projection")}, alignment_init="random")
+    ours, _ = load_svd(NovaUNet, svd[1], alignment="gta", alignment_init="random", row_attention=True)
+    sizes = {k: v for k, v in svd_sizes.items() if not k.startswith("projection")}
+    fresh = NovaUNet(**sizes, alignment_init="random", row_attention=True)
     for name in ours.new_parameter_names:
         value, reference = ours.get_parameter(name).detach(), fresh.get_parameter(name).detach()
         assert bool(value.any()) == bool(reference.any()), name  # the outputs are zero, nothing else

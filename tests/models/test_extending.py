@@ -1,0 +1,46 @@
+"""The alignment arm of docs/extending.md: a file and one line."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nova3d.models import NovaUNet
+from nova3d.models.alignment import ALIGNMENTS, Arm
+from tests.helpers.examples import first_example
+
+
+@pytest.fixture
+def gated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "gated.py").write_text(first_example("extending.md", "An alignment arm"))
+    monkeypatch.syspath_prepend(tmp_path)
+    unit = __import__("gated").GatedAlignment
+    monkeypatch.setitem(ALIGNMENTS, "gated", Arm(spatial=unit, temporal=unit))
+    monkeypatch.delitem(sys.modules, "gated")
+    return unit
+
+
+def test_the_example_of_an_arm_starts_as_the_network_without_it_and_learns(
+    gated: Any, stock: nn.Module, inputs: dict[str, Tensor], make_unet: Callable[..., NovaUNet]
+) -> None:
+    unet, plain = (make_unet(alignment=name, id_mode="constant", norm_groups=32) for name in ("gated", "none"))
+    for network in (unet, plain):
+        missing, _ = network.load_state_dict(stock.state_dict(), strict=False)
+        assert sorted(missing) == sorted(network.new_parameter_names)
+    output = unet(**inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(output, plain(**inputs), rtol=0, atol=0)
+    output.square().mean().backward()
+    units = [module for module in unet.modules() if isinstance(module, gated)]
+    assert {unit.fold for unit in units} == {"spatial", "temporal"}
+    assert all(unit.gate.grad.abs().sum() > 0 for unit in units)
+
+
+def test_the_example_of_an_arm_loads_svd_s_weights(gated: Any, svd: tuple[nn.Module, Path]) -> None:
+    unet, report = NovaUNet.from_svd(svd[1], alignment="gated")
+    gates = [name for name in report.new if name.endswith(".gate")]
+    assert gates and all((unet.get_parameter(name) == 0).all() for name in gates)
