@@ -31,9 +31,9 @@ def test_the_example_of_an_arm_starts_as_the_network_without_it_and_learns(
     for network in (unet, plain):
         missing, _ = network.load_state_dict(stock.state_dict(), strict=False)
         assert sorted(missing) == sorted(network.new_parameter_names)
-    output = unet(**inputs)
+    output = unet(**inputs).sample
     with torch.no_grad():
-        torch.testing.assert_close(output, plain(**inputs), rtol=0, atol=0)
+        torch.testing.assert_close(output, plain(**inputs).sample, rtol=0, atol=0)
     output.square().mean().backward()
     units = [module for module in unet.modules() if isinstance(module, gated)]
     assert {unit.fold for unit in units} == {"spatial", "temporal"}
