@@ -7,6 +7,7 @@ model's condition and as the prior of the fusion.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -61,7 +62,7 @@ def inflate(mask: Tensor | NDArray[np.floating], pixel: float) -> Inflated:
     return Inflated(height * np.float32(pixel), normal)
 
 
-def inflated_views(rgba: Tensor, cameras: Cameras, supersample: int = 3) -> ViewSet:
+def inflated_views(rgba: Tensor, cameras: Cameras, supersample: int = 3, only: Sequence[int] | None = None) -> ViewSet:
     """The views of a picture's inflated outline, painted with the picture through and through.
 
     In a rig of level orthographic cameras that look at one vertical axis, a point of the object keeps its row in every
@@ -71,9 +72,10 @@ def inflated_views(rgba: Tensor, cameras: Cameras, supersample: int = 3) -> View
         rgba: [h,w,4] float in [0,1], straight alpha; the picture as the first camera sees the object.
         cameras: v cameras of h by w pixels: orthographic, level, looking at the world's y axis, the first one from +Z.
         supersample: samples per pixel along either axis. Odd, so that no pixel is covered by exactly one half.
+        only: indices of the views to render, in their order; None renders all.
 
     Returns:
-        v views on white. View 0 shows the picture itself, with the inflated outline's normals.
+        The views on white. View 0 shows the picture itself, with the inflated outline's normals.
 
     Raises:
         ValueError: for cameras of another rig, and for a picture of another size.
@@ -84,16 +86,18 @@ def inflated_views(rgba: Tensor, cameras: Cameras, supersample: int = 3) -> View
     fine = _enlarged(rgba.cpu().numpy().astype(np.float32), supersample)
     solid = inflate(fine[..., 3], pixel / supersample)
     colour = _opaque(fine)
-    views = [_render_rows(solid, colour, azimuth, pixel / supersample) for azimuth in azimuths]
+    chosen = list(range(len(cameras))) if only is None else list(only)
+    views = [_render_rows(solid, colour, azimuths[view], pixel / supersample) for view in chosen]
     layers = torch.from_numpy(np.stack([_reduced(view, supersample) for view in views]))
     colours, normals, mask = layers[..., :3], layers[..., 3:6], layers[..., 6]
     normals = torch.nn.functional.normalize(normals, dim=-1) * (mask > 0)[..., None]
     rgb = colours + (1 - mask[..., None])
     alpha = rgba[..., 3].cpu().float()
-    rgb[0] = rgba[..., :3].cpu().float() * alpha[..., None] + (1 - alpha[..., None])
-    mask[0] = alpha
-    normals[0] *= (alpha > 0)[..., None]
-    return ViewSet(rgb.clamp(0, 1), normals, mask, cameras)
+    for index in (i for i, view in enumerate(chosen) if view == 0):
+        rgb[index] = rgba[..., :3].cpu().float() * alpha[..., None] + (1 - alpha[..., None])
+        mask[index] = alpha
+        normals[index] *= (alpha > 0)[..., None]
+    return ViewSet(rgb.clamp(0, 1), normals, mask, cameras[chosen])
 
 
 def _level_rig(cameras: Cameras) -> tuple[list[float], float]:

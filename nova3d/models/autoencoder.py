@@ -1,4 +1,4 @@
-"""SVD's autoencoder, usable at small widths; encoding to moments and decoding video by video."""
+"""SVD's autoencoder, usable at small widths and with a guided decoder; encoding to moments, decoding by videos."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,17 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionP
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from nova3d.models.guided_decoder import GuidedTemporalDecoder
 from nova3d.models.norms import group_norms
 from nova3d.models.streaming import decode_in_pieces
 from nova3d.models.temporal_conv import fold_temporal_convs
 
 
 class VideoAutoencoder(AutoencoderKLTemporalDecoder):
-    """diffusers' AutoencoderKLTemporalDecoder with the temporal convolutions' fast path and `norm_groups`.
+    """diffusers' AutoencoderKLTemporalDecoder with the temporal convolutions' fast path, `norm_groups` and a guide.
 
-    With the default of 32 groups it loads SVD's weights and computes SVD's function.
+    With the default of 32 groups and no guide it loads SVD's weights and computes SVD's function. guide_channels:
+    channels of the pictures that the decoder also sees, 0 for none (GuidedTemporalDecoder).
     """
 
     @register_to_config
@@ -33,6 +35,7 @@ class VideoAutoencoder(AutoencoderKLTemporalDecoder):
         scaling_factor: float = 0.18215,
         force_upcast: bool = True,
         norm_groups: int = 32,
+        guide_channels: int = 0,
     ):
         with group_norms(norm_groups):
             super().__init__(
@@ -47,6 +50,13 @@ class VideoAutoencoder(AutoencoderKLTemporalDecoder):
                 force_upcast=force_upcast,
             )
         fold_temporal_convs(self)
+        if guide_channels:
+            GuidedTemporalDecoder.adopt(self.decoder, guide_channels)
+
+    def decode_guided(self, latents: Tensor, guide: Tensor, num_frames: int) -> Tensor:
+        """Decode [n,4,h,w] unscaled latents with a guide [n,g,H,W]; returns [n,3,H,W]."""
+        indicator = latents.new_zeros(len(latents) // num_frames, num_frames)
+        return self.decoder(latents, indicator, num_frames, guide)
 
 
 @torch.no_grad()
@@ -87,19 +97,36 @@ def encode_mode(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKLTemporalDecoder, latents: Tensor, views: int = 0, rows: int = 0) -> Tensor:
-    """Scaled latents [b,t,v,4,h,w] to pictures [b,t,v,3,H,W] in [-1,1].
+def decode(
+    vae: AutoencoderKLTemporalDecoder, latents: Tensor, views: int = 0, rows: int = 0, guide: Tensor | None = None
+) -> Tensor:
+    """Scaled latents to pictures.
 
     The decoder has temporal layers, so each (object, task) video is decoded by itself, and always as a whole: `views`
     and `rows` (0: all) cut the work of each layer, see nova3d.models.streaming, and change memory, not the result.
+
+    Args:
+        vae: the autoencoder.
+        latents: [b,t,v,4,h,w], scaled.
+        views: frames in a piece of a layer's work, 0 for all.
+        rows: rows of a frame in a piece, 0 for all.
+        guide: [b,t,v,g,H,W] for an autoencoder with a guided decoder, else None.
+
+    Returns:
+        [b,t,v,3,H,W] in [-1,1].
     """
     videos = (latents.flatten(0, 1) / vae.config.scaling_factor).to(vae.dtype)
-    decoded = [_decode_video(vae, video, views, rows).clamp(-1, 1) for video in videos]
+    guides = [None] * len(videos) if guide is None else list(guide.flatten(0, 1).to(videos))
+    decoded = [_decode_video(vae, *pair, views, rows).clamp(-1, 1) for pair in zip(videos, guides, strict=True)]
     return torch.stack(decoded).unflatten(0, latents.shape[:2])
 
 
 @apply_forward_hook  # model offload moves the VAE to its device here, as it does for its own `decode`
-def _decode_video(vae: AutoencoderKLTemporalDecoder, video: Tensor, views: int, rows: int) -> Tensor:
-    if not views and not rows:
+def _decode_video(
+    vae: AutoencoderKLTemporalDecoder, video: Tensor, guide: Tensor | None, views: int, rows: int
+) -> Tensor:
+    if views or rows:
+        return decode_in_pieces(vae.decoder, video, views, rows, guide)
+    if guide is None:
         return vae.decode(video, num_frames=len(video)).sample
-    return decode_in_pieces(vae.decoder, video, views, rows)
+    return vae.decode_guided(video, guide, len(video))

@@ -36,11 +36,13 @@ class Conditioning:
         image_embeds: [b,1,d], CLIP's embedding of the picture.
         latent: unscaled; [b,4,h,w], shared by all views and tasks, or [b,t,v,4,h,w].
         noise_aug: [b], deviation of the noise that was added to the picture's pixels.
+        guide: [b,t,v,4,H,W], what a guided decoder sees, or None.
     """
 
     image_embeds: Tensor
     latent: Tensor
     noise_aug: Tensor
+    guide: Tensor | None = None
 
     def dropped(self, embeds: Tensor, latents: Tensor) -> "Conditioning":
         """Zeros where the boolean [b] masks say so (classifier-free guidance; one draw per object)."""
@@ -48,6 +50,7 @@ class Conditioning:
             self.image_embeds * (~embeds)[:, None, None],
             self.latent * (~latents).reshape(-1, *[1] * (self.latent.dim() - 1)),
             self.noise_aug,
+            self.guide,
         )
 
     def unconditional(self) -> "Conditioning":
@@ -59,15 +62,18 @@ class Conditioning:
 
     def __getitem__(self, rows: slice) -> "Conditioning":
         """The conditions of some of the objects."""
-        return Conditioning(self.image_embeds[rows], self.latent[rows], self.noise_aug[rows])
+        guide = None if self.guide is None else self.guide[rows]
+        return Conditioning(self.image_embeds[rows], self.latent[rows], self.noise_aug[rows], guide)
 
     @staticmethod
     def cat(parts: "Sequence[Conditioning]") -> "Conditioning":
         """Conditions of several batches as one batch."""
+        guides = [part.guide for part in parts if part.guide is not None]
         return Conditioning(
             torch.cat([part.image_embeds for part in parts]),
             torch.cat([part.latent for part in parts]),
             torch.cat([part.noise_aug for part in parts]),
+            torch.cat(guides) if len(guides) == len(parts) else None,
         )
 
 
@@ -131,7 +137,7 @@ def condition(
 def condition_inflated(
     image_encoder: CLIPVisionModelWithProjection | None,
     vae: AutoencoderKLTemporalDecoder,
-    frames: Tensor,
+    guide: Tensor,
     width: int = 0,
 ) -> Conditioning:
     """The condition `inflated`.
@@ -139,15 +145,16 @@ def condition_inflated(
     Args:
         image_encoder: None gives embeddings of zeros.
         vae: encodes the frames, one task at a time.
-        frames: [b,t,v,3,H,W] in [-1,1], see `inflated_frames`. The first RGB frame is the picture.
+        guide: [b,t,v,4,H,W], see `inflated_guide`. Its first three channels are encoded; a guided decoder sees it all.
         width: d of the embeddings where there is no image encoder.
 
     Returns:
         The conditioning, with latents of [b,t,v,4,h,w]. The UNet is told that no pixel noise was added.
     """
+    frames = guide[:, :, :, :3]
     latents = torch.stack([encode_mode(vae, video) for video in frames.flatten(0, 1)])
     embeds = embed_picture(image_encoder, frames[:, 0, 0], width)
-    return Conditioning(embeds, latents.unflatten(0, frames.shape[:2]), frames.new_zeros(len(frames)))
+    return Conditioning(embeds, latents.unflatten(0, frames.shape[:2]), frames.new_zeros(len(frames)), guide)
 
 
 def embed_picture(image_encoder: CLIPVisionModelWithProjection | None, images: Tensor, width: int = 0) -> Tensor:
@@ -177,15 +184,19 @@ def unet_input(noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tens
     return torch.cat([scaled, latent.to(scaled.dtype)], dim=3)
 
 
-def inflated_frames(rgba: Tensor, cameras: Cameras) -> Tensor:
-    """The frames that the condition `inflated` encodes, of one picture.
+def inflated_guide(rgba: Tensor, cameras: Cameras, only: Sequence[int] | None = None) -> Tensor:
+    """What the condition `inflated` and a guided decoder see of one picture.
 
     Args:
         rgba: [H,W,4] float in [0,1], straight alpha, as view 0's camera sees the object.
         cameras: v level orthographic cameras; see nova3d.inflate.inflated_views.
+        only: indices of the views wanted; None for all.
 
     Returns:
-        [t,v,3,H,W] float32 in [-1,1]: RGB views on white and normal maps with zero background, of the inflated outline.
+        [t,v,4,H,W] float32: RGB views on white in [-1,1] and normal maps with zero background, of the inflated outline,
+        each with its mask in [0,1] as the fourth channel. The first RGB frame is the picture.
     """
-    views = inflated_views(rgba, cameras)
-    return torch.stack([views.rgb * 2 - 1, views.normals]).permute(0, 1, 4, 2, 3).contiguous()
+    views = inflated_views(rgba, cameras, only=only)
+    mask = views.mask[..., None]
+    layers = [torch.cat([views.rgb * 2 - 1, mask], dim=-1), torch.cat([views.normals, mask], dim=-1)]
+    return torch.stack(layers).permute(0, 1, 4, 2, 3).contiguous()

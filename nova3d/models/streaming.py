@@ -20,14 +20,18 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from nova3d.errors import InputError
+from nova3d.models.guided_decoder import guide_features
 
-Layer = Callable[[Tensor], Tensor]
+Layer = Callable[[Tensor, slice], Tensor]  # of the pictures of some views, and which views they are
 
 
 @torch.no_grad()
-def decode_in_pieces(decoder: TemporalDecoder, latents: Tensor, views: int = 0, rows: int = 0) -> Tensor:
+def decode_in_pieces(
+    decoder: TemporalDecoder, latents: Tensor, views: int = 0, rows: int = 0, guide: Tensor | None = None
+) -> Tensor:
     """One video's latents [v,4,h,w], not scaled, to pictures [v,3,H,W]: `decoder(latents, zeros, v)` to rounding.
 
+    guide: [v,g,H,W] for a guided decoder (nova3d.models.guided_decoder), else None.
     views: pictures in a piece, 0 for all; rows: rows of each, at every resolution, 0 for whole pictures. A temporal
     layer's piece holds as many pixels, of all views. Raises InputError where the weights are elsewhere (sequential
     offload hands them only to whole layers).
@@ -38,29 +42,44 @@ def decode_in_pieces(decoder: TemporalDecoder, latents: Tensor, views: int = 0, 
     group = min(views or count, count)
     frames = list(latents.unbind())  # one [c,h,w] per view
     spatial: list[Layer] = []
-    for layer in _layers(decoder):
+    for layer in _layers(decoder, guide):
         if isinstance(layer, SpatioTemporalResBlock):
             _run_spatial(frames, [*spatial, _residual(layer.spatial_res_block, rows)], group)
             height = frames[0].shape[-2]
             _run_temporal(frames, layer, max(1, min(rows or height, height) * group // count))
             spatial = []
         elif isinstance(layer, nn.Conv2d | Upsample2D):
-            spatial.append(_by_rows(layer, rows))
-        else:  # attention over a whole picture, at the latents' resolution
+            spatial.append(_any_views(_by_rows(layer, rows)))
+        elif isinstance(layer, nn.Module):  # attention over a whole picture, at the latents' resolution
+            spatial.append(_any_views(layer))
+        else:
             spatial.append(layer)
     _run_spatial(frames, [*spatial, _output(decoder, rows)], group)
     return decoder.time_conv_out(torch.stack(frames, dim=1)[None])[0].transpose(0, 1)
 
 
-def _layers(decoder: TemporalDecoder) -> Iterator[nn.Module]:
+def _layers(decoder: TemporalDecoder, guide: Tensor | None) -> Iterator[nn.Module | Layer]:
     """The decoder's layers up to its output, in the order of its forward."""
     mid = decoder.mid_block
     yield from (decoder.conv_in, mid.resnets[0])
     for attention, resnet in zip(mid.attentions, mid.resnets[1:], strict=False):  # a single resnet has no attention
         yield from (attention, resnet)
-    for block in decoder.up_blocks:
+    for index, block in enumerate(decoder.up_blocks):
         yield from block.resnets
         yield from block.upsamplers or ()
+        if guide is not None:
+            yield _guided(decoder.guides[index], guide)
+
+
+def _guided(conv: nn.Module, guide: Tensor) -> Layer:
+    def run(x: Tensor, which: slice) -> Tensor:
+        return x + guide_features(conv, guide[which], x)
+
+    return run
+
+
+def _any_views(layer: Callable[[Tensor], Tensor]) -> Layer:
+    return lambda x, _: layer(x)
 
 
 def _run_spatial(frames: list[Tensor], layers: list[Layer], group: int) -> None:
@@ -69,8 +88,9 @@ def _run_spatial(frames: list[Tensor], layers: list[Layer], group: int) -> None:
     while frames:
         x = torch.stack(frames[:group])
         del frames[:group]
+        which = slice(len(done), len(done) + len(x))
         for layer in layers:
-            x = layer(x)
+            x = layer(x, which)
         done += x.unbind()
     frames += done
 
@@ -98,7 +118,7 @@ def _run_temporal(frames: list[Tensor], block: SpatioTemporalResBlock, rows: int
 
 
 def _residual(block: ResnetBlock2D, rows: int) -> Layer:
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, _: slice) -> Tensor:
         if not rows:
             return block(x, None)
         first = Normaliser(block.norm1).see(x.split(rows, dim=-2))
@@ -112,14 +132,14 @@ def _residual(block: ResnetBlock2D, rows: int) -> Layer:
 
 
 def _output(decoder: TemporalDecoder, rows: int) -> Layer:
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, _: slice) -> Tensor:
         norm = Normaliser(decoder.conv_norm_out).see(x.split(rows or x.shape[-2], dim=-2))
         return _by_rows(lambda strip: decoder.conv_out(decoder.conv_act(norm(strip))), rows)(x)
 
     return run
 
 
-def _by_rows(layer: Layer, rows: int) -> Layer:
+def _by_rows(layer: Callable[[Tensor], Tensor], rows: int) -> Callable[[Tensor], Tensor]:
     """`layer` (kernel 3 at most, perhaps after upsampling) on strips of `rows` rows of [n,c,h,w], 0 for all at once.
 
     A strip carries one row more on each side that it has; what the layer makes of those rows saw zero padding where

@@ -36,7 +36,7 @@ from nova3d.models.conditioning import (  # noqa: E402
     Conditioning,
     condition,
     condition_inflated,
-    inflated_frames,
+    inflated_guide,
 )
 from nova3d.models.denoiser import Denoiser  # noqa: E402
 from nova3d.models.svd import LoadReport, load_svd_parts  # noqa: E402
@@ -293,7 +293,7 @@ class Nova3DPipeline(DiffusionPipeline):
         if output_type == "latent":
             result = Nova3DOutput(latents=x.cpu())
         else:
-            decoded = self.decode_latents(x)
+            decoded = self.decode_latents(x, conditioning.guide)
             kept = pictures if keep_input else [None] * len(given)
             views = [to_views(d, self.cameras, k) for d, k in zip(decoded, kept, strict=True)]
             result = postprocess(views, output_type, torch.stack([outline_agreement(pair) for pair in decoded]))
@@ -319,12 +319,12 @@ class Nova3DPipeline(DiffusionPipeline):
         strength = torch.full((len(rgb),), noise_aug_strength)
         given = [part.to(self._execution_device) for part in (rgb, strength, noise)]
         inflated = self.config.condition == "inflated"
-        frames = [inflated_frames(picture, self.cameras) for picture in pictures] if inflated else []
+        guides = [inflated_guide(picture, self.cameras) for picture in pictures] if inflated else []
         width = int(self.unet.config.cross_attention_dim)
 
         def run(memory: Memory) -> Conditioning:
             if inflated:
-                parts = [frame[None].to(self._execution_device) for frame in frames]
+                parts = [guide[None].to(self._execution_device) for guide in guides]
                 encoded = [condition_inflated(self.image_encoder, self.vae, part, width) for part in parts]
             else:
                 triples = zip(*(part.split(memory.batch or len(rgb)) for part in given), strict=True)
@@ -383,19 +383,22 @@ class Nova3DPipeline(DiffusionPipeline):
 
         return fitted
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor, guide: Tensor | None = None) -> Tensor:
         """Decode latents, cut into pieces as the memory settings say.
 
         Args:
             latents: float [b,t,v,4,h,w], scaled as the UNet sees them.
+            guide: float [b,t,v,g,H,W], Conditioning.guide; used where the autoencoder's decoder is a guided one.
 
         Returns:
             float32 [b,t,v,3,H,W] in [-1,1] on the CPU.
         """
+        if not getattr(self.vae.config, "guide_channels", 0):
+            guide = None
         decoded, self.memory = fit(
             "decoding",
             self.memory,
-            lambda memory: decode(self.vae, latents, memory.decode_views, memory.decode_rows).float().cpu(),
+            lambda memory: decode(self.vae, latents, memory.decode_views, memory.decode_rows, guide).float().cpu(),
             lambda memory: memory.less_for_decoding(latents.shape[2], self.config.size),
         )
         return decoded

@@ -16,6 +16,7 @@ from nova3d import config as configs
 from nova3d.data.shards import ShardReader, shard_hash
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder
+from nova3d.models.conditioning import inflated_guide
 from nova3d.normals import rotate
 from nova3d.training.autoencoder_init import start_as_block_average
 from nova3d.training.batches import generator
@@ -38,6 +39,8 @@ class AutoencoderModelConfig:
     layers_per_block: int = 1
     latent_channels: int = 4
     norm_groups: int = 8
+    guide_channels: int = 0
+    """4: the decoder also sees the inflated outline of the input view, colours or normals and mask; 0: no guide."""
 
 
 @dataclass
@@ -69,7 +72,13 @@ class AutoencoderTrainConfig:
     log_every: int = 20
     checkpoint_every: int = 200
     start: str = ""
-    """Folder of a trained autoencoder of the same sizes to go on from; "" starts as block averages."""
+    """Folder of a trained autoencoder of the same sizes to go on from; "" starts as block averages. One without a guide
+    may be gone on from with one."""
+    decoder_only: bool = False
+    """Keep the encoder, and with it the latents that a UNet was trained on."""
+    latent_noise: float = 0.0
+    """Deviation of the noise on the latents that the decoder learns from, in deviations of the latents: a generator's
+    latents are never exact."""
 
 
 def train_autoencoder(
@@ -92,6 +101,8 @@ def train_autoencoder(
         "seed": config.seed,
         "optimizer": config.optimizer,
         "start": config.start,
+        "decoder_only": config.decoder_only,
+        "latent_noise": config.latent_noise,
     }
     start = load_checkpoint(out, lambda folder: read_parts(folder, parts), identity)
     stats = StatsLog(out / "stats.jsonl", start)
@@ -99,9 +110,10 @@ def train_autoencoder(
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * _schedule(step, config.warmup, config.steps, config.final_rate)
-        clips = batch(reader, config, step).to(device)
+        clips, guides = batch(reader, config, step)
+        clips, guides = clips.to(device), None if guides is None else guides.to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-            losses = reconstruction_losses(model, clips, config, generator(config.seed, 0, step))
+            losses = reconstruction_losses(model, clips, config, generator(config.seed, 0, step), guides)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -114,7 +126,8 @@ def train_autoencoder(
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             stats.flush()
             save_checkpoint(out, step + 1, lambda folder: write_parts(folder, parts), identity)
-    model.register_to_config(scaling_factor=1 / latent_std(model, reader, config.seed))
+    if not config.decoder_only:
+        model.register_to_config(scaling_factor=1 / latent_std(model, reader, config.seed))
     model.save_pretrained(out / "vae", safe_serialization=True)
     data = {"shards": shard_hash(reader.samples)}
     provenance.write(out, provenance.record("train_autoencoder", configs.to_dict(config), data=data))
@@ -122,17 +135,27 @@ def train_autoencoder(
 
 
 def start_model(config: AutoencoderTrainConfig, size: int) -> VideoAutoencoder:
-    """The autoencoder that training starts from; raises InputError where `start` has other sizes than `model`."""
+    """The autoencoder that training starts from.
+
+    Raises:
+        InputError: where `start` has other sizes than `model`, where it has a guide that `model` lacks, and where only
+            the decoder is to be trained and there is no `start`.
+    """
     model = build(config.model, size)
     if config.start:
         trained = pretrained(VideoAutoencoder, config.start)
-        for key, value in vars(config.model).items():
+        wanted = vars(config.model) | ({} if trained.config.guide_channels else {"guide_channels": 0})
+        for key, value in wanted.items():
             there = getattr(trained.config, key)
-            if there != value and tuple(there if isinstance(there, list | tuple) else [there]) != tuple(
-                value if isinstance(value, list | tuple) else [value]
-            ):
+            if (list(there) if isinstance(there, list | tuple) else there) != value:
                 raise InputError(f"start '{config.start}' has model.{key}={there}, the config says {value}")
-        model.load_state_dict(trained.state_dict())
+        model.load_state_dict(trained.state_dict(), strict=False)  # a new guide's weights stay at zero
+        model.register_to_config(scaling_factor=trained.config.scaling_factor)
+    elif config.decoder_only:
+        raise InputError("decoder_only needs start=, the autoencoder whose encoder is kept")
+    if config.decoder_only:
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
     return model
 
 
@@ -141,6 +164,8 @@ def parameter_groups(model: VideoAutoencoder, config: AutoencoderTrainConfig) ->
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         muon = config.optimizer == "muon" and is_matrix(name, parameter)
         (matrices if muon else others).append(parameter)
     groups = [{"params": others, "base_lr": config.learning_rate, "lr": 0.0, "weight_decay": 1e-4}]
@@ -161,18 +186,44 @@ def build(config: AutoencoderModelConfig, size: int) -> VideoAutoencoder:
         sample_size=size,
         force_upcast=False,
         norm_groups=config.norm_groups,
+        guide_channels=config.guide_channels,
     )
     start_as_block_average(model)
     return model
 
 
 def reconstruction_losses(
-    model: VideoAutoencoder, clips: Tensor, config: AutoencoderTrainConfig, rng: torch.Generator
+    model: VideoAutoencoder,
+    clips: Tensor,
+    config: AutoencoderTrainConfig,
+    rng: torch.Generator,
+    guides: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Losses of clips [n,f,3,h,w] in [-1,1]: squared error, L1, KL; psnr in dB for the log. `rng` draws the latents."""
-    frames = clips.flatten(0, 1)
-    posterior = model.encode(frames).latent_dist
-    restored = model.decode(posterior.sample(rng), num_frames=clips.shape[1]).sample
+    """Losses of a batch of clips.
+
+    Args:
+        model: the autoencoder.
+        clips: [n,f,3,h,w] in [-1,1].
+        config: the losses' weights and the noise on the latents.
+        rng: draws the latents and their noise.
+        guides: [n,f,4,h,w] for a guided decoder, else None.
+
+    Returns:
+        `loss`; `l1` and `kl`; `psnr` in dB, for the log.
+    """
+    frames, count = clips.flatten(0, 1), clips.shape[1]
+    with torch.set_grad_enabled(not config.decoder_only):
+        posterior = model.encode(frames).latent_dist
+        latents = posterior.sample(rng)
+    if config.latent_noise:
+        # Any strength up to the full one, the same for a clip: generators' errors differ in size.
+        strength = config.latent_noise * torch.rand(len(clips), generator=rng) / model.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=rng) * strength.repeat_interleave(count)[:, None, None, None]
+        latents = latents + noise.to(latents)
+    if guides is None:
+        restored = model.decode(latents, num_frames=count).sample
+    else:
+        restored = model.decode_guided(latents, guides.flatten(0, 1), count)
     mse, l1 = F.mse_loss(restored, frames), F.l1_loss(restored, frames)
     kl = posterior.kl().mean()
     psnr = -10 * (mse.detach() / 4).log10()  # range 2, hence / 4
@@ -180,16 +231,24 @@ def reconstruction_losses(
     return {"loss": loss, "l1": l1.detach(), "kl": kl.detach(), "psnr": psnr}
 
 
-def batch(reader: ShardReader, config: AutoencoderTrainConfig, step: int) -> Tensor:
-    """Clips [n,f,3,h,w] in [-1,1] of step `step`: a function of (seed, step) alone. Tasks alternate."""
+def batch(reader: ShardReader, config: AutoencoderTrainConfig, step: int) -> tuple[Tensor, Tensor | None]:
+    """What step `step` learns from, a function of (seed, step) alone. Tasks alternate.
+
+    Returns:
+        Clips [n,f,3,h,w] in [-1,1], and for a guided decoder their guides [n,f,4,h,w], else None.
+    """
     rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     crop = reader.cameras.width if step >= config.full_frame_from * config.steps else config.crop
     count = max(1, config.clips * config.crop**2 // crop**2) if crop != config.crop else config.clips
-    clips = [_clip(reader, config.frames, crop, index % 2, rng) for index in range(max(2, count))]
-    return torch.stack(clips)
+    guided = config.model.guide_channels > 0
+    pairs = [_clip(reader, config.frames, crop, index % 2, rng, guided) for index in range(max(2, count))]
+    guides = [guide for _, guide in pairs if guide is not None]
+    return torch.stack([clip for clip, _ in pairs]), torch.stack(guides) if guided else None
 
 
-def _clip(reader: ShardReader, frames: int, crop: int, task: int, rng: torch.Generator) -> Tensor:
+def _clip(
+    reader: ShardReader, frames: int, crop: int, task: int, rng: torch.Generator, guided: bool
+) -> tuple[Tensor, Tensor | None]:
     row = int(torch.randint(len(reader), (), generator=rng))
     first = int(torch.randint(len(reader.cameras), (), generator=rng))
     turn = int(torch.randint(len(reader.cameras), (), generator=rng))
@@ -201,12 +260,17 @@ def _clip(reader: ShardReader, frames: int, crop: int, task: int, rng: torch.Gen
         azimuth = reader.cameras.azimuth_elevation()[turn, 0]
         picture = rotate(views.normals, yaw_rotation(-azimuth))
     clip = picture.permute(0, 3, 1, 2)
+    guide = None
+    if guided:
+        seen = [(view - turn) % len(reader.cameras) for view in order]
+        guide = inflated_guide(reader.views(row, [turn]).straight_alpha(0), reader.cameras, seen)[task]
     if crop == clip.shape[-1]:
-        return clip
+        return clip, guide
     inside = torch.nonzero(views.mask.amax(dim=0) > 0)
     centre = inside[int(torch.randint(len(inside), (), generator=rng))] if len(inside) else torch.tensor([0, 0])
     y, x = (int(min(max(int(c) - crop // 2, 0), clip.shape[-1] - crop)) for c in centre)
-    return clip[:, :, y : y + crop, x : x + crop]
+    window = (slice(None), slice(None), slice(y, y + crop), slice(x, x + crop))
+    return clip[window], None if guide is None else guide[window]
 
 
 @torch.no_grad()

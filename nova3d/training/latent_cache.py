@@ -26,7 +26,7 @@ from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_moments
-from nova3d.models.conditioning import clip_pixels, inflated_frames
+from nova3d.models.conditioning import clip_pixels, inflated_guide
 from nova3d.tasks import TASKS
 from nova3d.training.latents import Item
 from nova3d.transforms import cameras_to_transforms
@@ -200,7 +200,7 @@ def _encode(
         seen = rendered.rotated_to(view)
         entries[f"{uid}/normal.{view}"] = _moments(vae, seen.normals, bf16)
         if condition == "inflated":
-            frames = inflated_frames(seen.straight_alpha(0), seen.cameras)
+            frames = inflated_guide(seen.straight_alpha(0), seen.cameras)[:, :, :3]
             moments = _moments(vae, frames.flatten(0, 1).permute(0, 2, 3, 1), bf16)
             mode = moments.chunk(2, dim=1)[0].unflatten(0, (len(TASKS), -1))
             entries[f"{uid}/condition.{view}"] = mode.contiguous()

@@ -14,7 +14,7 @@ from nova3d.models.conditioning import (
     clip_pixels,
     condition,
     condition_inflated,
-    inflated_frames,
+    inflated_guide,
     unet_input,
 )
 
@@ -158,11 +158,14 @@ def test_the_inflated_condition_shows_the_picture_first_and_every_view_its_own_o
     alpha = torch.zeros(32, 32)
     alpha[8:24, 6:18] = 1
     rgba = torch.cat([torch.full((32, 32, 3), 0.25), alpha[..., None]], dim=-1)
-    frames = inflated_frames(rgba, rig)
-    assert frames.shape == (2, 16, 3, 32, 32)
+    guide = inflated_guide(rgba, rig)
+    assert guide.shape == (2, 16, 4, 32, 32)
+    assert torch.equal(guide[:, 0, 3], alpha.expand(2, -1, -1))
+    frames = guide[:, :, :3]
     assert torch.equal(frames[0, 0], ((0.25 - 1) * alpha + 1).expand(3, -1, -1) * 2 - 1)
-    cond = condition_inflated(None, Vae(), frames[None], width=7)
+    cond = condition_inflated(None, Vae(), guide[None], width=7)
+    assert cond.guide is not None and torch.equal(cond.guide[0], guide)
     assert torch.equal(cond.latent[0, :, :, :3], frames)
     assert cond.image_embeds.shape == (1, 1, 7) and not cond.image_embeds.any() and not cond.noise_aug.any()
-    cond = condition_inflated(Encoder(), Vae(), frames[None])
+    cond = condition_inflated(Encoder(), Vae(), guide[None])
     torch.testing.assert_close(cond.image_embeds[0], clip_pixels(frames[:1, 0], 8).mean(dim=(2, 3)))

@@ -129,7 +129,7 @@ def test_decode_of_several_videos_takes_the_pieces(shaken: Any, monkeypatch: pyt
     monkeypatch.setattr(
         autoencoder,
         "decode_in_pieces",
-        lambda decoder, video, *size: calls.append((len(video), *size)) or decode_in_pieces(decoder, video, *size),
+        lambda decoder, video, *size: calls.append((len(video), *size[:2])) or decode_in_pieces(decoder, video, *size),
     )
     torch.testing.assert_close(decode(model, z, views=2, rows=3), whole, atol=1e-5, rtol=0)
     assert calls == [(3, 2, 3)] * 4

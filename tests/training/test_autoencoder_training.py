@@ -1,12 +1,14 @@
 """Training the autoencoder: exact resume, a loss that falls, batches that are functions of the step."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from nova3d.data.shards import ShardReader
+from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.training.autoencoder import AutoencoderModelConfig, AutoencoderTrainConfig, batch, train_autoencoder
 
@@ -44,11 +46,49 @@ def test_three_steps_and_an_exact_resume(shards: Path, tmp_path: Path) -> None:
 
 def test_batches_are_functions_of_the_step_and_alternate_tasks(shards: Path, tmp_path: Path) -> None:
     config, reader = settings(shards, tmp_path), ShardReader(shards)
-    first = batch(reader, config, 0)
-    assert first.shape == (2, 2, 3, 16, 16) and first.abs().max() <= 1
-    assert torch.equal(first, batch(reader, config, 0))
-    assert not torch.equal(first, batch(reader, config, 1))
+    first, guides = batch(reader, config, 0)
+    assert guides is None and first.shape == (2, 2, 3, 16, 16) and first.abs().max() <= 1
+    assert torch.equal(first, batch(reader, config, 0)[0])
+    assert not torch.equal(first, batch(reader, config, 1)[0])
     lengths = first[1].norm(dim=1)  # a normal map holds unit vectors and zeros
     assert bool(((lengths < 0.01) | ((lengths - 1).abs() < 0.02)).all())
     config.full_frame_from = 0.0
-    assert batch(reader, config, 0).shape[-1] == 32
+    assert batch(reader, config, 0)[0].shape[-1] == 32
+
+
+def test_a_guide_is_the_inflated_outline_of_the_input_view_as_the_clips_views_see_it(
+    shards: Path, tmp_path: Path
+) -> None:
+    config, reader = settings(shards, tmp_path), ShardReader(shards)
+    plain, _ = batch(reader, config, 1)
+    config.model.guide_channels = 4
+    clips, guides = batch(reader, config, 1)
+    assert torch.equal(clips, plain) and guides is not None and guides.shape == (2, 2, 4, 16, 16)
+    config.full_frame_from, config.frames = 0.0, len(reader.cameras)
+    (rgb, normals), guides = batch(reader, config, 1)
+    assert guides is not None
+    # One of the views is the input view: there the colours' guide is the picture, and the normals' has its outline.
+    assert min(float((a - b).abs().max()) for a, b in zip(rgb, guides[0, :, :3], strict=True)) < 0.02
+    outlines = (normals.norm(dim=1) > 0.5).float()
+    overlap = (outlines * guides[1, :, 3]).sum(dim=(1, 2)) / (outlines + guides[1, :, 3]).clamp(max=1).sum(dim=(1, 2))
+    assert float(overlap.max()) > 0.95
+
+
+def test_a_guided_decoder_is_trained_on_a_kept_encoder(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="decoder_only needs start="):
+        train_autoencoder(replace(settings(shards, tmp_path / "b"), decoder_only=True), "cpu")
+    start = train_autoencoder(settings(shards, tmp_path / "a"), "cpu")
+    config = settings(shards, tmp_path / "b")
+    config.start, config.decoder_only, config.latent_noise, config.optimizer = str(start), True, 0.2, "muon"
+    config.model.guide_channels = 4
+    before, after = (VideoAutoencoder.from_pretrained(f) for f in (start, train_autoencoder(config, "cpu")))
+    assert after.config.scaling_factor == before.config.scaling_factor
+    frames = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        a, b = (model.encode(frames).latent_dist.mode() for model in (before, after))
+        assert torch.equal(a, b)
+        guided = after.decode_guided(a, torch.ones(2, 4, 32, 32), 2)
+        assert not torch.allclose(guided, after.decode(a, num_frames=2).sample)
+    config.start, config.model.guide_channels = str(tmp_path / "b" / "vae"), 0
+    with pytest.raises(InputError, match=r"has model.guide_channels=4, the config says 0"):
+        train_autoencoder(replace(config, out=str(tmp_path / "c")), "cpu")

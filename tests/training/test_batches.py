@@ -15,7 +15,7 @@ from nova3d.data.augment import UNCHANGED, Augmentation
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
-from nova3d.models.conditioning import inflated_frames
+from nova3d.models.conditioning import inflated_guide
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.batches import Ahead, Draws, Places, draw, make_batch
@@ -268,7 +268,7 @@ def test_a_cache_holds_the_inflated_condition_of_a_few_views_per_object(
     folder = build_cache(tmp_path / "cache", few, vae, None, condition="inflated")
     cache = LatentCache(folder, few, identity(few, vae, None, "inflated"))
     views = few.views(1, chosen[1][0])
-    frames = inflated_frames(views.straight_alpha(0), views.cameras)
+    frames = inflated_guide(views.straight_alpha(0), views.cameras)[:, :, :3]
     expected = torch.stack([encode_mode(vae, video) for video in frames])
     item = cache.load(1, chosen[1][0])
     assert item.condition is not None
