@@ -22,5 +22,5 @@ def test_the_example_of_a_source_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     mesh = load_mesh(source.fetch(assets[1], tmp_path))
     sides = mesh.vertices.amax(dim=0) - mesh.vertices.amin(dim=0)
     assert sides.tolist() == pytest.approx([2, 1, 1])
-    with pytest.raises(InputError, match="source kind 'cones' is not one of folder, objaverse, gso, boxes"):
+    with pytest.raises(InputError, match="source kind 'cones' is not one of folder, objaverse, gso, procedural, boxes"):
         sources.make_source(SourceConfig(kind="cones"))

@@ -190,6 +190,9 @@ def test_a_plan_of_an_earlier_version_goes_on(config: RenderConfig) -> None:
     assert all(content["settings"][key] is None for key in unset)
     path.write_text(json.dumps(content | {"settings": content["settings"] | unset}))
     check_settings(read_plan(config.out), config)
+    content["settings"].pop("source.count")  # a key that came later
+    path.write_text(json.dumps(content))
+    check_settings(read_plan(config.out), config)
     with pytest.raises(InputError, match="limit was None and is now 3"):
         check_settings(read_plan(config.out), replace(config, limit=3))
 

@@ -162,7 +162,8 @@ def read_plan(folder: str | Path, workers: int = 1) -> Plan:
     except (InputError, TypeError) as error:
         raise InputError(f"'{path}' is damaged: {error}") from error
     settings = {k: None if k in _NOT_SET and v == _NOT_SET[k] else v for k, v in plan.settings.items()}
-    return replace(plan, settings=settings)
+    # A plan of an earlier version lacks keys that came later; their defaults change nothing.
+    return replace(plan, settings=_plain(content_settings(RenderConfig())) | settings)
 
 
 def check_settings(plan: Plan, config: RenderConfig) -> None:

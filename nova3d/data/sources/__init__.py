@@ -9,6 +9,7 @@ from nova3d.data.sources.base import Asset, Source, SourceConfig, read_uids
 from nova3d.data.sources.folder import FolderSource
 from nova3d.data.sources.gso import GsoSource
 from nova3d.data.sources.objaverse import ObjaverseSource
+from nova3d.data.sources.procedural import ProceduralSource
 from nova3d.errors import InputError
 
 __all__ = ["SOURCES", "Asset", "Source", "SourceConfig", "make_source", "read_uids"]
@@ -17,6 +18,7 @@ SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
     "folder": FolderSource,
     "objaverse": ObjaverseSource,
     "gso": GsoSource,
+    "procedural": ProceduralSource,
 }
 
 

@@ -62,7 +62,8 @@ class SourceConfig:
     """Where objects come from."""
 
     kind: str = "folder"
-    """folder (any meshes), objaverse (through the package of that name) or gso (Google Scanned Objects)."""
+    """folder (any meshes), objaverse (through the package of that name), gso (Google Scanned Objects) or procedural
+    (made-up household objects)."""
     path: str = "objects"
     """The folder of a folder or gso source."""
     recursive: bool = False
@@ -79,6 +80,10 @@ class SourceConfig:
     """Take each file's SHA-256 from the Objaverse-XL annotations (objaverse)."""
     timeout_s: float = 60.0
     """Seconds without a byte after which a download has failed."""
+    count: int = 1000
+    """How many objects are made (procedural)."""
+    seed: int = 0
+    """Another seed makes other objects (procedural)."""
 
 
 class Source(Protocol):
