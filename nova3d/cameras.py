@@ -105,7 +105,8 @@ class Cameras:
                 are meaningless: test its depth.
             depth: [v,n] float32, world units along the viewing axis, positive before the camera.
         """
-        local = torch.einsum("vji,vnj->vni", self.c2w[:, :3, :3], points[None] - self.c2w[:, None, :3, 3])
+        with torch.autocast(self.c2w.device.type, enabled=False):  # poses lose pixels in half precision
+            local = torch.einsum("vji,vnj->vni", self.c2w[:, :3, :3], points[None] - self.c2w[:, None, :3, 3])
         depth = -local[..., 2]
         plane = local[..., :2] * local.new_tensor([1.0, -1.0])
         if self.model == "perspective":

@@ -89,6 +89,15 @@ def test_the_row_renderer_sees_what_the_raster_engine_sees(tmp_path: Path) -> No
     assert normal_angle(views.normals, drawn.normals, inside)["median"] < 12
 
 
+def test_mixed_precision_around_it_changes_nothing() -> None:
+    rig = rigs.preset("ortho16", SIZE)
+    rgba = torch.cat([torch.full((SIZE, SIZE, 3), 0.5), disc(0.3)[..., None]], dim=-1)
+    plain = inflated_views(rgba, rig)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = inflated_views(rgba, rig)
+    assert torch.equal(plain.mask, mixed.mask) and torch.equal(plain.normals, mixed.normals)
+
+
 def test_other_rigs_and_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="level orthographic"):
         inflated_views(torch.zeros(SIZE, SIZE, 4), rigs.preset("persp16", SIZE))
