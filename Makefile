@@ -33,15 +33,16 @@ BLENDER_PYTHON = python3.11
 BLENDER_STAMP := $(BLENDER_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-extras lint doctor blender clean
+.PHONY: help setup demo test test-extras lint docs doctor blender clean
 
 help:
 	@echo "make demo              set up, then one picture to a textured mesh with the bundled mini model ($(OUT))"
 	@echo "make demo IMAGE=x.png  the same with your own picture"
-	@echo "make test              set up, then lint, types and all tests that need no GPU and no network"
+	@echo "make test              set up, then lint, types, docs and all tests that need no GPU and no network"
 	@echo "make test-extras       the tests of optional extras ($(TESTED_EXTRAS)), in $(EXTRAS_VENV)"
 	@echo "make setup             the virtual environment only ($(VENV)); costs nothing when it is up to date"
-	@echo "make lint              ruff check, ruff format --check, mypy"
+	@echo "make lint              ruff check, ruff format --check, codespell, mypy"
+	@echo "make docs              the documentation as HTML (build/docs); warnings are errors"
 	@echo "make blender           the Cycles render engine: Blender 4.5 as a module into $(BLENDER_VENV) (about 1 GB)"
 	@echo "make doctor            what this machine has and lacks"
 	@echo "make clean             remove caches, build files and outputs/demo; $(VENV) stays"
@@ -71,11 +72,17 @@ demo: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/codespell
 	$(PY) -m mypy
+
+docs: export OMP_NUM_THREADS = 1
+docs: export HF_HUB_OFFLINE = 1
+docs: $(STAMP)
+	$(PY) -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
 
 test: export OMP_NUM_THREADS = 1
 test: export HF_HUB_OFFLINE = 1
-test: lint $(OPEN_CLIP)
+test: lint docs $(OPEN_CLIP)
 	$(if $(OPEN_CLIP),PYTHONPATH=$(dir $(OPEN_CLIP)) $(PY) -m pytest tests/models/test_image_encoder.py tests/metrics/test_perceptual.py)
 	$(PY) -m pytest -n 2
 

@@ -101,9 +101,9 @@ class Cameras:
             points: [n,3] float32, world frame.
 
         Returns:
-            pixels: [v,n,2] float32, x to the right and y down. Those of a perspective point at or behind the camera
-                are meaningless: test its depth.
-            depth: [v,n] float32, world units along the viewing axis, positive before the camera.
+            Pixels and depth. Pixels [v,n,2] float32: x to the right and y down; those of a perspective point at or
+            behind the camera are meaningless, so test its depth. Depth [v,n] float32: world units along the viewing
+            axis, positive before the camera.
         """
         with torch.autocast(self.c2w.device.type, enabled=False):  # poses lose pixels in half precision
             local = torch.einsum("vji,vnj->vni", self.c2w[:, :3, :3], points[None] - self.c2w[:, None, :3, 3])

@@ -79,9 +79,9 @@ def normalise(views: ViewSet) -> tuple[ViewSet, Placement]:
         views: at least two of which show the object.
 
     Returns:
-        views: the same pictures and normals with moved cameras; `views` itself where an object in the fusion's box
-            explains the masks already.
-        placement: from the frame of the given views to that of the returned ones.
+        The views and their placement. The views have the same pictures and normals and moved cameras; they are `views`
+        itself where an object in the fusion's box explains the masks already. The placement leads from the frame of
+        the given views to that of the returned ones.
 
     Raises:
         InputError: where fewer than two views show an object, or masks and cameras disagree.

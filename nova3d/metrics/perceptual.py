@@ -68,15 +68,19 @@ def available(makers: Mapping[str, Callable[[], Metric]]) -> tuple[dict[str, Met
 class Lpips(nn.Module):
     """LPIPS v0.1 (Zhang et al. 2018, eq. 1) with VGG-16 or AlexNet: 0 for equal pictures, higher is worse.
 
-    net: "vgg" or "alex"; the two scales differ, never compare across them.
-    weights: file of the network's ImageNet weights, as torchvision publishes them (a state dict with `features.*`).
-        None: the published file in torch hub's cache, or fetched there if torchvision is installed to say whence.
-    heads: file of LPIPS' linear weights; None: those that torchmetrics ships.
-    weights_hash: of all tensors that count, the network's and the linear ones.
+    torchmetrics' network needs torchvision, which on a CPU is often a build that does not fit. This one needs neither,
+    takes weights by path, and gives torchmetrics' values for the same weights. It runs on the device it is moved to.
+    `weights_hash` is the hash of all tensors that count, the network's and the linear ones.
 
-    torchmetrics' network needs torchvision, which on a CPU is often a build that does not fit; this one needs neither,
-    takes weights by path, and gives torchmetrics' values for the same weights. Runs on the device it is moved to.
-    Raises WeightsUnavailable where a file is missing, and InputError where it holds other weights.
+    Args:
+        net: "vgg" or "alex"; the two scales differ, never compare across them.
+        weights: file of the network's ImageNet weights, as torchvision publishes them (a state dict with `features.`
+            keys). None takes the published file in torch hub's cache, or fetches it if torchvision is installed.
+        heads: file of LPIPS' linear weights; None takes those that torchmetrics ships.
+
+    Raises:
+        WeightsUnavailable: where a file is missing.
+        InputError: where a file holds other weights.
     """
 
     shift: Tensor
@@ -111,7 +115,18 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def forward(self, pred: Tensor, ref: Tensor) -> Tensor:
-        """[n] distances of [n,h,w,3] pictures in [0,1]; raises InputError under 32 pixels."""
+        """The distance of each pair of pictures.
+
+        Args:
+            pred: [n,h,w,3] float in [0,1].
+            ref: [n,h,w,3] float in [0,1].
+
+        Returns:
+            [n], 0 or more.
+
+        Raises:
+            InputError: for pictures under 32 pixels.
+        """
         _check_pictures(pred, ref)
         if min(pred.shape[1:3]) < _SMALLEST:
             raise InputError(f"LPIPS needs pictures of at least {_SMALLEST} pixels, got {tuple(pred.shape[1:3])}")
@@ -142,12 +157,17 @@ class Lpips(nn.Module):
 class ClipSimilarity(nn.Module):
     """Cosine of two pictures' CLIP image embeddings, by open_clip: 1 for equal pictures, higher is better.
 
-    model: open_clip's name, or "hf-hub:..." or "local-dir:..." with the weights in it.
-    pretrained: open_clip's tag of the weights (from its cache, or fetched), or a file of them. With a file, the model's
-        name must say QuickGELU where the weights were trained so ("ViT-L-14-quickgelu"): a file does not tell.
-    weights_hash: of the image tower's tensors. Runs on the device it is moved to.
-    Raises WeightsUnavailable without open_clip, a file, or the network a tag needs; InputError for an unknown model and
-    for a file that holds other weights.
+    It runs on the device it is moved to. `weights_hash` is the hash of the image tower's tensors.
+
+    Args:
+        model: open_clip's name, or "hf-hub:..." or "local-dir:..." with the weights in it.
+        pretrained: open_clip's tag of the weights (from its cache, or fetched), or a file of them. With a file, the
+            model's name must say QuickGELU where the weights were trained so ("ViT-L-14-quickgelu"): a file does not
+            tell.
+
+    Raises:
+        WeightsUnavailable: without open_clip, a file, or the network connection that a tag needs.
+        InputError: for an unknown model, and for a file that holds other weights.
     """
 
     def __init__(self, model: str = "ViT-L-14", pretrained: str | Path | None = "openai"):
@@ -181,7 +201,15 @@ class ClipSimilarity(nn.Module):
 
     @torch.no_grad()
     def forward(self, pred: Tensor, ref: Tensor) -> Tensor:
-        """[n] cosines of [n,h,w,3] pictures in [0,1], rounded to 8 bits for open_clip's own preprocessing."""
+        """The similarity of each pair of pictures, rounded to 8 bits for open_clip's own preprocessing.
+
+        Args:
+            pred: [n,h,w,3] float in [0,1].
+            ref: [n,h,w,3] float in [0,1].
+
+        Returns:
+            [n] cosines in [-1,1].
+        """
         _check_pictures(pred, ref)
         a, b = self._embed(pred), self._embed(ref)
         return F.cosine_similarity(a, b).to(pred)

@@ -1,9 +1,11 @@
 """Alignment attention: where the RGB and the normal sequence exchange (paper II-C, algorithms 1 and 2).
 
-The task axis is folded into the tokens for queries, keys and values alike:
+The task axis is folded into the tokens for queries, keys and values alike::
+
     spatial:  (b t v) l c -> (b v) (t l) c    RGB and normal of the same view exchange
     temporal: (b t l) v c -> (b l) (t v) c    one latent position of both tasks exchanges across all views
-which is algorithm 1 without its copies and without any order of the batch to get wrong.
+
+This is algorithm 1 without its copies and without any order of the batch to get wrong.
 Axes: b object, t task, v view, l = h*w tokens, c channels.
 """
 
@@ -24,7 +26,16 @@ MAX_ATTENTION_BATCH = 65_535
 
 
 def attend(attention: Attention, x: Tensor, limit: int = MAX_ATTENTION_BATCH) -> Tensor:
-    """Self-attention of x [n,q,c], in parts of at most `limit` along the batch; rows of a batch are independent."""
+    """Self-attention in parts along the batch, whose rows are independent.
+
+    Args:
+        attention: diffusers' module.
+        x: [n,q,c] tokens.
+        limit: the most rows that go through `attention` together.
+
+    Returns:
+        [n,q,c].
+    """
     if len(x) <= limit:
         return attention(x)
     return torch.cat([attention(part) for part in x.split(limit)])
@@ -33,9 +44,10 @@ def attend(attention: Attention, x: Tensor, limit: int = MAX_ATTENTION_BATCH) ->
 class AlignmentAttention(nn.Module):
     """Pre-norm residual attention over the tokens of all tasks.
 
-    `fold`: the task axis is folded with "spatial" or "temporal" tokens. Forward takes x [(b t v), l, c] (spatial)
-    or [(b t l), v, c] (temporal) and `shape` = (tasks, inner) with inner = v or l, and returns the residual branch
-    of the same shape as x.
+    Args:
+        dim: c, the width of the tokens.
+        heads: of the attention; dim is divided among them.
+        fold: whether the task axis is folded with "spatial" or "temporal" tokens.
     """
 
     def __init__(self, dim: int, heads: int, fold: Literal["spatial", "temporal"]):
@@ -45,6 +57,18 @@ class AlignmentAttention(nn.Module):
         self.attn = Attention(query_dim=dim, heads=heads, dim_head=dim // heads)
 
     def forward(self, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        """The residual branch.
+
+        Args:
+            x: [(b t v),l,c] tokens for "spatial", [(b t l),v,c] for "temporal".
+            shape: (t, inner), inner = v for "spatial" and l for "temporal".
+
+        Returns:
+            A tensor of the shape of x.
+
+        Raises:
+            ValueError: where the batch holds no whole groups of t * inner rows.
+        """
         tasks, inner = shape
         if x.shape[0] % (tasks * inner):
             raise ValueError(f"batch {x.shape[0]} does not hold {tasks} tasks of {inner}")
@@ -56,10 +80,13 @@ class AlignmentAttention(nn.Module):
     def initialise(self, init: AlignmentInit, norm: nn.LayerNorm, attention: Attention) -> None:
         """Set the weights so that the branch is (near) zero at step 0.
 
-        `copied`: norm and q, k, v from the block's own self-attention, output weight and bias zero: the model is
-        its pretrained self exactly, and the copied q, k already find correspondences. `random`: q, k, v as
-        constructed, output weight and bias zero. `wonder3d`: output weight zero but its bias as constructed, as
-        Wonder3D does, which is not exactly zero.
+        Args:
+            init: "copied" takes norm, q, k and v from the block's own self-attention and sets output weight and bias
+                to zero: the model is its pretrained self exactly, and the copied q, k find correspondences already.
+                "random" leaves q, k, v as constructed and sets output weight and bias to zero. "wonder3d" sets the
+                output weight to zero and leaves its bias as constructed, as Wonder3D does: not exactly zero.
+            norm: the layer norm before the block's self-attention.
+            attention: the block's self-attention.
         """
         output = self.attn.to_out[0]
         nn.init.zeros_(output.weight)

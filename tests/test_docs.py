@@ -1,0 +1,75 @@
+"""README, CONTRIBUTING and docs/ name what exists."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+PATH = re.compile(r"(?<![\w./-])(?:nova3d|configs|scripts|benchmarks|tests|docs|assets)/[\w./*-]+")
+NEW = re.compile(r"It stands in `([^`]+)`")  # the files that docs/extending.md adds
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)[^)]*\)")
+ROW = re.compile(r"^\| `(nova3d/[^`]+)` \|", re.MULTILINE)
+
+
+FOREIGN = "## Where the facts are from"  # files of other repositories
+
+
+def names(page: Path) -> set[str]:
+    """Paths of this repository that a page names."""
+    return {name.rstrip(".") for name in PATH.findall(page.read_text().partition(FOREIGN)[0])}
+
+
+def rooms() -> list[str]:
+    """README's map, in its order."""
+    return ROW.findall((ROOT / "README.md").read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_paths_and_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    new = set(NEW.findall(text))
+    assert not [name for name in new if (ROOT / name).exists()]
+    missing = [name for name in names(page) - new if not list(ROOT.glob(name.rstrip("/")))]
+    missing += [link for link in LINK.findall(text) if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_pages_name_paths() -> None:
+    named = set().union(*map(names, PAGES))
+    assert {"nova3d/cameras.py", "configs/fusion/cpu.yaml", "scripts/train.py"} <= named
+
+
+def test_the_map_has_every_file_and_folder_of_the_package_once() -> None:
+    found = {
+        f"nova3d/{path.name}" + "/" * path.is_dir()
+        for path in (ROOT / "nova3d").iterdir()
+        if path.name not in ("__init__.py", "__pycache__")
+    }
+    assert sorted(rooms()) == sorted(found)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Modules of nova3d that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "nova3d":
+            yield from (f"nova3d.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_a_room_imports_only_rooms_above_it_in_the_map() -> None:
+    order = {room.removeprefix("nova3d/").strip("/").removesuffix(".py"): n for n, room in enumerate(rooms())}
+    upward = []
+    for path in sorted((ROOT / "nova3d").rglob("*.py")):
+        room = path.relative_to(ROOT / "nova3d").parts[0].removesuffix(".py")
+        for module in imports(path) if room in order else ():
+            other = module.split(".")[1] if module.startswith("nova3d.") else room
+            if order.get(other, -1) > order[room]:
+                upward.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not upward
