@@ -57,11 +57,26 @@ class Cameras:
         return replace(self, c2w=self.c2w[rows], intrinsics=self.intrinsics[rows])
 
     def to(self, device: torch.device | str) -> "Cameras":
-        """The same cameras with all tensors on a device."""
+        """The same cameras on a device.
+
+        Args:
+            device: where all tensors go.
+
+        Returns:
+            New cameras; tensors that are there already are shared.
+        """
         return replace(self, c2w=self.c2w.to(device), intrinsics=self.intrinsics.to(device))
 
     def resized(self, width: int, height: int) -> "Cameras":
-        """The same cameras, with the same field of view, for images of width x height pixels."""
+        """The same cameras, with the same field of view, for images of another size.
+
+        Args:
+            width: of the images, pixels.
+            height: of the images, pixels.
+
+        Returns:
+            The cameras with scaled intrinsics.
+        """
         scale = torch.tensor([width / self.width, height / self.height] * 2).to(self.intrinsics)
         return replace(self, intrinsics=self.intrinsics * scale, width=width, height=height)
 

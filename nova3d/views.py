@@ -81,17 +81,38 @@ class ViewSet:
         return ViewSet(self.rgb[index], self.normals[index], self.mask[index], self.cameras[index])
 
     def to(self, device: torch.device | str) -> "ViewSet":
-        """The same views with all tensors on a device."""
+        """The same views on a device.
+
+        Args:
+            device: where all tensors go.
+
+        Returns:
+            New views; tensors that are there already are shared.
+        """
         return ViewSet(self.rgb.to(device), self.normals.to(device), self.mask.to(device), self.cameras.to(device))
 
     def straight_alpha(self, index: int) -> Tensor:
-        """View `index` as RGBA [h,w,4] float in [0,1]: its colours without the white they were composited on."""
+        """One view's colours without the white they were composited on.
+
+        Args:
+            index: the view.
+
+        Returns:
+            [h,w,4] float in [0,1], RGBA with straight alpha.
+        """
         alpha = self.mask[index][..., None].clamp(0, 1)
         quantised = (alpha * 255).round() / 255  # what the file will hold: divide by that, not by the float
         return images.uncomposite(self.rgb[index], quantised)
 
     def resized(self, size: int | None) -> "ViewSet":
-        """The same views with `size` pixels along the longer side; `self` where they have that or `size` is None."""
+        """The same views in another resolution.
+
+        Args:
+            size: pixels along the longer side; None keeps what they have.
+
+        Returns:
+            The views; `self` where they have that size.
+        """
         if size is None or size == max(self.cameras.width, self.cameras.height):
             return self
         rgba = torch.stack([self.straight_alpha(i) for i in range(len(self))])
@@ -115,6 +136,12 @@ class ViewSet:
 
         World normals and cameras are re-expressed by the rotation about +Y that brings view `index` to azimuth 0.
         Views are rolled so that it is view 0.
+
+        Args:
+            index: the view that becomes view 0.
+
+        Returns:
+            The views in the new world frame.
         """
         rotation = yaw_rotation(-self.cameras.azimuth_elevation()[index, 0])
         return self[[(index + k) % len(self) for k in range(len(self))]].rotated(rotation)

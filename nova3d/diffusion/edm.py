@@ -103,7 +103,14 @@ class NoiseSchedule:
             raise ValueError(f"noise stages must start at step 0 and ascend, got {starts}")
 
     def at(self, step: int) -> tuple[float, float]:
-        """(P_mean, P_std) at a global step."""
+        """The distribution at a step.
+
+        Args:
+            step: the global step, 0 or more.
+
+        Returns:
+            P_mean and P_std of log sigma.
+        """
         _, mean, std = [stage for stage in self.stages if stage[0] <= step][-1]
         return mean, std
 

@@ -49,7 +49,17 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` returns. rows: by metric, then method. facts: method -> the facts of its table."""
+    """Methods beside a baseline, object by object.
+
+    Attributes:
+        protocol: the protocol's name.
+        protocol_hash: its hash, the same for all.
+        baseline: the method that the others are compared with.
+        rows: by metric, then method.
+        confidence: of the intervals.
+        facts: method -> the facts of its table.
+        failures: method -> object -> why its prediction failed.
+    """
 
     protocol: str
     protocol_hash: str
@@ -60,9 +70,11 @@ class Comparison:
     failures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def markdown(self) -> str:
+        """The comparison as a Markdown table."""
         return self._grid().markdown()
 
     def latex(self) -> str:
+        """The comparison as a table for LaTeX's `booktabs`."""
         return self._grid().latex()
 
     def csv(self) -> str:
@@ -90,9 +102,17 @@ class Comparison:
         }
 
     def save(self, folder: str | Path, record: Mapping[str, Any]) -> Path:
-        """Write comparison.md, .tex, .csv and .json (with the run's `record`) into `folder`, made where absent.
+        """Write comparison.md, .tex, .csv and .json.
 
-        Raises InputError where the folder cannot be written.
+        Args:
+            folder: the folder, made where absent.
+            record: the run's provenance, for the JSON.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: where the folder cannot be written.
         """
         folder = Path(folder)
         texts = {"md": self.markdown(), "tex": self.latex(), "csv": self.csv()}
@@ -162,12 +182,25 @@ def compare(
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """Compare every table with the one named `baseline`; all must be of one protocol.
+    """Compare methods with a baseline, object by object.
 
-    metrics: which ones, decided before looking; empty means those that all tables have with a value somewhere. Every
-    metric and method adds to the family that Holm's correction pays for, so name the few that the claim is about.
-    Rows that are means over seeds are compared as such. Raises InputError where the baseline, a second table or a
-    metric is missing, or where the protocols differ.
+    Rows that are means over seeds are compared as such.
+
+    Args:
+        tables: method -> its table; all of one protocol.
+        baseline: the method that the others are compared with.
+        metrics: which ones, decided before looking; empty means those that all tables have with a value somewhere.
+            Every metric and method adds to the family that Holm's correction pays for, so name the few that the claim
+            is about.
+        confidence: of the intervals.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        A row per metric and method, with its interval, p and verdict.
+
+    Raises:
+        InputError: where the baseline, a second table or a metric is missing, or where the protocols differ.
     """
     if baseline not in tables:
         raise InputError(f"baseline '{baseline}' is not one of the tables: {', '.join(tables)}")

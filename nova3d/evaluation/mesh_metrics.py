@@ -199,30 +199,80 @@ def sample_surface(mesh: trimesh.Trimesh, samples: int, seed: int) -> Surface:
 
 
 def chamfer(pred: trimesh.Trimesh, ref: trimesh.Trimesh, samples: int = 100_000, seed: int = 0) -> float:
-    """`SurfaceMatch.chamfer` of two meshes, in longest sides of the reference's box; see `match_surfaces`."""
+    """Chamfer distance of two meshes: the mean of the two directed mean distances, not squared.
+
+    Args:
+        pred: the prediction.
+        ref: the reference.
+        samples: area-weighted points on each surface.
+        seed: of the points.
+
+    Returns:
+        The distance in longest sides of the reference's box.
+
+    Raises:
+        InputError: where a mesh has no surface.
+    """
     return match_surfaces(pred, ref, samples, seed).chamfer()
 
 
 def f_score(
     pred: trimesh.Trimesh, ref: trimesh.Trimesh, threshold: float = 0.02, samples: int = 100_000, seed: int = 0
 ) -> float:
-    """`SurfaceMatch.f_score` of two meshes; the threshold is in longest sides of the reference's box."""
+    """F-score of two meshes: the harmonic mean of precision and recall at a distance.
+
+    Args:
+        pred: the prediction.
+        ref: the reference.
+        threshold: the distance, in longest sides of the reference's box.
+        samples: area-weighted points on each surface.
+        seed: of the points.
+
+    Returns:
+        A share in [0,1].
+
+    Raises:
+        InputError: where a mesh has no surface.
+    """
     return match_surfaces(pred, ref, samples, seed).f_score(threshold)
 
 
 def normal_consistency(pred: trimesh.Trimesh, ref: trimesh.Trimesh, samples: int = 100_000, seed: int = 0) -> float:
-    """`SurfaceMatch.normal_consistency` of two meshes; see `match_surfaces`."""
+    """Mean absolute cosine between the face normals of nearest points of two meshes.
+
+    Args:
+        pred: the prediction.
+        ref: the reference.
+        samples: area-weighted points on each surface.
+        seed: of the points.
+
+    Returns:
+        A value in [0,1], 1 for equal normals.
+
+    Raises:
+        InputError: where a mesh has no surface.
+    """
     return match_surfaces(pred, ref, samples, seed).normal_consistency()
 
 
 def volume_iou(pred: trimesh.Trimesh, ref: trimesh.Trimesh, resolution: int = 128) -> float:
-    """Intersection over union of two solids on one grid, `resolution` voxels along the longest side of both boxes.
+    """Intersection over union of two solids on one voxel grid.
 
     Solid is what cannot be reached from outside: voxels the surface touches, and all that a flood through face
     neighbours from the grid's border does not reach. No orientation, sign or watertightness is asked of a mesh, and
     both go the same way: cracks below a voxel close, inner surfaces do not count, and a hole wider than a voxel drains
-    the solid to its one-voxel shell (so read the IoU beside `is_closed`). Raises InputError where a mesh has no
-    surface.
+    the solid to its one-voxel shell (so read the IoU beside `is_closed`).
+
+    Args:
+        pred: the prediction.
+        ref: the reference.
+        resolution: voxels along the longest side of both boxes.
+
+    Returns:
+        A share in [0,1].
+
+    Raises:
+        InputError: where a mesh has no surface.
     """
     _check(pred, "the predicted mesh")
     pred, ref = in_reference_frame(pred, ref)

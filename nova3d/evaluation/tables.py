@@ -30,7 +30,9 @@ class Table:
     """Scores of one method under one protocol."""
 
     protocol: str
+    """The protocol's name."""
     protocol_hash: str
+    """Tables compare only where these are equal."""
     rows: Rows
     """Object -> metric -> value, nan where it does not exist. Every object has the same metrics, in the order they
     print. With several seeds these are means over them (`from_seeds`)."""
@@ -57,7 +59,20 @@ class Table:
         not_computed: Mapping[str, str] | None = None,
         facts: Mapping[str, str] | None = None,
     ) -> "Table":
-        """A table whose rows are means over the seeds; an object that one seed has no row for has failed."""
+        """A table whose rows are means over the seeds.
+
+        Args:
+            protocol: the protocol's name.
+            protocol_hash: its hash.
+            per_seed: seed -> rows. An object that one seed has no row for has failed.
+            baselines: baseline or oracle -> rows.
+            failures: object -> why its prediction failed.
+            not_computed: metric -> why the table lacks it.
+            facts: what the numbers depend on.
+
+        Returns:
+            The table.
+        """
         failures = dict(failures or {})
         rows: Rows = {}
         for name in dict.fromkeys(name for seed_rows in per_seed.values() for name in seed_rows):
@@ -71,6 +86,7 @@ class Table:
 
     @property
     def metrics(self) -> list[str]:
+        """The metrics in the order in which they print."""
         return list(next(iter(self.rows.values()), {}))
 
     @property
@@ -103,18 +119,39 @@ class Table:
         }
 
     def markdown(self, facts: Mapping[str, str] | None = None) -> str:
-        """Protocol and facts on a line each, then the table; arrows say which way is better, a dash is nan."""
+        """The table in Markdown: protocol and facts on a line each, then the rows.
+
+        Args:
+            facts: further facts, which are added to the table's own.
+
+        Returns:
+            Text in which arrows say which way is better and a dash is nan.
+        """
         return self._grid(facts).markdown()
 
     def latex(self, facts: Mapping[str, str] | None = None) -> str:
-        """The same for LaTeX's `booktabs`."""
+        """The table for LaTeX's `booktabs`.
+
+        Args:
+            facts: further facts, which are added to the table's own.
+
+        Returns:
+            The same rows and facts as in Markdown.
+        """
         return self._grid(facts).latex()
 
     def csv(self, facts: Mapping[str, str] | None = None) -> str:
-        """kind, name, seed, a column per metric at full precision, note; nan is an empty cell.
+        """The table as CSV with the columns kind, name, seed, one per metric at full precision, and note.
 
-        kind: fact (its value is the note), object (the note is a failure's reason), seed (one object's row of one
-        seed), mean, low and high (of the 95 % interval), between (deviation between seeds), best (of the seeds), floor.
+        The kinds are fact (its value is the note), object (the note is a failure's reason), seed (one object's row of
+        one seed), mean, low and high (of the 95 % interval), between (deviation between seeds), best (of the seeds) and
+        floor (a baseline).
+
+        Args:
+            facts: further facts, which are added to the table's own.
+
+        Returns:
+            Text in which nan is an empty cell.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -171,10 +208,19 @@ class Table:
         facts: Mapping[str, str] | None = None,
         published: Published | None = None,
     ) -> Path:
-        """Write scores.md, .tex, .csv and .json (with the run's `record`) into `folder`, made where absent.
+        """Write scores.md, .tex, .csv and .json.
 
-        facts: added to the table's own. published: quoted below the table, in a block of its own.
-        Raises InputError where the folder cannot be written.
+        Args:
+            folder: the folder, made where absent.
+            record: the run's provenance, for the JSON.
+            facts: further facts, which are added to the table's own.
+            published: numbers that are quoted below the table, in a block of their own.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: where the folder cannot be written.
         """
         folder = Path(folder)
         quoted = published.to_dict() if published else {}
@@ -192,7 +238,17 @@ class Table:
 
     @staticmethod
     def load(path: str | Path) -> "Table":
-        """Read a scores.json, or the folder that holds it; raises InputError where it is missing or not one."""
+        """Read what `save` wrote.
+
+        Args:
+            path: a scores.json, or the folder that holds it.
+
+        Returns:
+            The table.
+
+        Raises:
+            InputError: where the file is missing, or is none of ours.
+        """
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise InputError(f"scores '{path}' do not exist")

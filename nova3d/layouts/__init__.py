@@ -70,7 +70,20 @@ def load(folder: str | Path, layout: str = "auto", size: int | None = None, assu
 
 
 def read(folder: str | Path, layout: str = "auto", size: int | None = None, assume: Assume | None = None) -> ViewSet:
-    """The views of `load` alone."""
+    """The views of `load` alone.
+
+    Args:
+        folder: the folder, or a transforms.json file.
+        layout: a name in LAYOUTS, or "auto" to tell it from the files.
+        size: pixels of the pictures' longer side in the result; None keeps the files' own.
+        assume: what the layout does not say.
+
+    Returns:
+        The views in our frame.
+
+    Raises:
+        InputError: in one line, for whatever cannot be read.
+    """
     return load(folder, layout, size, assume).views
 
 

@@ -54,15 +54,36 @@ class Placement:
         return bool(torch.equal(self.matrix, torch.eye(4, dtype=torch.float64)))
 
     def apply(self, points: Tensor) -> Tensor:
-        """Points [...,3] float from the source's frame to ours; same shape and dtype."""
+        """Points in our frame.
+
+        Args:
+            points: [...,3] float in the source's frame.
+
+        Returns:
+            A tensor of the same shape and dtype.
+        """
         return (points.double() @ self.matrix[:3, :3].mT + self.matrix[:3, 3]).to(points)
 
     def to_source(self, points: Tensor) -> Tensor:
-        """Points [...,3] float from our frame to the source's; same shape and dtype."""
+        """Points in the source's frame.
+
+        Args:
+            points: [...,3] float in our frame.
+
+        Returns:
+            A tensor of the same shape and dtype.
+        """
         return Placement(torch.linalg.inv(self.matrix)).apply(points)
 
     def mesh_to_source(self, mesh: trimesh.Trimesh) -> trimesh.Trimesh:
-        """A copy of a mesh, moved from our frame to the source's."""
+        """A mesh in the source's frame.
+
+        Args:
+            mesh: in our frame; it stays as it is.
+
+        Returns:
+            A moved copy.
+        """
         moved = mesh.copy()
         moved.apply_transform(torch.linalg.inv(self.matrix).numpy())
         return moved

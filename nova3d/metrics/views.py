@@ -184,7 +184,15 @@ def ssim_uniform7_u8(pred: Tensor, ref: Tensor) -> Tensor:
 
 
 def mask_iou(pred: Tensor, ref: Tensor) -> Tensor:
-    """Intersection over union of two masks [n,h,w] in [0,1], each cut at 1/2; [n], 1 where both are empty."""
+    """Intersection over union of two masks, each cut at 1/2.
+
+    Args:
+        pred: [n,h,w] float in [0,1].
+        ref: [n,h,w] float in [0,1].
+
+    Returns:
+        [n] in [0,1], 1 where both are empty.
+    """
     _same_shape(pred, ref)
     a, b = (pred > 0.5).flatten(1), (ref > 0.5).flatten(1)
     union = (a | b).sum(dim=1)

@@ -39,9 +39,21 @@ _IGNORED = {"vision_model.embeddings.position_ids"}
 
 @dataclass
 class LoadReport:
-    """What became of every key. `copied`: as in the file. `new`: SVD does not have it. `reshaped`: cut to the ids that
-    remain. `derived`: computed from several pretrained values. `unused`: in the file, but in no network of SVD.
-    `stored`: number of tensors by the type they are stored in. `parts`: the reports on networks loaded beside it."""
+    """What became of every key of pretrained weights.
+
+    Attributes:
+        source: the file, folder or hub id.
+        copied: keys that are as in the file.
+        new: keys that SVD does not have.
+        reshaped: keys that are cut to the ids that remain.
+        derived: keys that are computed from several pretrained values.
+        unused: keys that are in the file, but in no network of SVD.
+        stored: number of tensors by the type they are stored in.
+        new_parameters: numbers in `new`.
+        alignment_parameters: those of them in alignment units.
+        parameters: of the whole network.
+        parts: the reports on networks that were loaded beside it.
+    """
 
     source: str
     copied: list[str] = field(default_factory=list)
@@ -68,7 +80,11 @@ class LoadReport:
         return asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the report as JSON."""
+        """Write the report as JSON.
+
+        Args:
+            path: the file.
+        """
         Path(path).write_text(json.dumps(self.to_dict(), indent=1))
 
 
