@@ -56,6 +56,9 @@ PUBLIC = {
 }
 
 
+CALLED = ("__call__", "forward")
+
+
 def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Functions, classes, and the public methods that these classes define themselves."""
     for module, names in PUBLIC.items():
@@ -65,13 +68,12 @@ def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
             if not inspect.isclass(found):
                 continue
             for method, value in vars(found).items():
-                if any(
-                    hasattr(base, method) for base in found.__bases__ if base is not object and method != "__call__"
-                ):
+                inherited = any(hasattr(base, method) for base in found.__bases__ if base is not object)
+                if inherited and method not in CALLED:
                     continue  # what a base class of diffusers or torch documents
                 function = inspect.unwrap(getattr(value, "__func__", value))
                 ours = inspect.isfunction(function) and function.__module__.startswith("nova3d.")
-                if ours and (not method.startswith("_") or method == "__call__"):
+                if ours and (not method.startswith("_") or method in CALLED):
                     yield f"{module}.{name}.{method}", function
 
 
