@@ -84,8 +84,8 @@ def data(folder: Path, size: str, batch: int, device: Any) -> tuple[Any, Any, An
     from nova3d.data.multiview import MultiViewDataset
     from nova3d.data.shards import ShardWriter, encode_views
     from nova3d.models.autoencoder import VideoAutoencoder
-    from nova3d.training.batches import Loader, Places
     from nova3d.training.config import NoiseConfig, noise_schedule
+    from nova3d.training.data import Loader, Places
     from nova3d.training.latent_cache import LatentCache, build_cache, identity
     from nova3d.training.latents import ItemReader, ShardSource
     from nova3d.views import ViewSet
@@ -132,10 +132,10 @@ def steps(arm: str, options: Any, vae: Any, load: Any, device: Any) -> tuple[flo
     import torch
     from torch import nn
 
-    from nova3d.training.batches import Ahead, make_batch
+    from nova3d.training.data import Ahead, make_batch
     from nova3d.training.ema import EMA, exponential
     from nova3d.training.latents import LatentEncoder
-    from nova3d.training.module import Denoising
+    from nova3d.training.loss import Denoising
 
     unet = build(arm, options.size)
     if options.checkpointing:

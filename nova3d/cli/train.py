@@ -113,7 +113,7 @@ def cache_latents(argv: Sequence[str] | None = None) -> None:
 
     from nova3d.data.multiview import MultiViewDataset
     from nova3d.training.latent_cache import build_cache
-    from nova3d.training.module import frozen_networks
+    from nova3d.training.loss import frozen_networks
     from nova3d.training.precision import resolve
 
     state = PartialState(cpu=common.pick_device(options.device) == "cpu")

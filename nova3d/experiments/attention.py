@@ -31,7 +31,7 @@ from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, AlignmentInit
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.tasks import TASKS
 from nova3d.training.config import TrainConfig, UNetConfig, check, micro_steps
-from nova3d.training.module import build
+from nova3d.training.loss import build
 from nova3d.training.trainer import train
 from nova3d.utils import provenance
 from nova3d.utils.files import writable_folder, write_text

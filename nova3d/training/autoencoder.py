@@ -19,12 +19,12 @@ from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.conditioning import inflated_guide
 from nova3d.normals import rotate
 from nova3d.training.autoencoder_init import start_as_block_average
-from nova3d.training.batches import generator
 from nova3d.training.checkpoint import load_checkpoint, read_parts, save_checkpoint, write_parts
-from nova3d.training.module import pretrained
+from nova3d.training.data import generator
+from nova3d.training.logs import StatsLog
+from nova3d.training.loss import pretrained
 from nova3d.training.optim import is_matrix, make_optimizer
 from nova3d.training.precision import resolve
-from nova3d.training.stats import StatsLog
 from nova3d.utils import provenance
 from nova3d.views import yaw_rotation
 

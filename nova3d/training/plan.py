@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from nova3d.cameras import preset
 from nova3d.errors import InputError
 from nova3d.models.unet import NovaUNet
-from nova3d.training.batches import Ahead
 from nova3d.training.config import TrainConfig, check, micro_steps
-from nova3d.training.module import build_unet
+from nova3d.training.data import Ahead
+from nova3d.training.logs import LossTable
+from nova3d.training.loss import build_unet
 from nova3d.training.optim import moment_bytes
-from nova3d.training.stats import LossTable
 
 GIB = 2**30
 SVD_VAE, SVD_CLIP = 97_746_379, 632_076_800  # parameters of SVD's autoencoder and of its CLIP ViT-H

@@ -19,15 +19,15 @@ from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
 from nova3d.models.attention_backend import pick_attention, use_attention
 from nova3d.tasks import TASKS
-from nova3d.training.batches import Loader, Places
 from nova3d.training.checkpoint import Together, check_space, read_parts, write_parts
 from nova3d.training.config import OptimConfig, TrainConfig, check, micro_steps, noise_schedule
+from nova3d.training.data import Loader, Places
 from nova3d.training.ema import EMA, exponential
 from nova3d.training.health import Health
 from nova3d.training.latent_cache import LatentCache
 from nova3d.training.latent_cache import identity as cache_identity
 from nova3d.training.latents import ItemReader, LatentEncoder, ShardSource, Source, check_shards
-from nova3d.training.module import Denoising, build
+from nova3d.training.loss import Denoising, build
 from nova3d.training.optim import is_matrix, make_optimizer, moment_bytes
 from nova3d.training.precision import resolve
 from nova3d.training.profiles import power

@@ -11,14 +11,14 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.training.batches import Ahead, Draws, make_batch
 from nova3d.training.checkpoint import load_checkpoint, save_checkpoint
 from nova3d.training.config import TrainConfig
+from nova3d.training.data import Ahead, Draws, make_batch
 from nova3d.training.health import BAD_STEPS, gradient_norms, report_bad_step
 from nova3d.training.latents import Item
+from nova3d.training.logs import LossTable, StatsLog
 from nova3d.training.profiles import save_snapshot
 from nova3d.training.setup import Run, prepare, rate
-from nova3d.training.stats import LossTable, StatsLog
 from nova3d.training.validation import Validation, save_model
 
 log = logging.getLogger(__name__)

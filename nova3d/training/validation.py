@@ -20,9 +20,9 @@ from nova3d.models.image_encoder import empty_image_encoder
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.ema import EMA
+from nova3d.training.logs import cut_back
 from nova3d.training.setup import Run, run_record
 from nova3d.training.sharding import whole_state
-from nova3d.training.stats import cut_back
 from nova3d.utils import provenance
 from nova3d.views import ViewSet
 

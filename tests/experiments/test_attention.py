@@ -27,7 +27,7 @@ from nova3d.models.alignment import ALIGNMENTS
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.training.config import TrainConfig
-from nova3d.training.module import build
+from nova3d.training.loss import build
 from nova3d.views import ViewSet
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -103,8 +103,8 @@ def test_conditions_are_cut_and_joined() -> None:
 
 def test_conditions_are_dropped_at_their_rates() -> None:
     from nova3d.diffusion import NoiseSchedule
-    from nova3d.training.batches import Draws, draw
     from nova3d.training.config import NoiseConfig
+    from nova3d.training.data import Draws, draw
 
     objects = 3000
 

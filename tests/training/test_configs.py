@@ -15,7 +15,7 @@ from nova3d.errors import InputError
 from nova3d.training.autoencoder import AutoencoderTrainConfig
 from nova3d.training.config import OptimConfig, TrainConfig, changes, check, micro_steps
 from nova3d.training.ema import EMA, exponential
-from nova3d.training.module import Denoising, build_unet
+from nova3d.training.loss import Denoising, build_unet
 from nova3d.training.plan import dry_run, plan
 from nova3d.training.setup import parameter_groups
 

@@ -11,10 +11,10 @@ from nova3d.data.multiview import MultiViewDataset
 from nova3d.diffusion import edm
 from nova3d.models.conditioning import unet_input
 from nova3d.tasks import Task
-from nova3d.training.batches import Batch, Draws, draw, make_batch
 from nova3d.training.config import HealthConfig, NoiseConfig, OptimConfig, TrainConfig, noise_schedule
+from nova3d.training.data import Batch, Draws, draw, make_batch
 from nova3d.training.latents import LatentEncoder, ShardSource
-from nova3d.training.module import Denoising, build
+from nova3d.training.loss import Denoising, build
 from nova3d.training.trainer import train
 
 Make = Callable[..., TrainConfig]

@@ -21,9 +21,9 @@ from nova3d.training.checkpoint import (
 from nova3d.training.config import OptimConfig
 from nova3d.training.ema import EMA, exponential
 from nova3d.training.health import gradient_norms
+from nova3d.training.logs import LossTable, StatsLog
 from nova3d.training.profiles import exponent, mixture, power, save_snapshot, synthesise
 from nova3d.training.setup import rate
-from nova3d.training.stats import LossTable, StatsLog
 
 
 def writer(model: nn.Module) -> Callable[[Path], None]:

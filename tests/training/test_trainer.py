@@ -19,9 +19,9 @@ from torch import Tensor
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.training.batches import Batch
 from nova3d.training.config import DataConfig, HealthConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig
-from nova3d.training.module import Denoising
+from nova3d.training.data import Batch
+from nova3d.training.loss import Denoising
 from nova3d.training.setup import prepare
 from nova3d.training.signals import StopRequest
 from nova3d.training.trainer import train

@@ -18,8 +18,8 @@ from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
 from nova3d.models.conditioning import inflated_guide
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.training.batches import Ahead, Draws, Places, draw, make_batch
 from nova3d.training.config import DataConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig, noise_schedule
+from nova3d.training.data import Ahead, Draws, Places, draw, make_batch
 from nova3d.training.latent_cache import LatentCache, build_cache, identity
 from nova3d.training.latents import Item, ItemReader, LatentEncoder, ShardSource
 from nova3d.training.setup import prepare

@@ -15,8 +15,8 @@ from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
 from nova3d.models.conditioning import Conditioning, embed_picture, unet_input
 from nova3d.models.svd import LoadReport, load_svd_autoencoder, load_svd_image_encoder, load_svd_parts
 from nova3d.models.unet import NovaUNet
-from nova3d.training.batches import Batch
 from nova3d.training.config import NO_ENCODER, ImageEncoderConfig, TrainConfig, UNetConfig
+from nova3d.training.data import Batch
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from torch import nn
 from nova3d import Nova3DPipeline
 from nova3d.data.augment import AugmentConfig
 from nova3d.errors import InputError
-from nova3d.training.batches import Ahead
 from nova3d.training.config import DataConfig, TrainConfig
-from nova3d.training.module import frozen_networks
+from nova3d.training.data import Ahead
+from nova3d.training.loss import frozen_networks
 from nova3d.training.setup import prepare
 from nova3d.training.trainer import train
 
