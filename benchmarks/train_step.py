@@ -85,9 +85,8 @@ def data(folder: Path, size: str, batch: int, device: Any) -> tuple[Any, Any, An
     from nova3d.data.shards import ShardWriter, encode_views
     from nova3d.models.autoencoder import VideoAutoencoder
     from nova3d.training.config import NoiseConfig, noise_schedule
-    from nova3d.training.data import Loader, Places
-    from nova3d.training.latent_cache import LatentCache, build_cache, identity
-    from nova3d.training.latents import ItemReader, ShardSource
+    from nova3d.training.data import GlobalBatch, MicroBatchLoader
+    from nova3d.training.latents import ItemReader, LatentCache, ShardSource, build_cache, cache_identity
     from nova3d.views import ViewSet
 
     side = SIZES[size][2]
@@ -104,13 +103,13 @@ def data(folder: Path, size: str, batch: int, device: Any) -> tuple[Any, Any, An
     vae = VideoAutoencoder(**SIZES[size][1]).to(device).requires_grad_(False).eval()
     dataset = MultiViewDataset(folder / "shards", [0])
     build_cache(folder / "cache", dataset, vae, None)
-    cache = LatentCache(folder / "cache", dataset, identity(dataset, vae, None))
+    cache = LatentCache(folder / "cache", dataset, cache_identity(dataset, vae, None))
     noise_config = NoiseConfig()
     shapes = ((2, 16, 4, side, side), (3, 8 * side, 8 * side))
 
-    def loader(source: Any) -> Loader:
+    def loader(source: Any) -> MicroBatchLoader:
         schedule = noise_schedule(noise_config)
-        return Loader(ItemReader(source), noise_config, schedule, 0, Places(batch), *shapes)
+        return MicroBatchLoader(ItemReader(source), noise_config, schedule, 0, GlobalBatch(batch), *shapes)
 
     return loader(cache), loader(ShardSource(dataset)), vae
 
@@ -132,10 +131,10 @@ def steps(arm: str, options: Any, vae: Any, load: Any, device: Any) -> tuple[flo
     import torch
     from torch import nn
 
-    from nova3d.training.data import Ahead, make_batch
-    from nova3d.training.ema import EMA, exponential
+    from nova3d.training.data import Prefetcher, make_batch
+    from nova3d.training.ema import EMA, constant_decay
     from nova3d.training.latents import LatentEncoder
-    from nova3d.training.loss import Denoising
+    from nova3d.training.loss import TrainingModule
 
     unet = build(arm, options.size)
     if options.checkpointing:
@@ -143,16 +142,16 @@ def steps(arm: str, options: Any, vae: Any, load: Any, device: Any) -> tuple[flo
     if options.channels_last:
         unet.to(memory_format=torch.channels_last)
     clip = nn.Linear(1, 1).requires_grad_(False)  # embeddings come with the batch, as from a cache
-    model = Denoising(unet.to(device).train(), clip, vae)
+    model = TrainingModule(unet.to(device).train(), clip, vae)
     if options.compile:
         unet.compile(dynamic=False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=device.type == "cuda")
-    ema, encoder = EMA(model, exponential(0.9999)), LatentEncoder(vae, device, keep=False)
+    ema, encoder = EMA(model, constant_decay(0.9999)), LatentEncoder(vae, device, keep=False)
     embeds = torch.randn(options.batch, 1, unet.config.cross_attention_dim, device=device)
     taken, waits = [], []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with Ahead(load, [(step, 0) for step in range(options.steps)], 2) as batches:
+    with Prefetcher(load, [(step, 0) for step in range(options.steps)], 2) as batches:
         for _ in range(options.steps):
             started = time.perf_counter()
             items, draws = next(batches)

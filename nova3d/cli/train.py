@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nova3d.cli import common
 from nova3d.errors import InputError
+from nova3d.utils.progress import silent
 
 TRAIN_EXAMPLE = """python scripts/train.py --config configs/train/mini.yaml data.shards=data/shards steps=4000
   accelerate launch --config_file configs/accelerate/8gpu.yaml scripts/train.py --config configs/train/paper.yaml"""
@@ -40,16 +41,16 @@ def train(argv: Sequence[str] | None = None) -> None:
     if not is_main:
         logging.disable(logging.WARNING)
 
-    from nova3d.training.config import TrainConfig, changes
+    from nova3d.training.config import TrainConfig, preset_overrides
     from nova3d.utils.resources import find
 
-    preset = [change for name in options.preset for change in changes(find(name, "config", "train"))]
+    preset = [change for name in options.preset for change in preset_overrides(find(name, "config", "train"))]
     options.overrides = [*preset, *options.overrides]
     settings = common.load_config(TrainConfig, "train", options)
     if options.ema_profile:
-        from nova3d.training.profiles import export_profile
+        from nova3d.training.ema import export_posthoc_model
 
-        print(f"model: {export_profile(Path(settings.out), options.ema_profile).resolve()}")
+        print(f"model: {export_posthoc_model(Path(settings.out), options.ema_profile).resolve()}")
         return
     device = common.pick_device(options.device)
     if options.dry_run:
@@ -60,12 +61,12 @@ def train(argv: Sequence[str] | None = None) -> None:
                 print(line, flush=True)
         return
 
-    from nova3d.training.signals import StopRequest
+    from nova3d.training.trainer import StopRequest
     from nova3d.training.trainer import train as train_unet
 
     with (
         StopRequest(Path(settings.out)) as stop,
-        common.progress_bar("training") if is_main else nullcontext() as bar,
+        common.progress_bar("training") if is_main else nullcontext(silent) as bar,
     ):
         outcome = train_unet(settings, device, bar, stop)
     if is_main:
@@ -112,8 +113,8 @@ def cache_latents(argv: Sequence[str] | None = None) -> None:
     from accelerate import PartialState
 
     from nova3d.data.multiview import MultiViewDataset
-    from nova3d.training.latent_cache import build_cache
-    from nova3d.training.loss import frozen_networks
+    from nova3d.training.latents import build_cache
+    from nova3d.training.networks import frozen_networks
     from nova3d.training.precision import resolve
 
     state = PartialState(cpu=common.pick_device(options.device) == "cpu")
@@ -131,7 +132,7 @@ def cache_latents(argv: Sequence[str] | None = None) -> None:
             image_encoder,
             part=(state.process_index, state.num_processes),
             on_corrupt=settings.data.on_corrupt,
-            progress=bar if state.is_main_process else None,
+            progress=bar if state.is_main_process else silent,
             condition=settings.pipeline.condition,
             precision=resolve(settings.mixed_precision, state.device.type),
         )

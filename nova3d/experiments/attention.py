@@ -31,7 +31,7 @@ from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, AlignmentInit
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.tasks import TASKS
 from nova3d.training.config import TrainConfig, UNetConfig, check, micro_steps
-from nova3d.training.loss import build
+from nova3d.training.networks import build_module
 from nova3d.training.trainer import train
 from nova3d.utils import provenance
 from nova3d.utils.files import writable_folder, write_text
@@ -308,7 +308,7 @@ def write_start(config: TrainConfig, folder: Path) -> TrainConfig:
         _write_networks(config, parts)
         (folder / "complete").touch()
     # Read from files, a network draws nothing: the image encoder, where it is random, is then drawn alike as well.
-    started = replace(config, svd="", svd_variant="", unet=str(parts["unet"]))
+    started = replace(config, svd=None, svd_variant=None, unet=str(parts["unet"]))
     if config.svd:
         started = replace(started, vae=str(parts["vae"]), image_encoder=str(parts["image_encoder"]))
     return started
@@ -318,7 +318,7 @@ def _write_networks(config: TrainConfig, parts: dict[str, Path]) -> None:
     size = MultiViewDataset(config.data.shards).reader.cameras.width
     torch.manual_seed(config.seed)
     bare = replace(config, model=replace(config.model, alignment="none"))
-    module, _ = build(bare, size // 8)
+    module, _ = build_module(bare, size // 8)
     init = cast(AlignmentInit, config.model.alignment_init)
     arm_of(module.unet, config.model.alignment, init, config.seed).save_pretrained(parts["unet"])
     if config.svd:

@@ -1,16 +1,23 @@
-"""Training the small autoencoder of the mini model: SVD's own class, RGB views and normal maps alike."""
+"""Training a small autoencoder of SVD's own class, on RGB views and normal maps.
+
+From random weights a small convolutional autoencoder spends most of a short run finding out that colours pass through
+at all. It therefore starts as a block average (`start_as_block_average`).
+"""
 
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
 
 from nova3d import config as configs
 from nova3d.data.shards import ShardReader, shard_hash
@@ -18,62 +25,90 @@ from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.conditioning import inflated_guide
 from nova3d.normals import rotate
-from nova3d.training.autoencoder_init import start_as_block_average
-from nova3d.training.checkpoint import load_checkpoint, read_parts, save_checkpoint, write_parts
+from nova3d.training.checkpoint import load_checkpoint, read_states, save_checkpoint, write_states
 from nova3d.training.data import generator
 from nova3d.training.logs import StatsLog
-from nova3d.training.loss import pretrained
-from nova3d.training.optim import is_matrix, make_optimizer
+from nova3d.training.networks import load_pretrained
+from nova3d.training.optim import ParameterGroup, is_matrix, make_optimizer
 from nova3d.training.precision import resolve
 from nova3d.utils import provenance
+from nova3d.utils.files import locked, writable_folder
+from nova3d.utils.progress import Progress, silent
+from nova3d.utils.resources import Shipped
 from nova3d.views import yaw_rotation
 
 log = logging.getLogger(__name__)
 
+WEIGHT_DECAY = 1e-4
+COLOURS = 3
+SIGNAL = 2 * COLOURS  # trunk channels 0-2 carry the colours, 3-5 their negatives
+INITIAL_LOG_VARIANCE = -8.0  # a posterior as wide as its mean would hide the picture from the decoder for long
+OUTPUT_GAIN = 0.8  # the decoder's last normalisation makes the signal's deviation 1; pictures have about this much
+
+_POINT = torch.zeros(3, 3).index_put((torch.tensor(1), torch.tensor(1)), torch.tensor(1.0))
+_MEAN = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / 4  # Downsample2D pads right and below
+_TENT = torch.outer(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])) / 16
+
 
 @dataclass
 class AutoencoderModelConfig:
-    """Arguments of VideoAutoencoder; each further width halves the resolution."""
+    """Arguments of VideoAutoencoder."""
 
     block_out_channels: list[int] = field(default_factory=lambda: [32, 32, 64, 64])
+    """Channels of each resolution; each further one halves the resolution."""
     layers_per_block: int = 1
+    """Residual layers of a block."""
     latent_channels: int = 4
+    """Channels of the latents."""
     norm_groups: int = 8
+    """Groups of the group norms."""
     guide_channels: int = 0
-    """4: the decoder also sees the inflated outline of the input view, colours or normals and mask; 0: no guide."""
+    """4: the decoder also sees the inflated outline of the input view, colours or normals and mask. 0: no guide."""
 
 
 @dataclass
 class AutoencoderTrainConfig:
-    """What `scripts/train_autoencoder.py` reads."""
+    """The keys of `scripts/train_autoencoder.py`."""
 
-    shards: str = "assets/train-sample"
-    """Shards to train on: a folder, or several with commas between them."""
+    shards: Annotated[str, Shipped("asset")] = "assets/train-sample"
+    """Shard folder to train on, or several, separated by commas."""
     out: str = "outputs/mini-autoencoder"
+    """The run's folder; the model is written to OUT/vae."""
     model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
     steps: int = 800
-    clips: int = 8  # clips per step; each is one task of one object
-    frames: int = 2  # consecutive views per clip, so that the temporal layers learn too
-    crop: int = 64  # pixels; crops are centred on the object's pixels
-    full_frame_from: float = 0.85  # share of the run after which whole pictures replace crops
+    """Optimizer steps in all."""
+    clips: int = 8
+    """Clips per step; each is one task of one object."""
+    frames: int = 2
+    """Consecutive views per clip, so that the temporal layers learn too."""
+    crop: int = 64
+    """Side of the crops in pixels; they are centred on pixels of the object."""
+    full_frame_from: float = 0.85
+    """Share of the run after which whole pictures replace crops."""
     optimizer: str = "adamw"
     """adamw, adamw8bit or muon (matrices and kernels by Muon's rule, the rest by AdamW's)."""
     learning_rate: float = 2e-3
+    """Peak learning rate."""
     muon_learning_rate: float = 3e-3
     """Muon's rate for matrices and kernels, where optimizer is muon."""
     mixed_precision: str = "no"
     """no, bf16, or auto: bf16 where this machine is fast in it."""
     warmup: int = 50
+    """Steps over which the rate rises linearly."""
     final_rate: float = 0.1
     """Share of the rate that the cosine decay ends at."""
-    kl_weight: float = 1e-6  # Rombach et al. 2022
-    l1_weight: float = 0.2  # beside the squared error; L1 alone starts by painting everything the median grey
+    kl_weight: float = 1e-6
+    """Weight of the KL term (Rombach et al. 2022)."""
+    l1_weight: float = 0.2
+    """Weight of the absolute error beside the squared one. Alone it starts by painting the median grey."""
     seed: int = 0
+    """Seed of the initial weights, the clips and the latents."""
     log_every: int = 20
+    """Steps between log entries."""
     checkpoint_every: int = 200
-    start: str = ""
-    """Folder of a trained autoencoder of the same sizes to go on from; "" starts as block averages. One without a guide
-    may be gone on from with one."""
+    """Steps between checkpoints."""
+    start: Annotated[str | None, Shipped("asset")] = None
+    """Folder of a trained autoencoder of the same sizes to start from; it may lack the guide. null: block averages."""
     decoder_only: bool = False
     """Keep the encoder, and with it the latents that a UNet was trained on."""
     latent_noise: float = 0.0
@@ -81,38 +116,56 @@ class AutoencoderTrainConfig:
     latents are never exact."""
 
 
-def train_autoencoder(
-    config: AutoencoderTrainConfig, device: str, progress: Callable[[int, int, str], None] | None = None
-) -> Path:
-    """Train, resume where a checkpoint is found, and save a diffusers folder at `config.out`/vae; returns it.
+def train_autoencoder(config: AutoencoderTrainConfig, device: str, progress: Progress = silent) -> Path:
+    """Train an autoencoder; a run that was interrupted goes on from its last checkpoint.
 
-    The saved config's scaling_factor is 1 / std of the latents over training views.
+    Args:
+        config: of the run.
+        device: "cpu", "cuda".
+        progress: called at every log entry.
+
+    Returns:
+        The diffusers folder `config.out`/vae. Its scaling_factor is 1 / std of the latents over training views.
+
+    Raises:
+        InputError: for bad shards, folders or checkpoints, and while another run is at work in `config.out`.
     """
+    out = writable_folder(config.out)
+    with locked(out, "a training run"):
+        return _train(config, torch.device(device), out, progress)
+
+
+def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, progress: Progress) -> Path:
     reader = ShardReader(config.shards)
     torch.manual_seed(config.seed)
     model = start_model(config, reader.cameras.width).to(device)
-    optimizer = make_optimizer(config.optimizer, parameter_groups(model, config), (0.9, 0.99), torch.device(device))
-    precision = resolve(config.mixed_precision, torch.device(device).type)
-    out = Path(config.out)
+    groups = parameter_groups(model, config)
+    optimizer = make_optimizer(config.optimizer, groups, (0.9, 0.99), device)
+    precision = resolve(config.mixed_precision, device.type)
     parts = {"model": model, "optimizer": optimizer}
     identity = {
         "model": vars(config.model),
         "shards": shard_hash(reader.samples),
         "seed": config.seed,
         "optimizer": config.optimizer,
-        "start": config.start,
+        "start": config.start or "",
         "decoder_only": config.decoder_only,
         "latent_noise": config.latent_noise,
     }
-    start = load_checkpoint(out, lambda folder: read_parts(folder, parts), identity)
+
+    def write(folder: Path) -> None:
+        write_states(folder, {name: part.state_dict() for name, part in parts.items()})
+
+    start = load_checkpoint(out, lambda folder: read_states(folder, parts), identity)
     stats = StatsLog(out / "stats.jsonl", start)
     for step in range(start, config.steps):
         started = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * _schedule(step, config.warmup, config.steps, config.final_rate)
+        factor = learning_rate_factor(step, config.warmup, config.steps, config.final_rate)
+        for state, group in zip(optimizer.param_groups, groups, strict=True):
+            state["lr"] = group.learning_rate * factor
         clips, guides = batch(reader, config, step)
         clips, guides = clips.to(device), None if guides is None else guides.to(device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             losses = reconstruction_losses(model, clips, config, generator(config.seed, 0, step), guides)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
@@ -121,11 +174,10 @@ def train_autoencoder(
         stats.add(step, {k: v.item() for k, v in losses.items()} | {"seconds": time.perf_counter() - started})
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             means = stats.flush()
-            if progress:
-                progress(step + 1, config.steps, f"loss {means['loss']:.4f} psnr {means['psnr']:.2f}")
+            progress(step + 1, config.steps, f"loss {means['loss']:.4f} psnr {means['psnr']:.2f}")
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             stats.flush()
-            save_checkpoint(out, step + 1, lambda folder: write_parts(folder, parts), identity)
+            save_checkpoint(out, step + 1, write, identity)
     if not config.decoder_only:
         model.register_to_config(scaling_factor=1 / latent_std(model, reader, config.seed))
     model.save_pretrained(out / "vae", safe_serialization=True)
@@ -137,13 +189,20 @@ def train_autoencoder(
 def start_model(config: AutoencoderTrainConfig, size: int) -> VideoAutoencoder:
     """The autoencoder that training starts from.
 
+    Args:
+        config: of the run.
+        size: side of the pictures, in pixels.
+
+    Returns:
+        The autoencoder, on the CPU.
+
     Raises:
         InputError: where `start` has other sizes than `model`, where it has a guide that `model` lacks, and where only
             the decoder is to be trained and there is no `start`.
     """
     model = build(config.model, size)
     if config.start:
-        trained = pretrained(VideoAutoencoder, config.start)
+        trained = load_pretrained(VideoAutoencoder, config.start)
         wanted = vars(config.model) | ({} if trained.config.guide_channels else {"guide_channels": 0})
         for key, value in wanted.items():
             there = getattr(trained.config, key)
@@ -159,21 +218,16 @@ def start_model(config: AutoencoderTrainConfig, size: int) -> VideoAutoencoder:
     return model
 
 
-def parameter_groups(model: VideoAutoencoder, config: AutoencoderTrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: VideoAutoencoder, config: AutoencoderTrainConfig) -> list[ParameterGroup]:
     """Parameter groups: matrices and kernels apart where Muon is the optimizer; weight decay on all."""
-    matrices: list[torch.nn.Parameter] = []
-    others: list[torch.nn.Parameter] = []
+    others = ParameterGroup("others", config.learning_rate, WEIGHT_DECAY)
+    matrices = ParameterGroup("matrices", config.muon_learning_rate, WEIGHT_DECAY, muon=True)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         muon = config.optimizer == "muon" and is_matrix(name, parameter)
-        (matrices if muon else others).append(parameter)
-    groups = [{"params": others, "base_lr": config.learning_rate, "lr": 0.0, "weight_decay": 1e-4}]
-    if matrices:
-        groups.append(
-            {"params": matrices, "base_lr": config.muon_learning_rate, "lr": 0.0, "weight_decay": 1e-4, "muon": True}
-        )
-    return groups
+        (matrices if muon else others).parameters.append(parameter)
+    return [group for group in (others, matrices) if group.parameters]
 
 
 def build(config: AutoencoderModelConfig, size: int) -> VideoAutoencoder:
@@ -232,7 +286,12 @@ def reconstruction_losses(
 
 
 def batch(reader: ShardReader, config: AutoencoderTrainConfig, step: int) -> tuple[Tensor, Tensor | None]:
-    """What step `step` learns from, a function of (seed, step) alone. Tasks alternate.
+    """The clips of one step, a function of (seed, step) alone. Tasks alternate.
+
+    Args:
+        reader: of the shards.
+        config: of the run.
+        step: zero-based.
 
     Returns:
         Clips [n,f,3,h,w] in [-1,1], and for a guided decoder their guides [n,f,4,h,w], else None.
@@ -285,8 +344,80 @@ def latent_std(model: VideoAutoencoder, reader: ShardReader, seed: int, objects:
     return float(torch.cat(latents).std())
 
 
-def _schedule(step: int, warmup: int, total: int, final: float) -> float:
+def learning_rate_factor(step: int, warmup: int, total: int, final: float) -> float:
     """Linear warm-up, then cosine decay to `final`."""
     if step < warmup:
         return (step + 1) / warmup
     return final + (1 - final) / 2 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+@torch.no_grad()
+def start_as_block_average(model: VideoAutoencoder) -> None:
+    """Make an untrained autoencoder store each 8x8 block's mean colour and upsample it smoothly.
+
+    Every residual branch starts at zero. Six channels of the trunk carry the three colours and their negatives, and
+    the first three latent channels store the colours. All other channels start as usual; nothing is frozen. The
+    negatives make SiLU linear: silu(x) - silu(-x) = x.
+
+    Args:
+        model: with at least 3 latent channels and trunk widths of 8 or more; its weights are set in place.
+    """
+    for module in model.modules():
+        if isinstance(module, ResnetBlock2D | TemporalResnetBlock):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+            if module.conv_shortcut is not None:
+                _carry(module.conv_shortcut, torch.ones(1, 1))
+        elif isinstance(module, Downsample2D):
+            _carry(module.conv, _MEAN)
+        elif isinstance(module, Upsample2D):
+            _carry(module.conv, _TENT)
+        elif isinstance(module, Attention):
+            nn.init.zeros_(module.to_out[0].weight)
+            nn.init.zeros_(module.to_out[0].bias)
+    _split(model.encoder.conv_in)
+    _join(model.encoder.conv_out, 1.0)
+    _split(model.decoder.conv_in)
+    _join(model.decoder.conv_out, OUTPUT_GAIN)
+    latents = model.config.latent_channels
+    nn.init.zeros_(model.encoder.conv_out.weight[latents:])
+    nn.init.eye_(model.quant_conv.weight[:, :, 0, 0])
+    nn.init.zeros_(model.quant_conv.bias)
+    nn.init.zeros_(model.encoder.conv_out.bias[latents:])
+    model.quant_conv.bias[latents:].fill_(INITIAL_LOG_VARIANCE)
+    temporal = model.decoder.time_conv_out
+    nn.init.zeros_(temporal.weight)
+    nn.init.zeros_(temporal.bias)
+    for channel in range(COLOURS):
+        temporal.weight[channel, channel, temporal.kernel_size[0] // 2, 0, 0] = 1
+
+
+def _carry(conv: nn.Module, kernel: Tensor) -> None:
+    """The signal channels pass through `conv`, filtered by `kernel`, untouched by the others."""
+    weight, bias = conv.weight, conv.bias
+    assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+    weight[:SIGNAL] = 0
+    bias[:SIGNAL] = 0
+    for channel in range(SIGNAL):
+        weight[channel, channel] = kernel.reshape(weight.shape[2:]) if kernel.numel() > 1 else 1.0
+
+
+def _split(conv: nn.Conv2d) -> None:
+    """Trunk channels 0-2 are input channels 0-2 and 3-5 their negatives; 6 and 7, their normalisation group's
+    remainder at four channels a group, start silent."""
+    conv.weight[: SIGNAL + 2] = 0
+    assert conv.bias is not None
+    conv.bias[: SIGNAL + 2] = 0
+    for channel in range(COLOURS):
+        conv.weight[channel, channel] = _POINT
+        conv.weight[channel + COLOURS, channel] = -_POINT
+
+
+def _join(conv: nn.Conv2d, gain: float) -> None:
+    """Output channels 0-2 are gain * (silu(x) - silu(-x)) = gain * x."""
+    conv.weight[:COLOURS] = 0
+    assert conv.bias is not None
+    conv.bias[:COLOURS] = 0
+    for channel in range(COLOURS):
+        conv.weight[channel, channel] = gain * _POINT
+        conv.weight[channel, channel + COLOURS] = -gain * _POINT

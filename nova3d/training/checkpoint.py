@@ -1,7 +1,7 @@
 """Training checkpoints: folders with everything resume needs, written aside and renamed, the last few kept.
 
-`checkpoints/step-00001000/` holds what the writers put there and `progress.json`: step, identity of the run, and every
-file's size, by which a checkpoint that was cut short afterwards is known.
+`checkpoints/step-00001000/` holds the files of the run's parts and `progress.json`: step, identity of the run, and the
+size of every file. The sizes tell a checkpoint that was cut short afterwards.
 """
 
 import json
@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
+from nova3d.utils.files import remove, sync_folder
 
 log = logging.getLogger(__name__)
 PROGRESS = "progress.json"
@@ -36,20 +37,26 @@ _UNREADABLE = (
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold."""
+    """What takes its state back from a checkpoint."""
 
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take a state back."""
+        ...
 
 
 @dataclass(frozen=True)
-class Together:
-    """How the processes of a run keep in step; the defaults are those of a run of one."""
+class Collectives:
+    """The collective operations that checkpoints need; the defaults are those of a single process.
+
+    Attributes:
+        is_main: whether this process writes what only one may write.
+        barrier: waits for all processes.
+        all_true: whether all processes say True.
+    """
 
     is_main: bool = True
-    wait: Callable[[], None] = lambda: None
-    all_agree: Callable[[bool], bool] = lambda mine: mine
+    barrier: Callable[[], None] = lambda: None
+    all_true: Callable[[bool], bool] = lambda mine: mine
 
 
 def save_checkpoint(
@@ -58,42 +65,53 @@ def save_checkpoint(
     write: Callable[[Path], None],
     identity: Mapping[str, Any],
     keep: int = 2,
-    together: Together = Together(),
+    collectives: Collectives = Collectives(),
 ) -> Path:
-    """Write `folder/checkpoints/step-00001000` all or nothing and drop all but the newest `keep`.
+    """Write `folder/checkpoints/step-00001000` all or nothing and drop all but the newest ones.
 
-    write(path): puts its files into the folder `path`; called in every process, so that each can write its share.
-    Raises InputError where the disk is full or the folder cannot be written; older checkpoints then stay.
+    Args:
+        folder: of the run.
+        step: finished steps.
+        write: puts its files into the folder that it is given; called in every process, so that each writes its share.
+        identity: of the run, JSON-ready; a run of another identity refuses the checkpoint.
+        keep: checkpoints that are kept.
+        collectives: of the run's processes.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        InputError: where the disk is full or the folder cannot be written; older checkpoints then stay.
     """
     path = folder / "checkpoints" / f"step-{step:08d}"
     aside = path.with_suffix(".part")
     try:
-        if together.is_main:
-            shutil.rmtree(aside, ignore_errors=True)
+        if collectives.is_main:
+            remove(aside)
             aside.mkdir(parents=True)
-        together.wait()
+        collectives.barrier()
         write(aside)
-        together.wait()
-        if together.is_main:
+        collectives.barrier()
+        if collectives.is_main:
             files = sorted(file for file in aside.rglob("*") if file.is_file())
             sizes = {str(file.relative_to(aside)): file.stat().st_size for file in files}
             progress = {"step": step, "identity": dict(identity), "files": sizes}
             (aside / PROGRESS).write_text(json.dumps(progress))
-            for file in (*files, aside / PROGRESS, aside):
-                _sync(file)
-            # Later ones are of a history that this run has left: damaged, or it was told to resume before them.
-            for left in [other for other in list_checkpoints(folder) if other.name >= path.name]:
-                log.warning("checkpoint '%s' is removed: this run went on from an earlier one", left)
-                shutil.rmtree(left)
+            sync_folder(aside)
+            _sync(aside)
+            # Later ones belong to another course of the run: damaged, or it was told to resume before them.
+            for later in [other for other in list_checkpoints(folder) if other.name >= path.name]:
+                log.warning("checkpoint '%s' is removed: this run went on from an earlier one", later)
+                shutil.rmtree(later)
             aside.rename(path)
             _sync(path.parent)
             for old in list_checkpoints(folder)[:-keep]:
                 shutil.rmtree(old)
     except (OSError, RuntimeError, SafetensorError) as error:
-        if together.is_main:
+        if collectives.is_main:
             shutil.rmtree(aside, ignore_errors=True)
         raise InputError(f"cannot write checkpoint '{path}': {error}; older checkpoints are kept") from error
-    together.wait()
+    collectives.barrier()
     return path
 
 
@@ -102,14 +120,23 @@ def load_checkpoint(
     read: Callable[[Path], None],
     identity: Mapping[str, Any],
     resume: str = "auto",
-    together: Together = Together(),
+    collectives: Collectives = Collectives(),
 ) -> int:
-    """Restore a run; returns the number of finished steps, 0 where it starts anew.
+    """Restore a run from a checkpoint.
 
-    read(path): takes everything from a checkpoint's folder; what it raises means that this one is damaged. resume:
-    "auto", the newest readable checkpoint of `folder`: a damaged one is named in the log and the one before is taken;
-    "never"; or the path of a checkpoint. Raises InputError where the checkpoint is of another run than `identity`, or
-    where there are checkpoints and none can be read.
+    Args:
+        folder: of the run.
+        read: takes everything from a checkpoint's folder; what it raises means that this checkpoint is damaged.
+        identity: of the run.
+        resume: "auto" takes the newest readable checkpoint and names damaged ones in the log; "never"; or the path of
+            a checkpoint.
+        collectives: of the run's processes.
+
+    Returns:
+        The number of finished steps, 0 where the run starts anew.
+
+    Raises:
+        InputError: where the checkpoint is of another run, or there are checkpoints and none can be read.
     """
     if resume == "never":
         return 0
@@ -124,8 +151,8 @@ def load_checkpoint(
         except InputError:
             raise
         except _UNREADABLE as error:
-            readable, reason = False, _first_line(error)
-        if together.all_agree(readable):
+            readable, reason = False, first_line(error)
+        if collectives.all_true(readable):
             log.info("resumed from %s", path)
             return int(progress["step"])
         if path == candidates[-1]:
@@ -138,7 +165,7 @@ def load_checkpoint(
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """progress.json of a checkpoint's folder; raises OSError or ValueError where a file is not whole."""
+    """progress.json of a checkpoint's folder; raises OSError or ValueError where a file is not complete."""
     progress = json.loads((path / PROGRESS).read_text())
     if not isinstance(progress, dict) or not {"step", "identity", "files"} <= progress.keys():
         raise ValueError(f"{PROGRESS} is not a checkpoint's")
@@ -149,13 +176,13 @@ def read_progress(path: Path) -> dict[str, Any]:
     return progress
 
 
-def write_parts(path: Path, parts: Mapping[str, Stateful]) -> None:
-    """Put the states of `parts` into a checkpoint's folder."""
-    torch.save({name: part.state_dict() for name, part in parts.items()}, path / PARTS)
+def write_states(path: Path, states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the states of parts, by name, into a checkpoint's folder."""
+    torch.save(dict(states), path / PARTS)
 
 
-def read_parts(path: Path, parts: Mapping[str, Stateful]) -> None:
-    """Take them back; raises what torch raises where the file is damaged or of other parts."""
+def read_states(path: Path, parts: Mapping[str, Stateful]) -> None:
+    """Load the states of parts back; raises what torch raises where the file is damaged or of other parts."""
     states = torch.load(path / PARTS, map_location="cpu", weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(states[name])
@@ -170,7 +197,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def check_space(folder: Path, bytes_each: int, keep: int) -> None:
-    """Raise InputError unless the disk under `folder` holds `keep` checkpoints and the one being written."""
+    """Check that the disk holds a run's checkpoints and the one being written.
+
+    Args:
+        folder: of the run.
+        bytes_each: size of a checkpoint.
+        keep: checkpoints that are kept.
+
+    Raises:
+        InputError: naming what is lacking.
+    """
     lacking = max(1, keep + 1 - len(list_checkpoints(folder))) * bytes_each - shutil.disk_usage(folder).free
     if lacking > 0:
         raise InputError(
@@ -179,13 +215,21 @@ def check_space(folder: Path, bytes_each: int, keep: int) -> None:
         )
 
 
-# What checkpoints without these keys were made with.
-_FORMER = {"optimizer": "adamw", "condition": "picture"}
+# What checkpoints of earlier versions, which lack these keys, were made with.
+_DEFAULT_IDENTITY = {
+    "optimizer": "adamw",
+    "condition": "picture",
+    "model.row_attention": False,
+    "model.guide_channels": 0,
+    "start": "",
+    "decoder_only": False,
+    "latent_noise": 0.0,
+}
 
 
 def _check_identity(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for key, value in flat(json.loads(json.dumps(here))).items():
-        other = flat(there).get(key, _FORMER.get(key))
+    for key, value in flatten(json.loads(json.dumps(here))).items():
+        other = flatten(there).get(key, _DEFAULT_IDENTITY.get(key))
         if other != value:
             raise InputError(
                 f"checkpoint '{path}' was made with another '{key}' ({other}, this run has {value}); choose another "
@@ -193,11 +237,11 @@ def _check_identity(path: Path, there: Mapping[str, Any], here: Mapping[str, Any
             )
 
 
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, their keys joined by dots."""
     entries: dict[str, Any] = {}
     for key, entry in value.items():
-        entries |= flat(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
+        entries |= flatten(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
     return entries
 
 
@@ -207,7 +251,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

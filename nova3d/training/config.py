@@ -3,156 +3,222 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from nova3d.config import Sentinel
 from nova3d.data import augment
 from nova3d.data.augment import AugmentConfig
 from nova3d.diffusion import NoiseSchedule
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
 from nova3d.tasks import CONDITIONS
-from nova3d.training.optim import OPTIMIZERS
+from nova3d.utils.resources import Shipped
 
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 TRACKERS = ("tensorboard", "wandb")
-NO_ENCODER = "none"  # as `image_encoder`: the model has none
+NO_ENCODER = "none"  # as `image_encoder`: the model has no image encoder
 
 
 @dataclass
 class UNetConfig:
-    """NovaUNet's constructor; the defaults are SVD's sizes. With `svd=` only the alignment keys count."""
+    """Arguments of NovaUNet; the defaults are SVD's sizes.
+
+    A run that starts from `svd` uses the alignment keys only.
+    """
 
     down_block_types: list[str] = field(
         default_factory=lambda: [*["CrossAttnDownBlockSpatioTemporal"] * 3, "DownBlockSpatioTemporal"]
     )
+    """Down blocks, finest resolution first."""
     up_block_types: list[str] = field(
         default_factory=lambda: ["UpBlockSpatioTemporal", *["CrossAttnUpBlockSpatioTemporal"] * 3]
     )
+    """Up blocks, coarsest resolution first."""
     block_out_channels: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
+    """Channels of each resolution."""
     num_attention_heads: list[int] = field(default_factory=lambda: [5, 10, 20, 20])
+    """Attention heads of each resolution."""
     layers_per_block: int = 2
+    """Residual layers of a block."""
     cross_attention_dim: int = 1024
+    """Width of the image embedding."""
     addition_time_embed_dim: int = 256
+    """Width of the embedding of the noise augmentation."""
     norm_groups: int = 32
+    """Groups of the group norms; they divide every width."""
     alignment: str = "gta"
+    """none, cross_domain, gta, gta_spatial or gta_temporal (nova3d.models.alignment)."""
     alignment_init: str = "copied"
+    """How the attention of the alignment units starts: copied, random or wonder3d (nova3d.models.alignment)."""
     row_attention: bool = False
     """Attention along image rows over all views, in spatial blocks."""
 
 
 @dataclass
 class ImageEncoderConfig:
-    """CLIPVisionConfig of a small image encoder trained with the UNet; the projection is the cross-attention's."""
+    """CLIPVisionConfig of a small image encoder that is trained with the UNet.
+
+    Its projection has the width `model.cross_attention_dim`.
+    """
 
     hidden_size: int = 128
+    """Width of the tokens."""
     intermediate_size: int = 512
+    """Width of the MLPs."""
     num_hidden_layers: int = 4
+    """Layers."""
     num_attention_heads: int = 4
+    """Attention heads."""
     image_size: int = 64
+    """Side of the pictures that it sees, in pixels."""
     patch_size: int = 8
+    """Side of a patch, in pixels."""
 
 
 @dataclass
 class PipelineConfig:
-    """What the saved pipeline samples with; see Nova3DPipeline. camera_preset must be the rig of the shards."""
+    """What the saved pipeline samples with; see Nova3DPipeline."""
 
     camera_preset: str = "ortho16"
+    """The cameras of the views. It must be the rig of the shards."""
     condition: str = "picture"
     """What the UNet's condition latents show: picture, or inflated (nova3d.models.conditioning)."""
     sigma_min: float = 0.002
+    """The last noise level before zero."""
     sigma_max: float = 700.0
+    """The first noise level."""
     steps: int = 25
+    """Denoising steps."""
     solver: str = "euler"
+    """euler or heun."""
     guidance_low: float = 1.0
+    """Guidance scale at the input view."""
     guidance_high: float = 2.5
+    """Guidance scale behind the object."""
 
 
 @dataclass
 class DataConfig:
-    """shards: what is trained on, one folder or several with commas between them. validation: shards of other objects
-    ("" for none)."""
+    """What is trained on."""
 
-    shards: str = "assets/train-sample"
-    validation: str = ""
-    input_views: list[int] = field(default_factory=list)  # which views may be the input view; empty: all
+    shards: Annotated[str, Shipped("asset")] = "assets/train-sample"
+    """Shard folder to train on, or several, separated by commas."""
+    validation: Annotated[str | None, Shipped("asset")] = None
+    """Shards of other objects, for validation. null: no validation."""
+    input_views: list[int] = field(default_factory=list)
+    """Views that may be the input view. Empty: all."""
     input_views_per_object: int | None = None
-    """Of `input_views`, so many are drawn for every object by a hash of its uid. None: all. A latent cache then holds
-    these only."""
-    cache: str = ""  # folder of scripts/cache_latents.py; "": encode the shards' views while training
-    on_corrupt: str = "fail"  # a damaged object ends the run, or (skip) the next readable one takes its place
-    augment: AugmentConfig = field(default_factory=AugmentConfig)  # random changes of the objects; default none
-    prefetch: int = 2  # micro-batches read ahead; 0 reads when asked
-    threads: int = 1  # that read ahead, a micro-batch each
+    """How many of `input_views` each object uses, drawn by a hash of its uid. null: all. A latent cache holds these
+    only."""
+    cache: str | None = None
+    """Folder of a latent cache (scripts/cache_latents.py). null: the shards' views are encoded while training."""
+    on_corrupt: str = "fail"
+    """A damaged object ends the run (fail), or the next readable one takes its place (skip)."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    prefetch: int = 2
+    """Micro-batches read ahead. 0: a batch is read when it is needed."""
+    threads: int = 1
+    """Threads that read ahead, each a micro-batch."""
 
 
 @dataclass
 class OptimConfig:
-    """AdamW, lr 2e-5, EMA 0.9999 (paper III); the label MLP may learn faster, as in Wonder3D.
+    """Optimizer and weight averages; the defaults are the paper's: AdamW, rate 2e-5, EMA 0.9999 (section III).
 
-    Weight decay is decoupled and leaves norms, biases and SVD's mix factors alone.
+    Weight decay is decoupled. Norms, biases and SVD's mix factors are not decayed.
     """
 
     name: str = "adamw"
     """adamw, adamw8bit (moments in 8 bits, by bitsandbytes) or muon (matrices and kernels by Muon's rule, the rest by
     AdamW's)."""
     learning_rate: float = 2e-5
+    """Peak learning rate."""
     muon_learning_rate: float = 0.01
     """Muon's rate for matrices and kernels, where the optimizer is muon."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """AdamW's decay rates of the moments."""
     weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
     warmup: int = 500
-    decay_from: float = 1.0  # share of the run after which the rate falls linearly to a twentieth; 1 keeps it
+    """Steps over which the rate rises linearly."""
+    decay_from: float = 1.0
+    """Share of the run after which the rate falls linearly to a twentieth. 1: it does not fall."""
     view_embedding_multiplier: float = 1.0
+    """Factor on the rate of the MLP that embeds camera and task; Wonder3D trains its labels faster."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
     ema_decay: float = 0.9999
-    ema_warmup: str = "none"  # or inverse
-    ema_device: str = ""  # "": beside the weights; cpu: in main memory
-    ema_profiles: list[float] = field(default_factory=list)  # sigma_rel of power-function averages, e.g. [0.05, 0.1]
-    snapshot_every: int = 1000  # steps between the profiles' snapshots
+    """Decay of the exponential moving average of the weights."""
+    ema_warmup: str = "none"
+    """none, or inverse: the decay grows with the steps taken."""
+    ema_device: str | None = None
+    """Where the averages are kept. null: beside the weights. cpu: in main memory."""
+    ema_profiles: list[float] = field(default_factory=list)
+    """Relative widths sigma_rel of power-function averages that are kept too, e.g. [0.05, 0.1]."""
+    snapshot_every: int = 1000
+    """Steps between the snapshots of `ema_profiles`."""
 
 
 @dataclass
 class NoiseConfig:
-    """stages: [first step, P_mean, P_std] (paper appendix VI). Condition noise: log-normal deviation in pixel space
-    (SVD's N(-3, 0.5^2)). Dropouts: both conditions, CLIP alone, latent alone; one draw per object."""
+    """Noise levels by stages (paper, appendix VI), noise on the condition picture, and dropouts of the conditions.
+
+    One draw per object decides which of the three dropouts happens.
+    """
 
     stages: list[list[float]] = field(
         default_factory=lambda: [[0, 1.0, 1.6], [8000, 1.8, 1.6], [16000, 2.2, 1.8], [24000, 2.5, 2.0]]
     )
+    """[first step, P_mean, P_std] of each stage."""
     condition_mean: float = -3.0
+    """Mean of the log of the noise level on the condition picture, in pixel space (SVD: -3)."""
     condition_std: float = 0.5
+    """Deviation of that log (SVD: 0.5)."""
     drop_both: float = 0.1
+    """Probability that both conditions are dropped."""
     drop_clip: float = 0.05
+    """Probability that the image embedding alone is dropped."""
     drop_latent: float = 0.05
+    """Probability that the condition latent alone is dropped."""
 
 
 @dataclass
 class HealthConfig:
-    """A step is skipped where loss or gradient is not finite, or either exceeds `spike` times its median over the last
-    `window` good steps (0: never for that reason). `max_bad` skips in a row end the run."""
+    """Steps with a loss or gradient that is not finite, or far above its median, are skipped."""
 
-    spike: float = 10.0
+    spike: Annotated[float | None, Sentinel(0)] = 10.0
+    """A step is skipped where loss or gradient norm exceeds this multiple of its median. null: no limit."""
     window: int = 200
+    """Accepted steps that the medians are taken over."""
     max_bad: int = 5
+    """Skipped steps in a row that end the run."""
 
 
 @dataclass
 class TrainConfig:
-    """One run. svd: folder or hub id of Stable Video Diffusion: UNet, autoencoder and image encoder start from it, the
-    last two frozen. Without it, vae, image_encoder, unet: folders of pretrained parts; an autoencoder is always needed.
-    Of these the UNet is trained, the autoencoder never, the image encoder where train_image_encoder says so.
+    """The keys of `scripts/train.py`.
+
+    An autoencoder is always needed, from `svd` or `vae`, and is never trained.
     """
 
     out: str = "outputs/train"
-    svd: str = ""
-    svd_variant: str = ""  # "" or fp16
-    vae: str = ""
-    image_encoder: str = ""
-    """Folder of a frozen image encoder. "" trains a small one from scratch, together with the UNet. "none" leaves it
-    out: the UNet's cross-attention sees zeros."""
-    train_image_encoder: bool = False  # go on training the one of image_encoder=, together with the UNet
-    unet: str = ""  # "" starts from random weights
+    """The run's folder."""
+    svd: str | None = None
+    """Folder or hub id of Stable Video Diffusion. UNet, autoencoder and image encoder start from it; the last two stay
+    frozen."""
+    svd_variant: str | None = None
+    """Variant of SVD's weight files: null or fp16."""
+    vae: Annotated[str | None, Shipped("asset")] = None
+    """Folder of the trained autoencoder, without `svd`."""
+    image_encoder: Annotated[str | None, Shipped("asset")] = None
+    """Folder of a frozen image encoder, without `svd`. null trains a small one from scratch, together with the UNet.
+    The word none leaves it out: the UNet's cross-attention sees zeros."""
+    train_image_encoder: bool = False
+    """Train the image encoder that `image_encoder` names too, together with the UNet."""
+    unet: Annotated[str | None, Shipped("asset")] = None
+    """Folder of a UNet to start from, without `svd`. null: random weights."""
     data: DataConfig = field(default_factory=DataConfig)
     model: UNetConfig = field(default_factory=UNetConfig)
     encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
@@ -161,28 +227,50 @@ class TrainConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     steps: int = 30_000
-    batch_size: int = 1  # objects (RGB and normal pairs of 16 views) per device and micro-step
-    accumulation: int = 1  # micro-steps per step; 0: as many as effective_batch needs
-    effective_batch: int = 0  # objects per step over all devices, checked at the start; 0: whatever comes out
+    """Optimizer steps in all."""
+    batch_size: int = 1
+    """Objects (RGB and normal pairs of 16 views) per device and micro-step."""
+    accumulation: Annotated[int | None, Sentinel(0)] = 1
+    """Micro-steps per step. null: as many as effective_batch needs."""
+    effective_batch: Annotated[int | None, Sentinel(0)] = None
+    """Objects per step over all devices, checked at the start. null: what the other keys give."""
     mixed_precision: str = "no"
     """no, bf16, or auto: bf16 on CUDA and on CPUs that a measurement finds fast in it."""
     gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile of the UNet
+    """Recompute activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """torch.compile of the UNet."""
     seed: int = 0
+    """Seed of the initial weights, the order of the objects and the noise."""
     resume_other_data: bool = False
-    """Go on from a checkpoint although its shards, input views or augmentation were others."""
-    resume: str = "auto"  # the newest readable checkpoint of `out`; never; or a checkpoint's folder
+    """Resume from a checkpoint although its shards, input views or augmentation differ."""
+    resume: str = "auto"
+    """auto (the newest readable checkpoint of `out`), never, or a checkpoint's folder."""
     log_every: int = 20
+    """Steps between log entries."""
     checkpoint_every: int = 500
+    """Steps between checkpoints."""
     keep_checkpoints: int = 2
-    validate_every: int = 0  # 0: never
+    """How many checkpoints are kept, the newest."""
+    validate_every: Annotated[int | None, Sentinel(0)] = None
+    """Steps between validations. null: never."""
     validation_objects: int = 4
-    latent_cache: bool = True  # keep the RGB views' latents in memory after their first use; for small data sets
-    trackers: list[str] = field(default_factory=list)  # beside stats.jsonl: tensorboard, wandb
+    """Objects per validation."""
+    latent_cache: bool = True
+    """Keep the RGB views' latents in memory after their first use; for small data sets."""
+    trackers: list[str] = field(default_factory=list)
+    """Loggers beside stats.jsonl: tensorboard, wandb."""
 
 
 def check(config: TrainConfig) -> None:
-    """Raise InputError for a value that no run can have, before anything is loaded."""
+    """Check values and combinations of a config before anything is loaded.
+
+    Args:
+        config: of a run.
+
+    Raises:
+        InputError: naming the key.
+    """
     optim, data, health, noise = config.optim, config.data, config.health, config.noise
     counts = (config.steps, config.batch_size, config.log_every, config.checkpoint_every, config.keep_checkpoints)
     demands: list[tuple[bool, str]] = [
@@ -211,14 +299,14 @@ def check(config: TrainConfig) -> None:
             "data.cache holds latents of the objects as rendered: set data.cache='', or leave data.augment out",
         ),
         (optim.ema_warmup in ("none", "inverse"), "optim.ema_warmup must be none or inverse"),
-        (optim.ema_device in ("", "cpu"), "optim.ema_device must be cpu or empty"),
+        (optim.ema_device in (None, "", "cpu"), "optim.ema_device must be cpu or null"),
         (all(0 < rel < 0.28 for rel in optim.ema_profiles), "optim.ema_profiles must lie between 0 and 0.28"),
         (
             not (config.svd and (config.unet or config.vae or config.image_encoder)),
             "svd= brings all three networks: leave unet=, vae= and image_encoder= empty",
         ),
         (
-            config.image_encoder not in ("", NO_ENCODER) or not config.train_image_encoder,
+            config.image_encoder not in (None, "", NO_ENCODER) or not config.train_image_encoder,
             "train_image_encoder goes on training the one that image_encoder= names, and none is named",
         ),
         (
@@ -226,11 +314,11 @@ def check(config: TrainConfig) -> None:
             "steps, batch_size, log_every, checkpoint_every and keep_checkpoints must be at least 1",
         ),
         (
-            min(config.accumulation, config.effective_batch, data.prefetch) >= 0,
+            min(config.accumulation or 0, config.effective_batch or 0, data.prefetch) >= 0,
             "accumulation, effective_batch and data.prefetch must not be negative",
         ),
         (health.max_bad >= 1 and health.window >= 1, "health.max_bad and health.window must be at least 1"),
-        (health.spike == 0 or health.spike > 1, "health.spike must be 0 or above 1"),
+        (not health.spike or health.spike > 1, "health.spike must be null or above 1"),
         (noise.drop_both + noise.drop_clip + noise.drop_latent <= 1, "noise.drop_* must not sum to more than 1"),
         (set(config.trackers) <= set(TRACKERS), f"trackers must be among {', '.join(TRACKERS)}"),
     ]
@@ -249,12 +337,22 @@ def noise_schedule(config: NoiseConfig) -> NoiseSchedule:
     return NoiseSchedule([(int(start), mean, std) for start, mean, std in config.stages])
 
 
-def changes(path: str | Path) -> list[str]:
-    """The `key=value` overrides that a YAML file of changes stands for; raises InputError where it cannot be read."""
+def preset_overrides(path: str | Path) -> list[str]:
+    """The `key=value` overrides that a preset, a YAML file of changes, stands for.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One override for each of its keys.
+
+    Raises:
+        InputError: where the file cannot be read.
+    """
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, YAMLError) as error:
-        raise InputError(f"preset '{path}' cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"preset '{path}' cannot be read: {first_line(error)}") from error
 
     def flat(value: Any, prefix: str) -> list[str]:
         if isinstance(value, dict):
@@ -265,11 +363,22 @@ def changes(path: str | Path) -> list[str]:
 
 
 def micro_steps(config: TrainConfig, processes: int) -> int:
-    """Micro-steps per step on so many processes; raises InputError where they cannot make up the effective batch."""
+    """Micro-steps per step.
+
+    Args:
+        config: of a run.
+        processes: that share its batch.
+
+    Returns:
+        `accumulation`, or as many as the effective batch needs.
+
+    Raises:
+        InputError: where they cannot make up the effective batch.
+    """
     at_once = config.batch_size * processes
     wanted = config.effective_batch
     if not wanted:
-        return max(1, config.accumulation)
+        return max(1, config.accumulation or 1)
     if wanted % at_once:
         raise InputError(
             f"effective_batch={wanted} is not a multiple of batch_size {config.batch_size} x {processes} processes = "
@@ -278,6 +387,6 @@ def micro_steps(config: TrainConfig, processes: int) -> int:
     if config.accumulation and config.accumulation * at_once != wanted:
         raise InputError(
             f"batch_size {config.batch_size} x {processes} processes x accumulation {config.accumulation} = "
-            f"{at_once * config.accumulation}, not effective_batch={wanted}; accumulation=0 finds the number"
+            f"{at_once * config.accumulation}, not effective_batch={wanted}; accumulation=null finds the number"
         )
     return wanted // at_once

@@ -1,8 +1,8 @@
-"""From objects to the tensors of one micro-step.
+"""The tensors of one micro-step: which objects, what is drawn for them, and reading ahead.
 
-The samples of a run are numbered: step s takes the positions s*G ... s*G + G-1 of the global batch of G objects, and
-what is drawn for one of them is a function of (seed, step, its place 0 ... G-1 in the global batch) alone. Processes
-and micro-steps only share the places out, so any split of G draws the same.
+The samples of a run are numbered: step s takes the positions s*G ... s*G + G-1, for a global batch of G objects. What
+is drawn for one of them depends on (seed, step, its index 0 ... G-1 in the global batch) alone. Processes and
+micro-steps share the indices out, so any split of G draws the same.
 """
 
 from collections import deque
@@ -22,12 +22,53 @@ from nova3d.training.config import NoiseConfig
 from nova3d.training.latents import Item, ItemReader, LatentEncoder
 
 T = TypeVar("T")
+MicroStep = tuple[int, int]  # (step, micro-step of that step)
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The global batch of G objects, split over processes and micro-steps.
+
+    Attributes:
+        batch_size: objects of one process in one micro-step.
+        processes: number of processes.
+        micro_steps: micro-steps per step.
+        rank: this process.
+    """
+
+    batch_size: int
+    processes: int = 1
+    micro_steps: int = 1
+    rank: int = 0
+
+    @property
+    def size(self) -> int:
+        """G, the effective batch."""
+        return self.batch_size * self.processes * self.micro_steps
+
+    def indices(self, micro_step: int) -> range:
+        """The indices, in 0 ... G-1, of this process in one of its micro-steps."""
+        first = (micro_step * self.processes + self.rank) * self.batch_size
+        return range(first, first + self.batch_size)
+
+    def schedule(self, first_step: int, last_step: int) -> Iterator[MicroStep]:
+        """Every micro-step from `first_step` up to, not including, `last_step`."""
+        return ((step, micro) for step in range(first_step, last_step) for micro in range(self.micro_steps))
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for a batch, on the CPU: posterior, noise [b,t,v,4,h,w], standard normal; sigma [b]; noise_aug [b];
-    picture_noise [b,3,H,W], standard normal; drop_embeds, drop_latents [b] bool."""
+    """The random numbers of b objects, on the CPU.
+
+    Attributes:
+        posterior: float32 [b,t,v,4,h,w], standard normal, for the sample of the autoencoder's posterior.
+        noise: float32 [b,t,v,4,h,w], standard normal.
+        sigma: float32 [b], noise levels.
+        noise_aug: float32 [b], deviation of the condition's pixel noise.
+        picture_noise: float32 [b,3,H,W], standard normal.
+        drop_embeds: bool [b], whose image embedding is dropped.
+        drop_latents: bool [b], whose condition latent is dropped.
+    """
 
     posterior: Tensor
     noise: Tensor
@@ -40,12 +81,22 @@ class Draws:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-step's tensors, on the device.
+    """The tensors of b objects for one micro-step, on the run's device.
 
-    x0, noise [b,t,v,4,h,w]; sigma [b], shared by views and tasks (eq. 3); pictures [b,3,H,W] in [-1,1], the input
-    views; noise_aug [b], picture_noise [b,3,H,W]; drop_embeds, drop_latents [b] bool; cameras [b,v,2] radians;
-    embeds [b,1,d], CLIP's of the pictures, or None: to be computed. condition [b,t,v,4,h,w], unscaled latents of the
-    condition `inflated`, or None: the picture's own latent is to be computed.
+    Attributes:
+        x0: float32 [b,t,v,4,h,w], scaled latents.
+        noise: float32 [b,t,v,4,h,w], standard normal.
+        sigma: float32 [b], noise levels, shared by an object's views and tasks (eq. 3).
+        pictures: float32 [b,3,H,W] in [-1,1], the input views.
+        noise_aug: float32 [b], deviation of the condition's pixel noise.
+        picture_noise: float32 [b,3,H,W], standard normal.
+        drop_embeds: bool [b], whose image embedding is dropped.
+        drop_latents: bool [b], whose condition latent is dropped.
+        cameras: float32 [b,v,2], azimuth relative to the input view and elevation, radians.
+        uids: the objects' names.
+        embeds: float32 [b,1,d], the pictures' CLIP embeddings; None where they are to be computed.
+        condition: float32 [b,t,v,4,h,w], unscaled latents of the condition `inflated`; None where the condition is the
+            picture.
     """
 
     x0: Tensor
@@ -62,28 +113,9 @@ class Batch:
     condition: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Places:
-    """The places 0 ... G-1 of the global batch that one process takes in one of its micro-steps."""
-
-    batch_size: int
-    processes: int = 1
-    micro_steps: int = 1
-    rank: int = 0
-
-    @property
-    def total(self) -> int:
-        """G, the effective batch."""
-        return self.batch_size * self.processes * self.micro_steps
-
-    def of(self, micro: int) -> range:
-        first = (micro * self.processes + self.rank) * self.batch_size
-        return range(first, first + self.batch_size)
-
-
-def generator(seed: int, step: int, place: int) -> torch.Generator:
-    """The CPU generator of one place of one step; independent streams for different (seed, step, place)."""
-    state = np.random.SeedSequence([seed, step, place]).generate_state(1, np.uint64)[0]
+def generator(seed: int, step: int, index: int) -> torch.Generator:
+    """The CPU generator of one index of one step; independent streams for different (seed, step, index)."""
+    state = np.random.SeedSequence([seed, step, index]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
@@ -92,35 +124,56 @@ def draw(
     schedule: NoiseSchedule,
     seed: int,
     step: int,
-    places: Iterable[int],
-    latent: tuple[int, ...],
-    picture: tuple[int, ...],
+    indices: Iterable[int],
+    latent_shape: tuple[int, ...],
+    picture_shape: tuple[int, ...],
 ) -> Draws:
-    """Everything random of the places of a step: latent [t,v,4,h,w] and picture [3,H,W] are the shapes of one object.
+    """Draw the random numbers of some objects of a step.
 
-    The step sets the noise stage. Noise levels are shared by an object's views and tasks, noise is not.
+    Noise levels are shared by an object's views and tasks, noise is not.
+
+    Args:
+        config: condition noise and dropouts.
+        schedule: of the noise levels; `step` sets its stage.
+        seed: of the run.
+        step: the step.
+        indices: of b objects in the global batch.
+        latent_shape: (t, v, 4, h, w) of one object.
+        picture_shape: (3, H, W).
+
+    Returns:
+        The draws of b objects.
     """
     rows = []
-    for place in places:
-        rng = generator(seed, step, place)
+    for index in indices:
+        rng = generator(seed, step, index)
         u = torch.rand((), generator=rng)
-        alone = config.drop_both + config.drop_clip
+        not_alone = config.drop_both + config.drop_clip
         rows.append(
             Draws(
-                drop_embeds=u < alone,
-                drop_latents=(u < config.drop_both) | ((u >= alone) & (u < alone + config.drop_latent)),
+                drop_embeds=u < not_alone,
+                drop_latents=(u < config.drop_both) | ((u >= not_alone) & (u < not_alone + config.drop_latent)),
                 sigma=schedule.draw(step, 1, rng)[0],
                 noise_aug=(config.condition_mean + config.condition_std * torch.randn((), generator=rng)).exp(),
-                posterior=torch.randn(latent, generator=rng),
-                noise=torch.randn(latent, generator=rng),
-                picture_noise=torch.randn(picture, generator=rng),
+                posterior=torch.randn(latent_shape, generator=rng),
+                noise=torch.randn(latent_shape, generator=rng),
+                picture_noise=torch.randn(picture_shape, generator=rng),
             )
         )
     return Draws(**{f.name: torch.stack([getattr(row, f.name) for row in rows]) for f in fields(Draws)})
 
 
 def make_batch(items: list[Item], draws: Draws, encoder: LatentEncoder) -> Batch:
-    """The batch of some items on the encoder's device; autoencodes what is not yet latents."""
+    """Assemble a batch on the encoder's device; what is not latents yet is encoded.
+
+    Args:
+        items: b objects.
+        draws: of the same b objects.
+        encoder: makes the latents.
+
+    Returns:
+        The batch.
+    """
     device = torch.device(encoder.device)
 
     def moved(tensor: Tensor) -> Tensor:
@@ -146,42 +199,54 @@ def make_batch(items: list[Item], draws: Draws, encoder: LatentEncoder) -> Batch
 
 
 @dataclass(frozen=True)
-class Loader:
-    """Items and draws of any micro-step of a run, on the CPU: no state, so it starts at any step."""
+class MicroBatchLoader:
+    """Reads the items and draws the random numbers of any micro-step, on the CPU. It has no state to resume.
 
-    reader: ItemReader
-    config: NoiseConfig
-    schedule: NoiseSchedule
-    seed: int
-    places: Places
-    latent: tuple[int, ...]  # of one object, [t,v,4,h,w]
-    picture: tuple[int, ...]  # [3,H,W]
-
-    def __call__(self, address: tuple[int, int]) -> tuple[list[Item], Draws]:
-        """address: (step, micro-step)."""
-        step, micro = address
-        places = self.places.of(micro)
-        items = [self.reader[step * self.places.total + place] for place in places]
-        return items, draw(self.config, self.schedule, self.seed, step, places, self.latent, self.picture)
-
-
-class Ahead(Generic[T]):
-    """`load(address)` for addresses in their order, up to `depth` of them ahead in `threads` threads.
-
-    Depth 0 loads when asked. A thread takes a whole address, so more than `depth` threads are of no use.
-
-    An error of a thread is raised by the call that would have had its result. Close it, or use it as a context.
+    Attributes:
+        reader: the run's samples.
+        noise: condition noise and dropouts.
+        noise_schedule: of the noise levels.
+        seed: of the run.
+        global_batch: which objects this process takes.
+        latent_shape: (t, v, 4, h, w) of one object.
+        picture_shape: (3, H, W).
     """
 
-    def __init__(
-        self, load: Callable[[tuple[int, int]], T], addresses: Iterable[tuple[int, int]], depth: int, threads: int = 1
-    ):
-        self._load, self._addresses, self._depth = load, iter(addresses), depth
+    reader: ItemReader
+    noise: NoiseConfig
+    noise_schedule: NoiseSchedule
+    seed: int
+    global_batch: GlobalBatch
+    latent_shape: tuple[int, ...]
+    picture_shape: tuple[int, ...]
+
+    def __call__(self, at: MicroStep) -> tuple[list[Item], Draws]:
+        step, micro_step = at
+        indices = self.global_batch.indices(micro_step)
+        items = [self.reader[step * self.global_batch.size + index] for index in indices]
+        shapes = (self.latent_shape, self.picture_shape)
+        return items, draw(self.noise, self.noise_schedule, self.seed, step, indices, *shapes)
+
+
+class Prefetcher(Generic[T]):
+    """Loads micro-batches ahead in threads and hands them out in order.
+
+    An error of a thread is raised by the `next` that would have returned its result. Close it, or use it as a context.
+
+    Args:
+        load: called with each micro-step, in threads.
+        micro_steps: what to load, in order.
+        depth: micro-batches read ahead; 0 loads when asked, without threads.
+        threads: each loads one micro-batch at a time, so more than `depth` are of no use.
+    """
+
+    def __init__(self, load: Callable[[MicroStep], T], micro_steps: Iterable[MicroStep], depth: int, threads: int = 1):
+        self._load, self._waiting, self._depth = load, iter(micro_steps), depth
         self._ready: deque[Future[T]] = deque()
-        self._pool = ThreadPoolExecutor(threads, "ahead") if depth else None
+        self._pool = ThreadPoolExecutor(threads, "prefetch") if depth else None
         self._fill()
 
-    def __enter__(self) -> "Ahead[T]":
+    def __enter__(self) -> "Prefetcher[T]":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,7 +257,7 @@ class Ahead(Generic[T]):
 
     def __next__(self) -> T:
         if self._pool is None:
-            return self._load(next(self._addresses))
+            return self._load(next(self._waiting))
         if not self._ready:
             raise StopIteration
         result = self._ready.popleft().result()
@@ -206,5 +271,5 @@ class Ahead(Generic[T]):
 
     def _fill(self) -> None:
         if self._pool:
-            wanted = islice(self._addresses, self._depth - len(self._ready))
-            self._ready.extend(self._pool.submit(self._load, address) for address in wanted)
+            wanted = islice(self._waiting, self._depth - len(self._ready))
+            self._ready.extend(self._pool.submit(self._load, micro_step) for micro_step in wanted)

@@ -1,34 +1,88 @@
-"""Moving averages of weights over the steps, keyed by name, in float32."""
+"""Exponential moving averages of the weights, of one decay or of power-function profiles chosen after training.
 
-from collections.abc import Callable, Iterator, Mapping
+Power-function averages follow Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models",
+section 3. An average with the profile p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) over 0 <= tau <= t stretches with
+the run. Its relative width sigma_rel is the profile's standard deviation over t. Snapshots of two such averages are
+enough to approximate any other width afterwards (post-hoc EMA).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-Decay = Callable[[int], float]  # the n-th update (from 1) to the decay d
+from nova3d.errors import InputError
+from nova3d.utils.files import replacing
+
+Decay = Callable[[int], float]  # the n-th update, from 1, to the decay d
+SNAPSHOTS = "ema-profiles"  # their folder in a run's
 
 
-def exponential(decay: float, warmup: str = "none") -> Decay:
-    """d = decay. warmup "inverse": d = min(decay, (1 + n) / (10 + n)), which lets a short run forget its start.
+def constant_decay(decay: float, warmup: str = "none") -> Decay:
+    """The decay of an exponential moving average.
 
-    Raises ValueError for another warm-up.
+    Args:
+        decay: d.
+        warmup: "none", or "inverse": d = min(decay, (1 + n) / (10 + n)), so that a short run forgets its start.
+
+    Returns:
+        The decay at the n-th update.
+
+    Raises:
+        ValueError: for another warm-up.
     """
     if warmup not in ("none", "inverse"):
         raise ValueError(f"EMA warm-up '{warmup}' is not one of none, inverse")
     return lambda n: min(decay, (1 + n) / (10 + n)) if warmup == "inverse" else decay
 
 
-class EMA:
-    """w_ema <- d w_ema + (1 - d) w after every step, over the weights that are trained.
+def power_exponent(sigma_rel: float) -> float:
+    """gamma of a power-function profile.
 
-    Weights sharded as DTensors (FSDP 2) are averaged shard by shard; `state_dict` holds whole tensors all the same.
-    device "": where the weights are.
+    The profile's variance is (gamma + 1) / ((gamma + 2)^2 (gamma + 3)): a cubic in gamma with one positive root.
+
+    Args:
+        sigma_rel: relative width, between 0 and sqrt(1/12).
+
+    Returns:
+        gamma.
+
+    Raises:
+        ValueError: for another width.
+    """
+    if not 0 < sigma_rel < 12**-0.5:
+        raise ValueError(f"sigma_rel must lie between 0 and 0.2887, got {sigma_rel}")
+    s = sigma_rel**-2
+    roots = np.roots([1.0, 7.0, 16.0 - s, 12.0 - s])
+    return float(max(root.real for root in roots if abs(root.imag) < 1e-9))
+
+
+def power_decay(sigma_rel: float) -> Decay:
+    """The decay whose running average has a power-function profile: d = (1 - 1/n)^(gamma + 1) at the n-th update."""
+    gamma = power_exponent(sigma_rel)
+    return lambda n: (1 - 1 / n) ** (gamma + 1)
+
+
+class EMA:
+    """w_ema <- d w_ema + (1 - d) w after every step, in float32, over the weights that are trained.
+
+    Weights sharded as DTensors (FSDP 2) are averaged shard by shard; `state_dict` holds full tensors all the same.
+
+    Args:
+        model: whose weights are averaged.
+        decay: d at the n-th update.
+        device: of the averages; None keeps them beside the weights.
     """
 
-    def __init__(self, model: nn.Module, decay: Decay, device: str = ""):
+    def __init__(self, model: nn.Module, decay: Decay, device: str | None = None):
         self.decay, self.updates = decay, 0
         self.weights: dict[str, Tensor] = {k: _copied(v, device) for k, v in _trained(model)}
 
@@ -60,12 +114,12 @@ class EMA:
                     _local(value).copy_(_local(kept[name]))
 
     def state_dict(self) -> dict[str, Any]:
-        """`weights`: whole float32 tensors by name; `updates`. With sharded weights every process must call it."""
-        gathered = {k: whole(v).cpu() if isinstance(v, DTensor) else v for k, v in self.weights.items()}
+        """`weights`: full float32 tensors by name; `updates`. With sharded weights every process must call it."""
+        gathered = {k: full_tensor(v).cpu() if isinstance(v, DTensor) else v for k, v in self.weights.items()}
         return {"weights": gathered, "updates": self.updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises KeyError where the names, ValueError where the shapes are another model's."""
+        """Take a state back; raises KeyError where the names, ValueError where the shapes are another model's."""
         if state["weights"].keys() != self.weights.keys():
             raise KeyError("EMA weights have other names than the model's")
         for name, value in state["weights"].items():
@@ -78,19 +132,163 @@ class EMA:
         self.updates = int(state["updates"])
 
 
-def whole(value: Tensor) -> Tensor:
-    """A weight that may be sharded as one tensor; sharded ones are gathered, so every process must ask."""
+def full_tensor(value: Tensor) -> Tensor:
+    """A weight that may be sharded as one tensor. Sharded ones are gathered, so every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def full_state_dict(
+    model: nn.Module, average: EMA | None = None, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """The state of a model with no weight sharded. With sharded weights every process must call it.
+
+    Args:
+        model: whose state is taken.
+        average: its averages replace the weights that it follows.
+        device: of the result; tensors that are there already are not copied.
+
+    Returns:
+        Full tensors by name.
+    """
+    averages = average.weights if average else {}
+    return {k: full_tensor(averages.get(k, v)).detach().to(device) for k, v in model.state_dict().items()}
 
 
 def _local(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def _copied(value: Tensor, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
+def _copied(value: Tensor, device: str | None, dtype: torch.dtype = torch.float32) -> Tensor:
     copy = value.detach().to(dtype).clone()
     return copy.to(device) if device else copy
 
 
 def _trained(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, parameter.data) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def profile_product(t_a: float, gamma_a: float, t_b: float, gamma_b: float) -> float:
+    """The inner product of two profiles, in closed form.
+
+    Args:
+        t_a: length of the first profile, in steps.
+        gamma_a: its exponent.
+        t_b: length of the second profile.
+        gamma_b: its exponent.
+
+    Returns:
+        The integral of their product up to the shorter length.
+    """
+    t, both = min(t_a, t_b), gamma_a + gamma_b + 1
+    scale = (gamma_a + 1) * (gamma_b + 1) / both
+    return float(scale * np.exp(both * np.log(t) - (gamma_a + 1) * np.log(t_a) - (gamma_b + 1) * np.log(t_b)))
+
+
+def posthoc_weights(stored: Sequence[tuple[int, float]], step: int, sigma_rel: float) -> np.ndarray:
+    """The mixture of stored profiles that is nearest to another profile, by least squares of the profiles.
+
+    Args:
+        stored: n pairs (step, sigma_rel).
+        step: length of the wanted profile.
+        sigma_rel: its width.
+
+    Returns:
+        float64 [n], the weight of each stored profile.
+    """
+    given = [(float(t), power_exponent(rel)) for t, rel in stored]
+    wanted = (float(step), power_exponent(sigma_rel))
+    matrix = np.array([[profile_product(*a, *b) for b in given] for a in given])
+    # Neighbouring snapshots are nearly equal: least squares where a plain inverse would blow rounding up.
+    return np.linalg.lstsq(matrix, np.array([profile_product(*a, *wanted) for a in given]), rcond=1e-12)[0]
+
+
+def save_snapshot(out: Path, step: int, sigma_rel: float, average: EMA, is_main: bool = True) -> None:
+    """Write a running average under out/ema-profiles, as full float16 tensors. Every process must call it.
+
+    Args:
+        out: the run's folder.
+        step: finished steps.
+        sigma_rel: width of the average.
+        average: the average.
+        is_main: whether this process writes.
+
+    Raises:
+        InputError: where the file cannot be written.
+    """
+    path = out / SNAPSHOTS / f"step-{step:08d}-{sigma_rel:.3f}.safetensors"
+    weights = {name: value.half().cpu().contiguous() for name, value in average.state_dict()["weights"].items()}
+    if not is_main:
+        return
+    try:
+        with replacing(path) as aside:
+            save_file(weights, aside)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write the EMA snapshot '{path}': {error}") from error
+
+
+def list_snapshots(out: Path) -> list[tuple[int, float, Path]]:
+    """(step, sigma_rel, file) of every snapshot of a run, in order."""
+    found = [
+        (match, path)
+        for path in sorted((out / SNAPSHOTS).glob("*.safetensors"))
+        if (match := re.fullmatch(r"step-(\d{8})-(\d\.\d{3})\.safetensors", path.name))
+    ]
+    return [(int(match[1]), float(match[2]), path) for match, path in found]
+
+
+def posthoc_average(out: Path, sigma_rel: float, step: int | None = None) -> dict[str, Tensor]:
+    """An average of any width, from a run's snapshots.
+
+    Args:
+        out: the run's folder.
+        sigma_rel: the wanted width.
+        step: length of the profile; snapshots up to it are used. None: the last snapshot's.
+
+    Returns:
+        float32 weights by name.
+
+    Raises:
+        InputError: where there are no snapshots, or for an impossible width.
+    """
+    snapshots = [entry for entry in list_snapshots(out) if not step or entry[0] <= step]
+    if not snapshots:
+        raise InputError(f"'{out / SNAPSHOTS}' holds no snapshot; train with optim.ema_profiles=[0.05,0.1]")
+    try:
+        shares = posthoc_weights([entry[:2] for entry in snapshots], step or snapshots[-1][0], sigma_rel)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    total: dict[str, Tensor] = {}
+    for share, (_, _, path) in zip(shares, snapshots, strict=True):
+        for name, value in load_file(path).items():
+            total[name] = total.get(name, torch.zeros(value.shape)) + float(share) * value.float()
+    return total
+
+
+def export_posthoc_model(out: Path, sigma_rel: float, step: int | None = None) -> Path:
+    """Write a finished run's model with another EMA width, as out/model-ema-0.050.
+
+    Args:
+        out: the run's folder, with its model and its snapshots.
+        sigma_rel: the wanted width.
+        step: as for `posthoc_average`.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        InputError: where the snapshots are missing or of another model.
+    """
+    from nova3d.pipeline import Nova3DPipeline  # heavy, and needed here alone
+
+    weights = posthoc_average(out, sigma_rel, step)
+    pipeline = Nova3DPipeline.load(out / "model")
+    for prefix, part in (("unet.", pipeline.unet), ("trained_encoder.", pipeline.image_encoder)):
+        if part is None:
+            continue
+        chosen = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        surplus = part.load_state_dict(chosen, strict=False).unexpected_keys
+        if surplus:
+            raise InputError(f"the snapshots in '{out / SNAPSHOTS}' are of another model: it has no '{surplus[0]}'")
+    folder = out / f"model-ema-{sigma_rel:.3f}"
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder

@@ -1,21 +1,69 @@
-"""Optimizers of the training runs: AdamW, its 8-bit form, and Muon for matrices and kernels."""
+"""Optimizers: parameter groups, AdamW, its 8-bit form, and Muon for matrices and kernels."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nova3d.errors import InputError
+from nova3d.training.config import OPTIMIZERS, OptimConfig
 from nova3d.training.precision import cpu_bf16_is_fast
 from nova3d.utils.compat import has
-
-OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 
 # Coefficients of the quintic Newton-Schulz iteration x -> a x + b (x x^T) x + c (x x^T)^2 x of Jordan et al. 2024. They
 # bring singular values in (0, 1] to about [0.7, 1.2] in five steps; exact orthogonality is not needed.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters that share an update rule.
+
+    Attributes:
+        name: for messages and logs.
+        learning_rate: at its peak; the schedule scales it at every step. A checkpoint does not change it, so a resumed
+            run follows its config.
+        weight_decay: decoupled.
+        muon: whether Muon's rule updates them, where the optimizer is Muon.
+        parameters: of the group.
+    """
+
+    name: str
+    learning_rate: float
+    weight_decay: float
+    muon: bool = False
+    parameters: list[nn.Parameter] = field(default_factory=list)
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[ParameterGroup]:
+    """The parameter groups of a UNet's run, in the order of their first parameters.
+
+    Muon takes the matrices and kernels that suit it, at its own rate. The view embedding has its multiplier. Norms,
+    biases and SVD's mix factors are not decayed.
+
+    Args:
+        model: with its trained parameters.
+        config: rates and weight decay.
+
+    Returns:
+        The groups that have parameters, named like "matrices", "weights", "view_embedding/weights", "vectors".
+    """
+    groups: dict[tuple[float, float, bool], ParameterGroup] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            muon = config.name == "muon" and is_matrix(name, parameter)
+            label = "matrices" if muon else "weights" if parameter.dim() > 1 else "vectors"
+            factor = 1.0
+            if "view_embedding." in name and config.view_embedding_multiplier != 1:
+                factor, label = config.view_embedding_multiplier, f"view_embedding/{label}"
+            rate = factor * (config.muon_learning_rate if muon else config.learning_rate)
+            decay = config.weight_decay if parameter.dim() > 1 else 0.0
+            group = groups.setdefault((rate, decay, muon), ParameterGroup(label, rate, decay, muon))
+            group.parameters.append(parameter)
+    return list(groups.values())
 
 
 def orthogonalised(matrices: Tensor, iterations: int = _ITERATIONS) -> Tensor:
@@ -120,13 +168,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizer(
-    name: str, groups: list[dict[str, Any]], betas: tuple[float, float], device: torch.device
+    name: str, groups: Sequence[ParameterGroup], betas: tuple[float, float], device: torch.device
 ) -> torch.optim.Optimizer:
-    """The optimizer `name` over parameter groups.
+    """The optimizer `name` over parameter groups, at a learning rate of 0 until the schedule sets it.
 
     Args:
         name: one of OPTIMIZERS.
-        groups: parameter groups with `params`, `lr` and `weight_decay`; with `muon` where `name` is "muon".
+        groups: in the order of the optimizer's.
         betas: AdamW's.
         device: of the parameters.
 
@@ -136,17 +184,19 @@ def make_optimizer(
     Raises:
         InputError: for another name, and for "adamw8bit" without bitsandbytes.
     """
+    options = [{"params": group.parameters, "lr": 0.0, "weight_decay": group.weight_decay} for group in groups]
     if name == "adamw":
-        return torch.optim.AdamW(groups, betas=betas, fused=device.type == "cuda")
+        return torch.optim.AdamW(options, betas=betas, fused=device.type == "cuda")
     if name == "muon":
-        return Muon(groups, betas=betas)
+        rules = [option | {"muon": group.muon} for option, group in zip(options, groups, strict=True)]
+        return Muon(rules, betas=betas)
     if name != "adamw8bit":
         raise InputError(f"optim.name '{name}' is not one of {', '.join(OPTIMIZERS)}")
     if not has("bitsandbytes"):
         raise InputError("optim.name 'adamw8bit' needs bitsandbytes: `pip install 'nova3d[adam8bit]'`")
     import bitsandbytes
 
-    return bitsandbytes.optim.AdamW8bit(groups, betas=betas)
+    return bitsandbytes.optim.AdamW8bit(options, betas=betas)
 
 
 def moment_bytes(name: str) -> int:

@@ -1,7 +1,7 @@
-"""What a run will cost, before it starts: parameters, memory, arithmetic; then one true step.
+"""The cost of a run before it starts: parameters, memory, arithmetic; then one real step.
 
-Memory of the step is counted, not guessed: the micro-step, backward pass included, runs on tensors without storage
-while every allocation is followed. It leaves out what the allocator wastes and what kernels need for themselves.
+The step's memory is counted: a micro-step, backward pass included, runs on tensors without storage while every
+allocation is followed. Fragmentation and the workspaces of kernels are not included.
 """
 
 import time
@@ -21,9 +21,9 @@ from nova3d.cameras import preset
 from nova3d.errors import InputError
 from nova3d.models.unet import NovaUNet
 from nova3d.training.config import TrainConfig, check, micro_steps
-from nova3d.training.data import Ahead
-from nova3d.training.logs import LossTable
-from nova3d.training.loss import build_unet
+from nova3d.training.data import Prefetcher
+from nova3d.training.logs import LossBySigma
+from nova3d.training.networks import build_unet
 from nova3d.training.optim import moment_bytes
 
 GIB = 2**30
@@ -33,8 +33,22 @@ ASSUMED_MFU = 0.35
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one process. Bytes; flops: of a whole step's forward and backward passes, as MFU counts them (recomputed
-    activations left out)."""
+    """The cost of one process.
+
+    Attributes:
+        parameters: of the UNet.
+        trained: parameters that are trained.
+        new: parameters that SVD does not have.
+        weights: bytes.
+        gradients: bytes.
+        optimizer: bytes of its state.
+        averages: bytes of the weight averages.
+        frozen: bytes of the frozen networks.
+        activations: bytes.
+        flops: of a step's forward and backward passes, as model FLOPs utilisation (MFU) counts them: recomputed
+            activations are left out.
+        micro_steps: per step.
+    """
 
     parameters: int
     trained: int
@@ -50,10 +64,18 @@ class Plan:
 
     @property
     def memory(self) -> int:
+        """Bytes in all."""
         return self.weights + self.gradients + self.optimizer + self.averages + self.frozen + self.activations
 
     def lines(self, peak: float = 0.0) -> Iterator[str]:
-        """A table for people; peak: the device's TFLOP/s."""
+        """The plan as a table.
+
+        Args:
+            peak: the device's TFLOP/s; 0 leaves the time of a step out.
+
+        Yields:
+            The lines.
+        """
         yield f"parameters    {self.parameters:>14,}, {self.trained:,} trained, {self.new:,} of them new"
         for name in ("weights", "gradients", "optimizer", "averages", "frozen", "activations", "memory"):
             yield f"{name:<13} {getattr(self, name) / GIB:>14.2f} GiB"
@@ -65,8 +87,22 @@ class Plan:
 
 
 def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
-    """The cost of a config on `processes` unsharded processes, at pictures of `size` pixels. A UNet that the config
-    takes from files is planned as `config.model` says; the frozen networks are taken to be SVD's."""
+    """The cost of a config without sharding.
+
+    A UNet that the config takes from files is planned as `config.model` says. The frozen networks count as
+    SVD's.
+
+    Args:
+        config: of the run.
+        size: side of the pictures, in pixels.
+        processes: that share the batch.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: for a config that cannot run.
+    """
     check(config)
     views, side, bf16 = len(preset(config.pipeline.camera_preset, size)), size // 8, config.mixed_precision == "bf16"
     micro = micro_steps(config, processes)
@@ -104,29 +140,39 @@ def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
 
 
 def dry_run(config: TrainConfig, device: str, peak: float = 0.0) -> Iterator[str]:
-    """The plan, line by line, then what one true step took. Nothing is written but the config; raises InputError where
-    the run could not start."""
+    """The plan, then what one real step took. Only config.yaml is written.
+
+    Args:
+        config: of the run.
+        device: "cpu", "cuda".
+        peak: the device's TFLOP/s; 0 leaves the estimated time of a step out.
+
+    Yields:
+        The lines of a report.
+
+    Raises:
+        InputError: where the run could not start.
+    """
     from nova3d.data.multiview import MultiViewDataset
     from nova3d.training.setup import prepare
-    from nova3d.training.trainer import take_step
+    from nova3d.training.trainer import train_step
 
     try:
         size = MultiViewDataset(config.data.shards, config.data.input_views).reader.cameras.width
     except InputError:
-        size = 256  # the estimate does not need the data, the step below will say what is wrong with them
+        size = 256  # the estimate does not need the data; the step below names what is wrong with them
     processes = _processes()
     effective = config.batch_size * processes * micro_steps(config, processes)
     yield f"estimate for pictures of {size} pixels, {processes} processes, effective batch {effective}"
     yield from plan(config, size, processes).lines(peak)
     run = prepare(config, device)
     where = run.accelerator.device
-    micro = run.loader.places.micro_steps
-    addresses = [(0, index) for index in range(micro)]
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
     started = time.perf_counter()
-    with Ahead(run.loader, addresses, config.data.prefetch, config.data.threads) as batches:
-        values, _ = take_step(run, 0, batches, LossTable(where), lambda: False)
+    schedule = run.loader.global_batch.schedule(0, 1)
+    with Prefetcher(run.loader, schedule, config.data.prefetch, config.data.threads) as batches:
+        values, _ = train_step(run, 0, batches, LossBySigma(where), lambda: False)
     if where.type == "cuda":
         torch.cuda.synchronize(where)
         yield f"memory        {torch.cuda.max_memory_allocated(where) / GIB:>14.2f} GiB allocated at most, measured"
@@ -137,8 +183,8 @@ def dry_run(config: TrainConfig, device: str, peak: float = 0.0) -> Iterator[str
 def _frozen(config: TrainConfig) -> int:
     if not config.svd:
         return 0
-    clip_needed = not config.data.cache or config.validate_every > 0
-    return 4 * SVD_VAE + (SVD_CLIP * (2 if config.mixed_precision == "bf16" else 4) if clip_needed else 0)
+    encoder_needed = not config.data.cache or bool(config.validate_every)
+    return 4 * SVD_VAE + (SVD_CLIP * (2 if config.mixed_precision == "bf16" else 4) if encoder_needed else 0)
 
 
 def _inputs(unet: NovaUNet, b: int, views: int, side: int) -> tuple[Tensor, ...]:
@@ -154,7 +200,7 @@ def _processes() -> int:
 
 
 class _Allocations(TorchDispatchMode):
-    """Follows the storages that operations make while it is active: `peak`, the most bytes alive at once."""
+    """Follows the storages that operations make while it is active; `peak` is the most bytes alive at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,8 +218,8 @@ class _Allocations(TorchDispatchMode):
                 self._known.add(storage)
                 self.alive += storage.nbytes()
                 self.peak = max(self.peak, self.alive)
-                weakref.finalize(storage, self._gone, storage.nbytes())
+                weakref.finalize(storage, self._freed, storage.nbytes())
         return result
 
-    def _gone(self, size: int) -> None:
+    def _freed(self, size: int) -> None:
         self.alive -= size

@@ -1,15 +1,17 @@
-"""Everything a run needs, built and checked before its first step."""
+"""Sets up a run: everything it needs is built and checked before its first step."""
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from nova3d import config as configs
 from nova3d.cameras import preset
@@ -19,20 +21,24 @@ from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
 from nova3d.models.attention_backend import pick_attention, use_attention
 from nova3d.tasks import TASKS
-from nova3d.training.checkpoint import Together, check_space, read_parts, write_parts
-from nova3d.training.config import OptimConfig, TrainConfig, check, micro_steps, noise_schedule
-from nova3d.training.data import Loader, Places
-from nova3d.training.ema import EMA, exponential
-from nova3d.training.health import Health
-from nova3d.training.latent_cache import LatentCache
-from nova3d.training.latent_cache import identity as cache_identity
-from nova3d.training.latents import ItemReader, LatentEncoder, ShardSource, Source, check_shards
-from nova3d.training.loss import Denoising, build
-from nova3d.training.optim import is_matrix, make_optimizer, moment_bytes
+from nova3d.training.checkpoint import Collectives, check_space, read_states, write_states
+from nova3d.training.config import TrainConfig, check, micro_steps, noise_schedule
+from nova3d.training.data import GlobalBatch, MicroBatchLoader
+from nova3d.training.ema import EMA, constant_decay, power_decay
+from nova3d.training.latents import (
+    ItemReader,
+    LatentCache,
+    LatentEncoder,
+    ShardSource,
+    Source,
+    cache_identity,
+    check_shards,
+)
+from nova3d.training.logs import BadStepDetector, make_trackers, start_trackers
+from nova3d.training.loss import TrainingModule
+from nova3d.training.networks import build_module
+from nova3d.training.optim import ParameterGroup, make_optimizer, moment_bytes, parameter_groups
 from nova3d.training.precision import resolve
-from nova3d.training.profiles import power
-from nova3d.training.sharding import check_sharding, fsdp_plugin
-from nova3d.training.trackers import make_trackers, start_trackers
 from nova3d.utils import provenance
 from nova3d.utils.files import writable_folder
 
@@ -41,102 +47,122 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """The objects of one run. `model` is the module itself, `wrapped` what accelerate made of it. `averages`: "ema" and
-    the power-function profiles by their sigma_rel."""
+    """The objects of one run.
+
+    Attributes:
+        config: of the run.
+        out: its folder.
+        accelerator: accelerate's object.
+        dataset: the training objects.
+        loader: reads micro-batches.
+        encoder: makes latents.
+        model: the module itself.
+        wrapped: what accelerate made of it.
+        optimizer: what accelerate made of it.
+        groups: its parameter groups, in its order.
+        ema: the average that is validated and saved.
+        profiles: power-function averages by their sigma_rel.
+        bad_steps: finds steps that are skipped.
+        collectives: of the run's processes.
+        identity: what a checkpoint must have in common with the run.
+        new_parameters: names of the parameters that SVD does not have.
+    """
 
     config: TrainConfig
     out: Path
     accelerator: Accelerator
     dataset: MultiViewDataset
-    loader: Loader
+    loader: MicroBatchLoader
     encoder: LatentEncoder
-    model: Denoising
+    model: TrainingModule
     wrapped: nn.Module
     optimizer: Any
-    averages: dict[str, EMA]
-    health: Health
-    together: Together
+    groups: list[ParameterGroup]
+    ema: EMA
+    profiles: dict[float, EMA]
+    bad_steps: BadStepDetector
+    collectives: Collectives
     identity: dict[str, Any]
     new_parameters: set[str]
 
     @property
-    def ema(self) -> EMA:
-        return self.averages["ema"]
-
-    @property
     def sharded(self) -> bool:
-        return self.accelerator.distributed_type == DistributedType.FSDP
+        """Whether each process holds a part of every weight only."""
+        return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
-    def write(self, folder: Path) -> None:
-        """A checkpoint's content: the networks and the optimizer as accelerate saves them, in every process; averages
-        and health in one file."""
+    def save_state(self, folder: Path) -> None:
+        """Write a checkpoint's files. accelerate saves networks and optimizer; averages and `bad_steps` share a file.
+
+        Args:
+            folder: of the checkpoint. Every process must call this.
+        """
         self.accelerator.save_state(str(folder))
-        states = {name: part.state_dict() for name, part in (self.averages | {"health": self.health}).items()}
+        states = {name: part.state_dict() for name, part in self._parts().items()}
         if self.accelerator.is_main_process:
-            write_parts(folder, {name: _Held(state) for name, state in states.items()})
+            write_states(folder, states)
 
-    def read(self, folder: Path) -> None:
+    def load_state(self, folder: Path) -> None:
+        """Read a checkpoint's files; raises what torch raises where they are damaged."""
         self.accelerator.load_state(str(folder))
-        read_parts(folder, self.averages | {"health": self.health})
+        read_states(folder, self._parts())
 
-
-@dataclass
-class _Held:
-    state: dict[str, Any]
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state = state
+    def _parts(self) -> dict[str, EMA | BadStepDetector]:
+        profiles = {f"{sigma_rel:.3f}": average for sigma_rel, average in self.profiles.items()}
+        return {"ema": self.ema, **profiles, "health": self.bad_steps}
 
 
 def prepare(config: TrainConfig, device: str) -> Run:
-    """Load, check and wrap everything. Raises InputError for whatever would end the run later."""
+    """Load, check and wrap everything.
+
+    Args:
+        config: of the run.
+        device: "cpu", "cuda".
+
+    Returns:
+        The run, before its first step.
+
+    Raises:
+        InputError: for whatever would end the run later.
+    """
     check(config)
     out = writable_folder(config.out)
     accelerator = make_accelerator(config, device, out)
     processes = accelerator.num_processes
-    places = Places(config.batch_size, processes, micro_steps(config, processes), accelerator.process_index)
-    accelerator.gradient_accumulation_steps = places.micro_steps
+    global_batch = GlobalBatch(config.batch_size, processes, micro_steps(config, processes), accelerator.process_index)
+    accelerator.gradient_accumulation_steps = global_batch.micro_steps
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it learns these from a DataLoader otherwise
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": config.batch_size,
-            "gradient_accumulation_steps": places.micro_steps,
+            "gradient_accumulation_steps": global_batch.micro_steps,
         }
-    dataset = MultiViewDataset(
-        config.data.shards, config.data.input_views, config.seed, config.data.input_views_per_object
-    )
+    data = config.data
+    dataset = MultiViewDataset(data.shards, data.input_views, config.seed, data.input_views_per_object)
     check_rig(dataset, config.pipeline.camera_preset)
-    augment.check_rig(config.data.augment, dataset.reader.cameras)
+    augment.check_rig(data.augment, dataset.reader.cameras)
     size = dataset.reader.cameras.width
 
     torch.manual_seed(config.seed)  # random weights are the same in every process
-    model, report = build(config, size // 8)
+    model, report = build_module(config, size // 8)
     source = _source(config, dataset, model)
-    clip_needed = not config.data.cache or config.validate_every > 0
-    model.place_frozen(accelerator.device, accelerator.mixed_precision == "bf16", clip_needed)
+    bf16 = accelerator.mixed_precision == "bf16"
+    model.move_frozen(accelerator.device, bf16, encoder_needed=not data.cache or bool(config.validate_every))
+    groups = parameter_groups(model, config.optim)
     betas = (config.optim.betas[0], config.optim.betas[1])
-    optimizer = make_optimizer(config.optim.name, parameter_groups(model, config.optim), betas, accelerator.device)
-    products = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    use_attention(model.unet, pick_attention(accelerator.device, products))
+    optimizer = make_optimizer(config.optim.name, groups, betas, accelerator.device)
+    use_attention(model.unet, pick_attention(accelerator.device, torch.bfloat16 if bf16 else torch.float32))
     if config.compile:
         model.unet.compile(dynamic=False)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(wrapped)
 
     optim = config.optim
-    averages = {"ema": EMA(model, exponential(optim.ema_decay, optim.ema_warmup), optim.ema_device)}
-    for rel in optim.ema_profiles:
-        averages[f"{rel:.3f}"] = EMA(model, power(rel), optim.ema_device)
-    latent = (len(TASKS), len(dataset.reader.cameras), *latent_shape(model, size))
-    loader = Loader(
-        ItemReader(source, config.data.on_corrupt, augment=config.data.augment),
+    loader = MicroBatchLoader(
+        ItemReader(source, data.on_corrupt, augment=data.augment),
         config.noise,
         noise_schedule(config.noise),
         config.seed,
-        places,
-        latent,
+        global_batch,
+        (len(TASKS), len(dataset.reader.cameras), *latent_shape(model, size)),
         (3, size, size),
     )
     if accelerator.is_main_process:
@@ -144,27 +170,6 @@ def prepare(config: TrainConfig, device: str) -> Run:
         configs.save(config, out / "config.yaml")
         if report:
             report.save(out / "svd-load-report.json")
-    unet = {key: value for key, value in dict(model.unet.config).items() if not key.startswith("_")}
-    data = {
-        "shards": shard_hash(dataset.reader.samples),
-        "input_views": sorted(dataset.input_views),
-        "input_views_per_object": config.data.input_views_per_object,
-        "augment": str(config.data.augment) if config.data.augment.active else None,
-    }
-    kind = accelerator.distributed_type
-    sharding = str(kind.value) if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else "none"
-    identity = {
-        "model": unet,
-        "data": data,
-        "effective_batch": places.total,
-        "seed": config.seed,
-        "sharding": sharding,  # their checkpoints have other files
-        "optimizer": config.optim.name,
-        "condition": config.pipeline.condition,
-    }
-    if config.resume_other_data:
-        log.info("resume_other_data: a checkpoint of other data is gone on from")
-        del identity["data"]
     return Run(
         config=config,
         out=out,
@@ -175,16 +180,12 @@ def prepare(config: TrainConfig, device: str) -> Run:
         model=model,
         wrapped=wrapped,
         optimizer=optimizer,
-        averages=averages,
-        health=Health(config.health),
-        together=Together(
-            accelerator.is_main_process,
-            accelerator.wait_for_everyone,
-            lambda mine: bool(
-                accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), "sum") == processes
-            ),
-        ),
-        identity=json.loads(json.dumps(identity)),
+        groups=groups,
+        ema=EMA(model, constant_decay(optim.ema_decay, optim.ema_warmup), optim.ema_device),
+        profiles={rel: EMA(model, power_decay(rel), optim.ema_device) for rel in optim.ema_profiles},
+        bad_steps=BadStepDetector(config.health),
+        collectives=_collectives(accelerator),
+        identity=run_identity(config, accelerator, dataset, model, global_batch),
         new_parameters={f"unet.{name}" for name in model.unet.new_parameter_names},
     )
 
@@ -206,30 +207,71 @@ def make_accelerator(config: TrainConfig, device: str, out: Path) -> Accelerator
     return accelerator
 
 
-def parameter_groups(model: Denoising, config: OptimConfig) -> list[dict[str, Any]]:
-    """Labels may learn faster; norms, biases and SVD's mix factors (of one number each) are not decayed. Muon's rule
-    takes the matrices and kernels that suit it, at its own rate."""
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            muon = config.name == "muon" and is_matrix(name, parameter)
-            factor = config.view_embedding_multiplier if "view_embedding." in name else 1.0
-            rate = factor * (config.muon_learning_rate if muon else config.learning_rate)
-            decay = config.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((rate, decay, muon), []).append(parameter)
-    return [
-        {"params": parameters, "base_lr": rate, "lr": 0.0, "weight_decay": decay} | ({"muon": True} if muon else {})
-        for (rate, decay, muon), parameters in groups.items()
-    ]
+def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
+    """FSDP as the launcher's environment asks for it.
+
+    Weights are gathered and gradients summed in float32, and autocast computes in bfloat16: the arithmetic of a run
+    without sharding. accelerate's own choice rounds the weights to bfloat16, and has no autocast to match the inputs.
+
+    Returns:
+        The plugin; None where the environment does not ask for FSDP.
+
+    Raises:
+        InputError: for FSDP of version 1.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    plugin = FullyShardedDataParallelPlugin()
+    if plugin.fsdp_version != 2:
+        raise InputError("the EMA needs FSDP of version 2: set fsdp_version: 2 in the accelerate config")
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    return plugin
 
 
-def rate(config: OptimConfig, step: int, total: int) -> float:
-    """The learning rate's factor: linear warm-up, constant, then linear decay to a twentieth."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
-    decay_start = config.decay_from * total
-    if step < decay_start:
-        return warm
-    return warm * (1 - 0.95 * (step - decay_start) / max(1.0, total - decay_start))
+def check_sharding(config: TrainConfig, accelerator: Accelerator, fsdp_wanted: bool) -> None:
+    """Raise InputError for what sharded weights cannot do, before anything is loaded."""
+    kind = accelerator.distributed_type
+    if fsdp_wanted and kind != DistributedType.FSDP:
+        raise InputError("FSDP shards over GPUs only, and this run has none: launch it with another accelerate config")
+    if kind == DistributedType.FSDP and config.optim.ema_device:
+        raise InputError("optim.ema_device=cpu is not for sharded weights: their averages are sharded already")
+    if kind == DistributedType.FSDP and config.optim.name != "adamw":
+        raise InputError(f"optim.name={config.optim.name} is not for sharded weights: it needs whole tensors")
+    if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
+        raise InputError("the EMA needs whole weights: use DeepSpeed's ZeRO stage 2, or FSDP of version 2")
+    if kind == DistributedType.DEEPSPEED:
+        log.warning("DeepSpeed takes a step before it can be checked: bad steps are reported, but not undone")
+
+
+def run_identity(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    dataset: MultiViewDataset,
+    model: TrainingModule,
+    global_batch: GlobalBatch,
+) -> dict[str, Any]:
+    """What a checkpoint must have in common with the run that resumes from it, JSON-ready."""
+    kind = accelerator.distributed_type
+    identity = {
+        "model": {key: value for key, value in dict(model.unet.config).items() if not key.startswith("_")},
+        "data": {
+            "shards": shard_hash(dataset.reader.samples),
+            "input_views": sorted(dataset.input_views),
+            "input_views_per_object": config.data.input_views_per_object,
+            "augment": str(config.data.augment) if config.data.augment.active else None,
+        },
+        "effective_batch": global_batch.size,
+        "seed": config.seed,
+        # Sharded checkpoints have other files.
+        "sharding": str(kind.value) if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else "none",
+        "optimizer": config.optim.name,
+        "condition": config.pipeline.condition,
+    }
+    if config.resume_other_data:
+        log.info("resume_other_data: checkpoints of other data are accepted")
+        del identity["data"]
+    plain: dict[str, Any] = json.loads(json.dumps(identity))
+    return plain
 
 
 def check_rig(dataset: MultiViewDataset, name: str) -> None:
@@ -243,30 +285,26 @@ def check_rig(dataset: MultiViewDataset, name: str) -> None:
         )
 
 
-def latent_shape(model: Denoising, size: int) -> tuple[int, int, int]:
-    """(channels, h, w) of the latent of a picture of `size` pixels."""
+def latent_shape(model: TrainingModule, size: int) -> tuple[int, int, int]:
+    """(channels, h, w) of the latents of a square picture of `size` pixels."""
     side = size >> (len(model.vae.config.block_out_channels) - 1)
     return int(model.vae.config.latent_channels), side, side
 
 
 def checkpoint_bytes(model: nn.Module, config: TrainConfig) -> int:
-    """Weights in float32, Adam's two moments, and the averages."""
+    """Size of a checkpoint: weights in float32, the optimizer's moments, and the averages."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trained * (4 + moment_bytes(config.optim.name) + 4 * (1 + len(config.optim.ema_profiles)))
-
-
-def data_facts(dataset: MultiViewDataset) -> dict[str, Any]:
-    """What a record says of the data."""
-    return {"shards": shard_hash(dataset.reader.samples), "objects": len(dataset)}
 
 
 def run_record(run: Run) -> dict[str, Any]:
     """The provenance of a model that a run has made."""
     settings = configs.to_dict(run.config)
-    return provenance.record("train", settings, data=data_facts(run.dataset), seed=run.config.seed)
+    data = {"shards": shard_hash(run.dataset.reader.samples), "objects": len(run.dataset)}
+    return provenance.record("train", settings, data=data, seed=run.config.seed)
 
 
-def _source(config: TrainConfig, dataset: MultiViewDataset, model: Denoising) -> Source:
+def _source(config: TrainConfig, dataset: MultiViewDataset, model: TrainingModule) -> Source:
     if not config.data.cache:
         if config.data.on_corrupt == "fail":
             check_shards(dataset)
@@ -274,3 +312,11 @@ def _source(config: TrainConfig, dataset: MultiViewDataset, model: Denoising) ->
     frozen = None if model.trained_encoder is not None else model.image_encoder
     expected = cache_identity(dataset, model.vae, frozen, config.pipeline.condition)
     return LatentCache(config.data.cache, dataset, expected)
+
+
+def _collectives(accelerator: Accelerator) -> Collectives:
+    def all_true(mine: bool) -> bool:
+        count = accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), "sum")
+        return bool(count == accelerator.num_processes)
+
+    return Collectives(accelerator.is_main_process, accelerator.wait_for_everyone, all_true)

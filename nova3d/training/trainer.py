@@ -1,10 +1,14 @@
-"""The training loop: one readable page around accelerate."""
+"""The training loop, around accelerate."""
 
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType, TracebackType
 
 import torch
 from accelerate.utils import gather_object
@@ -12,21 +16,29 @@ from torch import Tensor
 
 from nova3d.errors import InputError
 from nova3d.training.checkpoint import load_checkpoint, save_checkpoint
-from nova3d.training.config import TrainConfig
-from nova3d.training.data import Ahead, Draws, make_batch
-from nova3d.training.health import BAD_STEPS, gradient_norms, report_bad_step
+from nova3d.training.config import OptimConfig, TrainConfig
+from nova3d.training.data import Draws, Prefetcher, make_batch
+from nova3d.training.ema import save_snapshot
 from nova3d.training.latents import Item
-from nova3d.training.logs import LossTable, StatsLog
-from nova3d.training.profiles import save_snapshot
-from nova3d.training.setup import Run, prepare, rate
+from nova3d.training.logs import BAD_STEPS, LossBySigma, StatsLog, gradient_norms, log_bad_step
+from nova3d.training.setup import Run, prepare
 from nova3d.training.validation import Validation, save_model
+from nova3d.utils.files import locked, writable_folder
+from nova3d.utils.progress import Progress, silent
 
 log = logging.getLogger(__name__)
+STOP_FILE = "STOP"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`finished`: `path` is the model's folder; else the run was asked to stop, and it is the checkpoint's."""
+    """How a run ended.
+
+    Attributes:
+        finished: False where it was asked to stop.
+        step: finished steps.
+        path: the model's folder of a finished run, else the last checkpoint's.
+    """
 
     finished: bool
     step: int
@@ -34,93 +46,129 @@ class Outcome:
 
 
 def train(
-    config: TrainConfig,
-    device: str,
-    progress: Callable[[int, int, str], None] | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    config: TrainConfig, device: str, progress: Progress = silent, stop: Callable[[], bool] = lambda: False
 ) -> Outcome:
     """Train to `config.steps`, resuming where `config.resume` says.
 
-    Every draw is a function of (seed, step, place in the global batch), so a resumed run repeats the uninterrupted one.
-    stop: asked after every step; where it says so in any process, the run saves and ends. Raises InputError for bad
-    data, folders or checkpoints, and where too many steps in a row are bad.
-    """
-    run = prepare(config, device)
-    out, accelerator, main = run.out, run.accelerator, run.accelerator.is_main_process
-    start = load_checkpoint(out, run.read, run.identity, config.resume, run.together)
-    # One writer: several processes would cut the same file back at once.
-    stats = StatsLog(out / "stats.jsonl", start) if main else None
-    validation = Validation(run, start) if config.validate_every and config.data.validation else None
-    table = LossTable(accelerator.device)
-    micro_steps, done, stopping = run.loader.places.micro_steps, start, False
-    addresses = [(step, micro) for step in range(start, config.steps) for micro in range(micro_steps)]
+    Every draw is a function of (seed, step, index in the global batch), so a resumed run repeats the uninterrupted one.
 
-    with Ahead(run.loader, addresses, config.data.prefetch, config.data.threads) as batches:
+    Args:
+        config: of the run.
+        device: "cpu", "cuda".
+        progress: called at every log entry.
+        stop: asked after every step. Where it is True in any process, the run saves a checkpoint and ends.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        InputError: for bad data, folders or checkpoints, for too many bad steps in a row, and while another run is at
+            work in `config.out`.
+    """
+    folder = writable_folder(config.out)
+    main = os.environ.get("RANK", "0") == "0"
+    with locked(folder, "a training run") if main else nullcontext():
+        return training_loop(prepare(config, device), progress, stop)
+
+
+def training_loop(run: Run, progress: Progress = silent, stop: Callable[[], bool] = lambda: False) -> Outcome:
+    """The loop of `train`, for a run that is set up."""
+    config, out, accelerator, main = run.config, run.out, run.accelerator, run.accelerator.is_main_process
+    start = load_checkpoint(out, run.load_state, run.identity, config.resume, run.collectives)
+    stats = StatsLog(out / "stats.jsonl", start) if main else None  # one process truncates and writes the file
+    shards, every = config.data.validation, config.validate_every
+    validation = Validation(run, shards, start) if shards and every else None
+    losses = LossBySigma(accelerator.device)
+    schedule = run.loader.global_batch.schedule(start, config.steps)
+    done, stopping = start, False
+
+    with Prefetcher(run.loader, schedule, config.data.prefetch, config.data.threads) as batches:
         for step in range(start, config.steps):
-            values, stopping = take_step(run, step, batches, table, stop)
+            values, stopping = train_step(run, step, batches, losses, stop)
             done = step + 1
+            last = done == config.steps or stopping
+            save = last or done % config.checkpoint_every == 0
+
             if stats:
                 stats.add(step, values)
-            save_now = done % config.checkpoint_every == 0 or done == config.steps or stopping
-            if done % config.log_every == 0 or save_now:  # with every checkpoint, so that a resumed log is the same
-                sums = accelerator.reduce(table.take(), "sum")
-                if stats and (means := stats.flush(LossTable.means(sums) | _memory(accelerator.device))):
+            if save or done % config.log_every == 0:  # with every checkpoint, so that a resumed log is the same
+                by_sigma = LossBySigma.means(accelerator.reduce(losses.pop(), "sum"))
+                if stats and (means := stats.flush(by_sigma | memory_stats(accelerator.device))):
                     if config.trackers:
                         accelerator.log(means, step=done)
-                    if progress:
-                        progress(done, config.steps, f"loss {means.get('loss', float('nan')):.4f}")
+                    progress(done, config.steps, f"loss {means.get('loss', float('nan')):.4f}")
+
             if done % config.optim.snapshot_every == 0 or done == config.steps:
-                _snapshots(run, done)
-            if save_now:
-                last = save_checkpoint(out, done, run.write, run.identity, config.keep_checkpoints, run.together)
-            if validation and done % config.validate_every == 0:
+                for sigma_rel, average in run.profiles.items():
+                    save_snapshot(out, done, sigma_rel, average, main)
+            if save:
+                keep = config.keep_checkpoints
+                checkpoint = save_checkpoint(out, done, run.save_state, run.identity, keep, run.collectives)
+            if validation and every and done % every == 0:
                 validation(done)
-            if stopping and done < config.steps:
+            if last:
                 break
+
     if config.trackers:
         accelerator.end_training()
     if done < config.steps:
-        log.info("asked to stop: saved '%s'; the same command goes on from there", last)
-        return Outcome(False, done, last)
+        log.info("asked to stop: saved '%s'; the same command resumes from there", checkpoint)
+        return Outcome(False, done, checkpoint)
     save_model(run, out / "model", done)
     return Outcome(True, done, out / "model")
 
 
-def take_step(
-    run: Run, step: int, batches: Ahead[tuple[list[Item], Draws]], table: LossTable, stop: Callable[[], bool]
+def train_step(
+    run: Run, step: int, batches: Prefetcher[tuple[list[Item], Draws]], losses: LossBySigma, stop: Callable[[], bool]
 ) -> tuple[dict[str, float], bool]:
-    """One step over the global batch; returns what the log says of it, and whether any process was asked to stop."""
-    config, accelerator, model = run.config, run.accelerator, run.model
-    micro_steps = run.loader.places.micro_steps
+    """One optimizer step over the global batch.
+
+    Args:
+        run: of which the weights, the optimizer and the averages change.
+        step: zero-based.
+        batches: yields the micro-batches of this process.
+        losses: to which the losses are added.
+        stop: asked once.
+
+    Returns:
+        The values to log, and whether any process was asked to stop.
+
+    Raises:
+        InputError: for too many bad steps in a row.
+    """
+    config, accelerator = run.config, run.accelerator
     started, waited = time.perf_counter(), 0.0
-    for group in run.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * rate(config.optim, step, config.steps)
-    losses: list[Tensor] = []
+    factor = learning_rate_factor(config.optim, step, config.steps)
+    for state, group in zip(run.optimizer.param_groups, run.groups, strict=True):
+        state["lr"] = group.learning_rate * factor
+
+    micro_losses: list[Tensor] = []
     uids: list[str] = []
-    for _ in range(micro_steps):
+    for _ in range(run.loader.global_batch.micro_steps):
         asked = time.perf_counter()
         items, draws = next(batches)
         waited += time.perf_counter() - asked
         batch = make_batch(items, draws, run.encoder)
         uids += batch.uids
         with accelerator.accumulate(run.wrapped):
-            with accelerator.autocast():  # what accelerate does by itself but for FSDP
-                loss = run.wrapped(batch)
+            with accelerator.autocast():  # FSDP has none of its own
+                loss = run.wrapped(batch)  # [b,t]
             accelerator.backward(loss.mean())
-        losses.append(loss.detach())
-        table.add(loss.detach(), batch.sigma)
-    parts = gradient_norms(model, run.new_parameters)
+        micro_losses.append(loss.detach())
+        losses.add(loss.detach(), batch.sigma)
+
+    norms = gradient_norms(run.model, run.new_parameters)
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), config.optim.max_grad_norm)
     asked_to_stop = torch.tensor([float(stop())], device=accelerator.device)
-    per_task = torch.stack(losses).mean(dim=(0, 1))
+    per_task = torch.stack(micro_losses).mean(dim=(0, 1))
     rgb, normal, stopping = accelerator.reduce(torch.cat([per_task, asked_to_stop]), "mean").tolist()
     values = {"loss": (rgb + normal) / 2, "loss_rgb": rgb, "loss_normal": normal, "grad_norm": float(norm)}
 
-    if reason := run.health.fault(values["loss"], values["grad_norm"]):
+    if reason := run.bad_steps.check(values["loss"], values["grad_norm"]):
         everyone = gather_object(uids)
         if accelerator.is_main_process:
-            report_bad_step(run.out, step, reason, everyone, values)
-        if run.health.hopeless:
+            log_bad_step(run.out, step, reason, everyone, values)
+        if run.bad_steps.too_many:
             raise InputError(
                 f"{config.health.max_bad} bad steps in a row, last step {step} ({reason}): their objects are in "
                 f"'{run.out / BAD_STEPS}'; lower optim.learning_rate, or resume from an older checkpoint"
@@ -128,26 +176,75 @@ def take_step(
         values = {"skipped": 1.0}
     else:
         run.optimizer.step()
-        for average in run.averages.values():
-            average.update(model)
-        values |= parts | {"skipped": 0.0}
+        for average in (run.ema, *run.profiles.values()):
+            average.update(run.model)
+        values |= norms | {"skipped": 0.0}
     run.optimizer.zero_grad(set_to_none=True)
+
     seconds = time.perf_counter() - started
     values |= {"seconds": seconds, "data_seconds": waited, "data_wait": waited / seconds}
-    values |= {
-        "samples_per_second": run.loader.places.total / seconds,
-        "lost_objects": float(run.loader.reader.skipped),
-    }
+    values["samples_per_second"] = run.loader.global_batch.size / seconds
+    values["lost_objects"] = float(run.loader.reader.skipped)
     return values, stopping > 0
 
 
-def _snapshots(run: Run, step: int) -> None:
-    for name, average in run.averages.items():
-        if name != "ema":
-            save_snapshot(run.out, step, float(name), average, run.accelerator.is_main_process)
+def learning_rate_factor(config: OptimConfig, step: int, total: int) -> float:
+    """The factor on the peak learning rates: linear warm-up, constant, then linear decay to a twentieth.
+
+    Args:
+        config: `warmup` and `decay_from`.
+        step: zero-based.
+        total: steps of the run.
+
+    Returns:
+        The factor, in (0, 1].
+    """
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    decay_start = config.decay_from * total
+    if step < decay_start:
+        return warm
+    return warm * (1 - 0.95 * (step - decay_start) / max(1.0, total - decay_start))
 
 
-def _memory(device: torch.device) -> dict[str, float]:
+def memory_stats(device: torch.device) -> dict[str, float]:
+    """The most GPU memory that was allocated so far, in GB; empty on other devices."""
     if device.type != "cuda":
         return {}
     return {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+
+
+class StopRequest:
+    """A context in which SIGTERM and SIGUSR1 ask a run to stop (SLURM sends them before its time limit).
+
+    A file named STOP in `out` asks too; leaving the context removes it. Handlers can be set in a program's main thread
+    only.
+
+    Args:
+        out: the run's folder.
+    """
+
+    def __init__(self, out: Path):
+        self.file = out / STOP_FILE
+        self._signal: int | None = None
+        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __call__(self) -> bool:
+        """Whether a request has come."""
+        return self._signal is not None or self.file.exists()
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if kind is None:
+            self.file.unlink(missing_ok=True)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self._signal = number
+        log.info("%s: this step is finished and saved, then the run ends", signal.Signals(number).name)

@@ -1,9 +1,7 @@
 """Validation during training: fixed objects and seeds, raw and averaged weights, the best average kept."""
 
-import json
 import logging
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,46 +17,56 @@ from nova3d.metrics import foreground_psnr, mask_iou, normal_angle, psnr
 from nova3d.models.image_encoder import empty_image_encoder
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.training.ema import EMA
-from nova3d.training.logs import cut_back
+from nova3d.training.ema import EMA, full_state_dict
+from nova3d.training.logs import append_lines, truncate_after
 from nova3d.training.setup import Run, run_record
-from nova3d.training.sharding import whole_state
 from nova3d.utils import provenance
+from nova3d.utils.files import replacing
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 SHOWN_VIEWS = 8
-FILE = "validation.jsonl"
+VALIDATION = "validation.jsonl"
 METRICS = ("psnr", "foreground_psnr", "normal_angle", "mask_iou")
 
 
 class Validation:
-    """Calling it with the number of finished steps writes two lines to validation.jsonl, one for each kind of weights,
-    and a picture per object under validation/step-N; where the average's PSNR is the best yet, model-best/ is written.
+    """Samples fixed objects with the raw and the averaged weights, and keeps the best model.
 
-    The objects, spread over the validation shards, are shared out over the processes.
+    The objects are spread evenly over the validation shards and shared out over the processes.
+
+    Args:
+        run: whose networks are validated.
+        shards: of the validation objects.
+        start: finished steps of the run that goes on.
     """
 
-    def __init__(self, run: Run, start: int):
+    def __init__(self, run: Run, shards: str, start: int):
         self.run = run
-        self.reader = ShardReader(run.config.data.validation)
+        self.reader = ShardReader(shards)
         count = min(run.config.validation_objects, len(self.reader))
         self.rows = torch.linspace(0, len(self.reader) - 1, count).round().int().tolist()
-        past = cut_back(run.out / FILE, start) if run.accelerator.is_main_process else []
+        past = truncate_after(run.out / VALIDATION, start) if run.accelerator.is_main_process else []
         best = max((line["psnr"] for line in past if line["weights"] == "ema"), default=-math.inf)
         (self.best,) = broadcast_object_list([best])  # one process reads, all must agree on what is better
 
     def __call__(self, step: int) -> None:
+        """Write two lines to validation.jsonl, one for each kind of weights, and a picture per object.
+
+        Where the average's PSNR is the best yet, model-best/ is written.
+
+        Args:
+            step: finished steps. Every process must call this.
+        """
         accelerator, config = self.run.accelerator, self.run.config
         means = {}
         for weights, average in (("raw", None), ("ema", self.run.ema)):
-            with sampling(self.run, average) as pipeline:
+            with sampling_pipeline(self.run, average) as pipeline:
                 means[weights] = self._score(pipeline, step, weights)
             log.info("validation at step %d, %s weights: %s", step, weights, _rounded(means[weights]))
         if accelerator.is_main_process:
-            with (self.run.out / FILE).open("a") as file:
-                for weights, values in means.items():
-                    file.write(json.dumps({"step": step, "weights": weights, **values}) + "\n")
+            lines = [{"step": step, "weights": weights, **values} for weights, values in means.items()]
+            append_lines(self.run.out / VALIDATION, lines)
         if config.trackers:
             flat = {f"validation/{k}_{weights}": v for weights, values in means.items() for k, v in values.items()}
             accelerator.log(flat, step=step)
@@ -84,8 +92,16 @@ class Validation:
 
 
 def compare(result: ViewSet, truth: ViewSet) -> dict[str, float]:
-    """METRICS of one object, the input view left out: PSNR over pictures and over the object, dB; mean normal angle,
-    degrees, over pixels where both have a surface; intersection over union of the masks."""
+    """METRICS of one object, without the input view.
+
+    Args:
+        result: v generated views.
+        truth: v rendered views of the same object.
+
+    Returns:
+        PSNR over pictures and over the object, dB; mean normal angle over pixels where both have a surface, degrees;
+        intersection over union of the masks.
+    """
     made, true = result[slice(1, None)], truth[slice(1, None)]
     return {
         "psnr": float(psnr(made.rgb, true.rgb).mean()),
@@ -96,18 +112,35 @@ def compare(result: ViewSet, truth: ViewSet) -> dict[str, float]:
 
 
 @contextmanager
-def sampling(run: Run, average: EMA | None) -> Iterator[Nova3DPipeline]:
-    """The model, or its `average`, as a pipeline: its own weights, which the average replaces inside the block. Sharded
-    weights cannot be sampled from by one process alone, so there it is a whole copy of the networks on the device."""
+def sampling_pipeline(run: Run, average: EMA | None) -> Iterator[Nova3DPipeline]:
+    """The run's networks as a pipeline, for the block.
+
+    One process alone cannot sample from sharded weights, so there the pipeline has full copies of the networks.
+
+    Args:
+        run: whose networks are used.
+        average: replaces the weights inside the block; None samples with the weights as they are.
+
+    Yields:
+        The pipeline.
+    """
     if run.sharded:
-        yield pipeline_of(run, whole_state(run.model, average, run.accelerator.device))
+        yield pipeline_of(run, full_state_dict(run.model, average, run.accelerator.device))
         return
     with average.applied(run.model) if average else nullcontext():
         yield pipeline_of(run)
 
 
 def pipeline_of(run: Run, state: dict[str, Tensor] | None = None) -> Nova3DPipeline:
-    """The networks of a run as a pipeline; with `state`, a Denoising's whole weights, new ones that hold it."""
+    """The networks of a run as a pipeline.
+
+    Args:
+        run: whose networks are used.
+        state: full weights of a TrainingModule; new networks are made that hold them. None uses the run's own.
+
+    Returns:
+        The pipeline.
+    """
     unet, encoder = run.model.unet, run.model.image_encoder
     if state is not None:
         with torch.device("meta"):
@@ -116,7 +149,7 @@ def pipeline_of(run: Run, state: dict[str, Tensor] | None = None) -> Nova3DPipel
         if (encoder := run.model.trained_encoder) is not None:
             encoder = empty_image_encoder(**encoder.config.to_dict())
             encoder.load_state_dict(_under(state, "trained_encoder."), assign=True)
-            encoder.to(next(iter(state.values())).device)  # its buffers, which are in no state
+            encoder.to(next(iter(state.values())).device)  # its buffers are in no state
         else:
             encoder = run.model.image_encoder
     size = run.dataset.reader.cameras.width
@@ -126,24 +159,29 @@ def pipeline_of(run: Run, state: dict[str, Tensor] | None = None) -> Nova3DPipel
 
 
 def save_model(run: Run, folder: Path, step: int) -> None:
-    """Write the averaged weights as a diffusers folder, all or nothing; every process must call it."""
-    state = whole_state(run.model, run.ema)
+    """Write the averaged weights as a diffusers folder, all or nothing.
+
+    Args:
+        run: whose average is saved. Every process must call this.
+        folder: of the model.
+        step: finished steps, for the record.
+
+    Raises:
+        InputError: where it cannot be written.
+    """
+    state = full_state_dict(run.model, run.ema)
     if run.accelerator.is_main_process:
         write_model(run, folder, state, step)
     run.accelerator.wait_for_everyone()
 
 
 def write_model(run: Run, folder: Path, state: dict[str, Tensor], step: int) -> None:
-    """A diffusers folder of a Denoising's whole weights and the frozen networks, with its record."""
+    """A diffusers folder of a TrainingModule's full weights and the frozen networks, with its record."""
     pipeline = pipeline_of(run, state)
-    aside = folder.with_suffix(".part")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        pipeline.save_pretrained(aside, safe_serialization=True)
-        provenance.write(aside, run_record(run) | {"step": step})
-        if folder.exists():
-            shutil.rmtree(folder)
-        aside.rename(folder)
+        with replacing(folder) as aside:
+            pipeline.save_pretrained(aside, safe_serialization=True)
+            provenance.write(aside, run_record(run) | {"step": step})
     except OSError as error:
         raise InputError(f"cannot write the model '{folder}': {error.strerror or error}") from error
 

@@ -27,7 +27,7 @@ from nova3d.models.alignment import ALIGNMENTS
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.training.config import TrainConfig
-from nova3d.training.loss import build
+from nova3d.training.networks import build_module
 from nova3d.views import ViewSet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,7 +142,7 @@ def test_every_shared_weight_is_the_same_in_all_arms(config: AttentionConfig, tm
     for name, arm in config.arms.items():
         started = write_start(replace(base, seed=5, model=module._model(base, arm)), tmp_path / name)
         torch.manual_seed(5)
-        built[name] = build(started, SIZE // 8)[0]
+        built[name] = build_module(started, SIZE // 8)[0]
         assert built[name].unet.config.alignment == arm.alignment
     none = built["none"].state_dict()
     for name in ("cross_domain", "gta"):
@@ -153,13 +153,13 @@ def test_every_shared_weight_is_the_same_in_all_arms(config: AttentionConfig, tm
         assert outputs and all(not value.any() for value in outputs)
     other = write_start(replace(base, seed=6), tmp_path / "other")
     torch.manual_seed(6)
-    assert not torch.equal(build(other, SIZE // 8)[0].unet.conv_in.weight, none["unet.conv_in.weight"])
+    assert not torch.equal(build_module(other, SIZE // 8)[0].unet.conv_in.weight, none["unet.conv_in.weight"])
 
 
 def test_units_of_a_pretrained_unet_are_left_behind(config: AttentionConfig) -> None:
     base = configs.load(TrainConfig, config.train)
     torch.manual_seed(0)
-    trained = build(replace(base, model=replace(base.model, alignment="gta")), SIZE // 8)[0].unet
+    trained = build_module(replace(base, model=replace(base.model, alignment="gta")), SIZE // 8)[0].unet
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.add_(1.0)

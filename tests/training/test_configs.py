@@ -13,11 +13,12 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_dev
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.training.autoencoder import AutoencoderTrainConfig
-from nova3d.training.config import OptimConfig, TrainConfig, changes, check, micro_steps
-from nova3d.training.ema import EMA, exponential
-from nova3d.training.loss import Denoising, build_unet
+from nova3d.training.config import OptimConfig, TrainConfig, check, micro_steps, preset_overrides
+from nova3d.training.ema import EMA, constant_decay
+from nova3d.training.loss import TrainingModule
+from nova3d.training.networks import build_unet
+from nova3d.training.optim import parameter_groups
 from nova3d.training.plan import dry_run, plan
-from nova3d.training.setup import parameter_groups
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., TrainConfig]
@@ -32,9 +33,9 @@ def test_every_shipped_training_config_loads(path: Path) -> None:
     else:
         check(configs.load(TrainConfig, path))
     if path.stem in ("48gb", "24gb"):
-        check(configs.load(TrainConfig, ROOT / "configs/train/paper.yaml", changes(path)))
+        check(configs.load(TrainConfig, ROOT / "configs/train/paper.yaml", preset_overrides(path)))
     if path.stem == "mini-gpu":
-        changed = configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", changes(path))
+        changed = configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", preset_overrides(path))
         check(changed)
         assert changed.steps * changed.batch_size == 300_000 and changed.data.augment.active
 
@@ -59,17 +60,17 @@ def test_the_papers_run_has_the_papers_numbers() -> None:
         micro_steps(paper, 6)
     for preset, processes, expected in (("48gb", 8, 11), ("24gb", 8, 22), ("24gb", 1, 176)):
         smaller = configs.load(
-            TrainConfig, ROOT / "configs/train/paper.yaml", changes(ROOT / f"configs/train/{preset}.yaml")
+            TrainConfig, ROOT / "configs/train/paper.yaml", preset_overrides(ROOT / f"configs/train/{preset}.yaml")
         )
         assert micro_steps(smaller, processes) == expected and smaller.optim.learning_rate == 2e-5
     with pytest.raises(InputError, match=r"preset 'none.yaml' cannot be read"):
-        changes("none.yaml")
+        preset_overrides("none.yaml")
 
 
 def test_the_bundled_weights_are_of_their_shipped_config() -> None:
     """The bundled model's record and its sampling are mini.yaml with mini-further.yaml."""
     start = ["unet=u", "image_encoder=i"]
-    preset = changes(ROOT / "configs/train/mini-further.yaml")
+    preset = preset_overrides(ROOT / "configs/train/mini-further.yaml")
     shipped = configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", [*preset, *start])
     check(shipped)
     made = json.loads((ROOT / "assets/nova3d-mini/record.json").read_text())["config"]
@@ -86,13 +87,13 @@ def test_the_papers_model_builds_without_storage_and_decays_what_it_should() -> 
     with torch.device("meta"):
         unet = build_unet(paper.model, 32)
     assert sum(p.numel() for p in unet.parameters()) == 1_624_822_122
-    module = Denoising(unet, nn.Linear(1, 1).requires_grad_(False), nn.Linear(1, 1))  # type: ignore[arg-type]
+    module = TrainingModule(unet, nn.Linear(1, 1).requires_grad_(False), nn.Linear(1, 1))  # type: ignore[arg-type]
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     for group in parameter_groups(module, paper.optim):
-        for parameter in group["params"]:
+        for parameter in group.parameters:
             name = names[id(parameter)]
             plain = "norm" in name or name.endswith("bias") or "mix_factor" in name
-            assert group["weight_decay"] == (0.0 if plain else 0.01), name
+            assert group.weight_decay == (0.0 if plain else 0.01), name
 
 
 def test_the_plan_counts_a_step_of_a_small_model(make_config: Make) -> None:
@@ -124,7 +125,7 @@ def test_sharded_weights_are_averaged_and_saved_whole() -> None:
         for name, value in list(sharded.named_parameters()):
             setattr(sharded, name, nn.Parameter(distribute_tensor(value.data, mesh, [Shard(0)])))
         assert isinstance(sharded.weight, DTensor)
-        a, b = EMA(plain, exponential(0.5)), EMA(sharded, exponential(0.5))
+        a, b = EMA(plain, constant_decay(0.5)), EMA(sharded, constant_decay(0.5))
         for model in (plain, sharded):
             with torch.no_grad():
                 model.weight.mul_(3)

@@ -19,9 +19,16 @@ from nova3d.models.conditioning import inflated_guide
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.config import DataConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig, noise_schedule
-from nova3d.training.data import Ahead, Draws, Places, draw, make_batch
-from nova3d.training.latent_cache import LatentCache, build_cache, identity
-from nova3d.training.latents import Item, ItemReader, LatentEncoder, ShardSource
+from nova3d.training.data import Draws, GlobalBatch, Prefetcher, draw, make_batch
+from nova3d.training.latents import (
+    Item,
+    ItemReader,
+    LatentCache,
+    LatentEncoder,
+    ShardSource,
+    build_cache,
+    cache_identity,
+)
 from nova3d.training.setup import prepare
 from nova3d.training.trainer import train
 
@@ -29,25 +36,25 @@ Make = Callable[..., TrainConfig]
 LATENT, PICTURE = (2, 4, 4, 8, 8), (3, 32, 32)
 
 
-def drawn(step: int, places: range, seed: int = 0, config: NoiseConfig | None = None) -> Draws:
+def drawn(step: int, indices: range, seed: int = 0, config: NoiseConfig | None = None) -> Draws:
     config = config or NoiseConfig()
-    return draw(config, noise_schedule(config), seed, step, places, LATENT, PICTURE)
+    return draw(config, noise_schedule(config), seed, step, indices, LATENT, PICTURE)
 
 
 def test_any_split_of_the_global_batch_draws_the_same() -> None:
-    whole = drawn(5, Places(12).of(0))
+    whole = drawn(5, GlobalBatch(12).indices(0))
     for processes, micro_steps in ((2, 3), (3, 2), (4, 1), (1, 6)):
         size = 12 // (processes * micro_steps)
         parts = {}
         for rank in range(processes):
-            places = Places(size, processes, micro_steps, rank)
-            assert places.total == 12
+            split = GlobalBatch(size, processes, micro_steps, rank)
+            assert split.size == 12
             for micro in range(micro_steps):
-                part = drawn(5, places.of(micro))
-                parts |= {place: (part, row) for row, place in enumerate(places.of(micro))}
+                part = drawn(5, split.indices(micro))
+                parts |= {index: (part, row) for row, index in enumerate(split.indices(micro))}
         assert sorted(parts) == list(range(12))
         for name in vars(whole):
-            rows = [getattr(parts[place][0], name)[parts[place][1]] for place in range(12)]
+            rows = [getattr(parts[index][0], name)[parts[index][1]] for index in range(12)]
             assert torch.equal(torch.stack(rows), getattr(whole, name)), name
 
 
@@ -89,24 +96,24 @@ def test_reading_ahead_keeps_the_order_hands_on_errors_and_ends(depth: int, thre
         time.sleep(0.01 * (3 - address[0]))
         return address
 
-    with Ahead(later_ones_are_faster, addresses, depth, threads) as ahead:
-        assert list(ahead) == addresses
+    with Prefetcher(later_ones_are_faster, addresses, depth, threads) as batches:
+        assert list(batches) == addresses
 
     def fail(address: tuple[int, int]) -> tuple[int, int]:
         if address == (1, 0):
             raise InputError("shard 7 is missing")
         return address
 
-    with Ahead(fail, addresses, depth, threads) as ahead:
-        assert next(ahead) == (0, 0) and next(ahead) == (0, 1)
+    with Prefetcher(fail, addresses, depth, threads) as batches:
+        assert next(batches) == (0, 0) and next(batches) == (0, 1)
         with pytest.raises(InputError, match="shard 7"):
-            next(ahead)
+            next(batches)
     loaded: list[tuple[int, int]] = []
-    endless = Ahead(loaded.append, ((step, 0) for step in iter(int, 1)), depth, threads)
+    endless = Prefetcher(loaded.append, ((step, 0) for step in iter(int, 1)), depth, threads)
     next(endless)
     endless.close()
     assert len(loaded) <= depth + 1
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_several_threads_read_at_the_same_time() -> None:
@@ -117,8 +124,8 @@ def test_several_threads_read_at_the_same_time() -> None:
         return address
 
     addresses = [(step, 0) for step in range(6)]
-    with Ahead(meet, addresses, 3, 3) as ahead:
-        assert list(ahead) == addresses
+    with Prefetcher(meet, addresses, 3, 3) as batches:
+        assert list(batches) == addresses
 
 
 @pytest.fixture
@@ -163,7 +170,7 @@ def test_the_cache_equals_the_shards_up_to_float16(
     dataset: MultiViewDataset, vae: VideoAutoencoder, clip: CLIPVisionModelWithProjection, tmp_path: Path
 ) -> None:
     folder = build_cache(tmp_path / "cache", dataset, vae, clip, objects_per_file=2)
-    cache = LatentCache(folder, dataset, identity(dataset, vae, clip))
+    cache = LatentCache(folder, dataset, cache_identity(dataset, vae, clip))
     source, encoder = ShardSource(dataset), LatentEncoder(vae, "cpu", keep=False)
     draws = drawn(0, range(2))
     for row, view in ((0, 0), (2, 2)):
@@ -184,7 +191,7 @@ def test_cache_files_are_split_resumed_and_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "cache"
-    expected = identity(dataset, vae, clip)
+    expected = cache_identity(dataset, vae, clip)
     with pytest.raises(InputError, match="not a latent cache"):
         LatentCache(folder, dataset, expected)
     build_cache(folder, dataset, vae, clip, part=(0, 2), objects_per_file=1)
@@ -266,7 +273,7 @@ def test_a_cache_holds_the_inflated_condition_of_a_few_views_per_object(
     assert [more.views_of(row)[:1] for row in range(len(more))] == chosen  # a second view keeps the first one
     assert {few.address(position)[1] for position in range(40)} == {view for (view,) in chosen}
     folder = build_cache(tmp_path / "cache", few, vae, None, condition="inflated")
-    cache = LatentCache(folder, few, identity(few, vae, None, "inflated"))
+    cache = LatentCache(folder, few, cache_identity(few, vae, None, "inflated"))
     views = few.views(1, chosen[1][0])
     frames = inflated_guide(views.straight_alpha(0), views.cameras)[:, :, :3]
     expected = torch.stack([encode_mode(vae, video) for video in frames])
@@ -278,9 +285,9 @@ def test_a_cache_holds_the_inflated_condition_of_a_few_views_per_object(
         (MultiViewDataset(shards), "has input_views_per_object=1, this run has None"),
     ):
         with pytest.raises(InputError, match=message):
-            LatentCache(folder, other, identity(other, vae, None, "inflated"))
+            LatentCache(folder, other, cache_identity(other, vae, None, "inflated"))
     with pytest.raises(InputError, match="made with another 'condition'"):
-        LatentCache(folder, few, identity(few, vae, None))
+        LatentCache(folder, few, cache_identity(few, vae, None))
 
 
 def test_training_on_the_inflated_condition_without_an_image_encoder_resumes_exactly(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nova3d.errors import InputError
-from nova3d.training.optim import Muon, is_matrix, make_optimizer, orthogonalised
+from nova3d.training.optim import Muon, ParameterGroup, is_matrix, make_optimizer, orthogonalised
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one_and_the_same_singular_vectors() -> None:
@@ -92,4 +92,4 @@ def test_which_parameters_are_matrices() -> None:
     with pytest.raises(ValueError, match="two or more dimensions"):
         Muon([{"params": [bias], "muon": True}])
     with pytest.raises(InputError, match="'sgd' is not one of adamw, adamw8bit, muon"):
-        make_optimizer("sgd", [{"params": [bias]}], (0.9, 0.99), torch.device("cpu"))
+        make_optimizer("sgd", [ParameterGroup("all", 0.1, 0.0, parameters=[bias])], (0.9, 0.99), torch.device("cpu"))

@@ -82,7 +82,7 @@ def test_wandb_without_an_account_is_one_line(
 
 @pytest.mark.parametrize("package", ["wandb", "bitsandbytes"])
 def test_a_missing_package_is_one_line(make_config: Make, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    for module in ("optim", "trackers"):
+    for module in ("optim", "logs"):
         monkeypatch.setattr(f"nova3d.training.{module}.has", lambda name: name != package)
     config = make_config(trackers=["wandb"] if package == "wandb" else [], optim=OptimConfig(name="adamw8bit"))
     message = {

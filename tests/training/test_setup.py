@@ -11,8 +11,8 @@ from nova3d import Nova3DPipeline
 from nova3d.data.augment import AugmentConfig
 from nova3d.errors import InputError
 from nova3d.training.config import DataConfig, TrainConfig
-from nova3d.training.data import Ahead
-from nova3d.training.loss import frozen_networks
+from nova3d.training.data import Prefetcher
+from nova3d.training.networks import frozen_networks
 from nova3d.training.setup import prepare
 from nova3d.training.trainer import train
 
@@ -63,8 +63,7 @@ def test_any_split_over_processes_sees_the_same_augmented_objects(make_config: M
     ]
     seen = []
     for run in runs:
-        addresses = [(2, micro) for micro in range(run.loader.places.micro_steps)]
-        with Ahead(run.loader, addresses, 0) as batches:
+        with Prefetcher(run.loader, run.loader.global_batch.schedule(2, 3), 0) as batches:
             seen.append(torch.stack([item.picture for items, _ in batches for item in items]))
     assert torch.equal(*seen)
 

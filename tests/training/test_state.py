@@ -14,31 +14,37 @@ from nova3d.training.checkpoint import (
     check_space,
     list_checkpoints,
     load_checkpoint,
-    read_parts,
+    read_states,
     save_checkpoint,
-    write_parts,
+    write_states,
 )
 from nova3d.training.config import OptimConfig
-from nova3d.training.ema import EMA, exponential
-from nova3d.training.health import gradient_norms
-from nova3d.training.logs import LossTable, StatsLog
-from nova3d.training.profiles import exponent, mixture, power, save_snapshot, synthesise
-from nova3d.training.setup import rate
+from nova3d.training.ema import (
+    EMA,
+    constant_decay,
+    posthoc_average,
+    posthoc_weights,
+    power_decay,
+    power_exponent,
+    save_snapshot,
+)
+from nova3d.training.logs import LossBySigma, StatsLog, gradient_norms
+from nova3d.training.trainer import learning_rate_factor
 
 
 def writer(model: nn.Module) -> Callable[[Path], None]:
-    return lambda folder: write_parts(folder, {"model": model})
+    return lambda folder: write_states(folder, {"model": model.state_dict()})
 
 
 def reader(model: nn.Module) -> Callable[[Path], None]:
-    return lambda folder: read_parts(folder, {"model": model})
+    return lambda folder: read_states(folder, {"model": model})
 
 
 @pytest.mark.parametrize("warmup", ["none", "inverse"])
 def test_ema_follows_its_formula(warmup: str) -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1.0)
-    ema, expected = EMA(model, exponential(0.9, warmup)), 1.0
+    ema, expected = EMA(model, constant_decay(0.9, warmup)), 1.0
     for n, value in enumerate((2.0, -3.0, 5.0), start=1):
         nn.init.constant_(model.weight, value)
         ema.update(model)
@@ -48,21 +54,21 @@ def test_ema_follows_its_formula(warmup: str) -> None:
     with ema.applied(model):
         assert model.weight.item() == pytest.approx(expected, rel=1e-6)
     assert model.weight.item() == 5.0
-    other = EMA(nn.Linear(1, 1, bias=False), exponential(0.9, warmup), "cpu")
+    other = EMA(nn.Linear(1, 1, bias=False), constant_decay(0.9, warmup), "cpu")
     other.load_state_dict(ema.state_dict())
     assert other.updates == 3 and torch.equal(other.weights["weight"], ema.weights["weight"])
     with pytest.raises(KeyError, match="other names"):
-        EMA(nn.Linear(1, 1), exponential(0.9)).load_state_dict(ema.state_dict())
+        EMA(nn.Linear(1, 1), constant_decay(0.9)).load_state_dict(ema.state_dict())
     with pytest.raises(ValueError, match="shape"):
-        EMA(nn.Linear(2, 1, bias=False), exponential(0.9)).load_state_dict(ema.state_dict())
+        EMA(nn.Linear(2, 1, bias=False), constant_decay(0.9)).load_state_dict(ema.state_dict())
     with pytest.raises(ValueError, match="'linear'"):
-        exponential(0.9, "linear")
+        constant_decay(0.9, "linear")
 
 
 def test_frozen_weights_are_not_averaged_and_bfloat16_ones_are_in_float32() -> None:
     model = nn.Linear(2, 2).to(torch.bfloat16)
     model.bias.requires_grad_(False)
-    ema = EMA(model, exponential(0.999))
+    ema = EMA(model, constant_decay(0.999))
     nn.init.zeros_(model.weight)
     before = ema.weights["weight"].clone()
     ema.update(model)
@@ -73,7 +79,7 @@ def test_frozen_weights_are_not_averaged_and_bfloat16_ones_are_in_float32() -> N
 def test_applied_restores_the_weights_after_an_error() -> None:
     model = nn.Linear(2, 2)
     before = model.weight.detach().clone()
-    ema = EMA(model, exponential(0.5))
+    ema = EMA(model, constant_decay(0.5))
     nn.init.zeros_(model.weight)
     with pytest.raises(RuntimeError, match="stop"), ema.applied(model):
         assert torch.equal(model.weight, before)
@@ -84,15 +90,15 @@ def test_applied_restores_the_weights_after_an_error() -> None:
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.2])
 def test_a_power_profile_has_its_width_and_its_recursion_gives_it(sigma_rel: float) -> None:
     tau = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
-    density = tau ** exponent(sigma_rel)
+    density = tau ** power_exponent(sigma_rel)
     density /= density.sum()
     mean = (density * tau).sum()
     assert float(((tau - mean) ** 2 * density).sum().sqrt()) == pytest.approx(sigma_rel, rel=1e-4)
     # Averaging the step's number itself: the profile's mean, (gamma + 1) / (gamma + 2) of the run.
-    decay, average, n = power(sigma_rel), 0.0, 4000
+    decay, average, n = power_decay(sigma_rel), 0.0, 4000
     for step in range(1, n + 1):
         average = decay(step) * average + (1 - decay(step)) * step
-    gamma = exponent(sigma_rel)
+    gamma = power_exponent(sigma_rel)
     assert average / n == pytest.approx((gamma + 1) / (gamma + 2), rel=2e-3)
 
 
@@ -100,8 +106,8 @@ def test_snapshots_are_mixed_into_another_length(tmp_path: Path) -> None:
     """Weights that follow a curve: the mixture must be near the average that was truly run, nearer than the stored."""
     model = nn.Linear(1, 1, bias=False)
     rels, wanted = (0.05, 0.1), 0.07
-    stored = {rel: EMA(model, power(rel)) for rel in rels}
-    true = EMA(model, power(wanted))
+    stored = {rel: EMA(model, power_decay(rel)) for rel in rels}
+    true = EMA(model, power_decay(wanted))
     for step in range(1, 801):
         nn.init.constant_(model.weight, math.sin(step / 60))
         for average in (*stored.values(), true):
@@ -110,13 +116,13 @@ def test_snapshots_are_mixed_into_another_length(tmp_path: Path) -> None:
             for rel, average in stored.items():
                 save_snapshot(tmp_path, step, rel, average)
     truth = true.weights["weight"].item()
-    mixed = synthesise(tmp_path, wanted)["weight"].item()
+    mixed = posthoc_average(tmp_path, wanted)["weight"].item()
     nearest = min(abs(average.weights["weight"].item() - truth) for average in stored.values())
     assert abs(mixed - truth) < 0.02 < nearest
-    shares = mixture([(t, rel) for t in (400, 800) for rel in rels], 800, 0.1)
+    shares = posthoc_weights([(t, rel) for t in (400, 800) for rel in rels], 800, 0.1)
     torch.testing.assert_close(torch.from_numpy(shares), torch.tensor([0.0, 0, 0, 1], dtype=torch.float64))
     with pytest.raises(InputError, match="holds no snapshot"):
-        synthesise(tmp_path / "none", 0.07)
+        posthoc_average(tmp_path / "none", 0.07)
 
 
 def test_checkpoints_keep_two_and_ignore_half_written_ones(tmp_path: Path) -> None:
@@ -212,16 +218,16 @@ def test_stats_are_means_and_are_cut_back_on_resume(tmp_path: Path) -> None:
 
 
 def test_losses_are_told_apart_by_task_and_noise_level() -> None:
-    table = LossTable(torch.device("cpu"))
+    table = LossBySigma(torch.device("cpu"))
     table.add(torch.tensor([[1.0, 10.0], [3.0, float("nan")], [5.0, 50.0]]), torch.tensor([1.0, 1.9, 100.0]))
-    means = LossTable.means(table.take())
+    means = LossBySigma.means(table.pop())
     assert means == {
         "loss_rgb/sigma_0.5_to_2": 2.0,
         "loss_rgb/sigma_above_32": 5.0,
         "loss_normal/sigma_0.5_to_2": 10.0,
         "loss_normal/sigma_above_32": 50.0,
     }
-    assert LossTable.means(table.take()) == {}
+    assert LossBySigma.means(table.pop()) == {}
 
 
 def test_gradients_of_new_and_of_other_parameters_are_told_apart() -> None:
@@ -233,8 +239,8 @@ def test_gradients_of_new_and_of_other_parameters_are_told_apart() -> None:
 
 def test_the_rate_warms_up_holds_and_decays_to_a_twentieth() -> None:
     config = OptimConfig(warmup=10, decay_from=0.5)
-    assert rate(config, 0, 100) == pytest.approx(0.1)
-    assert rate(config, 9, 100) == rate(config, 49, 100) == 1.0
-    assert rate(config, 75, 100) == pytest.approx(1 - 0.95 / 2)
-    assert rate(config, 100, 100) == pytest.approx(0.05)
-    assert rate(OptimConfig(warmup=0), 9, 10) == 1.0
+    assert learning_rate_factor(config, 0, 100) == pytest.approx(0.1)
+    assert learning_rate_factor(config, 9, 100) == learning_rate_factor(config, 49, 100) == 1.0
+    assert learning_rate_factor(config, 75, 100) == pytest.approx(1 - 0.95 / 2)
+    assert learning_rate_factor(config, 100, 100) == pytest.approx(0.05)
+    assert learning_rate_factor(OptimConfig(warmup=0), 9, 10) == 1.0

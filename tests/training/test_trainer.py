@@ -21,10 +21,9 @@ from nova3d.errors import InputError
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.config import DataConfig, HealthConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig
 from nova3d.training.data import Batch
-from nova3d.training.loss import Denoising
+from nova3d.training.loss import TrainingModule
 from nova3d.training.setup import prepare
-from nova3d.training.signals import StopRequest
-from nova3d.training.trainer import train
+from nova3d.training.trainer import StopRequest, train
 
 Make = Callable[..., TrainConfig]
 ROOT = Path(__file__).parents[2]
@@ -180,13 +179,13 @@ def test_what_cannot_run_ends_in_one_line(make_config: Make, changes: dict[str, 
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int], factor: float) -> None:
-    true, calls = Denoising.forward, [0]
+    true, calls = TrainingModule.forward, [0]
 
-    def forward(self: Denoising, batch: Batch) -> Tensor:
+    def forward(self: TrainingModule, batch: Batch) -> Tensor:
         calls[0] += 1
         return true(self, batch) * (factor if calls[0] in bad_calls else 1.0)
 
-    monkeypatch.setattr(Denoising, "forward", forward)
+    monkeypatch.setattr(TrainingModule, "forward", forward)
 
 
 def test_a_non_finite_step_is_skipped_with_its_objects_named(
@@ -205,7 +204,7 @@ def test_a_non_finite_step_is_skipped_with_its_objects_named(
 
 
 def test_a_spike_is_skipped(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nova3d.training.health.MIN_HISTORY", 3)
+    monkeypatch.setattr("nova3d.training.logs.MIN_HISTORY", 3)
     spoil(monkeypatch, {5}, 1e4)
     config = make_config(steps=6, health=HealthConfig(spike=50.0))
     train(config, "cpu")
