@@ -1,36 +1,16 @@
-"""What a step is made of: draws by place, sources, and the latent cache."""
+"""The tensors of a micro-step: draws by index, reading ahead."""
 
-import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from nova3d.data.augment import UNCHANGED, Augmentation
-from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
-from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
-from nova3d.models.conditioning import inflated_guide
-from nova3d.models.unet import NovaUNet
-from nova3d.pipeline import Nova3DPipeline
-from nova3d.training.config import DataConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig, noise_schedule
-from nova3d.training.data import Draws, GlobalBatch, Prefetcher, draw, make_batch
-from nova3d.training.latents import (
-    Item,
-    ItemReader,
-    LatentCache,
-    LatentEncoder,
-    ShardSource,
-    build_cache,
-    cache_identity,
-)
+from nova3d.training.config import NoiseConfig, TrainConfig, noise_schedule
+from nova3d.training.data import Draws, GlobalBatch, Prefetcher, draw
 from nova3d.training.setup import prepare
-from nova3d.training.trainer import train
 
 Make = Callable[..., TrainConfig]
 LATENT, PICTURE = (2, 4, 4, 8, 8), (3, 32, 32)
@@ -128,191 +108,8 @@ def test_several_threads_read_at_the_same_time() -> None:
         assert list(batches) == addresses
 
 
-@pytest.fixture
-def dataset(shards: Path) -> MultiViewDataset:
-    return MultiViewDataset(shards, [0, 2])
-
-
-@pytest.fixture
-def vae(vae_folder: Path) -> VideoAutoencoder:
-    return VideoAutoencoder.from_pretrained(vae_folder)
-
-
-@pytest.fixture
-def clip() -> CLIPVisionModelWithProjection:
-    torch.manual_seed(1)
-    return CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            projection_dim=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-        )
-    ).eval()
-
-
-def test_rgb_moments_are_kept_in_memory_normals_are_not(
-    dataset: MultiViewDataset, vae: VideoAutoencoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, kept, fresh = ShardSource(dataset), LatentEncoder(vae, "cpu"), LatentEncoder(vae, "cpu", keep=False)
-    first, turned = source.load(0, 0), source.load(0, 2)
-    for item in (first, turned, first):
-        torch.testing.assert_close(kept.moments(item), fresh.moments(item), rtol=2e-3, atol=2e-3)
-    assert torch.equal(kept.moments(first)[0].roll(-2, dims=0), kept.moments(turned)[0])
-    assert not torch.equal(kept.moments(first)[1].roll(-2, dims=0), kept.moments(turned)[1])
-    assert first.cameras[0].abs().max() < 1e-5  # view 0 is the input view
-
-
-def test_the_cache_equals_the_shards_up_to_float16(
-    dataset: MultiViewDataset, vae: VideoAutoencoder, clip: CLIPVisionModelWithProjection, tmp_path: Path
-) -> None:
-    folder = build_cache(tmp_path / "cache", dataset, vae, clip, objects_per_file=2)
-    cache = LatentCache(folder, dataset, cache_identity(dataset, vae, clip))
-    source, encoder = ShardSource(dataset), LatentEncoder(vae, "cpu", keep=False)
-    draws = drawn(0, range(2))
-    for row, view in ((0, 0), (2, 2)):
-        ours, theirs = cache.load(row, view), source.load(row, view)
-        assert ours.uid == theirs.uid and torch.equal(ours.cameras, theirs.cameras)
-        torch.testing.assert_close(encoder.moments(ours), encoder.moments(theirs), rtol=1e-3, atol=1e-3)
-        assert float((ours.picture - theirs.picture).abs().max()) <= 1.01 / 255
-    a, b = (make_batch([s.load(1, 0), s.load(2, 2)], draws, encoder) for s in (cache, source))
-    torch.testing.assert_close(a.x0, b.x0, rtol=1e-3, atol=2e-3)
-    assert a.embeds is not None and a.embeds.shape == (2, 1, 24) and b.embeds is None
-
-
-def test_cache_files_are_split_resumed_and_refused(
-    dataset: MultiViewDataset,
-    vae: VideoAutoencoder,
-    clip: CLIPVisionModelWithProjection,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "cache"
-    expected = cache_identity(dataset, vae, clip)
-    with pytest.raises(InputError, match="not a latent cache"):
-        LatentCache(folder, dataset, expected)
-    build_cache(folder, dataset, vae, clip, part=(0, 2), objects_per_file=1)
-    assert sorted(p.name for p in folder.glob("latents-*")) == [f"latents-0000{i}.safetensors" for i in (0, 2)]
-    with pytest.raises(InputError, match="1 of 3 files are missing, the first is latents-00001"):
-        LatentCache(folder, dataset, expected)
-    first = (folder / "latents-00000.safetensors").stat().st_mtime_ns
-    build_cache(folder, dataset, vae, clip, objects_per_file=1)
-    assert (folder / "latents-00000.safetensors").stat().st_mtime_ns == first
-    LatentCache(folder, dataset, expected)
-
-    for key, value in (("vae", "0" * 16), ("image_encoder", "1"), ("rig", "x"), ("size", 64), ("shards", "y")):
-        with pytest.raises(InputError, match=f"made with another '{key}'") as caught:
-            LatentCache(folder, dataset, expected | {key: value})
-        assert "\n" not in str(caught.value)
-    LatentCache(folder, dataset, expected | {"image_encoder": ""})  # trained with the UNet: makes its own embeddings
-    with pytest.raises(InputError, match=r"has the input views \[0, 2\], not 1"):
-        LatentCache(folder, MultiViewDataset(dataset.reader.folder, [1]), expected)
-    torch.nn.init.zeros_(vae.quant_conv.weight)
-    with pytest.raises(InputError, match="made with another 'vae'"):
-        build_cache(folder, dataset, vae, clip, objects_per_file=1)
-    whole = (folder / "latents-00002.safetensors").read_bytes()
-    (folder / "latents-00002.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"latents-00002.safetensors' is damaged at object 'o2'"):
-        LatentCache(folder, dataset, expected).load(2, 0)
-
-
-def test_training_from_the_cache_equals_training_from_shards_up_to_float16(
-    make_config: Make, vae: VideoAutoencoder, shards: Path, tmp_path: Path
-) -> None:
-    cache = str(build_cache(tmp_path / "cache", MultiViewDataset(shards, [0, 2]), vae, None))
-    losses: list[list[float]] = []
-    for name, data in (
-        ("shards", DataConfig(str(shards), input_views=[0, 2])),
-        ("cache", DataConfig(str(shards), input_views=[0, 2], cache=cache)),
-    ):
-        config = make_config(name, data=data, steps=3)
-        train(config, "cpu")
-        rows = [json.loads(line) for line in (Path(config.out) / "stats.jsonl").read_text().splitlines()]
-        losses.append([row["loss"] for row in rows])
-    assert losses[0] != losses[1]
-    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
-
-
-def test_a_lost_object_is_replaced_by_the_same_one_everywhere(dataset: MultiViewDataset) -> None:
-    class Lossy:
-        def __init__(self) -> None:
-            self.dataset = dataset
-
-        def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
-            if row == 1:
-                raise InputError("shard 'x' is damaged")
-            return ShardSource(dataset).load(row, input_view, change)
-
-    readers = [ItemReader(Lossy(), "skip") for _ in range(2)]
-    for position in range(6):
-        row, view = dataset.address(position)
-        expected = f"o{2 if row == 1 else row}"
-        assert [(r[position].uid, r[position].input_view) for r in readers] == [(expected, view)] * 2
-    assert readers[0].skipped == 4  # each of two epochs, asked twice
-    with pytest.raises(InputError, match="'x' is damaged"):
-        [ItemReader(Lossy(), "fail")[position] for position in range(3)]
-
-
 def test_the_run_reads_every_object_once_an_epoch_whatever_the_split(make_config: Make) -> None:
     run = prepare(make_config(batch_size=3), "cpu")
     for step in range(2):
         items, _ = run.loader((step, 0))
         assert sorted(item.uid for item in items) == ["o0", "o1", "o2"]
-
-
-def test_a_cache_holds_the_inflated_condition_of_a_few_views_per_object(
-    shards: Path, vae: VideoAutoencoder, tmp_path: Path
-) -> None:
-    few = MultiViewDataset(shards, per_object=1)
-    chosen = [few.views_of(row) for row in range(len(few))]
-    assert all(len(views) == 1 for views in chosen)
-    more = MultiViewDataset(shards, per_object=2, seed=5)
-    assert [more.views_of(row)[:1] for row in range(len(more))] == chosen  # a second view keeps the first one
-    assert {few.address(position)[1] for position in range(40)} == {view for (view,) in chosen}
-    folder = build_cache(tmp_path / "cache", few, vae, None, condition="inflated")
-    cache = LatentCache(folder, few, cache_identity(few, vae, None, "inflated"))
-    views = few.views(1, chosen[1][0])
-    frames = inflated_guide(views.straight_alpha(0), views.cameras)[:, :, :3]
-    expected = torch.stack([encode_mode(vae, video) for video in frames])
-    item = cache.load(1, chosen[1][0])
-    assert item.condition is not None
-    torch.testing.assert_close(item.condition.float(), expected, rtol=2e-3, atol=2e-3)
-    for other, message in (
-        (MultiViewDataset(shards, per_object=2), "has input_views_per_object=1, this run has 2"),
-        (MultiViewDataset(shards), "has input_views_per_object=1, this run has None"),
-    ):
-        with pytest.raises(InputError, match=message):
-            LatentCache(folder, other, cache_identity(other, vae, None, "inflated"))
-    with pytest.raises(InputError, match="made with another 'condition'"):
-        LatentCache(folder, few, cache_identity(few, vae, None))
-
-
-def test_training_on_the_inflated_condition_without_an_image_encoder_resumes_exactly(
-    make_config: Make, vae: VideoAutoencoder, shards: Path, tmp_path: Path
-) -> None:
-    data = DataConfig(str(shards), input_views_per_object=1)
-    dataset = MultiViewDataset(shards, per_object=1)
-    data.cache = str(build_cache(tmp_path / "cache", dataset, vae, None, condition="inflated"))
-    pipeline = PipelineConfig(camera_preset="ortho4", steps=2, condition="inflated")
-    optim = OptimConfig(name="muon", learning_rate=1e-3, warmup=2, ema_decay=0.9)
-    settings = {"data": data, "pipeline": pipeline, "optim": optim, "image_encoder": "none"}
-    whole = make_config("whole", **settings)
-    whole.model.row_attention = True
-    train(whole, "cpu")
-    resumed = replace(whole, out=f"{whole.out}-again", resume=f"{whole.out}/checkpoints/step-00000002")
-    train(resumed, "cpu")
-    a, b = (NovaUNet.from_pretrained(Path(run.out) / "model/unet").state_dict() for run in (whole, resumed))
-    assert all(torch.equal(value, b[name]) for name, value in a.items())
-    adamw = replace(resumed, optim=replace(optim, name="adamw"))
-    with pytest.raises(InputError, match=r"made with another 'optimizer' \(muon, this run has adamw\)"):
-        train(adamw, "cpu")
-    model = Nova3DPipeline.load(Path(whole.out) / "model")
-    assert model.image_encoder is None and model.config.condition == "inflated"
-    rgba = torch.rand(model.config.size, model.config.size, 4)
-    rgba[..., 3] = 0
-    rgba[8:24, 8:24, 3] = 1
-    (views,) = model(rgba, framed=True).views
-    assert len(views) == 4

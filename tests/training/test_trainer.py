@@ -20,10 +20,12 @@ from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.config import DataConfig, HealthConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig
-from nova3d.training.data import Batch
+from nova3d.training.data import Batch, Prefetcher
+from nova3d.training.logs import LossBySigma
 from nova3d.training.loss import TrainingModule
 from nova3d.training.setup import prepare
-from nova3d.training.trainer import StopRequest, train
+from nova3d.training.trainer import StopRequest, learning_rate_factor, train, train_step
+from nova3d.utils.files import locked
 
 Make = Callable[..., TrainConfig]
 ROOT = Path(__file__).parents[2]
@@ -262,3 +264,29 @@ def test_validation_scores_raw_and_averaged_weights_and_keeps_the_best(make_conf
     assert averaged[best - 1] == max(averaged)
     assert isinstance(Nova3DPipeline.load(out / "model-best"), Nova3DPipeline)
     assert len(list((out / "validation/step-00000003").glob("*.png"))) == 4
+
+
+def test_the_rate_warms_up_holds_and_decays_to_a_twentieth() -> None:
+    config = OptimConfig(warmup=10, decay_from=0.5)
+    assert learning_rate_factor(config, 0, 100) == pytest.approx(0.1)
+    assert learning_rate_factor(config, 9, 100) == learning_rate_factor(config, 49, 100) == 1.0
+    assert learning_rate_factor(config, 75, 100) == pytest.approx(1 - 0.95 / 2)
+    assert learning_rate_factor(config, 100, 100) == pytest.approx(0.05)
+    assert learning_rate_factor(OptimConfig(warmup=0), 9, 10) == 1.0
+
+
+def test_a_second_run_in_a_folder_is_refused_in_one_line(make_config: Make) -> None:
+    config = make_config()
+    Path(config.out).mkdir()
+    with locked(config.out), pytest.raises(InputError, match="a training run is at work in") as caught:
+        train(config, "cpu")
+    assert "\n" not in str(caught.value) and not (Path(config.out) / "config.yaml").exists()
+
+
+def test_a_resumed_run_follows_its_configs_learning_rate(make_config: Make) -> None:
+    done = train(make_config(steps=2, optim=STEADY), "cpu", stop=lambda: True)
+    run = prepare(make_config(optim=OptimConfig(learning_rate=5e-4, warmup=0)), "cpu")
+    run.load_state(done.path)
+    with Prefetcher(run.loader, run.loader.global_batch.schedule(1, 2), 0) as batches:
+        train_step(run, 1, batches, LossBySigma(torch.device("cpu")), lambda: False)
+    assert {group["lr"] for group in run.optimizer.param_groups} == {5e-4}

@@ -1,0 +1,30 @@
+"""The cost of a run: counted, and tried for one step."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nova3d.training.config import OptimConfig, TrainConfig
+from nova3d.training.plan import dry_run, plan
+
+ROOT = Path(__file__).parents[2]
+Make = Callable[..., TrainConfig]
+
+
+def test_the_plan_counts_a_step_of_a_small_model(make_config: Make) -> None:
+    optim = OptimConfig(name="adamw8bit", ema_device="cpu")
+    whole = plan(make_config(batch_size=2), 32)
+    assert whole.weights == 4 * whole.parameters and whole.averages == 4 * whole.trained
+    assert whole.optimizer == 8 * whole.trained and 0 < whole.new < whole.trained < whole.parameters
+    frugal = plan(make_config(gradient_checkpointing=True, optim=optim), 32)
+    assert frugal.optimizer == 2 * whole.trained and frugal.averages == 0
+    assert whole.flops == pytest.approx(2 * frugal.flops)
+    assert 0.1 < frugal.activations / whole.activations < 0.4  # half the objects, and less kept of each
+
+
+def test_a_dry_run_takes_one_step_and_writes_no_run(make_config: Make) -> None:
+    config = make_config()
+    lines = list(dry_run(config, "cpu", peak=1.0))
+    assert any(line.startswith("activations") for line in lines) and lines[-1].startswith("loss")
+    assert [path.name for path in Path(config.out).iterdir()] == ["config.yaml"]
