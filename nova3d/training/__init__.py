@@ -1,4 +1,4 @@
-"""Training: the loop, its checkpoints and health, the moving averages, validation."""
+"""Training: from shards or cached latents to a saved pipeline. `trainer.py` is the loop, `setup.py` builds a run."""
 
 from nova3d.utils.compat import ensure_torchvision
 
