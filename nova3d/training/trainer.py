@@ -1,7 +1,6 @@
 """The training loop, around accelerate."""
 
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, get_int_from_env
 from torch import Tensor
 
 from nova3d.errors import InputError
@@ -28,6 +27,7 @@ from nova3d.utils.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 STOP_FILE = "STOP"
+RANK_VARIABLES = ["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"]  # of torchrun and of MPIs
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def train(
             work in `config.out`.
     """
     folder = writable_folder(config.out)
-    main = os.environ.get("RANK", "0") == "0"
-    with locked(folder, "a training run") if main else nullcontext():
+    rank = get_int_from_env(RANK_VARIABLES, 0)  # asked before accelerate starts: a refused run must change no file
+    with nullcontext() if rank else locked(folder, "a training run"):
         return training_loop(prepare(config, device), progress, stop)
 
 
