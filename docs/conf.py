@@ -21,6 +21,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"nova3d {release}"
 html_show_copyright = False
+smartquotes = False  # quotes are values of keys
 
 myst_heading_anchors = 3
 exclude_patterns = ["images"]
