@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 import torch
+import trimesh
 from numpy.typing import NDArray
 from skimage.morphology import medial_axis
 from torch import Tensor
@@ -22,6 +23,7 @@ from nova3d.views import ViewSet
 
 Floats = NDArray[np.float32]
 
+_LEAST_HEIGHT = 0.25  # pixels; of the mesh, inside the outline
 LEVEL_TOLERANCE = 1e-3  # radians of elevation, and world units off the axis, that still count as none
 
 
@@ -98,6 +100,66 @@ def inflated_views(rgba: Tensor, cameras: Cameras, supersample: int = 3, only: S
         mask[index] = alpha
         normals[index] *= (alpha > 0)[..., None]
     return ViewSet(rgb.clamp(0, 1), normals, mask, cameras[chosen])
+
+
+def inflated_mesh(rgba: Tensor, pixel: float) -> trimesh.Trimesh:
+    """The inflated outline as a closed surface, painted with the picture through and through.
+
+    Every pixel inside the outline is a fan of eight triangles in front and eight at the back, through its centre, its
+    corners and the middles of its edges. Front and back share the points that lie on the outline. The middles keep a
+    line of single pixels closed: its corners all lie on the outline.
+
+    Args:
+        rgba: [h,w,4] float in [0,1], straight alpha; the outline is where alpha passes 0.5.
+        pixel: world units that a pixel spans.
+
+    Returns:
+        A watertight mesh with vertex colours in the frame of the picture's camera: +X right, +Y up, centred at the
+        picture's middle. It has no faces where the outline is empty.
+    """
+    layers = rgba.cpu().numpy().astype(np.float32)
+    inside = layers[..., 3] > 0.5
+    h, w = inside.shape
+    # Points lie on a lattice of half pixels. Pixel (r, c) has its centre at (2r + 1, 2c + 1).
+    count = _spread(inside[..., None].astype(np.float32))
+    share = np.maximum(count, 1)
+    # A thinned axis leaves out a few pixels of the outline. Front and back must not coincide there.
+    solid = np.maximum(inflate(layers[..., 3], pixel).height, _LEAST_HEIGHT * pixel) * inside
+    height = _spread(solid[..., None].astype(np.float32)) / share
+    colour = _spread(_opaque(layers) * inside[..., None]) / share
+    on_line = [1 + (np.arange(2 * side + 1) % 2 == 0) for side in (h, w)]
+    around = np.outer(*on_line)  # pixels around a point, inside the outline or not
+
+    y, x = np.nonzero(count[..., 0])
+    interior = count[y, x, 0] == around[y, x]
+    z = np.where(interior, height[y, x, 0], 0)
+    front = np.stack([(x / 2 - w / 2) * pixel, (h / 2 - y / 2) * pixel, z], axis=1)
+    number = np.zeros((2, 2 * h + 1, 2 * w + 1), np.int64)  # of the front's points, and of the back's
+    number[:, y, x] = np.arange(len(y))
+    number[1, y[interior], x[interior]] = len(y) + np.arange(int(interior.sum()))
+
+    rows, columns = np.nonzero(inside)
+    faces = []
+    for first, second in zip(_RIM, [*_RIM[1:], _RIM[0]], strict=True):
+        for side, corners in zip(number, ([(0, 0), first, second], [(0, 0), second, first]), strict=True):
+            faces.append(np.stack([side[2 * rows + 1 + r, 2 * columns + 1 + c] for r, c in corners], axis=1))
+    paint = np.round(255 * np.concatenate([colour[y, x], colour[y[interior], x[interior]]])).astype(np.uint8)
+    vertices = np.concatenate([front, front[interior] * [1, 1, -1]])
+    return trimesh.Trimesh(vertices, np.concatenate(faces), vertex_colors=paint, process=False)
+
+
+# The rim of a pixel in half pixels (row, column) from its centre, counter-clockwise as the camera sees it.
+_RIM = [(-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1)]
+
+
+def _spread(field: Floats) -> Floats:
+    """[h,w,c] at pixel centres to [2h+1,2w+1,c] on half pixels: each point's sum over the pixels around it."""
+    h, w, c = field.shape
+    total = np.zeros((2 * h + 1, 2 * w + 1, c), np.float32)
+    for row in (-1, 0, 1):
+        for column in (-1, 0, 1):
+            total[1 + row : 2 * h + row + 1 : 2, 1 + column : 2 * w + column + 1 : 2] += field
+    return total
 
 
 def _level_rig(cameras: Cameras) -> tuple[list[float], float]:

@@ -10,7 +10,8 @@ from skimage.measure import marching_cubes
 
 from nova3d import cameras as rigs
 from nova3d.data import render_object
-from nova3d.inflate import inflate, inflated_views
+from nova3d.evaluation.mesh_metrics import is_closed
+from nova3d.inflate import inflate, inflated_mesh, inflated_views
 from nova3d.metrics import mask_iou, normal_angle
 
 SIZE, SPAN = 96, 1.5
@@ -96,6 +97,40 @@ def test_mixed_precision_around_it_changes_nothing() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = inflated_views(rgba, rig)
     assert torch.equal(plain.mask, mixed.mask) and torch.equal(plain.normals, mixed.normals)
+
+
+def test_the_mesh_of_a_disc_is_a_closed_ball() -> None:
+    rgba = torch.cat([torch.full((SIZE, SIZE, 3), 0.5), disc(0.5)[..., None]], dim=-1)
+    mesh = inflated_mesh(rgba, PIXEL)
+    assert mesh.is_watertight and mesh.is_winding_consistent and mesh.euler_number == 2
+    assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.05)
+    assert mesh.bounds[:, 2] == pytest.approx([-0.5, 0.5], abs=1.5 * PIXEL)
+
+
+def test_the_mesh_of_any_outline_is_closed_and_fills_it(tmp_path: Path) -> None:
+    """Lines of single pixels, pixels that touch at a corner, holes, and an outline cut off by the picture's border."""
+    rng = np.random.default_rng(0)
+    blobs = np.kron(rng.random((12, 12)) < 0.5, np.ones((8, 8)))
+    blobs[40, :] = 1
+    blobs[:, 3] = 0
+    alpha = torch.from_numpy(blobs).float()
+    colours = torch.from_numpy(rng.random((SIZE, SIZE, 3))).float()
+    mesh = inflated_mesh(torch.cat([colours, alpha[..., None]], dim=-1), PIXEL)
+    assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0
+    assert is_closed(mesh)  # with points at one place welded: front and back coincide nowhere
+    path = tmp_path / "solid.ply"
+    mesh.export(path)
+    rig = rigs.preset("ortho16", SIZE)[[0, 8]]
+    drawn = render_object(path, rig, normalise=False, light="flat")
+    assert float(mask_iou(drawn.mask[:1], alpha[None])) >= 0.97
+    assert float(mask_iou(drawn.mask[1:], alpha.flip(1)[None])) >= 0.97
+    row, column = np.argwhere(blobs)[50]
+    for view, seen in ((0, column), (1, SIZE - 1 - column)):  # painted through and through
+        assert torch.allclose(drawn.rgb[view, row, seen], colours[row, column], atol=0.2)
+
+
+def test_the_mesh_of_an_empty_outline_has_no_faces() -> None:
+    assert len(inflated_mesh(torch.zeros(8, 8, 4), PIXEL).faces) == 0
 
 
 def test_other_rigs_and_sizes_are_refused() -> None:

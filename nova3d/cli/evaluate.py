@@ -52,7 +52,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
 
     from nova3d import layouts
     from nova3d.evaluation import Protocol, Table, score
-    from nova3d.evaluation.comparison import compare
+    from nova3d.evaluation.comparison import compare, compare_with_inflated
     from nova3d.evaluation.published import Published
     from nova3d.evaluation.tables import hardware
     from nova3d.utils.files import writable_folder
@@ -93,4 +93,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         compared = compare({"baseline": baseline, "predictions": table}, "baseline")
         compared.save(options.out / "comparison", record)
         print(compared.markdown())
+    if floor := compare_with_inflated({"predictions": table}):
+        floor.save(options.out / "inflated", record)
+        print(floor.markdown())
     print(f"written: {options.out.resolve()}/scores.md, scores.tex, scores.csv, scores.json")

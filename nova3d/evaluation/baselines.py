@@ -5,6 +5,8 @@ reference that no method is given, and bounds what that knowledge alone is worth
 right silhouette far more than a right texture, as the silhouette oracle shows.
 """
 
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -13,16 +15,22 @@ import torch.nn.functional as F
 import trimesh
 from torch import Tensor
 
-from nova3d.cameras import preset
+from nova3d.cameras import ORTHO_SPAN, preset
 from nova3d.evaluation.rerender import draw_plain
 from nova3d.hull import visual_hull_mesh
+from nova3d.inflate import inflated_mesh, inflated_views
 from nova3d.normals import to_camera, to_world
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
 
-VERSION = 1  # raise it whenever a baseline's pictures or meshes change; kept baseline scores are then measured anew
+logger = logging.getLogger(__name__)
+
+VERSION = 2  # raise it whenever a baseline's pictures or meshes change; kept baseline scores are then measured anew
 COPY = "copy of the input view (scored on the others)"
+INFLATED = "inflated outline of the input view"
+SHOW_INPUT = (COPY, INFLATED)
+"""The baselines whose view 0 is the reference's. It must not be scored: its 100 dB would hide the others."""
 
 
 def all_white(ref: ViewSet) -> ViewSet:
@@ -40,6 +48,24 @@ def input_copy(ref: ViewSet) -> ViewSet:
         ref.mask[:1].expand(v, -1, -1).clone(),
         ref.cameras,
     )
+
+
+def inflated(ref: ViewSet) -> ViewSet | None:
+    """The solid that the input view's outline inflates to (`nova3d.inflate`), painted with the input view.
+
+    It needs no network and knows nothing but the input view. None for cameras that it cannot be rendered for, which is
+    logged once: it needs a level orthographic rig.
+    """
+    try:
+        return inflated_views(ref.straight_alpha(0), ref.cameras)
+    except ValueError as error:
+        _log_left_out(str(error))
+        return None
+
+
+@functools.cache
+def _log_left_out(reason: str) -> None:
+    logger.info("the baseline '%s' is left out: %s", INFLATED, reason)
 
 
 def input_colour(ref: ViewSet) -> Tensor:
@@ -78,10 +104,13 @@ def view_baselines(ref: ViewSet, shifts: Sequence[int], hull_cells: int) -> Iter
         hull_cells: cells of the visual hulls along a side; 0 leaves the hulls out.
 
     Yields:
-        Name and views. View 0 of COPY equals the reference and must not be scored: its 100 dB would hide the others.
+        Name and views. View 0 is not to be scored of those in SHOW_INPUT.
     """
     yield "all-white image", all_white(ref)
     yield COPY, input_copy(ref)
+    solid = inflated(ref)
+    if solid is not None:
+        yield INFLATED, solid
     yield "silhouette oracle", silhouette_oracle(ref)
     for name, used in (("input view", ref[:1]), ("all views", ref)):
         hull = visual_hull_mesh(used.mask, used.cameras, hull_cells) if hull_cells else None
@@ -103,10 +132,12 @@ def mesh_baselines(ref: trimesh.Trimesh, hull_cells: int) -> Iterator[tuple[str,
         Name and mesh.
     """
     yield "bounding box", trimesh.creation.box(bounds=ref.bounds)
+    rig = preset("ortho16") if hull_cells else preset("ortho16")[:1]
+    bare = trimesh.Trimesh(ref.vertices, ref.faces, process=False)
+    pictures = rasterize(from_trimesh([bare]), rig, supersample=1, light="flat").rgba
+    yield INFLATED, inflated_mesh(pictures[0], ORTHO_SPAN / rig.width)
     if hull_cells:
-        rig = preset("ortho16")
-        bare = trimesh.Trimesh(ref.vertices, ref.faces, process=False)
-        mask = rasterize(from_trimesh([bare]), rig, supersample=1, light="flat").rgba[..., 3]
+        mask = pictures[..., 3]
         for name, views in (("input silhouette", 1), ("16 silhouettes", 16)):
             hull = visual_hull_mesh(mask[:views], rig[:views], hull_cells)
             if hull is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from nova3d.errors import InputError
 from nova3d.evaluation import statistics
+from nova3d.evaluation.baselines import INFLATED
 from nova3d.evaluation.formats import TextRow, TextTable, decimals_for, header, number, plain, style
 from nova3d.evaluation.statistics import Paired, Verdict
 from nova3d.evaluation.tables import Table, interval_text
@@ -234,16 +235,34 @@ def compare(
     )
 
 
-def _metrics(tables: Mapping[str, Table], wanted: Sequence[str]) -> list[str]:
-    def has_values(table: Table, metric: str) -> bool:
-        return any(math.isfinite(row.get(metric, math.nan)) for row in table.rows.values())
+def compare_with_inflated(tables: Mapping[str, Table]) -> Comparison | None:
+    """Compare every method, object by object, with the inflated outline of its input (`baselines.INFLATED`).
 
+    Args:
+        tables: method -> scores under one protocol, against the same references.
+
+    Returns:
+        The comparison; None where that baseline was not scored, or has no metric in common with the methods.
+    """
+    first = next(iter(tables.values()))
+    if INFLATED not in first.baselines:
+        return None
+    floor = first.of_baseline(INFLATED)
+    shared = [metric for metric in floor.metrics if all(_has_values(t, metric) for t in (floor, *tables.values()))]
+    return compare({INFLATED: floor, **tables}, INFLATED, shared) if shared else None
+
+
+def _has_values(table: Table, metric: str) -> bool:
+    return any(math.isfinite(row.get(metric, math.nan)) for row in table.rows.values())
+
+
+def _metrics(tables: Mapping[str, Table], wanted: Sequence[str]) -> list[str]:
     for metric in wanted:
-        lacking = [name for name, table in tables.items() if not has_values(table, metric)]
+        lacking = [name for name, table in tables.items() if not _has_values(table, metric)]
         if lacking:
             raise InputError(f"'{lacking[0]}' has no values of the metric '{metric}'")
     first = next(iter(tables.values()))
-    shared = [metric for metric in first.metrics if all(has_values(table, metric) for table in tables.values())]
+    shared = [metric for metric in first.metrics if all(_has_values(table, metric) for table in tables.values())]
     if not wanted and not shared:
         raise InputError(f"the tables {', '.join(tables)} have no metric in common")
     return list(dict.fromkeys(wanted)) or shared

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,10 @@ class Table:
     def baseline_means(self) -> dict[str, dict[str, float]]:
         """Baseline -> metric -> mean over objects."""
         return {name: _mean(rows) for name, rows in self.baselines.items()}
+
+    def of_baseline(self, name: str) -> "Table":
+        """A baseline's rows as a table of their own, to compare with; raises KeyError where there is none."""
+        return replace(self, rows=self.baselines[name], baselines={}, per_seed={}, failures={})
 
     def intervals(self) -> dict[str, statistics.Interval]:
         """Metric -> 95 % interval of the mean over objects; metrics that are nan for one are left out."""

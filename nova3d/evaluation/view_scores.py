@@ -86,7 +86,7 @@ class ViewScorer:
     def score_baselines(self) -> Iterator[tuple[str, Row]]:
         """Name and row of every baseline."""
         for label, views in baselines.view_baselines(self.ref, self.rules.shifts, self.hull_cells):
-            rules = replace(self.rules, include_input_view=False) if label == baselines.COPY else self.rules
+            rules = replace(self.rules, include_input_view=False) if label in baselines.SHOW_INPUT else self.rules
             yield label, score_views(views, self.ref, rules, self.networks, self.name)
 
 
@@ -116,7 +116,7 @@ class TextureScorer:
     def score_baselines(self) -> Iterator[tuple[str, Row]]:
         """Name and row of every baseline."""
         for label, views in baselines.view_baselines(self.ref, (1,), self.hull_cells):
-            scored = slice(1 if label == baselines.COPY else 0, None)
+            scored = slice(1 if label in baselines.SHOW_INPUT else 0, None)
             yield label, image_row(views[scored], self.ref[scored], self.rules.metrics, self.networks)
 
 

@@ -2,10 +2,13 @@ import pytest
 import torch
 import trimesh
 
-from nova3d.cameras import orbit
+from nova3d.cameras import orbit, preset
 from nova3d.evaluation import volume_iou
 from nova3d.evaluation.baselines import (
     COPY,
+    INFLATED,
+    _log_left_out,
+    inflated,
     input_colour,
     mesh_baselines,
     shifted,
@@ -39,6 +42,7 @@ def test_view_baselines_know_only_what_their_names_say():
     assert list(floors) == [
         "all-white image",
         COPY,
+        INFLATED,
         "silhouette oracle",
         "hull of input view, mean colour",
         "hull of all views, mean colour",
@@ -52,7 +56,22 @@ def test_view_baselines_know_only_what_their_names_say():
     hull = floors["hull of all views, mean colour"]
     assert torch.allclose(hull.rgb[0, 24, 24], torch.tensor([0.2, 0.4, 0.6]), atol=1e-3)
     assert float(hull.normals[0, 24, 24, 2]) > 0.9  # faces the camera
-    assert list(dict(view_baselines(ref, (), 0))) == ["all-white image", COPY, "silhouette oracle"]
+    assert list(dict(view_baselines(ref, (), 0))) == ["all-white image", COPY, INFLATED, "silhouette oracle"]
+
+
+def test_the_inflated_outline_shows_the_input_and_is_left_out_for_other_rigs(caplog: pytest.LogCaptureFixture):
+    cameras = preset("ortho16", 48)
+    mask = discs(0.35, cameras)
+    rgb = torch.where(mask[..., None] > 0, torch.tensor([0.2, 0.4, 0.6]), 1.0)
+    solid = inflated(ViewSet(rgb, torch.zeros(16, 48, 48, 3), mask, cameras))
+    assert solid is not None and torch.allclose(solid.rgb[0], rgb[0], atol=1e-6)
+    assert float((solid.mask - mask).abs().mean()) < 0.02  # a disc becomes a ball, whose outline is a disc
+    tilted = orbit(4, elevation_deg=30.0, size=48)
+    ref = ViewSet(torch.ones(4, 48, 48, 3), torch.zeros(4, 48, 48, 3), torch.zeros(4, 48, 48), tilted)
+    _log_left_out.cache_clear()
+    with caplog.at_level("INFO"):
+        assert [INFLATED in dict(view_baselines(ref, (), 0)) for _ in range(2)] == [False, False]
+    assert sum("is left out" in record.message for record in caplog.records) == 1
 
 
 def test_silhouette_oracle_has_one_colour_taken_from_the_input_view():
@@ -68,15 +87,16 @@ def test_mesh_baselines_are_ordered_by_what_they_know():
     ball = trimesh.creation.icosphere(3, 0.5)
     floors = dict(mesh_baselines(ball, CELLS))
     iou = {name: volume_iou(mesh, ball, 48) for name, mesh in floors.items()}
-    box, one, every, itself = iou.values()
+    box, blown, one, every, itself = iou.values()
     assert list(iou) == [
         "bounding box",
+        INFLATED,
         "hull of input silhouette",
         "hull of 16 silhouettes",
         "reference itself (sampling limit)",
     ]
     assert box < one < every < itself == 1.0
-    assert every > 0.9
+    assert every > 0.9 and blown > 0.93  # a ball is what its outline inflates to
 
 
 def test_a_speck_is_a_closed_mesh_of_next_to_nothing():

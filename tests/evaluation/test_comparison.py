@@ -2,13 +2,15 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nova3d.errors import InputError
 from nova3d.evaluation import Table, statistics
-from nova3d.evaluation.comparison import compare
+from nova3d.evaluation.baselines import INFLATED
+from nova3d.evaluation.comparison import compare, compare_with_inflated
 from nova3d.evaluation.published import Published
 from tests.evaluation.samples import CLEAR, NOISE, csv_rows, method, table
 
@@ -25,6 +27,18 @@ def test_compare_finds_what_pairing_shows():
     assert (ours.result.p, ours.p_holm) == pytest.approx((2 / 2**8, 4 / 2**8))
     assert same.verdict == "no difference shown"
     assert ours.result.detectable == pytest.approx(statistics.detectable_difference(CLEAR, alpha=0.05 / 2), rel=1e-6)
+
+
+def test_methods_are_compared_with_the_inflated_outline_where_it_was_scored():
+    floor = method([0.0] * 8).rows
+    ours = replace(method(CLEAR), baselines={INFLATED: floor})
+    found = compare_with_inflated({"ours": ours})
+    assert found is not None and found.baseline == INFLATED
+    assert [(row.method, row.metric, row.verdict) for row in found.rows] == [("ours", "psnr", "better")]
+    assert found.rows[0].result.interval.mean == pytest.approx(sum(CLEAR) / 8)
+    assert compare_with_inflated({"ours": method(CLEAR)}) is None
+    other = {name: {"lpips_vgg": 0.1} for name in floor}
+    assert compare_with_inflated({"ours": replace(ours, baselines={INFLATED: other})}) is None
 
 
 def test_compare_knows_which_way_is_better():

@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol
+from nova3d.evaluation.baselines import INFLATED
 from nova3d.evaluation.mesh_metrics import load_mesh
 from nova3d.evaluation.statistics import Interval
 from nova3d.experiments import reproduce as module
@@ -121,6 +122,12 @@ def test_a_table_is_made_once_and_the_same_call_goes_on(
     assert report.tables["NOVA3D"].rows["box"]["task_iou"] == pytest.approx(sum(fifteen) / 2)
     entry = json.loads((path.parent / "report.json").read_text())
     assert entry["beside_the_paper"][0]["paper"] == NOT_PRINTED and NOT_PRINTED in path.read_text()
+
+    rows = {row.metric: row.result for row in report.to_inflated.rows}
+    floor = report.tables["NOVA3D"].baselines[INFLATED]
+    assert rows["mask_iou"].baseline_mean == pytest.approx(sum(row["mask_iou"] for row in floor.values()) / 2)
+    assert "## Difference to the inflated outline" in path.read_text()
+    assert (path.parent / "inflated" / "comparison.json").is_file()
 
     assert ": not stated" not in path.read_text() and "seeds: 0, 1  " in path.read_text()
 
