@@ -113,7 +113,8 @@ class DataConfig:
     """How many of `input_views` each object uses, drawn by a hash of its uid. null: all. A latent cache holds these
     only."""
     cache: str | None = None
-    """Folder of a latent cache (scripts/cache_latents.py). null: the shards' views are encoded while training."""
+    """Folder of a latent cache (scripts/cache_latents.py), or one for each folder of `shards`, with commas between
+    them. null: the shards' views are encoded while training."""
     on_corrupt: str = "fail"
     """A damaged object ends the run (fail), or the next readable one takes its place (skip)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -12,8 +12,11 @@ A latent cache is a folder of `latents-00000.safetensors ...`, 256 objects each 
 N runs over the input views that were asked for.
 """
 
+import bisect
+import itertools
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -375,6 +378,24 @@ class LatentCache:
             views = ViewSet(blank[..., None].expand(-1, -1, -1, 3), blank[..., None].expand(-1, -1, -1, 3), blank, rig)
             self._cameras[input_view] = views.rotated_to(input_view).cameras.azimuth_elevation()
         return self._cameras[input_view]
+
+
+class JoinedCaches:
+    """The latent caches of several shard folders as one source, so that data can be added without encoding all anew.
+
+    Args:
+        caches: one per shard folder, in the order of the folders.
+        dataset: all of the shard folders.
+    """
+
+    def __init__(self, caches: Sequence[LatentCache], dataset: MultiViewDataset):
+        self.caches, self.dataset = list(caches), dataset
+        self._first = list(itertools.accumulate((len(cache.dataset) for cache in caches), initial=0))
+
+    def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
+        """Read one object of the joined dataset, as `LatentCache.load`."""
+        index = bisect.bisect_right(self._first, row) - 1
+        return self.caches[index].load(row - self._first[index], input_view, change)
 
 
 def _encode(

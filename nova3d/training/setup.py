@@ -17,7 +17,7 @@ from nova3d import config as configs
 from nova3d.cameras import preset
 from nova3d.data import augment
 from nova3d.data.multiview import MultiViewDataset
-from nova3d.data.shards import shard_hash
+from nova3d.data.shards import shard_folders, shard_hash
 from nova3d.errors import InputError
 from nova3d.models.attention_backend import pick_attention, use_attention
 from nova3d.tasks import TASKS
@@ -27,6 +27,7 @@ from nova3d.training.data import GlobalBatch, MicroBatchLoader
 from nova3d.training.ema import EMA, constant_decay, power_decay
 from nova3d.training.latents import (
     ItemReader,
+    JoinedCaches,
     LatentCache,
     LatentEncoder,
     ShardSource,
@@ -310,8 +311,21 @@ def _source(config: TrainConfig, dataset: MultiViewDataset, model: TrainingModul
             check_shards(dataset)
         return ShardSource(dataset)
     frozen = None if model.trained_encoder is not None else model.image_encoder
-    expected = cache_identity(dataset, model.vae, frozen, config.pipeline.condition)
-    return LatentCache(config.data.cache, dataset, expected)
+    shards, folders = shard_folders(config.data.shards), shard_folders(config.data.cache)
+    if len(folders) == 1:
+        expected = cache_identity(dataset, model.vae, frozen, config.pipeline.condition)
+        return LatentCache(folders[0], dataset, expected)
+    if len(folders) != len(shards):
+        raise InputError(
+            f"data.cache names {len(folders)} folders and data.shards {len(shards)}: give one cache for all shards, or "
+            "one for each in the same order"
+        )
+    caches = []
+    for folder, shard in zip(folders, shards, strict=True):
+        part = MultiViewDataset(shard, config.data.input_views, config.seed, config.data.input_views_per_object)
+        expected = cache_identity(part, model.vae, frozen, config.pipeline.condition)
+        caches.append(LatentCache(folder, part, expected))
+    return JoinedCaches(caches, dataset)
 
 
 def _collectives(accelerator: Accelerator) -> Collectives:

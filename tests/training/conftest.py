@@ -27,7 +27,7 @@ SIZE = 32
 Make = Callable[..., TrainConfig]
 
 
-def write_shards(folder: Path, objects: int = 3, per_shard: int = 256) -> Path:
+def write_shards(folder: Path, objects: int = 3, per_shard: int = 256, prefix: str = "o") -> Path:
     """Discs of different sizes and colours, their normals towards the camera."""
     rig = cameras.orbit(4, size=SIZE)
     writer = ShardWriter(folder, rig, per_shard)
@@ -37,7 +37,7 @@ def write_shards(folder: Path, objects: int = 3, per_shard: int = 256) -> Path:
         rgb = torch.rand(4, 1, 1, 3, generator=torch.Generator().manual_seed(index)).expand(4, SIZE, SIZE, 3)
         normals = F.normalize(rig.c2w[:, None, None, :3, 2].expand(4, SIZE, SIZE, 3), dim=-1) * mask[..., None]
         views = ViewSet(torch.where(mask[..., None] > 0, rgb, 1.0), normals, mask, rig)
-        writer.add(f"o{index}", encode_views(f"o{index}", views, {}))
+        writer.add(f"{prefix}{index}", encode_views(f"{prefix}{index}", views, {}))
     writer.close({})
     return folder
 

@@ -21,12 +21,14 @@ from nova3d.training.data import Draws, draw, make_batch
 from nova3d.training.latents import (
     Item,
     ItemReader,
+    JoinedCaches,
     LatentCache,
     LatentEncoder,
     ShardSource,
     build_cache,
     cache_identity,
 )
+from nova3d.training.setup import prepare
 from nova3d.training.trainer import train
 
 Make = Callable[..., TrainConfig]
@@ -219,3 +221,25 @@ def test_training_on_the_inflated_condition_without_an_image_encoder_resumes_exa
     rgba[8:24, 8:24, 3] = 1
     (views,) = model(rgba, framed=True).views
     assert len(views) == 4
+
+
+def test_caches_of_several_shard_folders_are_joined_in_their_order(
+    make_config: Make, make_shards: Callable[..., Path], vae: VideoAutoencoder, tmp_path: Path
+) -> None:
+    both = [make_shards(tmp_path / "a", 3, prefix="a"), make_shards(tmp_path / "b", 2, prefix="b")]
+    caches = [build_cache(tmp_path / f"cache{i}", MultiViewDataset(f), vae, None) for i, f in enumerate(both)]
+    data = DataConfig(",".join(map(str, both)))
+    data.cache = ",".join(map(str, caches))
+    run = prepare(make_config(data=data), "cpu")
+    joined = run.loader.reader.source
+    assert isinstance(joined, JoinedCaches)
+    plain = ShardSource(run.dataset)
+    for row, view in ((0, 1), (2, 0), (3, 3), (4, 2)):
+        ours, theirs = joined.load(row, view), plain.load(row, view)
+        assert ours.uid == theirs.uid and float((ours.picture - theirs.picture).abs().max()) <= 1.01 / 255
+    data.cache = ",".join(map(str, caches[::-1]))
+    with pytest.raises(InputError, match="made with another 'shards'"):
+        prepare(make_config("swapped", data=data), "cpu")
+    data.cache = ",".join(map(str, [*caches, caches[0]]))
+    with pytest.raises(InputError, match=r"data.cache names 3 folders and data.shards 2"):
+        prepare(make_config("three", data=data), "cpu")
