@@ -103,7 +103,17 @@ class Table:
         return {name: _mean(rows) for name, rows in self.baselines.items()}
 
     def of_baseline(self, name: str) -> "Table":
-        """A baseline's rows as a table of their own, to compare with; raises KeyError where there is none."""
+        """A baseline's rows as a table of their own, to compare with.
+
+        Args:
+            name: of the baseline, as the table's row shows it.
+
+        Returns:
+            The table of its rows, without baselines.
+
+        Raises:
+            KeyError: where the table has no such baseline.
+        """
         return replace(self, rows=self.baselines[name], baselines={}, per_seed={}, failures={})
 
     def intervals(self) -> dict[str, statistics.Interval]:
