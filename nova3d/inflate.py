@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from skimage.morphology import medial_axis
 from torch import Tensor
 
+from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.views import ViewSet
 
@@ -94,9 +95,10 @@ def inflated_views(rgba: Tensor, cameras: Cameras, supersample: int = 3, only: S
     colours, normals, mask = layers[..., :3], layers[..., 3:6], layers[..., 6]
     normals = torch.nn.functional.normalize(normals, dim=-1) * (mask > 0)[..., None]
     rgb = colours + (1 - mask[..., None])
-    alpha = rgba[..., 3].cpu().float()
+    picture = rgba.cpu().float()
+    alpha = picture[..., 3]
     for index in (i for i, view in enumerate(chosen) if view == 0):
-        rgb[index] = rgba[..., :3].cpu().float() * alpha[..., None] + (1 - alpha[..., None])
+        rgb[index] = images.composite(picture)
         mask[index] = alpha
         normals[index] *= (alpha > 0)[..., None]
     return ViewSet(rgb.clamp(0, 1), normals, mask, cameras[chosen])

@@ -81,9 +81,8 @@ class Validation:
         sums = torch.zeros(len(METRICS), 2, dtype=torch.float64)  # sums and counts
         for row in self.rows[rank::processes]:
             truth = self.reader.views(row)
-            picture = torch.cat([truth.rgb[0], truth.mask[0][..., None]], dim=-1)
             with run.accelerator.autocast():
-                result = pipeline(picture, seed=run.config.seed, keep_input=False, framed=True).views[0]
+                result = pipeline(truth.straight_alpha(0), seed=run.config.seed, keep_input=False, framed=True).views[0]
             values = torch.tensor(list(compare(result, truth).values()), dtype=torch.float64)
             sums += torch.stack([values.nan_to_num(), values.isfinite().double()], dim=1)
             _picture(folder / f"{weights}-{self.reader.samples[row]['uid']}.png", truth, result)
