@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 from torch import Tensor
 
 from nova3d import config as configs
 from nova3d import images
-from nova3d.cameras import orbit
+from nova3d.cameras import Cameras, orbit
 from nova3d.config import Sentinel
 from nova3d.fusion.config import FusionConfig
 from nova3d.utils import provenance, resources
@@ -20,6 +21,8 @@ from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
     from nova3d.pipeline import Nova3DPipeline
+
+_DETAIL_PX = 1024  # of the object's longest side, at most, in the picture that fusion gets
 
 
 @dataclass
@@ -121,10 +124,10 @@ def generate(
     config = replace(config, out=str(folder), sample=sampling)
     timings: dict[str, float] = {}
     started = time.perf_counter()
-    view_folder, views, picture = sample_views(sampling, device, progress)
+    view_folder, views, detail, picture = sample_views(sampling, device, progress)
     timings["views"] = time.perf_counter() - started
 
-    result = reconstruct(views, config.fusion, device, progress)
+    result = reconstruct(views, config.fusion, device, progress, detail=detail)
     timings |= {f"fusion: {name}": seconds for name, seconds in result.timings.items()}
     entry = _record("generate", config, sampling, device, health=result.report)
     mesh = result.save(folder / "mesh.glb", entry)
@@ -153,7 +156,9 @@ def default_config() -> GenerateConfig:
     return configs.load(GenerateConfig, resources.find("mini", "config", "generate"))
 
 
-def sample_views(config: SampleConfig, device: str, progress: Progress | None = None) -> tuple[Path, ViewSet, Tensor]:
+def sample_views(
+    config: SampleConfig, device: str, progress: Progress | None = None
+) -> tuple[Path, ViewSet, ViewSet | None, Tensor]:
     """One picture to a view folder. The output folder is made and the picture read before the model is loaded.
 
     Args:
@@ -162,7 +167,8 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
         progress: called as (steps done, steps, "sampling").
 
     Returns:
-        The view folder, the views, and the picture as read: float32 [h,w,4] in [0,1].
+        The view folder, the views, the input picture at its own resolution as view 0 sees it (None where view 0 is
+        generated too), and the picture as read: float32 [h,w,4] in [0,1].
 
     Raises:
         InputError: for an unreadable picture or model, or an unwritable folder.
@@ -173,11 +179,29 @@ def sample_views(config: SampleConfig, device: str, progress: Progress | None = 
     started = time.perf_counter()
     views, task_iou = generate_views(pipeline, picture, config, progress)
     seconds = round(time.perf_counter() - started, 2)
-    return (
-        views.save(folder, _record("sample", config, config, device, task_iou=task_iou, seconds=seconds)),
-        views,
-        picture,
-    )
+    detail = detail_view(picture, views.cameras[0], config.framed) if config.keep_input else None
+    record = _record("sample", config, config, device, task_iou=task_iou, seconds=seconds)
+    return views.save(folder, record, detail), views, detail, picture
+
+
+def detail_view(picture: Tensor, camera: Cameras, framed: bool = False) -> ViewSet:
+    """The input picture at its own resolution, as view 0's camera sees it.
+
+    Args:
+        picture: float [h,w,4] in [0,1], straight alpha; some pixels are object.
+        camera: view 0's camera, of any square size.
+        framed: the picture is already what the camera sees.
+
+    Returns:
+        One trusted view without normals. Its object is as large as in the picture, but no longer than 1,024 px, and
+        the view is no smaller than the camera's.
+    """
+    rows, columns = torch.nonzero(picture[..., 3] > 0.5, as_tuple=True)
+    longest = int(max(rows.max() - rows.min(), columns.max() - columns.min())) + 1
+    side = picture.shape[0] if framed else longest / images.FOREGROUND_RATIO
+    size = max(round(side * min(1.0, _DETAIL_PX / longest)), camera.width)
+    rgba = images.resize(picture, size) if framed else images.frame_object(picture, size)
+    return ViewSet.from_rgba(rgba[None], None, camera.resized(size, size), trusted=(True,))
 
 
 def generate_views(

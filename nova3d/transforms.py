@@ -49,6 +49,27 @@ def cameras_to_transforms(cameras: Cameras) -> dict[str, Any]:
     return header | {"frames": frames}
 
 
+def trusted_frames(frames: Sequence[Mapping[str, Any]], source: str = "transforms.json") -> tuple[bool, ...]:
+    """Which frames of one of our view folders show what is true (`ViewSet.trusted`).
+
+    Args:
+        frames: see `frames_of`. A frame without the key `trusted` among frames that have it is not trusted.
+        source: the file's name, with which messages begin.
+
+    Returns:
+        One value per frame; empty where no frame has the key.
+
+    Raises:
+        InputError: naming the frame whose `trusted` is neither true nor false.
+    """
+    for i, frame in enumerate(frames):
+        if not isinstance(frame.get("trusted", False), bool):
+            raise InputError(f"{source}: frame {i}: trusted must be true or false, not {frame['trusted']!r}")
+    if not any("trusted" in frame for frame in frames):
+        return ()
+    return tuple(frame.get("trusted", False) for frame in frames)
+
+
 def cameras_from_transforms(transforms: Mapping[str, Any], source: str = "transforms.json") -> Cameras:
     """The inverse of `cameras_to_transforms`; also reads pinhole files of other tools that give all intrinsics.
 

@@ -1,10 +1,12 @@
 """ViewSet: views of one object with normals, masks and cameras; the currency between the stages.
 
 Folder format: `rgb/000.png ...` (straight-alpha RGBA), `normal/000.png ...` (encoded world normals, RGB),
-`transforms.json` (see `nova3d.transforms`; frames in view order) and `record.json` (provenance).
+`transforms.json` (see `nova3d.transforms`; frames in view order) and `record.json` (provenance). `detail/` is a view
+folder of its own: trusted views again, at a resolution of their own.
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +19,18 @@ from torch import Tensor
 from nova3d import images, normals
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
-from nova3d.transforms import cameras_from_transforms, cameras_to_transforms, read_transforms, write_transforms
+from nova3d.transforms import (
+    cameras_from_transforms,
+    cameras_to_transforms,
+    read_transforms,
+    trusted_frames,
+    write_transforms,
+)
 from nova3d.utils.files import write_json
+
+DETAIL_FOLDER = "detail"
+_SAME_POSE = 1e-4  # of a pose's entries, which a file holds to float32
+_SAME_PIXELS = 0.05  # of the intrinsics, at the views' resolution
 
 
 @dataclass(frozen=True)
@@ -32,12 +44,15 @@ class ViewSet:
             of angles skip such pixels.
         mask: [v,h,w] float coverage in [0,1], the only thing that says what is object.
         cameras: v cameras of h x w pixels.
+        trusted: whether each view shows what is true, as the input picture and every view of a capture do, or what a
+            model made. Empty: nothing is known, and all views count alike.
     """
 
     rgb: Tensor
     normals: Tensor
     mask: Tensor
     cameras: Cameras
+    trusted: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         v, h, w = self.mask.shape
@@ -47,9 +62,17 @@ class ViewSet:
                 f"shapes disagree: rgb {tuple(self.rgb.shape)}, normals {tuple(self.normals.shape)}, "
                 f"mask {tuple(self.mask.shape)}, cameras {expected}"
             )
+        if self.trusted and len(self.trusted) != v:
+            raise ValueError(f"trusted has {len(self.trusted)} values for {v} views")
 
     @staticmethod
-    def from_rgba(rgba: Tensor, normals: Tensor | None, cameras: Cameras, size: int | None = None) -> "ViewSet":
+    def from_rgba(
+        rgba: Tensor,
+        normals: Tensor | None,
+        cameras: Cameras,
+        size: int | None = None,
+        trusted: tuple[bool, ...] = (),
+    ) -> "ViewSet":
         """Views from cut-out pictures.
 
         Args:
@@ -57,6 +80,7 @@ class ViewSet:
             normals: [v,h,w,3] unit world normals or zero, cut to the mask; None where there are none.
             cameras: v cameras of h x w pixels.
             size: pixels of the pictures' longer side in the result; None keeps theirs.
+            trusted: see `ViewSet`.
 
         Returns:
             The views, with cameras of the same field of view.
@@ -66,7 +90,7 @@ class ViewSet:
             width, height = scaled_size(cameras.width, cameras.height, size)
             rgba, surface = images.resize(rgba, width, height), _resize_normals(surface, width, height)
             cameras = cameras.resized(width, height)
-        return ViewSet(images.composite(rgba), surface * (rgba[..., 3:] > 0), rgba[..., 3], cameras)
+        return ViewSet(images.composite(rgba), surface * (rgba[..., 3:] > 0), rgba[..., 3], cameras, trusted)
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -76,9 +100,18 @@ class ViewSet:
         """Whether any pixel of any view has a normal."""
         return bool((self.normals != 0).any())
 
+    @property
+    def favoured(self) -> Tensor:
+        """bool [v], on the views' device: trusted views among others that are not; nowhere true where all are alike."""
+        mixed = any(self.trusted) and not all(self.trusted)
+        return torch.tensor(self.trusted if mixed else [False] * len(self), device=self.mask.device)
+
     def __getitem__(self, index: slice | Sequence[int]) -> "ViewSet":
         """The views at `index`, always with a view axis."""
-        return ViewSet(self.rgb[index], self.normals[index], self.mask[index], self.cameras[index])
+        chosen = self.trusted[index] if isinstance(index, slice) else [self.trusted[i] for i in index if self.trusted]
+        return ViewSet(
+            self.rgb[index], self.normals[index], self.mask[index], self.cameras[index], trusted=tuple(chosen)
+        )
 
     def to(self, device: torch.device | str) -> "ViewSet":
         """The same views on a device.
@@ -89,7 +122,13 @@ class ViewSet:
         Returns:
             New views; tensors that are there already are shared.
         """
-        return ViewSet(self.rgb.to(device), self.normals.to(device), self.mask.to(device), self.cameras.to(device))
+        return replace(
+            self,
+            rgb=self.rgb.to(device),
+            normals=self.normals.to(device),
+            mask=self.mask.to(device),
+            cameras=self.cameras.to(device),
+        )
 
     def straight_alpha(self, index: int) -> Tensor:
         """One view's colours without the white they were composited on.
@@ -116,7 +155,7 @@ class ViewSet:
         if size is None or size == max(self.cameras.width, self.cameras.height):
             return self
         rgba = torch.stack([self.straight_alpha(i) for i in range(len(self))])
-        return ViewSet.from_rgba(rgba, self.normals, self.cameras, size)
+        return ViewSet.from_rgba(rgba, self.normals, self.cameras, size, self.trusted)
 
     def rotated(self, rotation: Tensor) -> "ViewSet":
         """The same pictures in a rotated world.
@@ -146,15 +185,18 @@ class ViewSet:
         rotation = yaw_rotation(-self.cameras.azimuth_elevation()[index, 0])
         return self[[(index + k) % len(self) for k in range(len(self))]].rotated(rotation)
 
-    def save(self, folder: str | Path, record: Mapping[str, Any] | None = None) -> Path:
+    def save(
+        self, folder: str | Path, record: Mapping[str, Any] | None = None, detail: "ViewSet | None" = None
+    ) -> Path:
         """Write the folder format.
 
         Colour is stored un-premultiplied from the white composite, so that loading gives the same composite to
         within rounding. Every file is written aside and renamed, transforms.json after the pictures.
 
         Args:
-            folder: made where it is missing; other files in it stay.
+            folder: made where it is missing; other files in it stay, but not the detail of earlier views.
             record: becomes record.json and the PNGs' text chunks.
+            detail: trusted views at a resolution of their own, for `load_detail`.
 
         Returns:
             The folder.
@@ -166,6 +208,8 @@ class ViewSet:
         text = {"nova3d": json.dumps(record, sort_keys=True, default=str)} if record else None
         transforms = cameras_to_transforms(self.cameras)
         try:
+            if (folder / DETAIL_FOLDER).is_dir():
+                shutil.rmtree(folder / DETAIL_FOLDER)
             for name in ("rgb", "normal"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             for i, frame in enumerate(transforms["frames"]):
@@ -173,11 +217,15 @@ class ViewSet:
                 images.save_image(folder / f"normal/{i:03d}.png", normals.encode(self.normals[i]).cpu().numpy(), text)
                 frame["file_path"] = f"rgb/{i:03d}.png"
                 frame["normal_path"] = f"normal/{i:03d}.png"
+                if self.trusted:
+                    frame["trusted"] = self.trusted[i]
             write_transforms(folder / "transforms.json", transforms)
             if record:
                 write_json(folder / "record.json", record)
         except OSError as error:
             raise InputError(f"cannot write views to '{folder}': {error.strerror or error}") from error
+        if detail is not None:
+            detail.save(folder / DETAIL_FOLDER, record)
         return folder
 
     @staticmethod
@@ -214,7 +262,49 @@ class ViewSet:
             alpha = picture[..., 3] if picture.shape[-1] == 4 else (from_normals > 0.5).float()
             rgba.append(torch.cat([picture[..., :3], alpha[..., None]], dim=-1))
             surface.append(normal)
-        return ViewSet.from_rgba(torch.stack(rgba), torch.stack(surface), cameras)
+        trusted = trusted_frames(transforms["frames"], str(path))
+        return ViewSet.from_rgba(torch.stack(rgba), torch.stack(surface), cameras, trusted=trusted)
+
+
+def load_detail(folder: str | Path) -> ViewSet | None:
+    """The trusted views that a view folder holds at a resolution of their own.
+
+    Args:
+        folder: a view folder, as `ViewSet.load` reads it.
+
+    Returns:
+        The views in its folder `detail`, on the CPU; None where there is no such folder.
+
+    Raises:
+        InputError: as `ViewSet.load`.
+    """
+    detail = Path(folder) / DETAIL_FOLDER
+    return ViewSet.load(detail) if detail.is_dir() else None
+
+
+def match_detail(views: ViewSet, detail: ViewSet) -> list[int]:
+    """Which views the views of a detail show again: those of the same pose and field of view.
+
+    Args:
+        views: the views.
+        detail: trusted views at another resolution.
+
+    Returns:
+        For each view of `detail` the index of the view that it shows.
+
+    Raises:
+        InputError: where a view of `detail` is none of the trusted views.
+    """
+    cameras, scaled = views.cameras, detail.cameras.resized(views.cameras.width, views.cameras.height).to("cpu")
+    found = []
+    for i in range(len(detail)):
+        same = (cameras.c2w.cpu() - scaled.c2w[i]).abs().amax(dim=(1, 2)) < _SAME_POSE
+        same &= ((cameras.intrinsics.cpu() - scaled.intrinsics[i]).abs() < _SAME_PIXELS).all(dim=1)
+        same &= torch.tensor(views.trusted or [False] * len(views))
+        if cameras.model != scaled.model or not bool(same.any()):
+            raise InputError(f"view {i} of the detail has the camera of none of the trusted views")
+        found.append(int(same.nonzero()[0]))
+    return found
 
 
 def yaw_rotation(angle: Tensor) -> Tensor:

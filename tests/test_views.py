@@ -15,7 +15,7 @@ from torch import Tensor
 from nova3d import cameras
 from nova3d.errors import InputError
 from nova3d.images import read_image
-from nova3d.views import ViewSet, yaw_rotation
+from nova3d.views import ViewSet, load_detail, match_detail, yaw_rotation
 
 Make = Callable[..., ViewSet]
 
@@ -169,6 +169,41 @@ def test_turning_keeps_normals_in_camera_frames_and_colours(make_views: Make) ->
     torch.testing.assert_close(after, before[[3, 0, 1, 2]], atol=1e-5, rtol=0)
     back = turned.rotated_to(1)
     torch.testing.assert_close(back.normals, views.normals, atol=1e-5, rtol=0)
+
+
+def test_which_views_are_trusted_is_kept(tmp_path: Path, make_views: Make) -> None:
+    views = replace(make_views(), trusted=(True, False, False, True))
+    assert views[[3, 1]].trusted == (True, False) and views[1:].trusted == (False, False, True)
+    assert views.resized(12).trusted == views.to("cpu").trusted == views.trusted
+    assert views.rotated_to(1).trusted == (False, False, True, True)
+    assert ViewSet.load(views.save(tmp_path / "some")).trusted == views.trusted
+    assert views.favoured.tolist() == [True, False, False, True]
+    assert views[[0, 3]].favoured.tolist() == views[[1, 2]].favoured.tolist() == [False, False]
+    assert make_views()[[0]].trusted == ViewSet.load(make_views().save(tmp_path / "none")).trusted == ()
+    with pytest.raises(ValueError, match="trusted has 3 values for 4 views"):
+        replace(views, trusted=(True,) * 3)
+    transforms = json.loads((tmp_path / "some/transforms.json").read_text())
+    transforms["frames"][2]["trusted"] = "yes"
+    (tmp_path / "some/transforms.json").write_text(json.dumps(transforms))
+    with pytest.raises(InputError, match="frame 2: trusted must be true or false, not 'yes'"):
+        ViewSet.load(tmp_path / "some")
+
+
+def test_a_detail_stays_with_its_views(tmp_path: Path, make_views: Make) -> None:
+    views = replace(make_views(), trusted=(False, False, True, False))
+    detail = views[[2]].resized(48)
+    folder = views.save(tmp_path, detail=detail)
+    back = load_detail(folder)
+    assert back is not None and torch.equal(back.mask, (detail.mask * 255).round() / 255) and back.trusted == (True,)
+    assert match_detail(ViewSet.load(folder), back) == [2]
+    for wrong in (views[[1]].resized(48), replace(detail, cameras=detail.cameras.resized(24, 48).resized(48, 48)[[0]])):
+        moved = replace(wrong.cameras, intrinsics=wrong.cameras.intrinsics + 1)
+        with pytest.raises(InputError, match="view 0 of the detail has the camera of none of the trusted views"):
+            match_detail(views, replace(wrong, cameras=moved))
+    with pytest.raises(InputError, match="none of the trusted views"):
+        match_detail(views, views[[1]].resized(48))
+    views.save(tmp_path)
+    assert load_detail(folder) is None  # it was of the views before
 
 
 def test_resized_views_are_of_the_same_things(make_views: Make) -> None:

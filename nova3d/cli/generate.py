@@ -46,7 +46,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
 
     settings = common.load_config(SampleConfig, "sample", options)
     with common.progress_bar("sampling") as bar:
-        folder, views, _ = sample_views(settings, common.pick_device(options.device), bar)
+        folder, views, *_ = sample_views(settings, common.pick_device(options.device), bar)
     print(f"{len(views)} views and normal maps: {folder.resolve()}")
 
 
@@ -76,13 +76,16 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     from nova3d.fusion import reconstruct as fuse
     from nova3d.fusion.export import check_output, maps_folder, write_maps
     from nova3d.utils import provenance
+    from nova3d.views import load_detail
 
     out = check_output(options.out)
     settings = common.load_config(FusionConfig, "fusion", options, {"optim.time_budget": options.time_budget or None})
     assume = config.load(layouts.Assume, overrides=options.assume)
     loaded = layouts.load(options.views, options.layout, assume=assume)
-    views, placement = loaded.views, loaded.placement
-    if loaded.layout != "nova3d":  # ours are in their place, even where a generated object is a little off
+    views, placement, detail = loaded.views, loaded.placement, None
+    if loaded.layout == "nova3d":
+        detail = load_detail(options.views)
+    else:  # ours are in their place, even where a generated object is a little off
         views, moved = layouts.normalise(views)
         placement = moved @ placement
     device = common.pick_device(options.device)
@@ -90,7 +93,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     if not options.resume:
         checkpoint.unlink(missing_ok=True)
     with common.progress_bar("fusing") as bar:
-        result = fuse(views, settings, device, bar, checkpoint)
+        result = fuse(views, settings, device, bar, checkpoint, detail)
     entry = provenance.record(
         "fusion",
         config.to_dict(settings),

@@ -135,4 +135,5 @@ def _fingerprint(views: ViewSet) -> str:
     digest = hashlib.sha256()
     for tensor in (views.rgb, views.normals, views.mask, views.cameras.c2w, views.cameras.intrinsics):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    digest.update(repr(views.trusted).encode())
     return digest.hexdigest()

@@ -126,7 +126,7 @@ class LossConfig:
     normal_keep: float = 1.0
     """Share of the rays, lowest normal error first, that count. Wonder3D: 0.8, which is blunter (measured)."""
     input_view: float = 2.0
-    """Weight of view 0, the one picture that is not generated."""
+    """Weight of the trusted views, such as the input picture, among views that are not."""
 
     def __post_init__(self) -> None:
         for name in ("colour", "normal", "mask", "eikonal", "sparse", "smooth"):
@@ -265,7 +265,7 @@ class TextureConfig:
     top_views: Annotated[int | None, Sentinel(0)] = 3
     """Best views per texel that are blended; null: all (measured: equal on true views, otherwise sharper)."""
     input_view: float = 3.0
-    """Weight of view 0, the one picture that is not generated."""
+    """Weight of the trusted views, such as the input picture, among views that are not."""
     min_cos: float = 0.15
     """Least cosine between the surface normal and the direction to a view that is used."""
     erode_px: float = 1.0

@@ -63,11 +63,13 @@ def conflict_maps(state: FusionState, mesh: trimesh.Trimesh, views: ViewSet) -> 
 
     Returns:
         conflict: [v,h,w] float32 in [0,1]. By `conflict.mode`: mlp, the volume-rendered f_psi of a sharp surface;
-            closed_form, H* of the residual; trimmed, 1 for the share with the largest residuals; none, 0.
+            closed_form, H* of the residual; trimmed, 1 for the share with the largest residuals; none, 0. It is 0 in
+            trusted views among views that are not.
         residual: [v,h,w] float32, ||C - C^||_2 of the fit's own colours.
     """
     config = state.config.conflict
     pixels = surface_pixels(mesh, views)
+    favoured = views.favoured[pixels.view]
     points = pixels.points.to(state.device)
     colours, f_c, f_g = state.surface_features(points)
     residual = evidence = pixels.residual(colours.cpu())
@@ -75,8 +77,9 @@ def conflict_maps(state: FusionState, mesh: trimesh.Trimesh, views: ViewSet) -> 
     if config.consensus and config.mode in (MLP, CLOSED_FORM, TRIMMED) and len(residual):
         equal = replace(state.config.texture, input_view=1.0)  # every view has one vote
         projector = texture.make_projector(views, views.cameras, mesh, torch.zeros_like(views.mask), equal)
-        colours, others = consensus(pixels, projector)
+        colours, others = consensus(pixels, projector, views.favoured)
         evidence = torch.where(others >= _MIN_OTHERS, pixels.residual(colours), residual)
+        evidence = torch.where(favoured, 0.0, evidence)
         lambda_0 = max(config.lambda_end, config.floor * float(evidence.mean()))
     conflict = torch.zeros_like(residual)
     if config.mode == MLP:
@@ -89,7 +92,8 @@ def conflict_maps(state: FusionState, mesh: trimesh.Trimesh, views: ViewSet) -> 
     elif config.mode == TRIMMED and bool((evidence > 0).any()):
         # numpy, because torch.quantile refuses this many numbers
         conflict = (evidence > float(np.quantile(evidence.numpy(), 1 - config.trim))).float()
-    return pixels.scatter(conflict.cpu()), pixels.scatter(residual)
+    conflict = torch.where(favoured, 0.0, conflict.cpu())
+    return pixels.scatter(conflict), pixels.scatter(residual)
 
 
 def surface_pixels(mesh: trimesh.Trimesh, views: ViewSet) -> SurfacePixels:
@@ -119,31 +123,35 @@ def surface_pixels(mesh: trimesh.Trimesh, views: ViewSet) -> SurfacePixels:
     return SurfacePixels(hit, view, points, directions, normals, views.rgb[hit], views.mask[hit][:, None])
 
 
-def consensus(pixels: SurfacePixels, projector: texture.Projector) -> tuple[Tensor, Tensor]:
+def consensus(pixels: SurfacePixels, projector: texture.Projector, favoured: Tensor) -> tuple[Tensor, Tensor]:
     """What the other views show at each pixel's point: their geometric median (Weiszfeld 1937).
 
     It is weighted as the texture is. The un-squared norm of eq. 5 asks for this colour where a point's colour is free.
-    A pixel's own view is left out, or it would confirm itself.
+    A pixel's own view is left out, or it would confirm itself. Where another view is favoured, only such views count:
+    no number of generated views votes the input picture down.
 
     Args:
         pixels: the n pixels.
         projector: the views.
+        favoured: bool [v], `ViewSet.favoured`.
 
     Returns:
         colours: [n,3] float32, straight, in [0,1].
-        others: [n] int64, how many views these are.
+        others: [n] int64, how many views these are; a favoured one is as many as are enough.
     """
     colours, others = [], []
     parts = (t.split(_CHUNK) for t in (pixels.view, pixels.points, pixels.normals))
     for view, points, normals in zip(*parts, strict=True):
         shown, weight = texture.project(points, normals, projector)  # v n 3, v n
         weight[view, torch.arange(len(view))] = 0
+        decided = (weight[favoured] > 0).any(dim=0)
+        weight[~favoured] *= ~decided
         median = (shown * weight[..., None]).sum(dim=0) / weight.sum(dim=0).clamp_min(1e-8)[:, None]
         for _ in range(_WEISZFELD_STEPS):
             near = weight / (shown - median).norm(dim=-1).clamp_min(_MIN_DISTANCE)
             median = (shown * near[..., None]).sum(dim=0) / near.sum(dim=0).clamp_min(1e-8)[:, None]
         colours.append(median)
-        others.append((weight > 0).sum(dim=0))
+        others.append((weight > 0).sum(dim=0).clamp_min(_MIN_OTHERS * decided))
     return torch.cat(colours), torch.cat(others)
 
 

@@ -251,12 +251,16 @@ def loss_terms(
         Scalars by name; the loss is their sum.
     """
     config, conflict, c = state.config.loss, rendering.conflict, state.config.conflict
-    weight = torch.where(batch.view == 0, config.input_view, 1.0)
+    favoured = state.views.favoured[batch.view]
+    conflict = torch.where(favoured, 0.0, conflict)  # what is true contradicts nothing
+    weight = torch.where(favoured, config.input_view, 1.0)
     colour_weight = weight
     if context.conflict and c.mode == CLOSED_FORM:
-        conflict = losses.closed_form_conflict(residual.detach(), context.lambda_0)
+        free = losses.closed_form_conflict(residual.detach(), context.lambda_0)
+        conflict = torch.where(favoured, 0.0, free)
     if context.conflict and c.mode == TRIMMED:
-        colour_weight = weight * (residual.detach() <= torch.quantile(residual.detach(), 1 - c.trim))
+        kept = residual.detach() <= torch.quantile(residual.detach(), 1 - c.trim)
+        colour_weight = weight * (kept | favoured)
     foreground, directions = batch.mask > 0.5, batch.directions.detach()
     terms = {
         "colour": losses.colour_loss(residual, conflict, context.lambda_0, colour_weight),

@@ -19,7 +19,7 @@ from nova3d.fusion.conflict import conflict_maps
 from nova3d.fusion.optimize import fit
 from nova3d.layouts import check_for_fusion
 from nova3d.utils.progress import Progress, silent
-from nova3d.views import ViewSet
+from nova3d.views import ViewSet, match_detail
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def reconstruct(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
+    detail: ViewSet | None = None,
 ) -> FusionResult:
     """Fuse views of one object into a textured mesh (paper III).
 
@@ -86,16 +87,20 @@ def reconstruct(
         progress: called with the percentage done, 100 and a line of text; what it raises ends the run.
         checkpoint: a file to which the fit saves itself, from which it continues where the file is of this very run,
             and which is removed at the end.
+        detail: trusted views of `views` at a resolution of their own, such as the input picture's. Each has the pose
+            and the field of view of one of `views`.
 
     Returns:
         The mesh with refined cameras, conflict maps and a report, on the CPU.
 
     Raises:
-        InputError: where the views show no object, no surface is found, or an optional package is missing.
+        InputError: where the views show no object, no surface is found, a view of `detail` is none of the trusted
+            views, or an optional package is missing.
         DivergedError: where the fit fails.
     """
     config, progress = config or FusionConfig(), progress or silent
     check_for_fusion(views)
+    shown_again = match_detail(views, detail) if detail is not None else []
     atlas.check_atlas(config.texture.atlas)
     isosurface.check_kernel(config.extract.kernel)
     checkpoint = Path(checkpoint) if checkpoint else None
@@ -112,6 +117,9 @@ def reconstruct(
         )
     cameras = state.cameras.to("cpu")
     views = replace(views.to("cpu"), cameras=cameras)
+    if detail is not None:  # the poses have been refined
+        size = detail.cameras.width, detail.cameras.height
+        detail = replace(detail.to("cpu"), cameras=cameras[shown_again].resized(*size))
 
     progress(_FIT_PERCENT, 100, "extracting the surface")
     with _timed(timings, "mesh"):

@@ -106,7 +106,7 @@ def make_projector(
     erode = max(1, round(config.erode_px * h / 256)) if config.erode_px > 0 else 0
     solid = -F.max_pool2d(-mask, 2 * erode + 1, 1, erode)
     trust = (solid.clamp(0, 1) ** 2) * (1 - conflict[:, None]).clamp(0, 1).square()
-    trust[0] *= config.input_view
+    trust[views.favoured] *= config.input_view
     fine = cameras.resized(cameras.width * 2, cameras.height * 2)
     depth = depth_maps(mesh, fine)[:, None]
     return Projector(straight.clamp(0, 1), trust, depth, pixel_size(cameras), cameras, config)

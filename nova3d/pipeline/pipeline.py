@@ -619,7 +619,8 @@ def to_views(decoded: Tensor, cameras: Cameras, kept: Tensor | None = None) -> V
     if kept is not None:
         rgb[0], mask[0] = images.composite(kept), kept[..., 3]
     rgb = rgb * (mask > 0)[..., None] + (mask <= 0)[..., None].float()
-    return ViewSet(rgb, normal * (mask > 0)[..., None], mask, cameras)
+    trusted = tuple(kept is not None and view == 0 for view in range(len(mask)))
+    return ViewSet(rgb, normal * (mask > 0)[..., None], mask, cameras, trusted)
 
 
 def outline_agreement(decoded: Tensor) -> Tensor:

@@ -41,4 +41,5 @@ def render_object(
     config = EngineConfig(engine, str(device), light, supersample, threads=None)
     with closing(make_engine(config, normalise)) as renderer:
         rendered = renderer.render(Path(mesh_path), cameras, lambda views: None)
-    return ViewSet(images.composite(rendered.rgba), rendered.normals, rendered.rgba[..., 3], cameras.to("cpu"))
+    rgb, mask, rig = images.composite(rendered.rgba), rendered.rgba[..., 3], cameras.to("cpu")
+    return ViewSet(rgb, rendered.normals, mask, rig, trusted=(True,) * len(rig))

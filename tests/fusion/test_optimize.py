@@ -28,11 +28,12 @@ def batch(fitted, monkeypatch):
     """Call with config sections={"key": value}; returns the terms and what eq. 5 was given. early: before H counts."""
     real = losses.colour_loss
 
-    def run(progress: float = 0.5, early: bool = False, move: bool = False, **sections):
+    def run(progress: float = 0.5, early: bool = False, move: bool = False, trusted=(), **sections):
         config = copy.deepcopy(fitted.config)
         for section, values in sections.items():
             setattr(config, section, replace(getattr(config, section), **values))
-        state = replace(fitted, config=config)
+        views = replace(fitted.views, trusted=tuple(v in trusted for v in range(8)))
+        state = replace(fitted, config=config, views=views)
         state.conflict.detach = config.conflict.detach
         state.poses.config = config.pose
         seen = SimpleNamespace(state=state)
@@ -79,10 +80,23 @@ def test_each_term_is_weighted_by_its_schedule(batch):
         assert other == pytest.approx(expected, rel=1e-5)
 
 
-def test_view_0_counts_more(batch):
-    found = batch(loss={"input_view": 3.0})
-    assert torch.equal(found.trust, torch.where(found.view == 0, 3.0, 1.0))
-    assert bool((found.view == 0).any())
+def test_trusted_views_count_more_among_others_only(batch):
+    found = batch(trusted=(0, 3), loss={"input_view": 3.0})
+    favoured = (found.view == 0) | (found.view == 3)
+    assert torch.equal(found.trust, torch.where(favoured, 3.0, 1.0))
+    assert bool(favoured.any())
+    for alike in ((), range(8)):
+        assert torch.equal(batch(trusted=alike, loss={"input_view": 3.0}).trust, torch.ones(200))
+
+
+@pytest.mark.parametrize("mode", ["mlp", "closed_form", "trimmed"])
+def test_what_is_trusted_among_others_contradicts_nothing(batch, mode):
+    plain, found = (batch(trusted=trusted, conflict={"mode": mode, "trim": 0.5}) for trusted in ((), (2,)))
+    favoured = found.view == 2
+    assert float(found.conflict.detach()[favoured].abs().max()) == 0
+    assert torch.equal(found.conflict[~favoured], plain.conflict[~favoured])
+    assert torch.equal(found.trust[favoured], torch.full_like(found.trust[favoured], 2.0))  # none is trimmed
+    assert bool((plain.trust[favoured] == 0).any()) == (mode == "trimmed")
 
 
 def test_poses_that_stand_still_are_not_trained(batch):
@@ -124,7 +138,7 @@ def test_no_kept_sample_at_all_is_finite(batch):
 def test_before_its_start_there_is_no_conflict(batch, mode):
     found, early = (batch(conflict={"mode": mode}, early=early) for early in (False, True))
     assert float(early.conflict.detach().abs().max()) == 0
-    assert torch.equal(early.trust, torch.where(early.view == 0, 2.0, 1.0))
+    assert torch.equal(early.trust, torch.ones(200))
     assert (float(found.conflict.detach().max()) > 0) == (mode in ("mlp", "closed_form"))
 
 

@@ -195,7 +195,7 @@ def test_a_hub_id_works_as_a_folder_does(
     assert set(generation.model_hashes("someone/model")) == set(generation.model_hashes(tmp_path / "copy"))
     images.save_image(tmp_path / "red.png", red)
     config = SampleConfig(str(tmp_path / "red.png"), "someone/model", str(tmp_path / "views"), steps=1)
-    folder, _, _ = generation.sample_views(config, "cpu")
+    folder, *_ = generation.sample_views(config, "cpu")
     assert len(json.loads((folder / "record.json").read_text())["model"]) == 3
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from nova3d import config, generation, images
-from nova3d.generation import GenerateConfig, SampleConfig, sample_views
+from nova3d.cameras import orbit
+from nova3d.generation import GenerateConfig, SampleConfig, detail_view, sample_views
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.memory import LOW_MEMORY, Memory
-from nova3d.views import ViewSet
+from nova3d.views import ViewSet, load_detail, match_detail
 from tests.helpers.commands import run_script
 
 ROOT = Path(__file__).parents[2]
@@ -50,12 +52,39 @@ def test_low_memory_gives_the_same_views(model: Path, picture: Path, tmp_path: P
     seen = {}
     for name, low in (("plain", False), ("low", True)):
         settings = SampleConfig(str(picture), str(model), str(tmp_path / name), steps=1, low_memory=low)
-        folder, views, _ = sample_views(settings, "cpu")
+        folder, views, *_ = sample_views(settings, "cpu")
         assert len(ViewSet.load(folder)) == 16
         record = json.loads((folder / "record.json").read_text())
         assert record["config"]["low_memory"] is low
         seen[name] = views
     torch.testing.assert_close(seen["low"].rgb, seen["plain"].rgb, atol=1e-4, rtol=0)
+
+
+def test_view_0_is_trusted_and_kept_at_the_picture_s_own_resolution(
+    model: Path, picture: Path, tmp_path: Path, red: Tensor
+) -> None:
+    settings = SampleConfig(str(picture), str(model), str(tmp_path / "views"), steps=1)
+    folder, views, detail, read = sample_views(settings, "cpu")
+    assert detail is not None and views.trusted == (True, *[False] * 15) == ViewSet.load(folder).trusted
+    kept = load_detail(folder)
+    assert kept is not None and kept.trusted == (True,) and match_detail(ViewSet.load(folder), kept) == [0]
+    assert (kept.rgb - detail.rgb).abs().max() < 0.01
+    shown = [torch.nonzero(mask > 0.5) for mask in (detail.mask[0], read[..., 3])]
+    longest = [int((corner.max(dim=0).values - corner.min(dim=0).values).max()) + 1 for corner in shown]
+    assert abs(longest[0] - longest[1]) <= 2  # as large as in the picture
+    small = detail.resized(views.cameras.width)
+    assert (small.mask[0] - views.mask[0]).abs().mean() < 0.02
+    sample_views(replace(settings, keep_input=False), "cpu")
+    assert load_detail(folder) is None and ViewSet.load(folder).trusted == (False,) * 16
+
+
+def test_a_large_picture_s_detail_is_limited(red: Tensor) -> None:
+    large = images.resize(red, 3000)
+    for framed in (False, True):
+        detail = detail_view(large, orbit(1, size=16)[0], framed)
+        rows, columns = torch.nonzero(detail.mask[0] > 0.5, as_tuple=True)
+        longest = max(int(rows.max() - rows.min()), int(columns.max() - columns.min())) + 1
+        assert abs(longest - 1024) <= 2
 
 
 def test_a_config_s_options_reach_the_pipeline(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
