@@ -26,6 +26,8 @@ def generate(argv: Sequence[str] | None = None) -> None:
     settings = common.load_config(generation.GenerateConfig, "generate", options, flags)
     with common.progress_bar("generating") as bar:
         made = generation.generate(config=settings, device=common.pick_device(options.device), progress=bar)
+    for note in made.notes:
+        print(note)
     print(f"views and normal maps: {made.views.resolve()}")
     print(f"textured mesh:         {made.mesh.resolve()}")
     print(f"record:                {made.record.resolve()}")

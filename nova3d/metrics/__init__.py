@@ -2,10 +2,14 @@
 
 from nova3d.metrics.registry import VIEW_METRICS, Style, ViewMetric, register
 from nova3d.metrics.views import (
+    INPUT_SIZE,
     MAX_PSNR,
     NORMAL_WITHIN_DEG,
+    count_parts,
     foreground_psnr,
     foreground_ssim,
+    input_iou,
+    input_psnr,
     mask_iou,
     normal_angle,
     psnr,
@@ -16,13 +20,17 @@ from nova3d.metrics.views import (
 )
 
 __all__ = [
+    "INPUT_SIZE",
     "MAX_PSNR",
     "NORMAL_WITHIN_DEG",
     "VIEW_METRICS",
     "Style",
     "ViewMetric",
+    "count_parts",
     "foreground_psnr",
     "foreground_ssim",
+    "input_iou",
+    "input_psnr",
     "mask_iou",
     "normal_angle",
     "psnr",

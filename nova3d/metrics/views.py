@@ -14,13 +14,14 @@ from scipy import ndimage
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.images import MATTE_DISTANCE
+from nova3d.images import MATTE_DISTANCE, composite
 
 Floats = NDArray[np.float64]
 
 MAX_PSNR = 100.0  # dB, what equal images score, so that means stay finite
 NORMAL_WITHIN_DEG = (11.25, 22.5, 30.0)  # the customary thresholds of surface-normal benchmarks
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # pixels
+INPUT_SIZE = 512  # pixels of a side, at which a mesh is compared with the picture that it was made from
 
 
 def psnr(pred: Tensor, ref: Tensor) -> Tensor:
@@ -197,6 +198,50 @@ def mask_iou(pred: Tensor, ref: Tensor) -> Tensor:
     a, b = (pred > 0.5).flatten(1), (ref > 0.5).flatten(1)
     union = (a | b).sum(dim=1)
     return torch.where(union > 0, (a & b).sum(dim=1) / union.clamp_min(1), 1.0)
+
+
+def input_iou(drawn: Tensor, picture: Tensor) -> float:
+    """Whether a mesh has the outline of the picture that it was made from.
+
+    Args:
+        drawn: [h,w,4] float in [0,1], straight alpha; the mesh as the picture's own camera sees it, INPUT_SIZE pixels a
+            side.
+        picture: the framed picture, likewise.
+
+    Returns:
+        `mask_iou` of the two alphas, in [0,1].
+    """
+    return float(mask_iou(drawn[None, ..., 3], picture[None, ..., 3]))
+
+
+def input_psnr(drawn: Tensor, picture: Tensor) -> float:
+    """Whether a mesh has the colours of the picture that it was made from.
+
+    Args:
+        drawn: [h,w,4] float in [0,1], straight alpha; the mesh as the picture's own camera sees it under flat light,
+            INPUT_SIZE pixels a side.
+        picture: the framed picture, likewise.
+
+    Returns:
+        `foreground_psnr` of the two on white, over the picture's object, in dB. Where the mesh is missing, white is
+        compared with the picture.
+    """
+    return float(foreground_psnr(composite(drawn)[None], composite(picture)[None], picture[None, ..., 3]))
+
+
+def count_parts(mask: Tensor) -> int:
+    """Connected parts of a mask, specks aside.
+
+    Args:
+        mask: [h,w] coverage in [0,1], cut at 1/2.
+
+    Returns:
+        The number of its parts, joined along sides and corners. Parts below a thousandth of the mask do not count.
+    """
+    inside = (mask > 0.5).numpy(force=True)
+    labels, _ = ndimage.label(inside, structure=np.ones((3, 3)))
+    areas = np.bincount(labels[inside])
+    return int((areas > inside.sum() / 1000).sum())
 
 
 def task_iou(rgb: Tensor, normals: Tensor) -> Tensor:
