@@ -24,7 +24,7 @@ COLUMNS = {
 }
 SIDES_DEG = (0, 45, 90, 180, 270)
 """Azimuths in degrees from which a sheet shows a mesh."""
-SHEET_PX = 224
+SHEET_PX, SHEET_SPAN = 224, 1.2  # pixels of a picture in a sheet, and the world units that it spans
 
 
 def main() -> None:
@@ -127,13 +127,12 @@ def sheet(folders: list[Path]) -> Any:
     from nova3d import images
     from nova3d.cameras import orbit
     from nova3d.data import render_object
-    from nova3d.pipeline.pipeline import prepare_image
 
     shown = []
     for folder in folders:
         sample = json.loads((folder / "record.json").read_text())["config"]["sample"]
-        picture = prepare_image(images.read_rgba(sample["image"]), 0, SHEET_PX, sample["framed"])
-        cameras = orbit(360 // 45, size=SHEET_PX)[[angle // 45 for angle in SIDES_DEG]]
+        picture = images.frame_object(images.read_rgba(sample["image"]), SHEET_PX, 1 / SHEET_SPAN)
+        cameras = orbit(360 // 45, size=SHEET_PX, span=SHEET_SPAN)[[angle // 45 for angle in SIDES_DEG]]
         drawn = render_object(folder / "mesh.glb", cameras, supersample=2, light="flat", normalise=False)
         shaded = render_object(folder / "mesh.glb", cameras[[1]], supersample=2, normalise=False)
         normals = (shaded.normals + 1) / 2 * shaded.mask[..., None] + (1 - shaded.mask[..., None])
