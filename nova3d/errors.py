@@ -15,5 +15,7 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     Returns:
         The first non-empty line, cut to `limit` characters, or the class name where the message is empty.
     """
+    if isinstance(error, UnicodeError):  # its text quotes the whole file
+        return "it is not UTF-8 text"
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__

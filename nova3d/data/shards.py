@@ -21,14 +21,15 @@ from torch import Tensor
 
 from nova3d import images, normals
 from nova3d.cameras import Cameras
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
 from nova3d.transforms import cameras_from_transforms, cameras_to_transforms
 from nova3d.utils import provenance
-from nova3d.utils.files import parse_json, write_text
+from nova3d.utils.files import check_component, parse_json, write_text
 from nova3d.views import ViewSet
 
 INDEX = "index.json"
 FORMAT = 2
+_NAME_BYTES = 100  # of a member of a USTAR archive
 _WHITE = 1  # the format whose colours were composited on white before they were stored
 
 
@@ -70,8 +71,12 @@ def write_object(path: Path, members: Mapping[str, bytes], writer: str) -> None:
         writer: names the process that writes.
 
     Raises:
+        InputError: where a member's name is longer than a tar can hold.
         OSError: where it cannot be written; no part stays.
     """
+    for name in members:
+        if len(name.encode()) > _NAME_BYTES:
+            raise InputError(f"object '{name[:40]}...': its name is too long for the members of a tar")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{writer}.part")
     try:
@@ -220,10 +225,11 @@ class ShardReader:
             raise InputError(f"shard '{path}' is missing")
         members: dict[str, bytes] = {}
         with path.open("rb") as file:
+            length = path.stat().st_size
             for name in sorted(sample["members"]):
                 offset, size = sample["members"][name]
-                file.seek(offset)
-                members[name] = file.read(size)
+                file.seek(min(offset, length))
+                members[name] = file.read(min(size, length))
         if members_hash(members) != sample["sha256"]:
             raise InputError(f"shard '{path}' is damaged or truncated at object '{sample['uid']}'; render it again")
         return members
@@ -243,8 +249,21 @@ class ShardReader:
         """
         members = self.read(row)
         chosen = list(range(len(self.cameras))) if order is None else list(order)
-        rgba = torch.stack([read_picture(members[f"rgb.{i:03d}.png"]) for i in chosen]).float() / 255
-        normal, _ = normals.decode(torch.stack([read_picture(members[f"normal.{i:03d}.png"]) for i in chosen]))
+
+        def pictures(kind: str, channels: int) -> Tensor:
+            names = [f"{kind}.{i:03d}.png" for i in chosen]
+            if missing := [name for name in names if name not in members]:
+                raise InputError(f"object '{self.samples[row]['uid']}' in '{self._origins[row][0]}' lacks {missing[0]}")
+            try:
+                found = [read_picture(members[name], (self.cameras.width, self.cameras.height)) for name in names]
+            except InputError as error:
+                raise InputError(f"object '{self.samples[row]['uid']}': {error}") from error
+            if any(picture.shape[2:] != (channels,) for picture in found):
+                raise InputError(f"object '{self.samples[row]['uid']}': a {kind} picture has not {channels} channels")
+            return torch.stack(found)
+
+        rgba = pictures("rgb", 4).float() / 255
+        normal, _ = normals.decode(pictures("normal", 3))
         rgb = rgba[..., :3] if self._origins[row][1] == _WHITE else images.composite(rgba)
         mask = rgba[..., 3]
         return ViewSet(rgb, normal * (mask > 0)[..., None], mask, self.cameras[chosen])
@@ -268,15 +287,32 @@ def members_hash(members: Mapping[str, bytes]) -> str:
 
 
 def read_facts(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return the facts of a sample."""
-    facts: dict[str, Any] = json.loads(members["json"])
-    return facts
+    """Return the facts of a sample; raises InputError where it has none."""
+    if "json" not in members:
+        raise InputError("the sample has no facts: its JSON is missing")
+    return parse_json(members["json"], dict, "the facts of a sample")
 
 
-def read_picture(data: bytes) -> Tensor:
-    """Decode a PNG member to uint8 [h,w,c]."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return torch.from_numpy(np.asarray(picture).copy())
+def read_picture(data: bytes, size: tuple[int, int] | None = None) -> Tensor:
+    """Decode a PNG member to uint8 [h,w,c].
+
+    Args:
+        data: the member.
+        size: width and height that it must have, which is checked before it is decoded; None takes any.
+
+    Returns:
+        The pixels.
+
+    Raises:
+        InputError: where it is no picture, is damaged or has another size.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            if size and picture.size != size:
+                raise InputError(f"a picture has {picture.width}x{picture.height} pixels, not {size[0]}x{size[1]}")
+            return torch.from_numpy(np.asarray(picture).copy())
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+        raise InputError(f"a picture cannot be decoded: {first_line(error, 80)}") from error
 
 
 def shard_hash(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -296,13 +332,26 @@ def _read_index(folder: Path) -> dict[str, Any]:
     index = parse_json(path.read_bytes(), dict, f"shard index '{path}'")  # may be larger than read_json allows
     try:
         if index.get("format") not in (_WHITE, FORMAT):
-            raise InputError(f"{path}: shard format {index.get('format')} is not {FORMAT}; render again")
-        cameras_from_transforms(index["cameras"], str(path))
+            raise InputError(f"shard format {str(index.get('format'))[:40]} is not {FORMAT}; render again")
+        cameras_from_transforms(index["cameras"], "cameras")
         for sample in index["samples"]:
-            sample["uid"], sample["shard"], sample["members"], sample["sha256"]
+            check_component(sample["uid"], "uid")
+            check_component(sample["shard"], "shard")
+            if not isinstance(sample["sha256"], str) or not all(map(_is_range, sample["members"].values())):
+                raise InputError(f"object '{sample['uid']}' has no checksum or members without a place")
+        for name, shard in index.get("shards", {}).items():
+            check_component(name, "shard")
+            shard["bytes"], shard["sha256"]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: broken index: {error!r}") from error
+        raise InputError(f"{path}: broken index: {repr(error)[:200]}") from error
     return index
+
+
+def _is_range(place: Any) -> bool:
+    """Whether an entry of the index is the offset and the size of a member."""
+    return isinstance(place, list) and len(place) == 2 and all(type(n) is int and n >= 0 for n in place)
 
 
 def _append(tar: tarfile.TarFile, name: str, content: bytes) -> list[int]:

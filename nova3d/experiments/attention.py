@@ -34,7 +34,7 @@ from nova3d.training.config import TrainConfig, UNetConfig, check, micro_steps
 from nova3d.training.networks import build_module
 from nova3d.training.trainer import train
 from nova3d.utils import provenance
-from nova3d.utils.files import writable_folder, write_text
+from nova3d.utils.files import check_component, read_json, read_json_lines, writable_folder, write_text
 from nova3d.utils.progress import Progress, silent
 from nova3d.utils.resources import Shipped
 from nova3d.utils.workers import in_parts
@@ -136,7 +136,7 @@ class Training:
 
     def finished(self) -> bool:
         record = self.model / "record.json"
-        return record.is_file() and json.loads(record.read_text()).get("step") == self.config.steps
+        return record.is_file() and read_json(record, dict, "record").get("step") == self.config.steps
 
 
 @dataclass(frozen=True)
@@ -352,6 +352,8 @@ def _checked(config: AttentionConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     check(base)
     if config.budget not in BUDGETS:
         raise InputError(f"budget '{config.budget}' is not one of {', '.join(BUDGETS)}")
+    for name in config.arms:
+        check_component(name, "arm")
     if config.baseline not in config.arms or len(config.arms) < 2:
         raise InputError(f"the suite needs the baseline '{config.baseline}' and another arm, got {list(config.arms)}")
     if unknown := [arm.alignment for arm in config.arms.values() if arm.alignment not in ALIGNMENTS]:
@@ -372,7 +374,7 @@ def _measured(runs: list[Training]) -> dict[str, float]:
     found: dict[str, list[Any]] = {"seconds": [], "loss": []}
     for run in runs:
         path = Path(run.config.out) / "stats.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = read_json_lines(path, "log", cut=True) if path.is_file() else []
         found["seconds"] += [line["seconds"] for line in lines if "seconds" in line]
         found["loss"] += [line["loss"] for line in lines[-1:] if "loss" in line]
     return {name: sum(values) / len(values) if values else float("nan") for name, values in found.items()}

@@ -27,6 +27,7 @@ from nova3d.experiments.fusion_inputs import GroundTruth, load_ground_truth, per
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write
 from nova3d.utils import provenance
+from nova3d.utils.files import read_json_lines
 from nova3d.utils.progress import Progress
 from nova3d.utils.workers import in_parts
 from nova3d.views import ViewSet
@@ -143,13 +144,8 @@ def _latest(rows: Sequence[Row], objects: Sequence[Path], cases: Sequence[Case])
 
 def read_rows(out: Path) -> list[Row]:
     """The rows kept so far; a line cut short by an interruption is left out."""
-    path, rows = out / "rows.jsonl", []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("'%s': one unfinished line left out", path)
-    return rows
+    path = out / "rows.jsonl"
+    return read_json_lines(path, "rows", cut=True) if path.is_file() else []
 
 
 def _row(path: Path, case: Case, out: Path, config: FusionConfig, device: str) -> Row:

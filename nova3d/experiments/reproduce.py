@@ -22,7 +22,7 @@ from nova3d.experiments import study as studies
 from nova3d.fusion import FusionConfig
 from nova3d.generation import SampleConfig
 from nova3d.utils import provenance
-from nova3d.utils.files import writable_folder, write_text
+from nova3d.utils.files import check_component, writable_folder, write_text
 from nova3d.utils.progress import Progress, silent
 from nova3d.utils.resources import Shipped
 from nova3d.utils.workers import in_parts
@@ -126,7 +126,7 @@ class Report:
         """report.md and report.json, and scores.* of each arm in a folder of its own; returns report.md."""
         writable_folder(folder)
         for name, table in self.tables.items():
-            table.save(folder / name.replace("/", "-"), record, self.facts)
+            table.save(folder / name, record, self.facts)
         if self.comparison:
             self.comparison.save(folder, record)
         if self.to_inflated:
@@ -195,6 +195,9 @@ def plan(config: ReproduceConfig) -> tuple[studies.Study, dict[str, list[str]]]:
         raise InputError(f"baseline '{config.baseline}' is none of the arms {', '.join(config.arms)}")
     if not config.arms or not config.seeds:
         raise InputError("a table needs at least one arm and one seed")
+    for name in config.arms:
+        check_component(name, "arm")
+    check_component(config.table, "table")
     if len(set(config.seeds)) != len(config.seeds):
         raise InputError(f"seeds repeat: {config.seeds}")
     generators: dict[str, studies.Generator] = {}

@@ -37,7 +37,7 @@ from nova3d.pipeline import Nova3DPipeline
 from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.rendering.meshes import load_mesh
 from nova3d.utils import provenance
-from nova3d.utils.files import read_json, replacing, write_json
+from nova3d.utils.files import check_component, read_json, replacing, write_json
 from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
@@ -115,11 +115,14 @@ def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
     if (source / INDEX).is_file():
         there = sorted(sample["uid"] for sample in ShardReader(source).samples)
     elif source.is_dir():
-        there = sorted({path.stem for path in source.iterdir() if path.suffix.lower() in MESH_SUFFIXES})
+        meshes = (path for path in source.iterdir() if path.suffix.lower() in MESH_SUFFIXES)
+        there = sorted({path.stem for path in meshes if not path.name.startswith(".")})
     else:
         raise InputError(f"objects folder '{source}' does not exist")
     if missing := sorted(set(wanted) - set(there)):
         raise InputError(f"'{source}' has no object {', '.join(missing)}")
+    for name in there:
+        check_component(name, f"object of '{source}'", most=200)
     if not there:
         raise InputError(f"'{source}' holds no mesh ({', '.join(MESH_SUFFIXES)}) and is no shard folder")
     return tuple(sorted(set(wanted))) if wanted else tuple(there)
@@ -128,10 +131,10 @@ def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
 def model_rig(folder: str | Path) -> tuple[str, int]:
     """Camera preset and picture size of a model folder, read without its weights."""
     path = Path(folder) / "model_index.json"
+    entry = read_json(path, dict, "model index")
     try:
-        entry = json.loads(path.read_text())
         return str(entry["camera_preset"]), int(entry["size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"'{folder}' is not a model folder of this project: {path.name}: {error!r}") from error
 
 

@@ -4,7 +4,6 @@ Whatever the source, a network comes as a `Component`: its config, the shape and
 headers state them, and a function that reads one tensor. Names are diffusers' (transformers' for the image encoder).
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from nova3d.models import svd_original
 from nova3d.models.image_encoder import clip_layout
 from nova3d.models.svd_original import Shape, Taken
 from nova3d.utils import hub
+from nova3d.utils.files import check_component, read_json
 
 Part = Literal["unet", "vae", "image_encoder"]
 PARTS: tuple[Part, ...] = ("unet", "vae", "image_encoder")
@@ -171,11 +171,8 @@ def _config(folder: Path, part: Part) -> dict[str, Any]:
             f"'{folder}' holds no {part} of SVD: it has neither {part}/ nor config.json; "
             "name a diffusers folder of SVD or its original .safetensors file"
         )
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"'{path}' is not JSON ({error}): download it again") from error
-    named = config.get("_class_name") or ", ".join(config.get("architectures") or []) or "nothing"
+    config = read_json(path, dict, "config of a network")
+    named = config.get("_class_name") or ", ".join(map(str, config.get("architectures") or [])) or "nothing"
     if named != _CLASSES[part]:
         raise InputError(f"'{path}' describes {named}, expected SVD's {_CLASSES[part]}: name SVD's own folder")
     return {name: config[name] for name in _SIZES[part] if name in config}
@@ -205,9 +202,12 @@ def _weights(folder: Path, part: Part, variant: str) -> Path:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"'{index}' is no index of shards (no weight_map): download it again") from error
+        named = read_json(index, dict, "index of shards").get("weight_map")
+    except InputError as error:
+        raise InputError(f"'{index}' is no index of shards: {error}: download it again") from error
+    if not isinstance(named, dict) or not named:
+        raise InputError(f"'{index}' is no index of shards (no weight_map): download it again")
+    names = sorted({check_component(name, f"shard of '{index}'", most=255) for name in named.values()})
     for name in names:
         if not (index.parent / name).is_file():
             raise InputError(f"'{index.parent}' lacks the shard {name} that {index.name} names: download it")

@@ -167,7 +167,8 @@ def load_checkpoint(
 def read_progress(path: Path) -> dict[str, Any]:
     """progress.json of a checkpoint's folder; raises OSError or ValueError where a file is not complete."""
     progress = json.loads((path / PROGRESS).read_text())
-    if not isinstance(progress, dict) or not {"step", "identity", "files"} <= progress.keys():
+    keys = {"step", "identity", "files"}
+    if not isinstance(progress, dict) or not keys <= progress.keys() or not isinstance(progress["files"], dict):
         raise ValueError(f"{PROGRESS} is not a checkpoint's")
     for name, size in progress["files"].items():
         found = (path / name).stat().st_size

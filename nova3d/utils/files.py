@@ -1,7 +1,11 @@
 """Files and folders: checked before long work, written aside and renamed, locked, read with one-line errors."""
 
+import hashlib
 import json
+import logging
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,10 +17,14 @@ from filelock import FileLock, Timeout
 
 from nova3d.errors import InputError, first_line
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 JSON_BYTES = 256 << 20  # the most that `read_json` reads
 COMPONENT_BYTES = 90  # leaves room for suffixes below the 143 bytes of an encrypted home folder
+_SYSTEM_BYTES = 255
+_NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
+_DIGITS = re.compile(r"(?<![\w.\"])-?\d{309}")  # an integer that no float holds
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -113,11 +121,45 @@ def read_json(path: str | Path, kind: type[T], what: str = "file") -> T:
         raise InputError(f"{what} '{file}' cannot be read: {error.strerror or first_line(error)}") from error
 
 
+def read_json_lines(path: str | Path, what: str = "file", cut: bool = False) -> list[dict[str, Any]]:
+    """Read a file of one JSON object per line; empty lines are passed over.
+
+    Args:
+        path: the file.
+        what: what the file is, for the message: "plan", "manifest".
+        cut: leave out lines that are none, which the log counts: a killed process may have cut one short.
+
+    Returns:
+        The objects.
+
+    Raises:
+        InputError: naming the file, or the line that is no JSON object.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{what} '{path}' cannot be read: {error.strerror or first_line(error)}") from error
+    found: list[dict[str, Any]] = []
+    left_out = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            found += [parse_json(line, dict, f"{what} '{path}', line {number}")] if line.strip() else []
+        except InputError:
+            if not cut:
+                raise
+            left_out += 1
+    if left_out:
+        log.warning("%s '%s': %d unfinished lines left out", what, path, left_out)
+    return found
+
+
 def parse_json(content: bytes | str, kind: type[T], name: str) -> T:
     """The value of JSON `content`, whose top level is of type `kind`; raises InputError that begins with `name`."""
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
-        value = json.loads(text, parse_constant=_refuse_constant)
+        if _DIGITS.search(text):
+            raise ValueError("a number has more than 308 digits")
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 text (byte {error.start})") from error
     except (ValueError, RecursionError) as error:
@@ -127,30 +169,73 @@ def parse_json(content: bytes | str, kind: type[T], name: str) -> T:
     return value
 
 
-def check_component(name: str, what: str) -> str:
+def check_component(name: Any, what: str, most: int = COMPONENT_BYTES) -> str:
     """Check a name from a file before it becomes one component of a path.
 
     Args:
-        name: the string.
+        name: what the file holds; only a string can be right.
         what: what it names, for the message: "uid", "shard".
+        most: the bytes that it may have.
 
     Returns:
         The name as it is.
 
     Raises:
-        InputError: where it is empty, begins with a dot, holds a separator, a NUL or another control character, cannot
-            be encoded as UTF-8, or is longer than COMPONENT_BYTES bytes.
+        InputError: where it is no string, is empty, begins or ends with a dot or a blank, holds a separator, a NUL or
+            another control character, cannot be encoded as UTF-8, or is longer than `most` bytes.
     """
+    if not isinstance(name, str):
+        raise InputError(f"{what} must be a string, not {str(name)[:40]!r}")
     try:
         length = len(name.encode("utf-8"))
     except UnicodeEncodeError:
         raise InputError(f"{what} {name[:40]!r} cannot be encoded as UTF-8") from None
-    bad = not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 or ord(c) == 127 for c in name)
-    if bad or name != name.strip() or name.endswith("."):
+    if not name or name.strip().strip(".") != name or _NOT_IN_NAMES.search(name):
         raise InputError(f"{what} {name[:40]!r} cannot be a file name: use letters, digits, '_', '-' and inner dots")
-    if length > COMPONENT_BYTES:
-        raise InputError(f"{what} {name[:40]!r}... has {length} bytes; at most {COMPONENT_BYTES} can be a file name")
+    if length > most:
+        raise InputError(f"{what} '{name[:40]}...' has {length} bytes; at most {most} can be a file name")
     return name
+
+
+def to_component(name: str, most: int = COMPONENT_BYTES) -> str:
+    """A name that `check_component` accepts, as near to `name` as that goes; equal names stay equal.
+
+    Args:
+        name: the name of a file, also one whose bytes are not UTF-8.
+        most: the bytes that it may have.
+
+    Returns:
+        `name` with "_" for what cannot stand in it. A longer one is cut and ends in 8 hex digits of its SHA-256.
+    """
+    clean = _NOT_IN_NAMES.sub("_", readable(name).replace("\ufffd", "_"))
+    clean = re.sub(r"^[\s.]+|[\s.]+$", "", clean) or "_"
+    if len(clean.encode()) <= most:
+        return clean
+    tail = "_" + hashlib.sha256(clean.encode()).hexdigest()[:8]
+    return clean.encode()[: most - len(tail)].decode(errors="ignore") + tail
+
+
+def inside(folder: str | Path, name: Any, what: str) -> Path:
+    """The path of a file that a list names, which must lie below the list's folder.
+
+    Args:
+        folder: the list's folder.
+        name: the relative path that the list holds, with "/" between its components.
+        what: what it names, for the message: "shard", "file of SHA256SUMS".
+
+    Returns:
+        The path, which may not exist.
+
+    Raises:
+        InputError: where a component of `name` cannot be one (see `check_component`).
+    """
+    parts = name.split("/") if isinstance(name, str) else [name]
+    return Path(folder, *(check_component(part, what, _SYSTEM_BYTES) for part in parts))
+
+
+def readable(name: str) -> str:
+    """The name of a file as text that can be encoded: U+FFFD stands for the bytes that are not UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 @contextmanager
@@ -205,6 +290,13 @@ _JSON_NAMES = {
     bool: "boolean",
     type(None): "null",
 }
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is larger than a number can be")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

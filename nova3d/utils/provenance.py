@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nova3d
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
+from nova3d.utils.files import inside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,12 +106,16 @@ def verify_checksums(folder: str | Path) -> list[str]:
     if not sums.is_file():
         raise InputError(f"'{folder}' has no SHA256SUMS to check its files against")
     faults = []
-    for number, line in enumerate(sums.read_text().splitlines(), start=1):
+    try:
+        lines = sums.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"'{sums}' cannot be read: {first_line(error)[:100]}") from error
+    for number, line in enumerate(lines, start=1):
         expected, _, name = line.partition(" ")
         name = name.lstrip(" *")
         if len(expected) != 64 or not name:
             raise InputError(f"{sums}, line {number}: not of the form 'SHA256  FILE'")
-        path = Path(folder) / name
+        path = inside(folder, name, f"{sums}, line {number}: file")
         if not path.is_file():
             faults.append(f"{path} is missing")
         elif hash_file(path) != expected:

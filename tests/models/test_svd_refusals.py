@@ -48,7 +48,7 @@ BIAS = "conv_in.bias"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no SVD": (shutil.rmtree, r"holds no unet of SVD: .*name a diffusers folder"),
     "no config": (lambda unet: (unet / "config.json").unlink(), r"neither unet/ nor config\.json"),
-    "config cut off": (lambda unet: (unet / "config.json").write_text("{"), r"config\.json' is not JSON"),
+    "config cut off": (lambda unet: (unet / "config.json").write_text("{"), r"config\.json' is not valid JSON"),
     "wrong class": (change_config(_class_name="UNet2DModel"), r"describes UNet2DModel, expected .*SpatioTemporal"),
     "no weights": (lambda unet: (unet / WEIGHTS).unlink(), r"lacks diffusion_pytorch_model\.safetensors; download"),
     "pickle": (to_pickle, r"only diffusion_pytorch_model\.bin, a pickle.* get the \.safetensors"),

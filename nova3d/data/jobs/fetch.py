@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import queue
-import shutil
 import socket
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from nova3d.data.sources import Asset
 from nova3d.rendering.reasons import Reason, RenderError
+from nova3d.utils.files import check_component, remove
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Fetcher:
 
     def discard(self, uid: str) -> None:
         """Remove what was fetched for an object."""
-        shutil.rmtree(self._root / uid, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it goes with the scratch folder
+            remove(self._root / check_component(uid, "uid"))
 
     def close(self) -> None:
         """End the threads; one that hangs is left alone."""

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
-from nova3d.utils.files import read_json, write_json
+from nova3d.utils.files import read_json, read_json_lines, write_json
 
 log = logging.getLogger(__name__)
 STALE_SECONDS = 30.0  # a status that is older belongs to a dead scheduler
@@ -93,18 +93,11 @@ class Journal:
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
     """Return all rows of all journals of a job in order of time, without half-written lines."""
-    rows, torn = [], 0
-    for path in sorted((out / "journal").glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-                row["uid"], row["state"], row["time"]
-                rows.append(row)
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-                torn += bool(line.strip())
-    if torn:
-        log.info("%d half-written journal lines left out", torn)
-    return sorted(rows, key=lambda row: row["time"])
+    rows = []
+    for path in sorted((out / "journal").glob("[!.]*.jsonl")):
+        rows += read_json_lines(path, "journal", cut=True)
+    whole = [row for row in rows if isinstance(row.get("time"), int | float) and {"uid", "state"} <= row.keys()]
+    return sorted(whole, key=lambda row: row["time"])
 
 
 @dataclass(frozen=True)

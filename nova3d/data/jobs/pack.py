@@ -17,7 +17,7 @@ from nova3d.data.shards import INDEX, ShardWriter, read_object
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
 from nova3d.utils import provenance
-from nova3d.utils.files import locked, write_text
+from nova3d.utils.files import locked, parse_json, read_json_lines, write_text
 from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def manifest_rows(out: str | Path) -> list[dict[str, Any]]:
     files = [path for split in SPLITS if (path := Path(out) / split / MANIFEST).is_file()]
     if not files:
         raise InputError(f"'{out}' has no packed shards; run `scripts/render.py pack` first")
-    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    return [row for path in files for row in read_json_lines(path, "manifest")]
 
 
 def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress | None) -> Packed:
@@ -137,8 +137,8 @@ def _facts(out: Path, uid: str, digest: str) -> dict[str, Any]:
         with tarfile.open(path, "r:") as tar:
             header = tar.next()
             file = tar.extractfile(header) if header else None
-            facts: dict[str, Any] = json.loads(file.read()) if file else {}
-    except (tarfile.TarError, json.JSONDecodeError) as error:
+            facts = parse_json(file.read(), dict, "its JSON") if file else {}
+    except (tarfile.TarError, InputError) as error:
         raise InputError(f"object '{path}' is damaged: {error}; delete it and run again") from error
     if facts.get("rig") != digest:
         raise InputError(f"object '{path}' was rendered with another rig; delete it and run again")

@@ -21,7 +21,7 @@ from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
 from nova3d.rendering.engine import EngineConfig
 from nova3d.rendering.reasons import Reason
-from nova3d.utils.files import read_json, writable_folder, write_json, write_text
+from nova3d.utils.files import read_json, read_json_lines, writable_folder, write_json, write_text
 from nova3d.utils.progress import Progress
 
 PLAN = "plan.json"
@@ -73,12 +73,18 @@ class Plan:
     workers: int = 1
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return every row of plan.jsonl, refused ones too."""
-        return [json.loads(line) for line in (self.folder / ROWS).read_text().splitlines()]
+        """Return every row of plan.jsonl, refused ones too; raises InputError for a line that is none."""
+        return read_json_lines(self.folder / ROWS, "plan")
 
     def assets(self) -> list[Asset]:
-        """Return the objects to render, in the plan's order."""
-        return [Asset.from_row(row) for row in self.rows() if row["state"] == "planned"]
+        """Return the objects to render, in the plan's order; raises InputError for a row that is no object."""
+        assets = []
+        for number, row in enumerate(self.rows(), start=1):
+            try:
+                assets += [Asset.from_row(row)] if row.get("state") == "planned" else []
+            except InputError as error:
+                raise InputError(f"plan '{self.folder / ROWS}', row {number}: {error}") from error
+        return assets
 
     def __str__(self) -> str:
         n, e = self.counts, self.estimates

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import tarfile
 import textwrap
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nova3d.data.filters import FilterConfig, worst_measure
 from nova3d.errors import InputError
-from nova3d.utils.files import writable_folder
+from nova3d.utils.files import parse_json, writable_folder
 from nova3d.utils.progress import Progress
 
 _ROWS = 10  # objects per sheet
@@ -87,10 +86,11 @@ def _scan(folder: Path, filters: FilterConfig) -> Iterator[_Sample]:
             with tarfile.open(path, "r:") as tar:
                 for header in tar:
                     if header.name.endswith(".json"):
-                        facts = json.loads(tar.extractfile(header).read())  # type: ignore[union-attr]  # a plain file
+                        file = tar.extractfile(header)
+                        facts: dict[str, Any] = parse_json(file.read() if file else b"", dict, header.name[:80])
                         severity, worst = worst_measure(facts.get("measures", {}), filters)
                         yield _Sample(header.name.removesuffix(".json"), path, facts, severity, worst)
-        except (tarfile.TarError, OSError, json.JSONDecodeError) as error:
+        except (tarfile.TarError, OSError, InputError) as error:
             raise InputError(f"'{path}' is damaged: {error}; delete it and run again") from error
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from nova3d import normals
 from nova3d.cameras import Cameras
@@ -108,15 +107,15 @@ def _check_deeply(reader: ShardReader, row: int) -> str:
     try:
         members = reader.read(row)
         return next((f"object '{uid}': {fault}" for fault in _picture_faults(members, reader.cameras)), "")
-    except (InputError, UnidentifiedImageError, OSError, SyntaxError, KeyError) as error:
+    except (InputError, OSError, KeyError) as error:
         return f"object '{uid}': {error}"
 
 
 def _picture_faults(members: Mapping[str, bytes], cameras: Cameras) -> Iterator[str]:
     for view in range(len(cameras)):
-        rgba = read_picture(members[f"rgb.{view:03d}.png"])
-        encoded = read_picture(members[f"normal.{view:03d}.png"])
-        shape = (cameras.height, cameras.width)
+        size, shape = (cameras.width, cameras.height), (cameras.height, cameras.width)
+        rgba = read_picture(members[f"rgb.{view:03d}.png"], size)
+        encoded = read_picture(members[f"normal.{view:03d}.png"], size)
         if rgba.shape != (*shape, 4) or encoded.shape != (*shape, 3):
             yield f"view {view} has the shapes {tuple(rgba.shape)} and {tuple(encoded.shape)}, the rig is {shape}"
             return

@@ -9,17 +9,21 @@ from typing import Any, Protocol
 from nova3d.errors import InputError, first_line
 from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils import provenance
-from nova3d.utils.files import parse_json, read_json
+from nova3d.utils.files import check_component, parse_json, read_json, to_component
 from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
+UID_BYTES = 84  # with `.normal.000.png` behind it, a uid is a name of at most 100 bytes in a tar
 RENDERABLE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")  # what every engine reads
 
 
 @dataclass(frozen=True)
 class Asset:
     """One object to render: what it is, where it comes from, and on what terms.
+
+    Raises:
+        InputError: where the uid cannot be the name of a file, is longer than UID_BYTES or holds a dot.
 
     Attributes:
         uid: the object's key everywhere, without dots (a WebDataset key ends at the first).
@@ -47,14 +51,26 @@ class Asset:
     category: str = ""
     split: str = "train"
 
+    def __post_init__(self) -> None:
+        check_uid(self.uid)
+
     def to_row(self) -> dict[str, Any]:
         """Return a JSON row; `from_row` reads it back."""
         return asdict(self)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Asset":
-        """Make an asset of a row of a plan or a manifest; other columns are ignored."""
-        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
+        """Make an asset of a row of a plan or a manifest; other columns are ignored.
+
+        Raises:
+            InputError: where a column has another type, or the uid cannot be one.
+        """
+        check_uid(row.get("uid"))
+        columns = {f.name: row[f.name] for f in fields(cls) if f.name in row}
+        for name, value in columns.items():
+            if not isinstance(value, int if name == "size_bytes" else str):
+                raise InputError(f"object '{row['uid']}': {name} cannot be {str(value)[:40]!r}")
+        return cls(**{"source": "", **columns})
 
 
 @dataclass
@@ -120,8 +136,15 @@ class Source(Protocol):
 
 
 def uid_of(name: str) -> str:
-    """Return a file's stem as a uid; a key of a WebDataset tar ends at the first dot."""
-    return name.replace(".", "_")
+    """Return a file's stem as a uid: "_" for dots and for what no name can hold, and at most UID_BYTES."""
+    return to_component(name.replace(".", "_"), UID_BYTES)
+
+
+def check_uid(uid: Any) -> str:
+    """Return the uid as it is; raises InputError where it cannot be one (see `Asset`)."""
+    if "." in check_component(uid, "uid", UID_BYTES):
+        raise InputError(f"uid '{uid}' has a dot: a key of a tar of samples ends at the first")
+    return str(uid)
 
 
 def read_uids(path: str | Path) -> list[str]:
@@ -141,10 +164,10 @@ def read_uids(path: str | Path) -> list[str]:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         names = _json_uids(parse_json(text, object, "it")) if path.suffix == ".json" else _text_uids(text)
         uids = list(dict.fromkeys(uid_of(name.removesuffix(".glb")) for name in names))
-    except (OSError, UnicodeDecodeError, InputError, TypeError, AttributeError) as error:
+    except (OSError, UnicodeDecodeError, InputError, TypeError, AttributeError) as error:  # a name that is no string
         raise InputError(f"uid list '{path}' cannot be read: {first_line(error)}") from error
     if not uids:
         raise InputError(f"uid list '{path}' names no object")
@@ -200,13 +223,15 @@ def licence_rows(path: str | None) -> dict[str, dict[str, Any]]:
     if not path:
         return {}
     rows: dict[str, dict[str, Any]] = {}
-    try:
-        for row in read_json(path, dict, "licence file")["objects"]:
-            earlier = rows.setdefault(row["name"], row)
-            if earlier.get("licence") != row.get("licence"):
-                raise InputError(f"licence file '{path}' gives '{row['name']}' two licences")
-    except (KeyError, TypeError) as error:
-        raise InputError(f"licence file '{path}' cannot be used: {error!r}") from error
+    listed = read_json(path, dict, "licence file").get("objects")
+    if not isinstance(listed, list):
+        raise InputError(f"licence file '{path}' has no list `objects`")
+    for number, row in enumerate(listed, start=1):
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+            raise InputError(f"licence file '{path}', object {number}: it must be an object with a name")
+        earlier = rows.setdefault(row["name"], row)
+        if earlier.get("licence") != row.get("licence"):
+            raise InputError(f"licence file '{path}' gives '{row['name'][:80]}' two licences")
     return rows
 
 

@@ -14,14 +14,15 @@ from nova3d.data.sources.base import (
 )
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
+from nova3d.utils.files import readable
 from nova3d.utils.progress import Progress
 
 
 class FolderSource:
     """The GLB, glTF, OBJ and PLY files of a folder, used where they lie.
 
-    A file's stem is its uid (dots become underscores) and its name in the licence file. Of a glTF or OBJ in
-    several files, the SHA-256 covers the main one.
+    A file's stem is its uid (see `uid_of`) and its name in the licence file. Hidden files are passed over. Of a glTF or
+    OBJ in several files, the SHA-256 covers the main one.
     """
 
     def __init__(self, config: SourceConfig):
@@ -33,7 +34,8 @@ class FolderSource:
         if not folder.is_dir():
             raise InputError(f"source folder '{folder}' does not exist")
         found = folder.rglob("*") if self.config.recursive else folder.iterdir()
-        paths = sorted((p for p in found if p.suffix.lower() in RENDERABLE_SUFFIXES), key=lambda p: (uid_of(p.stem), p))
+        found = (p for p in found if p.suffix.lower() in RENDERABLE_SUFFIXES and not p.name.startswith("."))
+        paths = sorted((p for p in found if p.is_file()), key=lambda p: (uid_of(p.stem), p))
         if not paths:
             raise InputError(f"no meshes ({', '.join(RENDERABLE_SUFFIXES)}) in '{folder}'")
         for a, b in itertools.pairwise(paths):
@@ -55,12 +57,12 @@ class FolderSource:
                     size_bytes=path.stat().st_size,
                     licence=spdx(str(row.get("licence", ""))),
                     attribution=str(row.get("attribution", "")),
-                    title=str(row.get("title") or path.stem),
+                    title=str(row.get("title") or readable(path.stem)),
                     category=str(row.get("category", "")),
                 )
             )
             if progress:
-                progress(done, len(paths), path.name)
+                progress(done, len(paths), readable(path.name))
         return assets
 
     def fetch(self, asset: Asset, folder: Path) -> Path:

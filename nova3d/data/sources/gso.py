@@ -9,6 +9,7 @@ from nova3d.data.sources.base import Asset, SourceConfig, check_file, licence_ro
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason, RenderError
+from nova3d.utils.files import readable
 from nova3d.utils.progress import Progress
 
 LICENCE = "CC-BY-4.0"  # of the whole collection; a model's own metadata.pbtxt is read where it is there
@@ -34,7 +35,8 @@ class GsoSource:
         folder = Path(self.config.path)
         if not folder.is_dir():
             raise InputError(f"source folder '{folder}' does not exist")
-        meshes = {_name(entry): mesh for entry in sorted(folder.iterdir()) if (mesh := _mesh_of(entry))}
+        entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+        meshes = {_name(entry): mesh for entry in entries if (mesh := _mesh_of(entry))}
         if not meshes:
             raise InputError(f"no models (MODEL/{_MESHES[0]} or MODEL.glb) in '{folder}'")
         chosen = selected(map(uid_of, meshes), self.config)
@@ -56,9 +58,9 @@ class GsoSource:
         target = folder / asset.uid
         target.mkdir(parents=True, exist_ok=True)
         try:
-            lines = path.read_text().splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
             _copy_materials(lines, path.parent, target)
-            (target / "model.obj").write_text("\n".join(map(_to_y_up, lines)) + "\n")
+            (target / "model.obj").write_text("\n".join(map(_to_y_up, lines)) + "\n", encoding="utf-8")
         except (OSError, ValueError) as error:
             raise RenderError(Reason.PARSE_ERROR, f"'{path}' cannot be read: {error}") from error
         return target / "model.obj"
@@ -79,12 +81,12 @@ def _asset(name: str, mesh: Path, facts: dict[str, Any]) -> Asset:
         uid=uid_of(name),
         source="gso",
         path=str(mesh),
-        url=str(facts.get("url") or _URL + name),
+        url=str(facts.get("url") or _URL + readable(name)),
         sha256=str(facts.get("sha256", "")),
         size_bytes=mesh.stat().st_size,
         licence=spdx(str(facts.get("licence") or LICENCE)),
         attribution=str(facts.get("attribution") or ATTRIBUTION),
-        title=str(facts.get("title") or name),
+        title=str(facts.get("title") or readable(name)),
         category=str(facts.get("category", "")),
     )
 
@@ -93,7 +95,7 @@ def _metadata(path: Path) -> dict[str, str]:
     """Read licence, title and category from a model's metadata.pbtxt (protocol buffer text); {} without."""
     if not path.is_file():
         return {}
-    text = path.read_text(errors="replace")
+    text = path.read_text(encoding="utf-8", errors="replace")
     keys = {"licence": r"\blicense", "title": r"^name", "category": r"\bfirst"}
     found = {k: re.search(rf'{key}:\s*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE) for k, key in keys.items()}
     return {k: match[1] for k, match in found.items() if match}
@@ -107,7 +109,7 @@ def _copy_materials(lines: list[str], folder: Path, target: Path) -> None:
         if material is None:
             continue
         shutil.copyfile(material, target / Path(library).name)
-        for line in material.read_text(errors="replace").splitlines():
+        for line in material.read_text(encoding="utf-8", errors="replace").splitlines():
             words = line.split()
             if words and words[0].lower().startswith("map_") and (picture := _locate(words[-1], folder)):
                 shutil.copyfile(picture, target / Path(words[-1]).name)

@@ -3,7 +3,6 @@
 import gzip
 import http.client
 import importlib
-import json
 import logging
 import shutil
 import urllib.request
@@ -17,7 +16,7 @@ from nova3d.data.sources.base import Asset, SourceConfig, check_file, selected
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason, RenderError
-from nova3d.utils.files import replacing
+from nova3d.utils.files import inside, parse_json, replacing
 from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -74,9 +73,10 @@ class ObjaverseSource:
 
     def fetch(self, asset: Asset, folder: Path) -> Path:
         """Return the GLB in the package's cache, or downloaded to `folder`/uid.glb."""
-        cached = self._cache() / asset.url.removeprefix(_FILES)
-        if asset.url.startswith(_FILES) and cached.is_file():
-            return check_file(cached, asset)
+        if asset.url.startswith(_FILES):
+            cached = inside(self._cache(), asset.url.removeprefix(_FILES), "path in Objaverse")
+            if cached.is_file():
+                return check_file(cached, asset)
         path = folder / f"{asset.uid}.glb"
         _download(asset.url, path, self.config.timeout_s)
         return check_file(path, asset)
@@ -87,7 +87,7 @@ class ObjaverseSource:
     def _object_paths(self) -> dict[str, str]:
         """Return each uid's path in the data set; `load_uids` has put this list into the cache."""
         with gzip.open(self._cache() / "object-paths.json.gz", "rb") as file:
-            return json.load(file)
+            return parse_json(file.read(), dict, "Objaverse's list of objects")
 
     def _hashes(self) -> dict[str, str]:
         """Return each uid's SHA-256, from the Objaverse-XL annotations of the same files."""
@@ -130,6 +130,8 @@ def _batches(uids: set[str], paths: dict[str, str]) -> list[list[str]]:
 
 
 def _asset(uid: str, path: str, annotation: dict[str, Any], category: str, sha256: str) -> Asset:
+    if not isinstance(annotation, dict) or not isinstance(annotation.get("user") or {}, dict):
+        raise InputError(f"Objaverse: the annotation of '{uid}' is not an object")
     user = annotation.get("user") or {}
     title = annotation.get("name") or ""
     author = user.get("displayName") or user.get("username") or ""
@@ -151,6 +153,8 @@ def _asset(uid: str, path: str, annotation: dict[str, Any], category: str, sha25
 
 def _download(url: str, path: Path, timeout: float) -> None:
     """Download `url` to `path`, all or nothing. Raises RenderError(FETCH_FAILED)."""
+    if not url.startswith(("https://", "http://")):  # a plan is a file, and urllib opens local files too
+        raise RenderError(Reason.FETCH_FAILED, f"{url[:80]!r} is no address of the web")
     try:
         with replacing(path) as aside:
             with urllib.request.urlopen(url, timeout=timeout) as answer, aside.open("wb") as file:
