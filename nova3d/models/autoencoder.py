@@ -9,10 +9,9 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  DiffusionP
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from nova3d.models.blocks import fold_temporal_convs, group_norms
 from nova3d.models.guided_decoder import GuidedTemporalDecoder
-from nova3d.models.norms import group_norms
 from nova3d.models.streaming import decode_in_pieces
-from nova3d.models.temporal_conv import fold_temporal_convs
 
 
 class VideoAutoencoder(AutoencoderKLTemporalDecoder):

@@ -1,26 +1,36 @@
-"""SVD's transformer with alignment units between self-attention and cross-attention.
+"""The layers of SVD's networks as they are here: transformer blocks, temporal convolutions, norms, view embedding.
 
-The classes are diffusers' own, re-classed in place: every pretrained parameter keeps its name and value, and the only
-addition is a child `alignment` in a block. What differs from diffusers in how the same function is computed:
+The classes are diffusers' own, re-classed in place: every pretrained parameter keeps its name and value. The
+transformer gets alignment units between self-attention and cross-attention, as children `alignment` of its blocks. What
+differs from diffusers in how the same function is computed:
 - cross-attention over one token is computed once per picture and broadcast, not for every query;
 - the view index's embedding is computed once per view, not once per frame of the batch;
 - spatial AND temporal blocks are checkpointed, each by itself (diffusers checkpoints the spatial one only);
-- attention is split where its batch is too large for CUDA's kernels.
+- attention is split where its batch is too large for CUDA's kernels;
+- convolutions over time only are computed as 2-D convolutions.
 Axes: b object, t task, v view, l = h*w tokens, c channels, k context tokens (1 in SVD), d the context's width.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from einops import rearrange
 from torch import Tensor, nn
 
 from nova3d.models.alignment import ALIGNMENTS, AlignmentAttention, AlignmentInit, attend
 from nova3d.models.row_attention import RowAttention
+from nova3d.tasks import Task
+
+HARMONICS = 4  # of the azimuth, in ViewEmbedding
 
 
 @dataclass(frozen=True)
@@ -154,3 +164,105 @@ def _add_unit(
     # Over SVD's single context token these have no effect and can get no gradient: DDP must not wait for one.
     for module in (block.norm2, block.attn2.to_q, block.attn2.to_k):
         module.requires_grad_(False)
+
+
+def label_features(cameras: Tensor, tasks: tuple[Task, ...]) -> Tensor:
+    """[b,t,v,12] features of cameras [b,v,2] (azimuth relative to the input view, elevation; radians) and tasks.
+
+    sin and cos of the elevation; sin and cos of 1..4 times the azimuth, so that a full turn changes nothing; the
+    task's one-hot.
+    """
+    azimuth, elevation = cameras[..., :1], cameras[..., 1:]
+    multiples = azimuth * torch.arange(1, HARMONICS + 1, device=cameras.device, dtype=cameras.dtype)
+    camera = torch.cat([elevation.sin(), elevation.cos(), multiples.sin(), multiples.cos()], dim=-1)
+    one_hot = torch.eye(len(Task), device=cameras.device, dtype=cameras.dtype)[[int(task) for task in tasks]]
+    b, v, _ = camera.shape
+    t = len(tasks)
+    camera = camera[:, None].expand(b, t, v, -1)
+    return torch.cat([camera, one_hot[None, :, None].expand(b, t, v, -1)], dim=-1)
+
+
+class ViewEmbedding(nn.Module):
+    """Camera and task labels, added to the UNet's time embedding per frame (paper II-B, change b).
+
+    An MLP from label features to the time embedding's width.
+
+    The last linear starts at zero, weight and bias, and only that one: at step 0 nothing is added, and its gradient
+    is not zero (zeroing the first one too would keep the labels dead for ever).
+    """
+
+    def __init__(self, time_embed_dim: int):
+        super().__init__()
+        self.mlp = TimestepEmbedding(2 + 2 * HARMONICS + len(Task), time_embed_dim)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        nn.init.zeros_(self.mlp.linear_2.weight)
+        nn.init.zeros_(self.mlp.linear_2.bias)
+
+    def forward(self, cameras: Tensor, tasks: tuple[Task, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """cameras [b,v,2] -> [b,t,v,time_embed_dim], computed in `dtype` from features in float32: the angles
+        themselves have too few digits in half precision."""
+        return self.mlp(label_features(cameras.float(), tasks).to(dtype))
+
+
+class TemporalConv(nn.Conv3d):
+    """A Conv3d whose kernel has spatial size 1x1; takes and returns [b,c,v,h,w].
+
+    SVD's temporal layers are Conv3d with kernel (3,1,1). They mix frames and nothing in space, so folding height and
+    width into one axis turns them into a Conv2d with kernel (3,1): the same sums and no new parameter. On a CPU that
+    is several times faster, since torch has no fast 3-D convolution.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, _, h, w = x.shape
+        folded = x.flatten(3)  # b c v (h w)
+        padding = (int(self.padding[0]), 0)
+        y = F.conv2d(folded, self.weight.squeeze(-1), self.bias, padding=padding)
+        return y.reshape(b, y.shape[1], y.shape[2], h, w)
+
+
+def fold_temporal_convs(model: nn.Module) -> int:
+    """Make every Conv3d of `model` that is temporal only, stride 1, undilated, a TemporalConv, in place.
+
+    Parameters, their names and the function computed stay the same. Returns how many were changed.
+    """
+    changed = 0
+    for module in model.modules():
+        if type(module) is not nn.Conv3d or module.groups != 1 or module.padding_mode != "zeros":
+            continue
+        temporal = module.kernel_size[1:] == (1, 1) and tuple(module.padding)[1:] == (0, 0)
+        if temporal and module.stride == (1, 1, 1) and module.dilation == (1, 1, 1):
+            module.__class__ = TemporalConv
+            changed += 1
+    return changed
+
+
+@contextmanager
+def group_norms(groups: int) -> Iterator[None]:
+    """Give every GroupNorm that this thread constructs in the block the same number of groups.
+
+    diffusers' video blocks fix 32 groups. At a width of 32 that is one channel a group, which normalises away each
+    picture's mean colour, and widths such as 48 are not divisible: small models need fewer.
+
+    Args:
+        groups: groups of every GroupNorm, whatever its constructor is told.
+
+    Raises:
+        ValueError: in the block, where a width is not divisible.
+    """
+    construct, thread = nn.GroupNorm.__init__, threading.get_ident()
+
+    def with_groups(self: nn.GroupNorm, num_groups: int, num_channels: int, *args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            if num_channels % groups:
+                raise ValueError(f"norm_groups {groups} does not divide a width of {num_channels}")
+            num_groups = groups
+        construct(self, num_groups, num_channels, *args, **kwargs)
+
+    nn.GroupNorm.__init__ = with_groups  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.GroupNorm.__init__ = construct  # type: ignore[method-assign]

@@ -19,12 +19,11 @@ from transformers import CLIPVisionModelWithProjection
 from nova3d.errors import InputError
 from nova3d.models.alignment import AlignmentAttention
 from nova3d.models.autoencoder import VideoAutoencoder
-from nova3d.models.blocks import SpatialBlock, TemporalBlock
+from nova3d.models.blocks import SpatialBlock, TemporalBlock, ViewEmbedding
 from nova3d.models.image_encoder import empty_image_encoder
 from nova3d.models.row_attention import RowAttention
 from nova3d.models.svd_files import PARTS, Component, Part, open_component
 from nova3d.models.svd_original import Shape
-from nova3d.models.view_embedding import ViewEmbedding
 
 if TYPE_CHECKING:
     from nova3d.models.unet import NovaUNet

@@ -14,11 +14,8 @@ from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemp
 from torch import Tensor
 
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, AlignmentInit
-from nova3d.models.blocks import SpatioTemporalTransformer, adopt
-from nova3d.models.norms import group_norms
+from nova3d.models.blocks import SpatioTemporalTransformer, ViewEmbedding, adopt, fold_temporal_convs, group_norms
 from nova3d.models.svd import SVD_FPS_ID, SVD_MOTION_ID, LoadReport, load_svd
-from nova3d.models.temporal_conv import fold_temporal_convs
-from nova3d.models.view_embedding import ViewEmbedding
 from nova3d.tasks import TASKS, Task
 
 

@@ -5,10 +5,15 @@ import torch
 from torch import nn
 
 from nova3d.models.alignment import attend
-from nova3d.models.blocks import adopt, cross_attention
-from nova3d.models.norms import group_norms
-from nova3d.models.temporal_conv import TemporalConv, fold_temporal_convs
-from nova3d.models.view_embedding import ViewEmbedding, label_features
+from nova3d.models.blocks import (
+    TemporalConv,
+    ViewEmbedding,
+    adopt,
+    cross_attention,
+    fold_temporal_convs,
+    group_norms,
+    label_features,
+)
 from nova3d.tasks import TASKS, Task
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from nova3d.models import AlignmentAttention, NovaUNet
 from nova3d.models.alignment import ALIGNMENTS
-from nova3d.models.blocks import SpatioTemporalTransformer
-from nova3d.models.temporal_conv import TemporalConv
+from nova3d.models.blocks import SpatioTemporalTransformer, TemporalConv
 from nova3d.tasks import TASKS, Task
 
 Inputs = dict[str, Tensor]
