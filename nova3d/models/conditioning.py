@@ -1,7 +1,7 @@
-"""What the UNet is told about the input picture: its CLIP embedding and VAE latents (SVD's contract).
+"""The denoiser D(x, sigma) of NovaUNet under its condition, what the UNet is told about the input picture.
 
-CLIP sees the clean picture. The mode of the VAE's posterior is used WITHOUT the scaling factor. Dropped conditions are
-zeros. Two kinds of latents are known:
+The condition is SVD's: the picture's CLIP embedding and VAE latents. CLIP sees the clean picture. The mode of the VAE's
+posterior is used WITHOUT the scaling factor. Dropped conditions are zeros. Two kinds of latents are known:
 
 - `picture`, SVD's and the paper's: the picture with Gaussian noise added in pixel space, the same for every view and
   task.
@@ -11,6 +11,7 @@ zeros. Two kinds of latents are known:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,11 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from nova3d.cameras import Cameras
-from nova3d.diffusion.edm import per_object, precondition
+from nova3d.diffusion import edm
 from nova3d.inflate import inflated_views
 from nova3d.models.autoencoder import encode_mode
+from nova3d.models.unet import NovaUNet
+from nova3d.tasks import TASKS
 
 # OpenAI CLIP's channel statistics, part of SVD's preprocessing.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -176,8 +179,8 @@ def unet_input(noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tens
     Returns:
         [b,t,v,8,h,w] in the dtype of `noisy`.
     """
-    _, _, c_in, _ = precondition(sigma)
-    scaled = noisy * per_object(c_in, noisy)
+    _, _, c_in, _ = edm.precondition(sigma)
+    scaled = noisy * edm.per_object(c_in, noisy)
     latent = conditioning.latent
     if latent.dim() == 4:
         latent = latent[:, None, None].expand(*noisy.shape[:3], -1, -1, -1)
@@ -200,3 +203,52 @@ def inflated_guide(rgba: Tensor, cameras: Cameras, only: Sequence[int] | None = 
     mask = views.mask[..., None]
     layers = [torch.cat([views.rgb * 2 - 1, mask], dim=-1), torch.cat([views.normals, mask], dim=-1)]
     return torch.stack(layers).permute(0, 1, 4, 2, 3).contiguous()
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """cond: b objects. cameras [v,2]: azimuth relative to the input view and elevation, radians. scales [v]: guidance
+    of each view; where all are 1 the unconditional half is not computed."""
+
+    unet: NovaUNet
+    cond: Conditioning
+    cameras: Tensor
+    scales: Tensor
+
+    @cached_property
+    def guided(self) -> bool:
+        """Whether any view's scale asks for the unconditional half."""
+        return bool((self.scales != 1).any())
+
+    def __call__(self, x: Tensor, sigma: Tensor, batch: int = 0, sequential: bool = False) -> Tensor:
+        """The estimate of x0, float32 [b,t,v,4,h,w], of noisy latents x (the same shape) at the scalar level sigma.
+
+        batch: objects that go through the network together, 0 for all. sequential: the conditional and the
+        unconditional half one after the other. The two tasks of an object always go together: they talk. None of
+        this changes the result beyond rounding.
+        """
+        size = batch or len(x)
+        outputs = [
+            self._output(x[i : i + size], sigma, self.cond[i : i + size], sequential) for i in range(0, len(x), size)
+        ]
+        return edm.denoised(torch.cat(outputs), x, sigma)
+
+    def _output(self, x: Tensor, sigma: Tensor, cond: Conditioning, sequential: bool) -> Tensor:
+        if not self.guided:
+            return self._network(x, sigma, cond)
+        halves = [cond, cond.unconditional()]
+        if sequential:
+            conditional, unconditional = (self._network(x, sigma, half) for half in halves)
+        else:
+            together = self._network(x.repeat(2, *[1] * (x.dim() - 1)), sigma, Conditioning.cat(halves))
+            conditional, unconditional = together.chunk(2)
+        return edm.guide(conditional, unconditional, self.scales)
+
+    def _network(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        levels = sigma.expand(len(x))
+        noisy = unet_input(x, levels, cond).to(self.unet.dtype)
+        # The levels stay float32: in half precision c_noise of neighbouring steps would be the same number.
+        cameras = self.cameras.expand(len(x), -1, -1)
+        _, _, _, c_noise = edm.precondition(levels)
+        output = self.unet(noisy, c_noise, cond.image_embeds, cond.noise_aug, cameras, TASKS)
+        return output.sample.float()
