@@ -13,5 +13,5 @@ class Task(IntEnum):
 
 TASKS: tuple[Task, ...] = (Task.RGB, Task.NORMAL)
 
-ConditionKind = Literal["picture", "inflated"]  # of the UNet's condition latents, see nova3d.models.conditioning
+ConditionKind = Literal["picture", "inflated"]  # of the UNet's condition latents, see nova3d.models.denoiser
 CONDITIONS: tuple[ConditionKind, ...] = ("picture", "inflated")
