@@ -244,14 +244,16 @@ def generate_views(
     Raises:
         InputError: as the pipeline does.
     """
+    options: dict[str, Any] = {}
+    if progress:
 
-    def report(
-        pipeline: "Nova3DPipeline", step: int, timestep: Tensor, tensors: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        if progress:
+        def report(
+            pipeline: "Nova3DPipeline", step: int, timestep: Tensor, tensors: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
             progress(step + 1, pipeline.num_timesteps, "sampling")
-        return tensors
+            return tensors
 
+        options["callback_on_step_end"] = report
     own = pipeline.config
     output = pipeline(
         picture,
@@ -266,7 +268,7 @@ def generate_views(
         seed=config.seed,
         keep_input=config.keep_input,
         framed=config.framed,
-        callback_on_step_end=report,
+        **options,
     )
     return output.views[0], [round(value, 4) for value in output.task_iou[0].tolist()]
 
@@ -284,8 +286,7 @@ def load_pipeline(config: SampleConfig, device: str) -> "Nova3DPipeline":
     Raises:
         InputError: where the model cannot be loaded.
     """
-    from nova3d.pipeline import Nova3DPipeline
-    from nova3d.pipeline.memory import LOW_MEMORY
+    from nova3d.pipeline.pipeline import LOW_MEMORY, Nova3DPipeline
 
     offload = config.low_memory and device != "cpu"
     pipeline = Nova3DPipeline.load(config.model, "cpu" if offload else device, config.dtype)
@@ -302,7 +303,7 @@ def load_pipeline(config: SampleConfig, device: str) -> "Nova3DPipeline":
 def _record(stage: str, config: Any, sampling: SampleConfig, device: str, **facts: Any) -> dict[str, Any]:
     return provenance.record(
         stage,
-        configs.to_dict(config),
+        config,
         image={"file": sampling.image, "sha256": provenance.hash_file(sampling.image)},
         model=model_hashes(sampling.model),
         seed=sampling.seed,

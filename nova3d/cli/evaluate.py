@@ -1,7 +1,6 @@
 """The verb evaluate: scores of any method's predictions against references."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from nova3d import config
@@ -84,7 +83,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         )
     facts = {"commit": provenance.commit(), "hardware": hardware()}
     sources = {"predictions": [str(path) for path in options.predictions], "references": str(options.references)}
-    record = provenance.record("evaluate", asdict(protocol), **sources)
+    record = provenance.record("evaluate", protocol, **sources)
     table.save(options.out, record, facts, quoted)
     print(table.markdown(facts))
     if quoted:

@@ -98,7 +98,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
         result = fuse(views, settings, device, bar, checkpoint, detail)
     entry = provenance.record(
         "fusion",
-        config.to_dict(settings),
+        settings,
         views=str(Path(options.views).absolute()),
         layout=loaded.layout,
         placement=placement.matrix.tolist(),

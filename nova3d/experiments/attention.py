@@ -239,7 +239,7 @@ def attention_suite(
     }
     measured = {arm: _measured([run for run in runs if run.arm == arm]) for arm in config.arms}
     report = AttentionReport(found, compare(found, config.baseline), costs, measured, config.baseline, facts)
-    record = provenance.record("attention-suite", configs.to_dict(config), device=device, workers=workers)
+    record = provenance.record("attention-suite", config, device=device, workers=workers)
     return report, report.save(out, record)
 
 

@@ -185,7 +185,7 @@ def reproduce(
     }
     comparison = compare(found, config.baseline or "") if len(found) > 1 else None
     report = Report(config.table, found, tuple(rows), comparison, compare_with_inflated(found), facts)
-    record = provenance.record("reproduce", configs.to_dict(config), device=device, workers=workers)
+    record = provenance.record("reproduce", config, device=device, workers=workers)
     return report, report.save(Path(config.out) / config.table, record)
 
 

@@ -242,7 +242,7 @@ def write_mesh(views: Path, folder: Path, config: FusionConfig, device: str) -> 
     if not views.is_dir():
         raise InputError("there are no views: their generation failed")
     result = reconstruct(ViewSet.load(views), config, device)
-    entry = provenance.record("fusion", configs.to_dict(config), timings=result.timings, report=result.report)
+    entry = provenance.record("fusion", config, timings=result.timings, report=result.report)
     result.save(folder / "mesh.glb", entry)
     provenance.write(folder, entry)
 

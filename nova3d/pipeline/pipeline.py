@@ -1,10 +1,12 @@
 """Nova3DPipeline: one picture of an object to 16 consistent views and 16 normal maps."""
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from nova3d.utils.compat import ensure_torchvision
 
@@ -41,17 +43,20 @@ from nova3d.models.denoiser import (  # noqa: E402
 )
 from nova3d.models.svd import LoadReport, load_svd_parts  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
-from nova3d.pipeline.memory import Memory, fit  # noqa: E402
 from nova3d.tasks import TASKS, ConditionKind, Task  # noqa: E402
 from nova3d.utils import hub, provenance, resources  # noqa: E402
 from nova3d.utils.files import read_json, write_json, write_text  # noqa: E402
 from nova3d.views import ViewSet  # noqa: E402
 
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 Picture = Tensor | Image.Image
 OutputType = Literal["views", "pil", "np", "pt", "latent"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPONENTS = ("unet", "vae", "image_encoder")
 HALF_PRECISION_VARIANT = "fp16"
+
+SMALLEST_STRIP = 8  # rows; below that a strip is mostly the rows it carries for its neighbours
 
 # Added to a picture's seed: the sampler's own seed would repeat its first numbers in the pixels. torch's CPU generator
 # keeps the low 32 bits of a seed, so the offset must lie in those.
@@ -78,6 +83,83 @@ class Nova3DOutput(BaseOutput):
     (`nova3d.metrics.task_iou`), measured before the normals cut out the colours."""
     latents: Tensor | None = None
     """For "latent": float32 [b,t,v,4,h,w], scaled as the UNet sees them, tasks in the order of `nova3d.tasks`."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Sizes of the pieces of work; they change memory and time, and the result by no more than rounding.
+
+    batch: pictures that are encoded and denoised together, 0 for all. sequential_guidance: the two passes of guidance
+    one after the other instead of as one batch. decode_views: views that the autoencoder decodes together, 0 for all.
+    decode_rows: rows of them, 0 for whole pictures. The decoder's temporal layers still see all views of a video and
+    its normalisations all of their pixels, see nova3d.models.streaming.
+    """
+
+    batch: int = 0
+    sequential_guidance: bool = False
+    decode_views: int = 0
+    decode_rows: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "decode_views", "decode_rows"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 (all) or more, got {getattr(self, name)}")
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+
+    def less_for_encoding(self, pictures: int) -> "Memory | None":
+        """One picture at a time; None where it is so already."""
+        return replace(self, batch=1) if min(self.batch or pictures, pictures) > 1 else None
+
+    def less_for_denoising(self, pictures: int, guided: bool) -> "Memory | None":
+        """Sequential guidance (where there is guidance), then one picture at a time; None where nothing is left."""
+        if guided and not self.sequential_guidance:
+            return replace(self, sequential_guidance=True)
+        return self.less_for_encoding(pictures)
+
+    def less_for_decoding(self, views: int, height: int) -> "Memory | None":
+        """Half the views, down to one, then half the rows; None where nothing is left to cut."""
+        together = min(self.decode_views or views, views)
+        if together > 1:
+            return replace(self, decode_views=together // 2)
+        rows = min(self.decode_rows or height, height) // 2
+        return replace(self, decode_views=1, decode_rows=rows) if rows >= SMALLEST_STRIP else None
+
+
+# For a machine that has little: the smallest pieces that do not yet cost much time.
+LOW_MEMORY = Memory(batch=1, sequential_guidance=True, decode_views=1, decode_rows=64)
+
+
+def fit_in_memory(
+    stage: str, memory: Memory, run: Callable[[Memory], Result], less: Callable[[Memory], Memory | None]
+) -> tuple[Result, Memory]:
+    """`run(memory)`, again with `less(memory)` for as long as the device runs out of memory.
+
+    Returns the result and the memory settings it was made with, and logs them once if they are not the given ones.
+    Raises InputError where nothing smaller is left.
+    """
+    chosen = memory
+    while True:
+        try:
+            result = run(chosen)
+            break
+        except torch.OutOfMemoryError as error:
+            problem = str(error).splitlines()[0] if str(error) else "out of memory"
+        # Out of the except block: the error's traceback holds the tensors of the call that failed.
+        following = less(chosen)
+        if following is None:
+            raise InputError(
+                f"{stage} does not fit into the device's memory even with {chosen} ({problem}): load the model with "
+                "dtype=float16 or bfloat16, use enable_model_cpu_offload() (low_memory=true in the configs), or "
+                "another device"
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        chosen = following
+    if chosen != memory:
+        log.warning("%s ran out of memory; it went on, with the same result, with %s", stage, chosen)
+    return result, chosen
 
 
 class Nova3DPipeline(DiffusionPipeline):
@@ -283,7 +365,7 @@ class Nova3DPipeline(DiffusionPipeline):
             for step, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
                 if self.interrupt:
                     continue
-                x = solver_step(self.denoiser(conditioning, self._view_scales()), x, sigma, next_sigma, solver)
+                x = self.denoise_latents(x, sigma, next_sigma, conditioning, solver)
                 if callback_on_step_end is not None:
                     tensors = {name: {"latents": x}[name] for name in callback_on_step_end_tensor_inputs}
                     _, _, _, timestep = precondition(sigma)
@@ -331,7 +413,9 @@ class Nova3DPipeline(DiffusionPipeline):
                 encoded = [condition(self.image_encoder, self.vae, x, s, n, width) for x, s, n in triples]
             return Conditioning.cat(encoded)
 
-        encoded, self.memory = fit("encoding", self.memory, run, lambda memory: memory.less_for_encoding(len(rgb)))
+        encoded, self.memory = fit_in_memory(
+            "encoding", self.memory, run, lambda memory: memory.less_for_encoding(len(rgb))
+        )
         self._offload(self.vae)  # its place in the offload order is at the end, where it is needed again
         return encoded
 
@@ -359,29 +443,32 @@ class Nova3DPipeline(DiffusionPipeline):
             raise InputError(f"latents must have the shape {expected}, got {tuple(latents.shape)}")
         return latents.to(device, torch.float32) * (sigma_max**2 + 1) ** 0.5
 
-    def denoiser(self, conditioning: Conditioning, scales: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """The denoiser D(x, sigma) for the solver, cut into pieces as the memory settings say.
+    def denoise_latents(
+        self, x: Tensor, sigma: Tensor, next_sigma: Tensor, conditioning: Conditioning, solver: str
+    ) -> Tensor:
+        """One step of the solver under the current guidance, cut into pieces as the memory settings say.
 
         Args:
-            conditioning: of b objects.
-            scales: float [v], guidance scale of each view.
+            x: float32 [b,t,v,4,h,w], noisy latents at the level `sigma`.
+            sigma: scalar, the present noise level.
+            next_sigma: scalar, the next one.
+            conditioning: of the b objects.
+            solver: "euler" or "heun".
 
         Returns:
-            A function of x, float32 [b,t,v,4,h,w], and a scalar sigma, to the estimate of x0, float32 [b,t,v,4,h,w].
+            float32 [b,t,v,4,h,w] at the level `next_sigma`.
         """
-        device = conditioning.latent.device
-        denoise = Denoiser(self.unet, conditioning, self.cameras.azimuth_elevation().to(device), scales.to(device))
+        angles, scales = (part.to(x.device) for part in (self.cameras.azimuth_elevation(), self._view_scales()))
+        denoise = Denoiser(self.unet, conditioning, angles, scales)
 
-        def fitted(x: Tensor, sigma: Tensor) -> Tensor:
-            result, self.memory = fit(
-                "denoising",
-                self.memory,
-                lambda memory: denoise(x, sigma, memory.batch, memory.sequential_guidance),
-                lambda memory: memory.less_for_denoising(len(x), denoise.guided),
-            )
-            return result
+        def run(memory: Memory) -> Tensor:
+            pieces = partial(denoise, batch=memory.batch, sequential=memory.sequential_guidance)
+            return solver_step(pieces, x, sigma, next_sigma, solver)
 
-        return fitted
+        moved, self.memory = fit_in_memory(
+            "denoising", self.memory, run, lambda memory: memory.less_for_denoising(len(x), denoise.guided)
+        )
+        return moved
 
     def decode_latents(self, latents: Tensor, guide: Tensor | None = None) -> Tensor:
         """Decode latents, cut into pieces as the memory settings say.
@@ -395,7 +482,7 @@ class Nova3DPipeline(DiffusionPipeline):
         """
         if not getattr(self.vae.config, "guide_channels", 0):
             guide = None
-        decoded, self.memory = fit(
+        decoded, self.memory = fit_in_memory(
             "decoding",
             self.memory,
             lambda memory: decode(self.vae, latents, memory.decode_views, memory.decode_rows, guide).float().cpu(),

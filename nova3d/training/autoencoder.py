@@ -19,7 +19,6 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from nova3d import config as configs
 from nova3d.data.shards import ShardReader, shard_hash
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder
@@ -182,7 +181,7 @@ def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, prog
         model.register_to_config(scaling_factor=1 / latent_std(model, reader, config.seed))
     model.save_pretrained(out / "vae", safe_serialization=True)
     data = {"shards": shard_hash(reader.samples)}
-    provenance.write(out, provenance.record("train_autoencoder", configs.to_dict(config), data=data))
+    provenance.write(out, provenance.record("train_autoencoder", config, data=data))
     return out / "vae"
 
 

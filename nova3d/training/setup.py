@@ -300,9 +300,8 @@ def checkpoint_bytes(model: nn.Module, config: TrainConfig) -> int:
 
 def run_record(run: Run) -> dict[str, Any]:
     """The provenance of a model that a run has made."""
-    settings = configs.to_dict(run.config)
     data = {"shards": shard_hash(run.dataset.reader.samples), "objects": len(run.dataset)}
-    return provenance.record("train", settings, data=data, seed=run.config.seed)
+    return provenance.record("train", run.config, data=data, seed=run.config.seed)
 
 
 def _source(config: TrainConfig, dataset: MultiViewDataset, model: TrainingModule) -> Source:

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
@@ -22,11 +23,18 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "trimesh", "xatlas")
 
 
-def record(stage: str, config: Mapping[str, Any] | None = None, **facts: Any) -> dict[str, Any]:
-    """A JSON-ready record: stage, config and its hash, commit, versions, platform, command, time and `facts`.
+def record(stage: str, config: Any = None, **facts: Any) -> dict[str, Any]:
+    """A record of what made an output.
 
-    `facts` are the stage's own: seeds, input and weights hashes, timings.
+    Args:
+        stage: what was done: "sample", "train" ...
+        config: its settings, a config instance or a mapping.
+        **facts: the stage's own: seeds, hashes of inputs and weights, timings.
+
+    Returns:
+        A JSON-ready dict: stage, config and its hash, commit, versions, platform, command, time and `facts`.
     """
+    settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config or {})
     return {
         "stage": stage,
         "nova3d": nova3d.__version__,
@@ -36,8 +44,8 @@ def record(stage: str, config: Mapping[str, Any] | None = None, **facts: Any) ->
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: metadata.version(name) for name in _PACKAGES if _installed(name)},
-        "config": dict(config or {}),
-        "config_hash": hash_json(dict(config or {})),
+        "config": settings,
+        "config_hash": hash_json(settings),
         **facts,
     }
 

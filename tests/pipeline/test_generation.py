@@ -14,6 +14,7 @@ from nova3d import images
 from nova3d.diffusion import view_scales
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
+from nova3d.models.denoiser import Denoiser
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.pipeline import outline_agreement, pixel_noise_generator
 from nova3d.tasks import TASKS, Task
@@ -59,9 +60,10 @@ def test_guidance_of_one_is_no_guidance(pipeline: Nova3DPipeline, monkeypatch: p
     true = NovaUNet.forward
     monkeypatch.setattr(NovaUNet, "forward", lambda self, x, *a, **k: sizes.append(len(x)) or true(self, x, *a, **k))
     with torch.no_grad():
-        angles = pipeline.cameras.azimuth_elevation()[:, 0]
+        angles = pipeline.cameras.azimuth_elevation()
         plain, guided, nearly = (
-            pipeline.denoiser(cond, view_scales("triangle", 1.0, high, angles))(x, sigma) for high in (1, 2, 1 + 1e-6)
+            Denoiser(pipeline.unet, cond, angles, view_scales("triangle", 1.0, high, angles[:, 0]))(x, sigma)
+            for high in (1, 2, 1 + 1e-6)
         )
     assert sizes == [1, 2, 2]  # none is paid for where every scale is 1
     torch.testing.assert_close(nearly, plain, atol=1e-4, rtol=1e-4)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline.memory import LOW_MEMORY, Memory, fit
-from nova3d.pipeline.pipeline import pixel_noise_generator
+from nova3d.pipeline.pipeline import LOW_MEMORY, Memory, fit_in_memory, pixel_noise_generator
 
 Make = Callable[..., Nova3DPipeline]
 GUIDED: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": (1.0, 2.0)}
@@ -141,7 +140,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("shapes disagree")
 
     with pytest.raises(RuntimeError, match="shapes disagree"):
-        fit("denoising", Memory(), fail, lambda memory: None if memory.batch else Memory(batch=1))
+        fit_in_memory("denoising", Memory(), fail, lambda memory: None if memory.batch else Memory(batch=1))
 
 
 def test_the_failed_attempt_s_tensors_are_gone_before_the_next() -> None:
@@ -154,7 +153,7 @@ def test_the_failed_attempt_s_tensors_are_gone_before_the_next() -> None:
         alive.append(weakref.ref(big))
         raise torch.OutOfMemoryError("full")
 
-    assert fit("denoising", Memory(), run, lambda memory: Memory(batch=1)) == (True, Memory(batch=1))
+    assert fit_in_memory("denoising", Memory(), run, lambda memory: Memory(batch=1)) == (True, Memory(batch=1))
 
 
 def test_the_steps_down() -> None:

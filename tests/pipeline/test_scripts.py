@@ -13,7 +13,7 @@ from nova3d import config, generation, images
 from nova3d.cameras import orbit
 from nova3d.generation import GenerateConfig, SampleConfig, detail_view, sample_views
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline.memory import LOW_MEMORY, Memory
+from nova3d.pipeline.pipeline import LOW_MEMORY, Memory
 from nova3d.views import ViewSet, load_detail, match_detail
 from tests.helpers.commands import run_script
 

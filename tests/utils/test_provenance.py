@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import nova3d
+from nova3d import config as configs
 from nova3d.errors import InputError
+from nova3d.generation import GenerateConfig
 from nova3d.utils import provenance
 
 GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
@@ -49,6 +51,15 @@ def test_commit_of_a_checkout_clean_and_changed(copy: Path) -> None:
 def test_commit_is_unknown_before_the_first_one(copy: Path) -> None:
     subprocess.run([*GIT, "init", "-q"], cwd=copy, check=True)
     assert commit_seen_by(copy) == "unknown"
+
+
+def test_record_takes_a_config_as_it_stands_or_as_a_dict() -> None:
+    config = GenerateConfig()
+    plain = configs.to_dict(config)
+    of_instance, of_dict = provenance.record("generate", config), provenance.record("generate", plain)
+    assert json.loads(json.dumps(of_instance["config"])) == plain == of_dict["config"]
+    assert of_instance["config_hash"] == of_dict["config_hash"] == provenance.hash_json(plain)
+    assert provenance.record("sample")["config"] == {}
 
 
 def test_record_is_json_and_says_what_made_an_output(tmp_path: Path) -> None:

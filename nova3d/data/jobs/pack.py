@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nova3d import config as configs
 from nova3d.data import duplicates
 from nova3d.data.jobs.config import RenderConfig, rig_digest
 from nova3d.data.jobs.journal import Outcome, object_path, outcomes, uid_hash
@@ -121,7 +120,7 @@ def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress
         if _content(folder) != before:
             changed = True
             if chosen:
-                provenance.write(folder, provenance.record("render", configs.to_dict(config)))
+                provenance.write(folder, provenance.record("render", config))
         counts[split] = len(members)
     if total == 0:
         first = next((row for row in rows if row["reason"]), None)
