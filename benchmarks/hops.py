@@ -23,7 +23,8 @@ def main() -> None:
     arguments = common.parser(
         "Counts the files of nova3d whose functions a call runs, and the distinct pairs (calling file, called file).\n"
         "Frames of other packages are skipped: a network run by torch is called by whoever called torch.\n"
-        "Imports and other threads are not counted. PYTHONPATH names another checkout to measure.",
+        "Imports, other threads and the benchmark's own command line are not counted.\n"
+        "PYTHONPATH names another checkout to measure.",
         "python benchmarks/hops.py sample train-step fusion-step circles --list",
     )
     arguments.add_argument("what", nargs="*", choices=[*MEASURES, "circles", []], help="default: all of them")
@@ -65,7 +66,7 @@ class Hops:
         if called is None:
             return
         caller, above = None, frame.f_back
-        while above is not None and caller is None:
+        while above is not None and caller is None and above.f_code.co_filename != __file__:
             caller, above = self._file(above), above.f_back
         self.files.add(called)
         if caller not in (None, called):
