@@ -5,6 +5,8 @@ Folder format: `rgb/000.png ...` (straight-alpha RGBA), `normal/000.png ...` (en
 folder of its own: trusted views again, at a resolution of their own.
 """
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from nova3d import images, normals
@@ -30,6 +33,7 @@ from nova3d.utils.files import write_json
 
 DETAIL_FOLDER = "detail"
 _SAME_POSE = 1e-4  # of a pose's entries, which a file holds to float32
+_THUMBNAIL = 64  # pixels of a view in a notebook
 _SAME_PIXELS = 0.05  # of the intrinsics, at the views' resolution
 
 
@@ -95,6 +99,21 @@ class ViewSet:
     def __len__(self) -> int:
         return len(self.cameras)
 
+    def __repr__(self) -> str:
+        camera = self.cameras
+        parts = [f"{len(self)} views", f"{camera.width} x {camera.height} px", camera.model]
+        parts += ["with normals" if self.has_normals else "no normals"]
+        parts += [f"{sum(self.trusted)} trusted"] if self.trusted else []
+        return f"ViewSet({', '.join(parts)}, {self.mask.device})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a strip of the views, normal maps below."""
+        file = io.BytesIO()
+        sheet = self.resized(_THUMBNAIL).contact_sheet(columns=len(self))
+        Image.fromarray(images.to_uint8(sheet)).save(file, format="PNG")
+        uri = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return f'<figure style="margin:0"><img src="{uri}" alt="the views"><figcaption>{self!r}</figcaption></figure>'
+
     @property
     def has_normals(self) -> bool:
         """Whether any pixel of any view has a normal."""
@@ -142,6 +161,24 @@ class ViewSet:
         alpha = self.mask[index][..., None].clamp(0, 1)
         quantised = (alpha * 255).round() / 255  # what the file will hold: divide by that, not by the float
         return images.uncomposite(self.rgb[index], quantised)
+
+    def contact_sheet(self, columns: int = 8) -> Tensor:
+        """All views in one picture, on white: rows of colours, each with its row of normal maps below.
+
+        Args:
+            columns: views in a row.
+
+        Returns:
+            [H,W,3] float in [0,1]; without normal maps only colours.
+        """
+        cover = self.mask[..., None]
+        kinds = [self.rgb, (self.normals + 1) / 2 * cover + (1 - cover)][: 1 + self.has_normals]
+        rows = []
+        for start in range(0, len(self), columns):
+            for pictures in kinds:
+                row = pictures[start : start + columns]
+                rows += [row, row.new_ones(columns - len(row), *row.shape[1:])]
+        return images.grid(torch.cat(rows), columns)
 
     def resized(self, size: int | None) -> "ViewSet":
         """The same views in another resolution.

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,13 @@ def test_animation_has_all_frames(tmp_path: Path) -> None:
     images.save_animation(tmp_path / "turn.gif", torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 8, 8, 3))
     with Image.open(tmp_path / "turn.gif") as opened:
         assert opened.n_frames == 4  # type: ignore[attr-defined]
+
+
+def test_a_video_without_pyav_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match=r"writing the video .*turn.mp4' needs PyAV: `pip install av`"):
+        images.save_animation(tmp_path / "turn.mp4", torch.zeros(2, 8, 8, 3))
+    assert not list(tmp_path.iterdir())
 
 
 def test_premultiplied_colours_come_back() -> None:

@@ -1,5 +1,8 @@
+import base64
+import io
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -240,3 +243,38 @@ def test_resized_normals_are_of_the_object_alone() -> None:
 def test_yaw_grows_with_azimuth() -> None:
     front, right = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
     torch.testing.assert_close(yaw_rotation(torch.tensor(math.pi / 2)) @ front, right, atol=1e-6, rtol=0)
+
+
+def test_a_view_set_says_in_one_line_what_it_is(make_views: Make) -> None:
+    views = make_views()
+    v, h, w = views.mask.shape
+    assert repr(views) == f"ViewSet({v} views, {w} x {h} px, {views.cameras.model}, with normals, cpu)"
+    bare = replace(views, normals=views.normals * 0, trusted=(True, *[False] * (v - 1)))
+    assert repr(bare) == f"ViewSet({v} views, {w} x {h} px, {views.cameras.model}, no normals, 1 trusted, cpu)"
+
+
+def test_a_contact_sheet_has_every_view_and_its_normals_below_it(make_views: Make) -> None:
+    views = make_views()
+    v, h, w = views.mask.shape
+    columns = v // 2 + 1  # the last row is not full
+    sheet = views.contact_sheet(columns)
+    assert sheet.shape == (4 * (h + 2) + 2, columns * (w + 2) + 2, 3)
+    for i in (0, columns - 1, columns, v - 1):
+        row, left = i // columns, 2 + (i % columns) * (w + 2)
+        colour, normal = (sheet[2 + k * (h + 2) :][:h, left : left + w] for k in (2 * row, 2 * row + 1))
+        assert torch.equal(colour, views.rgb[i])
+        inside = views.mask[i] == 1
+        torch.testing.assert_close(normal[inside], (views.normals[i][inside] + 1) / 2)
+        assert (normal[views.mask[i] == 0] == 1).all()
+    assert (sheet[2 + 2 * (h + 2) :, -w:] == 1).all()
+    bare = replace(views, normals=views.normals * 0)
+    assert bare.contact_sheet(v).shape == (h + 4, v * (w + 2) + 2, 3)
+
+
+def test_a_notebook_shows_a_strip_of_the_views(make_views: Make) -> None:
+    views = make_views()
+    html = views._repr_html_()
+    shown = re.fullmatch(r'<figure [^>]*><img src="data:image/png;base64,([^"]+)" alt="the views">(.*)</figure>', html)
+    assert shown is not None and shown[2] == f"<figcaption>{views!r}</figcaption>"
+    with Image.open(io.BytesIO(base64.b64decode(shown[1]))) as opened:
+        assert opened.size == (len(views) * 66 + 2, 2 * 66 + 2)

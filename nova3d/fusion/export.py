@@ -1,4 +1,4 @@
-"""Writing meshes: GLB with a PBR base-colour texture, OBJ with its material, PLY with vertex colours."""
+"""Writing meshes: GLB with a PBR base-colour texture, OBJ with its material, PLY with vertex colours, STL."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from nova3d.errors import InputError
 from nova3d.transforms import cameras_to_transforms, write_transforms
 from nova3d.utils.files import replacing, writable_folder, write_text
 
-SUFFIXES = (".glb", ".obj", ".ply")
+SUFFIXES = (".glb", ".obj", ".ply", ".stl")
 
 
 def check_output(path: str | Path) -> Path:
@@ -83,7 +83,7 @@ def write(
     Args:
         path: the file, with a suffix of SUFFIXES.
         mesh: textured, for GLB and OBJ.
-        solid: with vertex colours and no doubled vertices, for PLY.
+        solid: with vertex colours and no doubled vertices, for PLY and STL.
         record: provenance for a GLB's extras.
 
     Returns:
@@ -99,6 +99,8 @@ def write(
                 _write(path, _glb(mesh, record))
             case ".ply":
                 _write(path, trimesh.exchange.ply.export_ply(solid))
+            case ".stl":
+                _write(path, trimesh.exchange.stl.export_stl(solid))
             case ".obj":
                 _write_obj(path, mesh)
     except OSError as error:

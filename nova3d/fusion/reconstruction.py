@@ -57,7 +57,7 @@ class FusionResult:
         """Write the mesh.
 
         Args:
-            path: a file that ends in .glb, .obj or .ply.
+            path: a file that ends in .glb, .obj, .ply or .stl.
             record: goes into a GLB's extras; default: this result's.
 
         Returns:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -153,17 +154,42 @@ def save_image(path: str | Path, image: Tensor | np.ndarray, text: Mapping[str, 
 
 
 def save_animation(path: str | Path, frames: Tensor, seconds_per_frame: float = 0.12) -> None:
-    """Write a looping animation, aside and renamed.
+    """Write an animation, aside and renamed.
 
     Args:
-        path: the file; its suffix, .webp or .gif, is the format.
-        frames: [n,h,w,3] float in [0,1].
+        path: the file; its suffix, .webp, .gif (both loop) or .mp4, is the format. mp4 is H.264 and needs PyAV.
+        frames: [n,h,w,3] float in [0,1]. An mp4 lacks the last row or column of an odd size.
         seconds_per_frame: how long each frame is shown.
+
+    Raises:
+        InputError: where PyAV is not installed or cannot encode the frames.
     """
-    pictures = [Image.fromarray(frame) for frame in to_uint8(frames)]
+    pixels = to_uint8(frames)
+    if Path(path).suffix.lower() == ".mp4":
+        _save_video(Path(path), pixels, seconds_per_frame)
+        return
+    pictures = [Image.fromarray(frame) for frame in pixels]
     options: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "loop": 0}
     with replacing(path) as aside:
         pictures[0].save(aside, duration=round(seconds_per_frame * 1000), **options)
+
+
+def _save_video(path: Path, frames: np.ndarray, seconds_per_frame: float) -> None:
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(f"writing the video '{path}' needs PyAV: `pip install av`, or write a .webp") from error
+    height, width = (side // 2 * 2 for side in frames.shape[1:3])  # its chroma has half the resolution
+    rate = Fraction(1 / seconds_per_frame).limit_denominator(1000)
+    try:
+        with replacing(path) as aside, av.open(str(aside), "w", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream("libx264", rate=rate, options={"crf": "20"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for frame in frames[:, :height, :width]:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode())
+    except (av.error.FFmpegError, ValueError) as error:
+        raise InputError(f"the video '{path}' cannot be written: {error}") from error
 
 
 def grid(images: Tensor, columns: int, padding: int = 2, background: float = 1.0) -> Tensor:

@@ -62,7 +62,7 @@ def test_obj_names_its_own_files(quad, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}.{s}" for n in ("one", "two") for s in ("obj", "mtl", "png")}
 
 
-@pytest.mark.parametrize("name", ["mesh.stl", "mesh", "folder.glb"])
+@pytest.mark.parametrize("name", ["mesh.step", "mesh", "folder.glb"])
 def test_bad_outputs_are_found_early(tmp_path, name):
     (tmp_path / "folder.glb").mkdir()
     with pytest.raises(InputError, match=r"folder|must end"):

@@ -58,8 +58,11 @@ def test_result_is_complete(f_result, f_views, tmp_path):
     assert 0 < f_result.report["unseen_share"] < 0.6
     ply: Any = trimesh.load(f_result.save(tmp_path / "f.ply"))
     assert ply.is_watertight
+    stl: Any = trimesh.load(f_result.save(tmp_path / "f.stl"))
+    assert stl.is_watertight and len(stl.faces) == len(ply.faces)
+    np.testing.assert_allclose(stl.bounds, ply.bounds, atol=1e-6)
     with pytest.raises(InputError, match="must end"):
-        f_result.save(tmp_path / "f.stl")
+        f_result.save(tmp_path / "f.step")
 
 
 def test_same_seed_same_mesh(shapes, f_views):
