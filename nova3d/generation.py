@@ -1,6 +1,7 @@
 """One picture to views, a textured mesh and a report, each stage's folder on disk."""
 
 import logging
+import re
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from nova3d import config as configs
 from nova3d import images
-from nova3d.cameras import Cameras, orbit
+from nova3d.cameras import Cameras
 from nova3d.config import Sentinel
 from nova3d.fusion.config import FusionConfig
 from nova3d.utils import provenance, resources
@@ -22,6 +23,7 @@ from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
     from nova3d.evaluation.input_view import InputAgreement
+    from nova3d.fusion import FusionResult
     from nova3d.pipeline import Nova3DPipeline
 
 log = logging.getLogger(__name__)
@@ -81,8 +83,8 @@ class GenerateConfig:
     """Picture to views; `sample.out` is OUT/views whatever it says."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
     """Views to mesh."""
-    turntable_frames: int = 24
-    """Pictures of the report's turntable."""
+    turntable_frames: int = 36
+    """Pictures of the film of one turn, turntable.mp4."""
     turntable_size: int = 320
     """Their side in pixels."""
 
@@ -99,6 +101,10 @@ class Generated:
     """The report, one HTML file."""
     record: Path
     """The provenance record, record.json."""
+    turntable: Path
+    """A film of the mesh over one turn: turntable.mp4, or turntable.webp where PyAV is not installed."""
+    preview: Path
+    """A picture of the mesh, preview.png."""
     agreement: "InputAgreement"
     """How well the mesh agrees with the picture."""
     notes: tuple[str, ...]
@@ -122,7 +128,8 @@ def generate(
         progress: called as (done, total, stage) while it samples and fuses.
 
     Returns:
-        The paths of what was written: `out`/views, `out`/mesh.glb, `out`/report.html and `out`/record.json.
+        The paths of what was written: `out`/views, `out`/mesh.glb, `out`/report.html, `out`/record.json,
+        `out`/turntable.mp4 and `out`/preview.png.
 
     Raises:
         InputError: for an unreadable picture or model, an unwritable folder, and views without an object.
@@ -131,6 +138,7 @@ def generate(
     from nova3d.fusion import reconstruct
     from nova3d.metrics import INPUT_SIZE
     from nova3d.pipeline.pipeline import prepare_image
+    from nova3d.rendering.turntable import write_preview, write_turntable
     from nova3d.report import write_report
 
     config = config or default_config()
@@ -148,30 +156,77 @@ def generate(
     framed = prepare_image(picture, 0, INPUT_SIZE, sampling.framed)
     agreement = input_agreement(result.mesh, framed, views.cameras[0])
     timings["comparison with the picture"] = time.perf_counter() - started
-    said = [model_note(sampling.model, views.cameras.width), *notes(result.report, agreement)]
-    said += (warnings := warnings_of(result.report, agreement))
+    about_model, facts = model_note(sampling.model, views.cameras.width), notes(result.report, agreement)
+    said = [about_model, *facts, *(warnings := warnings_of(result.report, agreement))]
     for warning in warnings:
         log.warning("%s", warning)
     entry = _record("generate", config, sampling, device, health=result.report, agreement=asdict(agreement), notes=said)
     mesh = result.save(folder / "mesh.glb", entry)
     started = time.perf_counter()
-    frames = turntable(mesh, config.turntable_frames, config.turntable_size)
-    timings["turntable"] = time.perf_counter() - started
+    film = write_turntable(mesh, folder, config.turntable_frames, config.turntable_size)
+    preview = write_preview(mesh, folder / "preview.png")
+    timings["turntable and preview"] = time.perf_counter() - started
     record = provenance.write(folder, entry | {"timings": timings})
     report = write_report(
         folder / "report.html",
         title=Path(sampling.image).stem.replace("_", " "),
-        input_image=picture,
-        input_mask=picture[..., 3],
         views=views,
+        input_image=picture,
+        reference=framed,
         mesh_path=mesh,
-        turntable=frames,
+        preview=preview,
+        cameras=result.cameras,
+        conflict=result.conflict,
+        health=result.report | asdict(agreement),
+        warnings=warnings,
+        notes=facts,
+        model=[about_model, *model_limits(sampling.model)],
         history=result.history,
         timings=timings,
         record=entry,
-        notes=said,
     )
-    return Generated(view_folder, mesh, report, record, agreement, tuple(said))
+    return Generated(view_folder, mesh, report, record, film, folder / "preview.png", agreement, tuple(said))
+
+
+def write_fusion_report(
+    mesh: Path, folder: Path, views: ViewSet, result: "FusionResult", record: dict[str, Any]
+) -> Path:
+    """Write report.html, a turntable and preview.png for a mesh that was fused from views.
+
+    Args:
+        mesh: the mesh that was written. Where it is no GLB, one is written to `folder` for the report.
+        folder: where everything goes.
+        views: what was fused, with the poses as given.
+        result: the mesh and its health.
+        record: provenance, shown in the report.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: where a file cannot be written.
+    """
+    from nova3d.rendering.turntable import write_preview, write_turntable
+    from nova3d.report import write_report
+
+    glb = mesh if mesh.suffix.lower() == ".glb" else result.save(folder / f"{mesh.stem}.glb", record)
+    defaults = GenerateConfig()
+    write_turntable(glb, folder, defaults.turntable_frames, defaults.turntable_size)
+    return write_report(
+        folder / "report.html",
+        title=mesh.stem.replace("_", " "),
+        views=views,
+        mesh_path=glb,
+        preview=write_preview(glb, folder / "preview.png"),
+        cameras=result.cameras,
+        conflict=result.conflict,
+        health=result.report,
+        warnings=warnings_of(result.report, None),
+        notes=notes(result.report, None),
+        history=result.history,
+        timings=result.timings,
+        record=record,
+    )
 
 
 def default_config() -> GenerateConfig:
@@ -204,6 +259,7 @@ def sample_views(
     seconds = round(time.perf_counter() - started, 2)
     detail = detail_view(picture, views.cameras[0], config.framed) if config.keep_input else None
     record = _record("sample", config, config, device, task_iou=task_iou, seconds=seconds)
+    images.save_image(folder / "contact_sheet.png", views.contact_sheet())
     return views.save(folder, record, detail), views, detail, picture
 
 
@@ -312,15 +368,6 @@ def _record(stage: str, config: Any, sampling: SampleConfig, device: str, **fact
     )
 
 
-def turntable(mesh: Path, frames: int, size: int) -> Tensor:
-    """[n,h,w,3] pictures of a mesh file over one full turn, slightly from above, on white."""
-    from nova3d.data import render_object
-
-    cameras = orbit(frames, elevation_deg=10.0, size=size)
-    # flat: the generated views' light is already in the texture
-    return render_object(mesh, cameras, supersample=2, light="flat", normalise=False).rgb
-
-
 def model_note(name: str, size: int) -> str:
     """Which model made the views, and what it is, in a sentence; `size` is the pixels of its views."""
     if name in resources.names("model") or Path(name).resolve().parent == resources.root() / "assets":
@@ -331,42 +378,60 @@ def model_note(name: str, size: int) -> str:
     return f"Views of {size} px by the model {name}."
 
 
-def notes(health: dict[str, Any], agreement: "InputAgreement") -> list[str]:
+def model_limits(name: str) -> list[str]:
+    """What a model cannot do: the points of the section "Limits" of its card, as plain text; empty without one."""
+    from nova3d.pipeline.pipeline import model_folder
+
+    card = model_folder(name) / "README.md"
+    if not card.is_file():
+        return []
+    text = card.read_text(encoding="utf-8", errors="replace")
+    section = re.search(r"^## Limits\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    points = re.findall(r"^- (.+(?:\n {2}.+)*)", section[1], re.MULTILINE) if section else []
+    return [" ".join(point.replace("**", "").split()) for point in points]
+
+
+def notes(health: dict[str, Any], agreement: "InputAgreement | None") -> list[str]:
     """What a user should know of the result, in sentences.
 
     Args:
         health: the report of the fusion.
-        agreement: of the mesh with the picture.
+        agreement: of the mesh with the picture; None for views that no model made.
 
     Returns:
         The sentences.
     """
+    lines = [
+        f"{health['faces']} faces in {_counted(health['components'], 'part')}, "
+        f"{'watertight' if health['watertight'] else 'not watertight'}; "
+        f"{100 * health['unseen_share']:.0f} % of the texture was seen by no view and is a guess."
+    ]
+    if agreement is None:
+        return lines
     return [
         f"From the camera of the picture, the mesh's outline has an IoU of {agreement.input_iou:.2f} with the "
         f"picture's, and its colours differ by {agreement.input_psnr:.1f} dB (PSNR on the object).",
-        f"{health['faces']} faces in {_counted(health['components'], 'part')}, "
-        f"{'watertight' if health['watertight'] else 'not watertight'}; "
-        f"{100 * health['unseen_share']:.0f} % of the texture was seen by no view and is a guess.",
+        *lines,
         "All views are at elevation 0: top and underside of the object are guesses of the reconstruction.",
     ]
 
 
-def warnings_of(health: dict[str, Any], agreement: "InputAgreement") -> list[str]:
+def warnings_of(health: dict[str, Any], agreement: "InputAgreement | None") -> list[str]:
     """What is wrong with a result, in sentences; empty where nothing is.
 
     Args:
         health: the report of the fusion.
-        agreement: of the mesh with the picture.
+        agreement: of the mesh with the picture; None where there is none.
 
     Returns:
         The sentences.
     """
     lines = []
-    if agreement.input_iou < LEAST_INPUT_IOU:
+    if agreement is not None and agreement.input_iou < LEAST_INPUT_IOU:
         lines.append(f"The mesh does not have the picture's outline (IoU {agreement.input_iou:.2f}).")
-    if not agreement.input_psnr >= LEAST_INPUT_PSNR:
+    if agreement is not None and not agreement.input_psnr >= LEAST_INPUT_PSNR:
         lines.append(f"The mesh does not have the picture's colours ({agreement.input_psnr:.1f} dB).")
-    if health["components"] > agreement.parts_of_picture:
+    if agreement is not None and health["components"] > agreement.parts_of_picture:
         lines.append(
             f"The mesh is in {_counted(health['components'], 'part')} where the picture shows "
             f"{_counted(agreement.parts_of_picture, 'part')}."

@@ -30,6 +30,7 @@ def generate(argv: Sequence[str] | None = None) -> None:
         print(note)
     print(f"views and normal maps: {made.views.resolve()}")
     print(f"textured mesh:         {made.mesh.resolve()}")
+    print(f"turntable:             {made.turntable.resolve()}")
     print(f"record:                {made.record.resolve()}")
     print(f"report:                {made.report.resolve()}")
 
@@ -53,7 +54,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
 
 
 def reconstruct(argv: Sequence[str] | None = None) -> None:
-    """Fuse a folder of views into a textured mesh."""
+    """Fuse a folder of views into a textured mesh with a report."""
     arguments = common.parser(
         "Fuse the views of one object into a textured mesh. The folder may be ours (rgb/, normal/, transforms.json), a "
         "transforms.json of any tool, or the output of a published method: docs/layouts.md lists them.",
@@ -64,7 +65,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--assume", nargs="+", default=[], metavar="KEY=VALUE", help="what a layout does not say: elevation_deg=30, ..."
     )
-    arguments.add_argument("--out", required=True, metavar="FILE", help="the mesh to write: .glb, .obj or .ply")
+    arguments.add_argument("--out", required=True, metavar="FILE", help="the mesh to write: .glb, .obj, .ply or .stl")
     arguments.add_argument(
         "--time-budget", type=float, metavar="S", help="seconds, which the schedule is hurried to meet"
     )
@@ -77,6 +78,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     from nova3d.fusion import FusionConfig
     from nova3d.fusion import reconstruct as fuse
     from nova3d.fusion.export import check_output, maps_folder, write_maps
+    from nova3d.generation import write_fusion_report
     from nova3d.utils import provenance
     from nova3d.views import load_detail
 
@@ -109,6 +111,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     )
     result.save(out, entry)
     folder = write_maps(out, result.cameras, result.conflict)
+    page = write_fusion_report(out, folder, views, result, entry)
     provenance.write(folder, entry | {"history": result.history})
     report = result.report
     print(
@@ -119,5 +122,6 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     )
     if not placement.is_identity:
         print(f"the mesh is in nova3d's frame; record.json's `placement` leads there from that of '{options.views}'")
-    print(f"conflict maps, refined cameras and record: {folder}")
+    print(f"conflict maps, refined cameras, record and pictures: {folder}")
+    print(f"report: {page}")
     print(out)

@@ -11,6 +11,7 @@ from PIL import Image
 from nova3d.errors import InputError
 
 QUALITY = 88  # WebP: visually lossless at the size shown, a tenth of PNG
+_CONFLICT = np.array([0.84, 0.12, 0.10], np.float32)  # sRGB of a pixel whose conflict is 1
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
@@ -38,8 +39,22 @@ def data_uri(image: Any, max_side: int = 0) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def normals_on_white(normals: Any, mask: Any) -> NDArray[np.float32]:
-    """Normals [...,h,w,3] as colours (n + 1) / 2, their background, by coverage mask [...,h,w], white."""
+def normal_colours(normals: Any, mask: Any) -> NDArray[np.float32]:
+    """Normals [h,w,3] as colours (n + 1) / 2, with the coverage mask [h,w] as straight alpha: [h,w,4]."""
     colours = (to_numpy(normals).astype(np.float32) + 1) / 2
-    coverage = to_numpy(mask).astype(np.float32)[..., None]
-    return np.asarray(colours * coverage + (1 - coverage), dtype=np.float32)
+    return np.concatenate([colours, to_numpy(mask).astype(np.float32)[..., None]], axis=-1)
+
+
+def conflict_colours(conflict: NDArray[Any], picture: NDArray[Any]) -> NDArray[np.float32]:
+    """A conflict map [h,w] in [0,1] over its view: red by the conflict, on the view's grey, paled.
+
+    Args:
+        conflict: [h,w] float.
+        picture: [h,w,4] float in [0,1], straight alpha, of the same size.
+
+    Returns:
+        [h,w,4] float32 in [0,1], straight alpha.
+    """
+    grey = 0.45 + 0.5 * picture[..., :3].mean(axis=-1, keepdims=True)
+    amount = conflict.astype(np.float32)[..., None].clip(0, 1)
+    return np.concatenate([(1 - amount) * grey + amount * _CONFLICT, picture[..., 3:]], axis=-1)

@@ -60,3 +60,18 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def bar_chart(names: Sequence[str], values: Sequence[float], unit: str) -> str:
+    """One <svg> with a bar per value, from 0 to the largest; each has its name and value as a tooltip."""
+    longest, step = max(*values, 1e-9), WIDTH / max(len(values), 1)
+    bars = "".join(
+        f'<rect x="{i * step + 1:.1f}" width="{max(step - 2, 1):.1f}" y="{HEIGHT * (1 - value / longest):.1f}" '
+        f'height="{HEIGHT * value / longest:.1f}"><title>{escape(name)}: {value:.3g}{escape(unit)}</title></rect>'
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+    )
+    label = f"from {min(values):.3g}{unit} to {max(values):.3g}{unit}"
+    return (
+        f'<svg class="bars" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" '
+        f'preserveAspectRatio="none">{bars}</svg>'
+    )

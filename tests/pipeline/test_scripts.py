@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nova3d import config, generation, images
+from nova3d import config, generation, images, layouts
 from nova3d.cameras import orbit
 from nova3d.generation import GenerateConfig, SampleConfig, detail_view, sample_views
 from nova3d.pipeline import Nova3DPipeline
@@ -109,3 +109,17 @@ def test_bad_values_end_in_one_line(model: Path, picture: Path, tmp_path: Path, 
     result = run_script("sample", *arguments)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert f"error: {message}" in result.stderr.strip().splitlines()[-1]
+
+
+def test_a_contact_sheet_lies_beside_the_views(model: Path, picture: Path, tmp_path: Path) -> None:
+    folder, views, *_ = sample_views(SampleConfig(str(picture), str(model), str(tmp_path / "views"), steps=1), "cpu")
+    sheet = images.read_image(folder / "contact_sheet.png")
+    assert (sheet - views.contact_sheet()).abs().max() <= 0.5 / 255 + 1e-6
+    assert layouts.load(folder, "auto").layout == "nova3d"  # the sheet does not mislead the detection
+
+
+def test_a_model_s_limits_are_read_from_its_card(model: Path) -> None:
+    assert generation.model_limits(str(model)) == []
+    (model / "README.md").write_text("# M\n\n- no\n\n## Limits\n- It **works**\n  at 16 px.\n- <b>\n\n## More\n- no\n")
+    assert generation.model_limits(str(model)) == ["It works at 16 px.", "<b>"]
+    assert len(generation.model_limits("nova3d-mini")) >= 3

@@ -1,9 +1,13 @@
 import base64
+import hashlib
 import io
+import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +16,17 @@ from PIL import Image
 
 from nova3d.cameras import orbit
 from nova3d.errors import InputError
+from nova3d.report import page as page_module
 from nova3d.report import write_report
-from nova3d.report.pictures import data_uri, normals_on_white
-from nova3d.report.plots import MAX_POINTS, loss_charts
+from nova3d.report.pictures import conflict_colours, data_uri, normal_colours
+from nova3d.report.plots import MAX_POINTS, bar_chart, loss_charts
 from nova3d.views import ViewSet
 
-VOID = {"meta", "img", "input", "polyline"}
+VOID = {"meta", "img", "input", "link", "polyline"}
 
 
 class Page(HTMLParser):
-    """Tags in order with their attributes; fails on a tag that does not close where it should."""
+    """Tags in order with their attributes, and the text; fails on a tag that does not close where it should."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -43,7 +48,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        if self.open[-1:] not in (["style"], ["script"]):
+            self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
@@ -66,48 +72,117 @@ def views() -> ViewSet:
 @pytest.fixture
 def write(views, tmp_path):
     def _write(**changes):
-        image, mask = np.full((24, 24, 3), 0.5), np.ones((24, 24))
-        arguments = {"title": "Chair", "input_image": image, "input_mask": mask, "views": views}
-        return write_report(tmp_path / "run" / "report.html", **(arguments | changes))
+        return write_report(tmp_path / "run" / "report.html", **({"title": "Chair", "views": views} | changes))
 
     return _write
 
 
-def test_a_full_report_holds_everything_in_one_file(write, tmp_path):
-    mesh = tmp_path / "run" / "my mesh.glb"
-    mesh.parent.mkdir()
-    mesh.write_bytes(b"x" * 2_000_000)
+@pytest.fixture
+def mesh(tmp_path) -> Path:
+    path = tmp_path / "run" / "my mesh.glb"
+    path.parent.mkdir()
+    path.write_bytes(bytes(range(256)) * 8000)
+    return path
+
+
+def script(text: str, name: str) -> str:
+    """The content of a data block."""
+    return re.search(rf'<script type="[^"]+" id="{name}">(.*?)</script>', text, re.DOTALL)[1]
+
+
+def test_a_full_report_holds_everything_in_one_file(write, views, mesh):
     path = write(
+        input_image=np.full((24, 24, 4), 0.5),
+        reference=np.full((48, 48, 4), 0.5),
         mesh_path=mesh,
-        turntable=torch.rand(5, 24, 24, 3),
+        preview=np.full((30, 30, 4), 0.5),
+        cameras=views.cameras,
+        conflict=torch.full((16, 24, 24), 0.25),
+        health={"faces": 12345, "watertight": True, "unseen_share": 0.126, "inv_s": 64.7},
+        warnings=["A warning."],
+        notes=["A note."],
+        model=["A limit."],
         history=[{"step": 10 * i, "colour": 1 / (i + 1)} for i in range(9)],
         timings={"sampling": 30.0, "fusion": 90.0},
-        record={"created": "2025-01-01", "nova3d": "0.1.0", "seed": 7},
-        notes=["A note."],
+        record={"created": "2025-01-01T10:20:30+00:00", "nova3d": "0.1.0", "seed": 7},
     )
     text = path.read_text(encoding="utf-8")
     page = Page(text)
-    assert len(page.all("img")) == 2 + 2 * 16
-    assert all(decode(image["src"]).shape == (24, 24, 3) for image in page.all("img"))
-    assert len(re.findall(r"data:image/webp", text)) == 2 + 2 * 16 + 5
-    assert page.all("a") == [{"class": "download", "href": "my%20mesh.glb", "download": None}]
-    assert "Download my mesh.glb (2.0 MB)" in page.text
-    for words in ("Chair", "A note.", "22.5°", "337.5°", "colour", "120.0 s", '"seed": 7', "nova3d 0.1.0"):
+    kinds = [image["data-kind"] for image in page.all("img") if "data-kind" in image]
+    assert kinds == ["rgb", "normal", "conflict"] * 16
+    assert all(decode(image["src"]).shape == (24, 24, 4) for image in page.all("img") if "data-kind" in image)
+    assert base64.b64decode(script(text, "glb")) == mesh.read_bytes()
+    run = json.loads(script(text, "run"))
+    assert decode(run["reference"]).shape == (48, 48, 4) and run["has_input"] is True
+    assert len(run["rig"]["views"]) == 16 and run["rig"]["model"] == "orthographic"
+    np.testing.assert_allclose(run["rig"]["views"][3]["c2w"], views.cameras.c2w[3].flatten(), atol=1e-6)
+    assert run["rig"]["views"][0]["intrinsics"] == [16, 16, 12, 12]
+    assert page.all("a") == [{"class": "main button", "id": "download", "download": "my mesh.glb", "hidden": None}]
+    assert "Download my mesh.glb 2.0 MB" in page.text
+    for words in ("Chair", "A warning.", "A note.", "A limit.", "22.5°", "337.5°", "colour", "120.0 s", '"seed": 7'):
         assert words in page.text
-    assert [tag for tag, _ in page.tags].count("polyline") == 1
+    for words in ("nova3d 0.1.0", "2025-01-01 10:20", "12,345", "13%", "12.6%", "Mean conflict 0.250.", "Wireframe"):
+        assert words in page.text
+    assert "64.7" not in page.text and page.text.count("yes") == 2
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("polyline") == 1 and tags.count("rect") == 16 and tags.count("details") == 2
 
 
-def test_nothing_is_fetched_from_anywhere(write):
-    page = Page(write(turntable=np.zeros((3, 24, 24, 3))).read_text())
+def test_nothing_is_fetched_from_anywhere(write, mesh):
+    text = write(mesh_path=mesh).read_text()
+    page = Page(text)
     sources = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
     assert sources and all(value.startswith("data:") for value in sources)
-    assert "http" not in page.text and "@import" not in page.text and "url(" not in page.text
+    # Names of XML spaces, which nobody fetches.
+    assert set(re.findall(r"https?://[^\s\"'`)<]+", text)) <= {"http://www.w3.org/1999/xhtml"}
+    assert "@import" not in text and "url(" not in re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+
+
+def test_the_policy_lets_only_the_scripts_written_here_run(write, mesh):
+    for changes, count in (({"mesh_path": mesh}, 3), ({}, 1)):
+        text = write(**changes).read_text()
+        scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+        hashes = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in scripts]
+        assert len(scripts) == count
+        (policy,) = [entry["content"] for entry in Page(text).all("meta") if "http-equiv" in entry]
+        assert re.findall(r"'sha256-([^']+)'", policy) == hashes
+        assert "default-src 'none'" in policy and "unsafe-eval" not in policy
+        assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
+
+
+def test_a_mesh_too_large_for_a_page_is_linked(write, mesh, monkeypatch):
+    monkeypatch.setattr(page_module, "MAX_GLB", 2_000_000)
+    text = write(mesh_path=mesh).read_text()
+    page = Page(text)
+    assert page.all("a") == [{"class": "main button", "href": "my%20mesh.glb", "download": None}]
+    assert 'id="glb"' not in text and not page.all("canvas")
+
+
+def test_the_vendored_script_is_the_one_that_its_readme_names():
+    folder = Path(page_module.__file__).parent / "vendor"
+    content = (folder / "three.min.js").read_bytes()
+    readme = (folder / "README.md").read_text()
+    assert f"`{hashlib.sha256(content).hexdigest()}` | {len(content):,} |" in readme
+    assert "MIT License" in (folder / "LICENSE-three.txt").read_text() and b"SPDX-License-Identifier: MIT" in content
+    assert len(content) < 1_200_000 and b"</script" not in content
+
+
+def test_motions_of_poses_are_measured(views):
+    moved = views.cameras.c2w.clone()
+    angle = torch.tensor(0.01).deg2rad()
+    turn = torch.eye(4)
+    turn[:2, :2] = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
+    turn[:3, 3] = torch.tensor([0.03, 0.0, 0.04])
+    moved[5] = turn @ moved[5]
+    degrees, lengths = page_module._motions(views.cameras, replace(views.cameras, c2w=moved))
+    assert degrees[5] == pytest.approx(0.01, rel=0.02) and lengths[5] == pytest.approx(0.05, rel=1e-5)
+    assert np.delete(degrees, 5).max() < 1e-4 and np.delete(lengths, 5).max() < 1e-6
 
 
 def test_what_is_absent_has_no_place_on_the_page(write):
     page = Page(write().read_text())
     assert not {"canvas", "a", "svg", "table", "details"} & {tag for tag, _ in page.tags}
-    assert "Input and mesh" not in page.text
+    assert not any(words in page.text for words in ("Input", "Conflict", "Refined", "limits", "Time", "input ·"))
 
 
 def test_text_is_escaped(write):
@@ -115,30 +190,33 @@ def test_text_is_escaped(write):
     text = write(
         title=evil,
         notes=[evil],
+        warnings=[evil],
+        model=[evil],
         record={"commit": evil},
         timings={evil: 1.0},
         history=[{evil: 1.0}, {evil: 2.0}],
     ).read_text()
     assert "<script>alert" not in text
-    assert text.count("&lt;script&gt;alert") >= 5
+    assert text.count("&lt;script&gt;alert") >= 7
+    assert "<" not in script(text, "run")
 
 
 def test_labels_say_azimuth_from_the_input_view_and_elevation_where_there_is_one(write, views):
-    assert "0° input" in Page(write().read_text()).text
+    assert "0° · input" in Page(write(input_image=np.ones((9, 9, 3))).read_text()).text
+    assert "input" not in Page(write().read_text()).text.split("Azimuth from")[0]
     tilted = ViewSet(views.rgb, views.normals, views.mask, orbit(16, 30.0, 24))
     assert "22.5°, up 30°" in Page(write(views=tilted).read_text()).text
 
 
 def test_large_pictures_are_made_smaller(write):
     page = Page(write(input_image=np.zeros((900, 1800, 3), np.uint8)).read_text())
-    assert decode(page.all("img")[0]["src"]).shape == (256, 512, 3)
+    (given,) = [image for image in page.all("img") if image["alt"] == "the input picture, cut out"]
+    assert decode(given["src"]).shape == (256, 512, 3)
 
 
 def test_bad_input_is_one_line(write, tmp_path):
     with pytest.raises(InputError, match=r"mesh '.*none.glb' does not exist"):
         write(mesh_path=tmp_path / "none.glb")
-    with pytest.raises(InputError, match=r"turntable must be \[n,h,w,3\].*\[24, 24, 3\]"):
-        write(turntable=np.zeros((24, 24, 3)))
     with pytest.raises(InputError, match=r"picture must be .*got \[3, 24, 24\]"):
         write(input_image=np.zeros((3, 24, 24)))
     (tmp_path / "run").write_text("in the way")
@@ -153,10 +231,22 @@ def test_pictures_keep_their_values():
     assert decode(data_uri(np.ones((16, 16), np.float32))).min() >= 253
 
 
-def test_normals_are_shown_on_white():
-    normals = np.array([[[0.0, 0, 1], [0, 0, 0]]])
-    shown = normals_on_white(normals, np.array([[1.0, 0.0]]))
-    assert np.allclose(shown, [[[0.5, 0.5, 1.0], [1, 1, 1]]])
+def test_normals_are_cut_out_by_the_mask():
+    shown = normal_colours(np.array([[[0.0, 0, 1], [0, 0, 0]]]), np.array([[1.0, 0.0]]))
+    assert np.allclose(shown, [[[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 0.5, 0.0]]])
+
+
+def test_conflict_is_red_on_the_view_s_grey():
+    picture = np.array([[[0.9, 0.0, 0.0, 1.0], [0.0, 0.9, 0.0, 1.0], [0.2, 0.2, 0.2, 0.0]]], np.float32)
+    shown = conflict_colours(np.array([[0.0, 1.0, 0.0]]), picture)
+    assert np.ptp(shown[0, 0, :3]) < 1e-6 and shown[0, 0, 0] == pytest.approx(0.6)
+    assert shown[0, 1, 0] > 0.8 and shown[0, 1, 1:3].max() < 0.15
+    assert shown[0, :, 3].tolist() == [1, 1, 0]
+
+
+def test_views_without_normals_show_only_their_colours(write, views):
+    text = write(views=ViewSet(views.rgb, views.normals * 0, views.mask, views.cameras)).read_text()
+    assert {image["data-kind"] for image in Page(text).all("img") if "data-kind" in image} == {"rgb"}
 
 
 def points(svg: str) -> list[tuple[float, float]]:
@@ -192,3 +282,9 @@ def test_a_long_history_is_thinned_but_keeps_its_ends():
 def test_the_room_does_not_import_torch():
     code = "import sys, nova3d.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_bars_grow_with_their_values():
+    svg = bar_chart(["a", "<b>"], [1.0, 4.0], "°")
+    assert [float(h) for h in re.findall(r'height="([\d.]+)"', svg)] == [30.0, 120.0]
+    assert "<title>&lt;b&gt;: 4°</title>" in svg
