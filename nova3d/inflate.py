@@ -83,7 +83,7 @@ def inflated_views(rgba: Tensor, cameras: Cameras, supersample: int = 3, only: S
     Raises:
         ValueError: for cameras of another rig, and for a picture of another size.
     """
-    azimuths, pixel = _level_rig(cameras)
+    azimuths, pixel = level_rig(cameras)
     if rgba.shape != (cameras.height, cameras.width, 4):
         raise ValueError(f"the picture {tuple(rgba.shape)} does not fit cameras of {cameras.height}x{cameras.width}")
     fine = _enlarged(rgba.cpu().numpy().astype(np.float32), supersample)
@@ -164,8 +164,18 @@ def _spread(field: Floats) -> Floats:
     return total
 
 
-def _level_rig(cameras: Cameras) -> tuple[list[float], float]:
-    """The cameras' azimuths in radians, and the world units that a pixel spans; ValueError for another rig."""
+def level_rig(cameras: Cameras) -> tuple[list[float], float]:
+    """The azimuths of level orthographic cameras around the world's y axis, the first one on +Z.
+
+    Args:
+        cameras: v cameras of one rig.
+
+    Returns:
+        v azimuths in radians, and the world units that a pixel spans.
+
+    Raises:
+        ValueError: for another rig.
+    """
     angles = cameras.azimuth_elevation()
     centre = cameras.intrinsics.new_tensor([cameras.width / 2, cameras.height / 2])
     pixels, _ = cameras.project(torch.zeros(1, 3).to(cameras.c2w))

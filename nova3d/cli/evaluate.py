@@ -51,7 +51,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
 
     from nova3d import layouts
     from nova3d.evaluation import Protocol, Table, score
-    from nova3d.evaluation.comparison import compare, compare_with_inflated
+    from nova3d.evaluation.comparison import compare, compare_with_floors
     from nova3d.evaluation.published import Published
     from nova3d.evaluation.tables import hardware
     from nova3d.utils.files import writable_folder
@@ -92,7 +92,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         compared = compare({"baseline": baseline, "predictions": table}, "baseline")
         compared.save(options.out / "comparison", record)
         print(compared.markdown())
-    if floor := compare_with_inflated({"predictions": table}):
-        floor.save(options.out / "inflated", record)
+    for key, floor in compare_with_floors({"predictions": table}).items():
+        floor.save(options.out / key, record)
         print(floor.markdown())
     print(f"written: {options.out.resolve()}/scores.md, scores.tex, scores.csv, scores.json")

@@ -10,15 +10,19 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import trimesh
+from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
+from nova3d import images
 from nova3d.cameras import ORTHO_SPAN, preset
-from nova3d.evaluation.rerender import draw_plain
+from nova3d.evaluation.rerender import draw, draw_plain
 from nova3d.hull import visual_hull_mesh
-from nova3d.inflate import inflated_mesh, inflated_views
+from nova3d.inflate import inflated_mesh, inflated_views, level_rig
 from nova3d.normals import to_camera, to_world
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
@@ -26,10 +30,15 @@ from nova3d.views import ViewSet
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # raise it whenever a baseline's pictures or meshes change; kept baseline scores are then measured anew
+THICKNESS = 0.05  # world units; of the cut-out
+
+VERSION = 3  # raise it whenever a baseline's pictures or meshes change; kept baseline scores are then measured anew
 COPY = "copy of the input view (scored on the others)"
 INFLATED = "inflated outline of the input view"
-SHOW_INPUT = (COPY, INFLATED)
+CUT_OUT = "cut-out of the input view"
+FLOORS = {"inflated": INFLATED, "cut-out": CUT_OUT}
+"""What the input picture gives without a model, and every method's paired differences are taken to; by a short key."""
+SHOW_INPUT = (COPY, INFLATED, CUT_OUT)
 """The baselines whose view 0 is the reference's. It must not be scored: its 100 dB would hide the others."""
 
 
@@ -59,13 +68,81 @@ def inflated(ref: ViewSet) -> ViewSet | None:
     try:
         return inflated_views(ref.straight_alpha(0), ref.cameras)
     except ValueError as error:
-        _log_left_out(str(error))
+        _log_left_out(INFLATED, str(error))
         return None
 
 
+def cut_out(ref: ViewSet) -> ViewSet | None:
+    """The input view as a slab of the thickness THICKNESS with the picture on its front and back (`cut_out_mesh`).
+
+    From the input's camera nothing tells it from an object, and from the side it is nearly nothing. None for the
+    cameras that `inflated` is None for.
+    """
+    try:
+        _, pixel = level_rig(ref.cameras)
+    except ValueError as error:
+        _log_left_out(CUT_OUT, str(error))
+        return None
+    picture = ref.straight_alpha(0)
+    if not bool((picture[..., 3] > 0.5).any()):
+        return all_white(ref)
+    return draw(from_trimesh([cut_out_mesh(picture, pixel)]), ref.cameras, 2, CUT_OUT)
+
+
+def cut_out_mesh(rgba: Tensor, pixel: float) -> trimesh.Trimesh:
+    """A slab with a picture's outline, the picture on its front and its back, and at its sides the nearest colours.
+
+    Args:
+        rgba: [h,w,4] float in [0,1], straight alpha; the outline is where alpha passes 0.5, and it is not empty.
+        pixel: world units that a pixel spans.
+
+    Returns:
+        A textured mesh in the frame of the picture's camera, centred at the picture's middle. Its edges are those of
+        the pixels.
+    """
+    inside = rgba[..., 3].numpy() > 0.5
+    h, w = inside.shape
+    rows, columns = np.nonzero(inside)
+    outside = ~np.pad(inside, 1)
+    corner = np.arange(2 * (h + 1) * (w + 1)).reshape(2, h + 1, w + 1)  # front, back
+
+    def quads(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.stack([a, b, c], axis=1), np.stack([a, c, d], axis=1)])
+
+    def face(side: np.ndarray) -> list[np.ndarray]:
+        return [side[rows + r, columns + c] for r, c in ((0, 0), (1, 0), (1, 1), (0, 1))]
+
+    parts = [quads(*face(corner[0])), quads(*face(corner[1])[::-1])]
+    # An edge towards each neighbour outside: its two corners (row, column), counter-clockwise around the pixel.
+    for (dy, dx), (first, second) in {
+        (-1, 0): ((0, 1), (0, 0)),
+        (0, -1): ((0, 0), (1, 0)),
+        (1, 0): ((1, 0), (1, 1)),
+        (0, 1): ((1, 1), (0, 1)),
+    }.items():
+        edge = outside[rows + 1 + dy, columns + 1 + dx]
+        y, x = rows[edge], columns[edge]
+        a, b = ((y + first[0], x + first[1]), (y + second[0], x + second[1]))
+        parts.append(quads(corner[0][b], corner[0][a], corner[1][a], corner[1][b]))
+    y, x = np.divmod(np.arange((h + 1) * (w + 1)), w + 1)
+    plane = np.stack([(x - w / 2) * pixel, (h / 2 - y) * pixel], axis=1)
+    vertices = np.concatenate(
+        [np.column_stack([plane, np.full(len(plane), z)]) for z in (THICKNESS / 2, -THICKNESS / 2)]
+    )
+    uv = np.tile(np.stack([x / w, 1 - y / h], axis=1), (2, 1))
+    # Beyond the outline the nearest colour inside it goes on, so that no white bleeds in.
+    _, (row, column) = ndimage.distance_transform_edt(outside[1:-1, 1:-1], return_indices=True)
+    picture = Image.fromarray(images.to_uint8(rgba[..., :3])[row, column])
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture)
+    visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
+    mesh = trimesh.Trimesh(vertices, np.concatenate(parts), visual=visual, process=False)
+    mesh.remove_unreferenced_vertices()
+    return mesh
+
+
 @functools.cache
-def _log_left_out(reason: str) -> None:
-    logger.info("the baseline '%s' is left out: %s", INFLATED, reason)
+def _log_left_out(baseline: str, reason: str) -> None:
+    logger.info("the baseline '%s' is left out: %s", baseline, reason)
 
 
 def input_colour(ref: ViewSet) -> Tensor:
@@ -111,6 +188,9 @@ def view_baselines(ref: ViewSet, shifts: Sequence[int], hull_cells: int) -> Iter
     solid = inflated(ref)
     if solid is not None:
         yield INFLATED, solid
+    slab = cut_out(ref)
+    if slab is not None:
+        yield CUT_OUT, slab
     yield "silhouette oracle", silhouette_oracle(ref)
     for name, used in (("input view", ref[:1]), ("all views", ref)):
         hull = visual_hull_mesh(used.mask, used.cameras, hull_cells) if hull_cells else None
@@ -136,6 +216,7 @@ def mesh_baselines(ref: trimesh.Trimesh, hull_cells: int) -> Iterator[tuple[str,
     bare = trimesh.Trimesh(ref.vertices, ref.faces, process=False)
     pictures = rasterize(from_trimesh([bare]), rig, supersample=1, light="flat").rgba
     yield INFLATED, inflated_mesh(pictures[0], ORTHO_SPAN / rig.width)
+    yield CUT_OUT, cut_out_mesh(pictures[0], ORTHO_SPAN / rig.width)
     if hull_cells:
         mask = pictures[..., 3]
         for name, views in (("input silhouette", 1), ("16 silhouettes", 16)):

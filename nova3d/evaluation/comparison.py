@@ -11,7 +11,7 @@ from typing import Any
 
 from nova3d.errors import InputError
 from nova3d.evaluation import statistics
-from nova3d.evaluation.baselines import INFLATED
+from nova3d.evaluation.baselines import FLOORS
 from nova3d.evaluation.formats import TextRow, TextTable, decimals_for, header, number, plain, style
 from nova3d.evaluation.statistics import Paired, Verdict
 from nova3d.evaluation.tables import Table, interval_text
@@ -37,8 +37,9 @@ _COLUMNS = (
 class Compared:
     """One method against the baseline in one metric.
 
-    p_holm: the signed-rank p, corrected over all comparisons of the table; nan where there is nothing to test.
-    verdict: "better" or "worse" only where the interval excludes zero AND p_holm is at most 1 - confidence.
+    p_holm: the signed-rank p, corrected over all comparisons of ranked metrics; nan where there is nothing to test.
+    verdict: "better" or "worse" only where the interval excludes zero AND p_holm is at most 1 - confidence. "not
+        ranked" where no value of the metric is best (`Style.ranked`); such a metric is not tested.
     """
 
     method: str
@@ -96,7 +97,7 @@ class Comparison:
             "protocol_hash": self.protocol_hash,
             "baseline": self.baseline,
             "confidence": self.confidence,
-            "family": len(self.rows),
+            "family": self.family,
             "facts": plain(self.facts),
             "failures": plain(self.failures),
             "comparisons": [plain(self._flat(row)) for row in self.rows],
@@ -124,6 +125,11 @@ class Comparison:
         except OSError as error:
             raise InputError(f"cannot write the comparison to '{folder}': {error.strerror or error}") from error
         return folder
+
+    @property
+    def family(self) -> int:
+        """How many comparisons Holm's correction pays for."""
+        return sum(style(row.metric).ranked for row in self.rows)
 
     def _flat(self, row: Compared) -> dict[str, Any]:
         found = row.result
@@ -156,7 +162,7 @@ class Comparison:
         return TextTable(facts, columns, blocks, tuple(self._notes()))
 
     def _notes(self) -> list[str]:
-        family, alpha = len(self.rows), 1 - self.confidence
+        family, alpha = self.family, 1 - self.confidence
         notes = [
             "differences are method minus baseline, on the objects that both have; intervals are paired bootstraps "
             "over objects (bias-corrected, accelerated), one comparison each",
@@ -165,7 +171,9 @@ class Comparison:
             "detectable: the smallest true difference that this many objects would show with probability 0.8 at the "
             "strictest step of the correction",
         ]
-        needed = statistics.fewest_objects(self.confidence, family)
+        if family < len(self.rows):
+            notes.append('"not ranked": no value is best; the value is read beside the reference\'s own')
+        needed = statistics.fewest_objects(self.confidence, max(family, 1))
         if any(row.result.n < needed for row in self.rows):
             notes.append(
                 f"with {family} comparisons, fewer than {needed} objects cannot show all: compare fewer metrics"
@@ -216,12 +224,13 @@ def compare(
                 f"{base.protocol} ({base.protocol_hash}): not comparable; score both under one protocol"
             )
     chosen = _metrics(tables, metrics)
-    family = len(chosen) * len(methods)
+    family = max(1, sum(style(metric).ranked for metric in chosen) * len(methods))
     pairs = [(metric, method) for metric in chosen for method in methods]
     found = [_paired(tables[method], base, metric, confidence, resamples, seed, family) for metric, method in pairs]
-    corrected = statistics.holm([result.p for result in found])
+    tested = [result.p if style(metric).ranked else math.nan for (metric, _), result in zip(pairs, found, strict=True)]
+    corrected = statistics.holm(tested)
     rows = [
-        Compared(method, metric, result, p, _verdict(result, p, style(metric).lower_is_better))
+        Compared(method, metric, result, p, _verdict(result, p, metric))
         for (metric, method), result, p in zip(pairs, found, corrected, strict=True)
     ]
     return Comparison(
@@ -235,21 +244,26 @@ def compare(
     )
 
 
-def compare_with_inflated(tables: Mapping[str, Table]) -> Comparison | None:
-    """Compare every method, object by object, with the inflated outline of its input (`baselines.INFLATED`).
+def compare_with_floors(tables: Mapping[str, Table]) -> dict[str, Comparison]:
+    """Compare every method, object by object, with what its input picture gives without a model (`baselines.FLOORS`).
 
     Args:
         tables: method -> scores under one protocol, against the same references.
 
     Returns:
-        The comparison; None where that baseline was not scored, or has no metric in common with the methods.
+        Key of FLOORS -> comparison, without the floors that were not scored or have no metric in common with the
+        methods.
     """
     first = next(iter(tables.values()))
-    if INFLATED not in first.baselines:
-        return None
-    floor = first.of_baseline(INFLATED)
-    shared = [metric for metric in floor.metrics if all(_has_values(t, metric) for t in (floor, *tables.values()))]
-    return compare({INFLATED: floor, **tables}, INFLATED, shared) if shared else None
+    found = {}
+    for key, label in FLOORS.items():
+        if label not in first.baselines:
+            continue
+        floor = first.of_baseline(label)
+        shared = [metric for metric in floor.metrics if all(_has_values(t, metric) for t in (floor, *tables.values()))]
+        if shared:
+            found[key] = compare({label: floor, **tables}, label, shared)
+    return found
 
 
 def _has_values(table: Table, metric: str) -> bool:
@@ -276,10 +290,12 @@ def _paired(
     return statistics.paired(values, baseline, confidence, resamples=resamples, seed=seed, family=family)
 
 
-def _verdict(result: Paired, p_holm: float, lower_is_better: bool) -> Verdict:
+def _verdict(result: Paired, p_holm: float, metric: str) -> Verdict:
+    if not style(metric).ranked:
+        return "not ranked"
     if not p_holm <= 1 - result.interval.confidence:
         return "no difference shown"
-    return statistics.verdict(result.interval, lower_is_better)
+    return statistics.verdict(result.interval, style(metric).lower_is_better)
 
 
 def _line(row: Compared) -> TextRow:
@@ -300,5 +316,5 @@ def _line(row: Compared) -> TextRow:
             number(found.detectable, decimals),
             row.verdict,
         ),
-        "" if row.verdict == "no difference shown" else "bold",
+        "bold" if row.verdict in ("better", "worse") else "",
     )

@@ -14,6 +14,8 @@ CARRIED = ("commit", "weights", "seeds", "hardware")  # what every table says, i
 
 # The first pattern found in a metric's name counts. A side is the longest of the reference's bounding box.
 _STYLES = (
+    (re.compile(r"^(thin_share|side_width|parts)$"), Style(ranked=False)),
+    (re.compile(r"^rim_angle_deg$"), Style(decimals=1, ranked=False)),
     (re.compile(r"psnr"), Style(False, "dB", 2)),
     (re.compile(r"mirror_margin"), Style(False, "side", 4)),
     (re.compile(r"chamfer|(^|_)cd(_|$)"), Style(True, "side", 4)),
@@ -33,11 +35,13 @@ def style(metric: str) -> Style:
 def header(metric: str) -> str:
     """The metric's name, its unit in brackets, and an arrow that says which way is better."""
     unit = style(metric).unit
-    return f"{metric} [{unit}] {arrow(metric)}" if unit else f"{metric} {arrow(metric)}"
+    return (f"{metric} [{unit}] {arrow(metric)}" if unit else f"{metric} {arrow(metric)}").rstrip()
 
 
 def arrow(metric: str) -> str:
-    return "↓" if style(metric).lower_is_better else "↑"
+    """Which way is better; empty where neither is."""
+    found = style(metric)
+    return ("↓" if found.lower_is_better else "↑") if found.ranked else ""
 
 
 def number(value: float, decimals: int, sign: bool = False) -> str:

@@ -39,6 +39,7 @@ VERSIONS = {
     "flood": 1,  # iou<R>_flood
     "mesh2sdf": 1,  # iou64_mesh2sdf
     "watertight": 1,
+    "shape": 1,  # the columns of shape_figures.py
 }
 
 

@@ -17,6 +17,7 @@ from nova3d.evaluation import baselines
 from nova3d.evaluation import mesh_metrics as metrics
 from nova3d.evaluation.folders import ObjectFolder
 from nova3d.evaluation.protocols import ALIGNMENTS, MeshRules, Protocol
+from nova3d.evaluation.shape_figures import FrontView, front_view, shape_figures
 
 Floats = NDArray[np.float64]
 Row = dict[str, float]
@@ -68,6 +69,8 @@ class MeshReference:
     """Area-weighted samples; None where the rules do not ask for them."""
     visible: Floats | None
     """[n,3] the points that 16 cameras see; None where the rules do not ask for them."""
+    front: FrontView
+    """What the input view's camera sees."""
 
     @staticmethod
     def prepare(mesh: trimesh.Trimesh, rules: MeshRules, seed: int) -> "MeshReference":
@@ -76,7 +79,8 @@ class MeshReference:
         unit = metrics.moved(mesh, transform)
         area, visible = ("area" in rules.points or rules.mirror_margin), "visible16" in rules.points
         surface = metrics.sample_surface(unit, rules.surface_samples, seed + 1).in_z_order() if area else None
-        return MeshReference(unit, transform, surface, metrics.visible_points(unit) if visible else None)
+        seen = metrics.visible_points(unit) if visible else None
+        return MeshReference(unit, transform, surface, seen, front_view(unit))
 
 
 def score_meshes(
@@ -93,7 +97,7 @@ def score_meshes(
     Returns:
         Column -> value, and column -> reason for what could not be computed (nan among the values). The known frame's
         columns bear the metric's name alone, those of an alignment end in its name. `watertight` is 1 or 0 for the
-        prediction; read the IoU beside it.
+        prediction; read the IoU beside it. `shape_figures` are of the known frame.
 
     Raises:
         InputError: where the prediction has no surface.
@@ -124,6 +128,7 @@ def score_unit(
         own = metrics.match_points(surface, ref.surface).chamfer() if own is None else own
         row["mirror_margin"] = metrics.match_points(surface.moved(_MIRROR), ref.surface).chamfer() - own
     row["watertight"] = float(metrics.is_closed(pred))
+    row |= shape_figures(pred, ref.mesh, ref.front)
     return row, missing
 
 

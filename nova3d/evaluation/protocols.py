@@ -155,7 +155,7 @@ class Protocol:
         found = {name: VIEW_METRICS[name].version for name in images}
         if "meshes" in self.kinds:
             ious = (match[1] or match[2] for iou in self.meshes.ious if (match := _IOU.fullmatch(iou)))
-            found |= {name: VERSIONS[name] for name in (*self.meshes.points, *ious, "watertight")}
+            found |= {name: VERSIONS[name] for name in (*self.meshes.points, *ious, "watertight", "shape")}
         return found
 
     def _check_views(self, rules: ViewRules) -> None:

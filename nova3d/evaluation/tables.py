@@ -122,15 +122,17 @@ class Table:
         return {m: statistics.mean_interval(values) for m, values in columns.items() if all(map(math.isfinite, values))}
 
     def over_seeds(self) -> dict[str, statistics.OverSeeds]:
-        """Metric -> mean, spread between seeds and best of k, over the objects with a row; empty without seeds."""
+        """Metric -> mean, spread between seeds and best of k, over the objects with a row; empty without seeds.
+
+        A metric of which no value is best has no best of k: nan.
+        """
         seeds = [{name: rows[name] for name in self.rows} for rows in self.per_seed.values()]
-        return {
-            metric: statistics.over_seeds(
-                [{name: row[metric] for name, row in rows.items()} for rows in seeds], style(metric).lower_is_better
-            )
-            for metric in self.metrics
-            if seeds
-        }
+        found = {}
+        for metric in self.metrics if seeds else ():
+            values = [{name: row[metric] for name, row in rows.items()} for rows in seeds]
+            over = statistics.over_seeds(values, style(metric).lower_is_better)
+            found[metric] = over if style(metric).ranked else replace(over, best=math.nan)
+        return found
 
     def markdown(self, facts: Mapping[str, str] | None = None) -> str:
         """The table in Markdown: protocol and facts on a line each, then the rows.

@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
-from nova3d.evaluation.comparison import Comparison, compare, compare_with_inflated
+from nova3d.evaluation.comparison import Comparison, compare, compare_with_floors
 from nova3d.evaluation.formats import TextRow, TextTable, arrow, decimals_for, number, style
 from nova3d.evaluation.published import Published, Source
 from nova3d.evaluation.statistics import Interval
@@ -109,8 +109,8 @@ class Report:
     rows: tuple[PaperComparison, ...]
     comparison: Comparison | None
     """Of the arms, where there are several."""
-    to_inflated: Comparison | None
-    """Of the arms with the inflated outline of their input, where the protocol's cameras allow that baseline."""
+    to_floors: Mapping[str, Comparison]
+    """Of the arms with what their input gives without a model, by the keys of `baselines.FLOORS`."""
     facts: Mapping[str, str]
 
     def markdown(self) -> str:
@@ -118,8 +118,8 @@ class Report:
         parts.append(studies.tables_markdown(self.tables))
         if self.comparison:
             parts.append(f"## Object by object\n\n{self.comparison.markdown()}")
-        if self.to_inflated:
-            parts.append(f"## Difference to the inflated outline\n\n{self.to_inflated.markdown()}")
+        for floor in self.to_floors.values():
+            parts.append(f"## Difference to the {floor.baseline}\n\n{floor.markdown()}")
         return "\n".join(parts)
 
     def save(self, folder: Path, record: Mapping[str, object]) -> Path:
@@ -129,8 +129,8 @@ class Report:
             table.save(folder / name, record, self.facts)
         if self.comparison:
             self.comparison.save(folder, record)
-        if self.to_inflated:
-            self.to_inflated.save(folder / "inflated", record)
+        for key, floor in self.to_floors.items():
+            floor.save(folder / key, record)
         rows = [plain_comparison(row) for row in self.rows]
         entry = {"table": self.table, "facts": dict(self.facts), "beside_the_paper": rows, "record": dict(record)}
         write_text(folder / "report.json", json.dumps(entry, indent=1, allow_nan=False, default=str))
@@ -184,7 +184,7 @@ def reproduce(
         "paper": f"{source.source}; {source.note}" if source else NOT_PRINTED,
     }
     comparison = compare(found, config.baseline or "") if len(found) > 1 else None
-    report = Report(config.table, found, tuple(rows), comparison, compare_with_inflated(found), facts)
+    report = Report(config.table, found, tuple(rows), comparison, compare_with_floors(found), facts)
     record = provenance.record("reproduce", config, device=device, workers=workers)
     return report, report.save(Path(config.out) / config.table, record)
 

@@ -40,6 +40,8 @@ class Style:
     unit: str = ""
     """Empty where there is none, or where the name says it."""
     decimals: int = 3
+    ranked: bool = True
+    """Whether more, or less, is better. Otherwise the value is read beside the reference's own."""
 
 
 @dataclass(frozen=True)

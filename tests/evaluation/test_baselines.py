@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import trimesh
@@ -6,8 +8,13 @@ from nova3d.cameras import orbit, preset
 from nova3d.evaluation import volume_iou
 from nova3d.evaluation.baselines import (
     COPY,
+    CUT_OUT,
     INFLATED,
+    THICKNESS,
     _log_left_out,
+    all_white,
+    cut_out,
+    cut_out_mesh,
     inflated,
     input_colour,
     mesh_baselines,
@@ -43,6 +50,7 @@ def test_view_baselines_know_only_what_their_names_say():
         "all-white image",
         COPY,
         INFLATED,
+        CUT_OUT,
         "silhouette oracle",
         "hull of input view, mean colour",
         "hull of all views, mean colour",
@@ -56,7 +64,7 @@ def test_view_baselines_know_only_what_their_names_say():
     hull = floors["hull of all views, mean colour"]
     assert torch.allclose(hull.rgb[0, 24, 24], torch.tensor([0.2, 0.4, 0.6]), atol=1e-3)
     assert float(hull.normals[0, 24, 24, 2]) > 0.9  # faces the camera
-    assert list(dict(view_baselines(ref, (), 0))) == ["all-white image", COPY, INFLATED, "silhouette oracle"]
+    assert list(dict(view_baselines(ref, (), 0))) == ["all-white image", COPY, INFLATED, CUT_OUT, "silhouette oracle"]
 
 
 def test_the_inflated_outline_shows_the_input_and_is_left_out_for_other_rigs(caplog: pytest.LogCaptureFixture):
@@ -70,8 +78,35 @@ def test_the_inflated_outline_shows_the_input_and_is_left_out_for_other_rigs(cap
     ref = ViewSet(torch.ones(4, 48, 48, 3), torch.zeros(4, 48, 48, 3), torch.zeros(4, 48, 48), tilted)
     _log_left_out.cache_clear()
     with caplog.at_level("INFO"):
-        assert [INFLATED in dict(view_baselines(ref, (), 0)) for _ in range(2)] == [False, False]
-    assert sum("is left out" in record.message for record in caplog.records) == 1
+        assert [{INFLATED, CUT_OUT} & dict(view_baselines(ref, (), 0)).keys() for _ in range(2)] == [set(), set()]
+    assert sum("is left out" in record.message for record in caplog.records) == 2
+
+
+def test_the_cut_out_is_the_picture_from_the_front_and_a_line_from_the_side():
+    cameras = preset("ortho16", 96)
+    mask = discs(0.35, cameras)
+    rows = torch.arange(96)[None, :, None, None] / 96  # brighter downwards
+    rgb = torch.where(mask[..., None] > 0, rows.expand(16, -1, 96, 3), 1.0)
+    slab = cut_out(ViewSet(rgb, torch.zeros(16, 96, 96, 3), mask, cameras))
+    assert slab is not None
+    inside = (mask[0] > 0.5) & (slab.mask[0] > 0.99)
+    assert float((slab.mask[0] - mask[0]).abs().mean()) < 0.01
+    assert float((slab.rgb[0] - rgb[0])[inside].abs().max()) < 0.02
+    assert float((slab.rgb[8] - rgb[0].flip(1))[inside.flip(1)].abs().max()) < 0.02  # through and through
+    assert torch.allclose(slab.normals[0][inside], torch.tensor([0.0, 0, 1]), atol=1e-3)
+    assert float(slab.mask[4].sum(dim=1).max()) == pytest.approx(THICKNESS / 1.5 * 96, abs=0.5)  # one sample
+    assert torch.allclose(slab.normals[4][slab.mask[4] > 0.99], torch.tensor([1.0, 0, 0]), atol=1e-3)
+    middle = slab.rgb[4][:, 48][slab.mask[4][:, 48] > 0.99]
+    assert bool((middle.diff(dim=0) >= -1e-3).all())  # the sides have the outline's colours
+    assert all_white(ViewSet(rgb, torch.zeros(16, 96, 96, 3), 0 * mask, cameras)).rgb.min() == 1
+
+
+def test_the_cut_out_is_closed_where_no_pixels_meet_at_a_corner_alone():
+    rgba = torch.zeros(20, 20, 4)
+    rgba[4:16, 3:9] = rgba[10:14, 9:17] = 1.0
+    mesh = cut_out_mesh(rgba, 0.05)
+    assert is_closed(mesh) and mesh.is_winding_consistent
+    assert mesh.volume == pytest.approx((12 * 6 + 4 * 8) * 0.05**2 * THICKNESS)
 
 
 def test_silhouette_oracle_has_one_colour_taken_from_the_input_view():
@@ -87,15 +122,17 @@ def test_mesh_baselines_are_ordered_by_what_they_know():
     ball = trimesh.creation.icosphere(3, 0.5)
     floors = dict(mesh_baselines(ball, CELLS))
     iou = {name: volume_iou(mesh, ball, 48) for name, mesh in floors.items()}
-    box, blown, one, every, itself = iou.values()
+    box, blown, slab, one, every, itself = iou.values()
     assert list(iou) == [
         "bounding box",
         INFLATED,
+        CUT_OUT,
         "hull of input silhouette",
         "hull of 16 silhouettes",
         "reference itself (sampling limit)",
     ]
     assert box < one < every < itself == 1.0
+    assert slab < box and floors[CUT_OUT].volume == pytest.approx(math.pi / 4 * THICKNESS, rel=0.02)
     assert every > 0.9 and blown > 0.93  # a ball is what its outline inflates to
 
 

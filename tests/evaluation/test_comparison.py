@@ -9,8 +9,8 @@ import pytest
 
 from nova3d.errors import InputError
 from nova3d.evaluation import Table, statistics
-from nova3d.evaluation.baselines import INFLATED
-from nova3d.evaluation.comparison import compare, compare_with_inflated
+from nova3d.evaluation.baselines import CUT_OUT, INFLATED
+from nova3d.evaluation.comparison import compare, compare_with_floors
 from nova3d.evaluation.published import Published
 from tests.evaluation.samples import CLEAR, NOISE, csv_rows, method, table
 
@@ -29,16 +29,36 @@ def test_compare_finds_what_pairing_shows():
     assert ours.result.detectable == pytest.approx(statistics.detectable_difference(CLEAR, alpha=0.05 / 2), rel=1e-6)
 
 
-def test_methods_are_compared_with_the_inflated_outline_where_it_was_scored():
+def test_methods_are_compared_with_the_floors_that_were_scored():
     floor = method([0.0] * 8).rows
-    ours = replace(method(CLEAR), baselines={INFLATED: floor})
-    found = compare_with_inflated({"ours": ours})
-    assert found is not None and found.baseline == INFLATED
-    assert [(row.method, row.metric, row.verdict) for row in found.rows] == [("ours", "psnr", "better")]
-    assert found.rows[0].result.interval.mean == pytest.approx(sum(CLEAR) / 8)
-    assert compare_with_inflated({"ours": method(CLEAR)}) is None
+    higher = method([1.0] * 8).rows
+    ours = replace(method(CLEAR), baselines={INFLATED: floor, CUT_OUT: higher})
+    found = compare_with_floors({"ours": ours})
+    assert {key: one.baseline for key, one in found.items()} == {"inflated": INFLATED, "cut-out": CUT_OUT}
+    rows = [row for one in found.values() for row in one.rows]
+    assert [(row.method, row.metric, row.verdict) for row in rows] == [
+        ("ours", "psnr", "better"),
+        ("ours", "psnr", "worse"),
+    ]
+    assert [row.result.interval.mean for row in rows] == pytest.approx([sum(CLEAR) / 8, sum(CLEAR) / 8 - 1])
+    assert compare_with_floors({"ours": method(CLEAR)}) == {}
     other = {name: {"lpips_vgg": 0.1} for name in floor}
-    assert compare_with_inflated({"ours": replace(ours, baselines={INFLATED: other})}) is None
+    assert list(compare_with_floors({"ours": replace(ours, baselines={INFLATED: other, CUT_OUT: floor})})) == [
+        "cut-out"
+    ]
+
+
+def test_a_metric_without_a_better_side_is_shown_but_not_tested():
+    def both(offsets: list[float]) -> Table:
+        rows = {name: {**row, "parts": row["psnr"]} for name, row in method(offsets).rows.items()}
+        return replace(method(offsets), rows=rows)
+
+    found = compare({"base": both([0.0] * 8), "ours": both(CLEAR)}, "base")
+    psnr, parts = found.rows
+    assert (psnr.verdict, parts.verdict, found.family) == ("better", "not ranked", 1)
+    assert math.isnan(parts.p_holm) and parts.result.interval.mean == pytest.approx(sum(CLEAR) / 8)
+    assert psnr.p_holm == pytest.approx(2 / 2**8)  # parts adds nothing to what the correction pays for
+    assert "| parts, ours |" in found.markdown() and "no value is best" in found.markdown()
 
 
 def test_compare_knows_which_way_is_better():

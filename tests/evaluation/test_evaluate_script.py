@@ -21,7 +21,7 @@ def test_script_prints_the_table_and_writes_the_files(folders, tmp_path, monkeyp
     assert f"protocol: mini ({protocol.hash})" in printed
     assert "commit: " in printed and "hardware: " in printed
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"inflated", "objects", "scores.csv", "scores.json", "scores.md", "scores.tex"}
+    assert written == {"inflated", "cut-out", "objects", "scores.csv", "scores.json", "scores.md", "scores.tex"}
     record = json.loads((tmp_path / "out/scores.json").read_text())["record"]
     assert record["predictions"] == [str(predictions)]
     assert call_script(monkeypatch, "evaluate", *arguments, "seeed=1") == 2

@@ -64,7 +64,8 @@ def test_reference_is_normalised_and_the_prediction_is_not():
     ref = MeshReference.prepare(ball(7.0).apply_translation([3, 2, 1]), SYNC, 0)
     rules = MeshRules(**{**vars(SYNC), "ious": ("iou32_flood",)})
     right, missing = score_meshes(ball(0.5), ref, rules)
-    assert missing == {} and list(right) == ["cd_l2_visible16_v001", "iou32_flood", "watertight"]
+    shape = ["input_iou", "thin_share", "side_width", "rim_angle_deg", "parts"]
+    assert missing == {} and list(right) == ["cd_l2_visible16_v001", "iou32_flood", "watertight", *shape]
     assert right["cd_l2_visible16_v001"] < 1e-4 and right["iou32_flood"] == 1.0
     small, _ = score_meshes(ball(0.4), ref, rules)
     assert small["cd_l2_visible16_v001"] == pytest.approx(0.1, abs=0.005)

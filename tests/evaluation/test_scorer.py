@@ -65,6 +65,7 @@ def test_floors_are_in_the_table_and_do_not_see_the_prediction(folders):
         "all-white image",
         "copy of the input view (scored on the others)",
         "inflated outline of the input view",
+        "cut-out of the input view",
         "silhouette oracle",
         "hull of input view, mean colour",
         "hull of all views, mean colour",
