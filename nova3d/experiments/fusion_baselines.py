@@ -68,7 +68,7 @@ def _seen_normals(
     mask = views.mask[..., None]
     shown = ViewSet(shown.rgb * mask + 1 - mask, views.normals, views.mask, views.cameras)
     seen_by = texture.make_projector(shown, views.cameras, mesh, torch.zeros_like(views.mask), config.texture)
-    colours, weight = texture.blend_views(points, outward, seen_by)
+    colours, weight, _ = texture.blend_views(points, outward, seen_by)
     return torch.where(weight[:, None] > 0, F.normalize(colours * 2 - 1, dim=-1), outward)
 
 

@@ -255,6 +255,8 @@ class TextureConfig:
     """uv: an atlas with a texture; vertex: vertex colours only."""
     size: int = 1024
     """Side of the texture in texels."""
+    most: int = 2048
+    """Largest side that the texture grows to where trusted views, such as the input picture, have finer pixels."""
     atlas: str = "projected"
     """projected: flat projections, in a second; xatlas (the extra `xatlas`): fewer, less stretched charts in
     5 to 15 seconds."""
@@ -264,12 +266,11 @@ class TextureConfig:
     """Views are blended by cos^power * (1 - H)^2."""
     top_views: Annotated[int | None, Sentinel(0)] = 3
     """Best views per texel that are blended; null: all (measured: equal on true views, otherwise sharper)."""
-    input_view: float = 3.0
-    """Weight of the trusted views, such as the input picture, among views that are not."""
     min_cos: float = 0.15
     """Least cosine between the surface normal and the direction to a view that is used."""
     erode_px: float = 1.0
-    """Width of the masks' rim, in pixels at 256 px, whose colours are not used."""
+    """Width of the masks' rim whose colours are not used: in pixels at 256 px, and in own pixels of trusted views among
+    others."""
     smooth_unseen: bool = True
     """Shift the colour field where no view sees the surface, so that it meets the baked colours."""
 

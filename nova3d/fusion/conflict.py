@@ -3,7 +3,7 @@
 They are made on the finished surface. Shapes: v views, h w pixels, n pixels in which the surface is seen.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ def conflict_maps(state: FusionState, mesh: trimesh.Trimesh, views: ViewSet) -> 
     residual = evidence = pixels.residual(colours.cpu())
     lambda_0 = state.lambda_0
     if config.consensus and config.mode in (MLP, CLOSED_FORM, TRIMMED) and len(residual):
-        equal = replace(state.config.texture, input_view=1.0)  # every view has one vote
-        projector = texture.make_projector(views, views.cameras, mesh, torch.zeros_like(views.mask), equal)
+        unweighted = torch.zeros_like(views.mask)
+        projector = texture.make_projector(views, views.cameras, mesh, unweighted, state.config.texture)
         colours, others = consensus(pixels, projector, views.favoured)
         evidence = torch.where(others >= _MIN_OTHERS, pixels.residual(colours), residual)
         evidence = torch.where(favoured, 0.0, evidence)

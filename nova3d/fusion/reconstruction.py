@@ -132,9 +132,18 @@ def reconstruct(
 
     progress(93, 100, "painting the texture")
     with _timed(timings, "texture"):
-        projector = texture.make_projector(views, cameras, solid, conflict, config.texture)
+        plain = [i for i, favoured in enumerate(views.favoured.tolist()) if not favoured]
+        projector = texture.make_projector(views[plain], cameras[plain], solid, conflict[plain], config.texture)
+        again = [i for i in range(len(views)) if i not in plain and i not in shown_again]
+        over = [
+            *([detail] if detail is not None and len(plain) < len(views) else []),
+            *([views[again]] if again else []),
+        ]
         mesh, solid, texture_report = texture.texture_mesh(
-            solid, projector, lambda points: state.surface_colours(points.to(state.device)).cpu()
+            solid,
+            projector,
+            lambda points: state.surface_colours(points.to(state.device)).cpu(),
+            tuple(texture.trusted_projector(trusted, solid, config.texture) for trusted in over),
         )
 
     foreground = views.mask > 0.5

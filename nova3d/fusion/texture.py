@@ -1,10 +1,13 @@
 """Texture from the views: points are coloured by the views that see them, the rest by the colour field.
 
+Where some views are trusted and others are not, such as the input picture among generated views, the trusted ones paint
+all that they see at a good angle, at their own resolution. All other colours are levelled to theirs (`levelling`).
+
 Shapes: v views, h w pixels, n points, m texels. Colours are sRGB in [0,1], straight (not multiplied by coverage).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +18,12 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.fusion import export
 from nova3d.fusion.atlas import Atlas, unwrap
 from nova3d.fusion.config import TextureConfig
+from nova3d.fusion.levelling import Levelling, level
 from nova3d.fusion.occupancy import pixel_size
 from nova3d.rendering.raster import barycentric, nearest_faces
 from nova3d.views import ViewSet
@@ -28,14 +33,18 @@ Fill = Callable[[Tensor], Tensor]
 
 _CHUNK = 1 << 16  # points at a time
 _FADE = 0.3  # world units over which the shift of the field's colours fades
+_FULL_COSINE = 0.35  # from which on a trusted view alone paints what it sees; below, it fades to `min_cos`
+_FILL = 0.6  # share of an atlas that its charts cover, about
 
 
 @dataclass(frozen=True)
 class Projector:
     """The views, prepared for colouring points of a mesh.
 
-    colours: [v,3,h,w] float32. trust: [v,1,h,w] float32, the weight of each pixel. depth: [v,1,2h,2w] float32 of the
-    mesh. tolerance: world units by which a visible point's depth may differ. cameras: refined.
+    colours: [v,3,h,w] float32. trust: [v,1,h,w] float32, the weight of each pixel. depth: [v,1,a*h,a*w] float32 of the
+    mesh, a = 1 or 2. tolerance: world units by which a visible point's depth may differ. cameras: refined. belief: [v]
+    float32 in [0,1], the share of a view's colours where a trusted picture's own, carried through the object, have the
+    rest.
     """
 
     colours: Tensor
@@ -44,6 +53,19 @@ class Projector:
     tolerance: float
     cameras: Cameras
     config: TextureConfig
+    belief: Tensor
+
+
+@dataclass(frozen=True)
+class Overpaint:
+    """What trusted views paint over all other colours.
+
+    trusted: their projectors, of one resolution each. levelling: of the other colours. size: of the texture.
+    """
+
+    trusted: tuple[Projector, ...]
+    levelling: Levelling
+    size: int
 
 
 def depth_maps(mesh: trimesh.Trimesh, cameras: Cameras) -> Tensor:
@@ -85,7 +107,12 @@ def _towards(points: Tensor, cameras: Cameras) -> Tensor:
 
 
 def make_projector(
-    views: ViewSet, cameras: Cameras, mesh: trimesh.Trimesh, conflict: Tensor, config: TextureConfig
+    views: ViewSet,
+    cameras: Cameras,
+    mesh: trimesh.Trimesh,
+    conflict: Tensor,
+    config: TextureConfig,
+    belief: Tensor | None = None,
 ) -> Projector:
     """Prepare views for colouring a mesh.
 
@@ -95,24 +122,57 @@ def make_projector(
         mesh: the surface.
         conflict: [v,h,w] float32 H in [0,1].
         config: settings of the texture.
+        belief: [v] float32 in [0,1], see `Projector`; None: 1 for all.
 
     Returns:
         The projector.
     """
-    h = views.cameras.height
-    mask = views.mask[:, None]
-    # Undo the composite on white where a pixel shows enough of the object, and leave the rim out.
-    straight = (views.rgb.permute(0, 3, 1, 2) - (1 - mask)) / mask.clamp_min(0.1)
-    erode = max(1, round(config.erode_px * h / 256)) if config.erode_px > 0 else 0
-    solid = -F.max_pool2d(-mask, 2 * erode + 1, 1, erode)
-    trust = (solid.clamp(0, 1) ** 2) * (1 - conflict[:, None]).clamp(0, 1).square()
-    trust[views.favoured] *= config.input_view
+    erode = max(1, round(config.erode_px * views.cameras.height / 256)) if config.erode_px > 0 else 0
+    straight, solid = _straight(views, erode)
+    trust = solid * (1 - conflict[:, None]).clamp(0, 1).square()
     fine = cameras.resized(cameras.width * 2, cameras.height * 2)
     depth = depth_maps(mesh, fine)[:, None]
-    return Projector(straight.clamp(0, 1), trust, depth, pixel_size(cameras), cameras, config)
+    belief = torch.ones(len(views)) if belief is None else belief
+    return Projector(straight, trust, depth, pixel_size(cameras), cameras, config, belief)
 
 
-def blend_views(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Tensor]:
+def trusted_projector(views: ViewSet, mesh: trimesh.Trimesh, config: TextureConfig) -> Projector:
+    """Prepare trusted views, which paint over others, for colouring a mesh.
+
+    `erode_px` counts their own pixels. Beyond the eroded mask, the nearest colour inside it goes on.
+
+    Args:
+        views: the pictures with their refined cameras, on the CPU.
+        mesh: the surface.
+        config: settings of the texture.
+
+    Returns:
+        The projector.
+    """
+    colours, trust = _straight(views, max(1, round(config.erode_px)) if config.erode_px > 0 else 0)
+    for picture, weight in zip(colours, trust, strict=True):
+        inside = weight[0].numpy() > 0.5
+        if inside.any():
+            _, (row, column) = ndimage.distance_transform_edt(~inside, return_indices=True)
+            picture[:] = picture[:, row, column]
+    depth = depth_maps(mesh, views.cameras)[:, None]
+    plain = replace(config, power=1.0, top_views=None)
+    return Projector(
+        colours, trust, depth, pixel_size(views.cameras), views.cameras, plain, belief=torch.ones(len(views))
+    )
+
+
+def _straight(views: ViewSet, erode: int) -> tuple[Tensor, Tensor]:
+    """Colours [v,3,h,w] without the white that they were composited on, and trust [v,1,h,w] of a mask whose rim of
+    `erode` pixels is left out."""
+    mask = views.mask[:, None]
+    # Undo the composite on white where a pixel shows enough of the object.
+    straight = (views.rgb.permute(0, 3, 1, 2) - (1 - mask)) / mask.clamp_min(0.1)
+    solid = -F.max_pool2d(-mask, 2 * erode + 1, 1, erode)
+    return straight.clamp(0, 1), solid.clamp(0, 1) ** 2
+
+
+def blend_views(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Tensor, Tensor]:
     """Colour surface points by the views that see them, weighted by cos^power * (1 - H)^2.
 
     Args:
@@ -123,8 +183,9 @@ def blend_views(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tens
     Returns:
         colours: [n,3] float32.
         weight: [n] float32, the sum over the views; 0 where no view sees the point.
+        belief: [n] float32, the views' belief blended likewise; its mean over all views where none sees the point.
     """
-    colours, weights = [], []
+    colours, weights, beliefs = [], [], []
     for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True):
         rgb, weight = project(p, n, views)
         k = views.config.top_views
@@ -133,7 +194,34 @@ def blend_views(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tens
         total = weight.sum(dim=0)
         colours.append((rgb * weight[..., None]).sum(dim=0) / total.clamp_min(1e-8)[:, None])
         weights.append(total)
-    return torch.cat(colours), torch.cat(weights)
+        belief = (views.belief[:, None] * weight).sum(dim=0) / total.clamp_min(1e-8)
+        beliefs.append(torch.where(total > 0, belief, views.belief.mean()))
+    return torch.cat(colours), torch.cat(weights), torch.cat(beliefs)
+
+
+def paint_trusted(points: Tensor, normals: Tensor, trusted: tuple[Projector, ...]) -> tuple[Tensor, Tensor]:
+    """Colour surface points by trusted views, whether these see them or not.
+
+    Args:
+        points: [n,3] float32.
+        normals: [n,3] float32 unit vectors.
+        trusted: one or more projectors of `trusted_projector`.
+
+    Returns:
+        colours: [n,3] float32. Where no view sees the point, what the first view shows in front of it.
+        share: [n] float32 in [0,1], how well the views see the point: 1 from a good angle, 0 where none sees it.
+    """
+    colours, shares = [], []
+    for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True):
+        seen = [project(p, n, views) for views in trusted]
+        rgb, weight = torch.cat([rgb for rgb, _ in seen]), torch.cat([weight for _, weight in seen])
+        total = weight.sum(dim=0)
+        blended = (rgb * weight[..., None]).sum(dim=0) / total.clamp_min(1e-8)[:, None]
+        colours.append(torch.where(total[:, None] > 0, blended, rgb[0]))
+        least = trusted[0].config.min_cos
+        share = ((weight.amax(dim=0) - least) / max(_FULL_COSINE - least, 1e-6)).clamp(0, 1)
+        shares.append(share * share * (3 - 2 * share))
+    return torch.cat(colours), torch.cat(shares)
 
 
 def project(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Tensor]:
@@ -162,7 +250,7 @@ def project(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, 
     return rgb, cosine.clamp_min(0) ** config.power * trust * visible
 
 
-def colour_points(points: Tensor, normals: Tensor, views: Projector, fill: Fill) -> tuple[Tensor, Tensor]:
+def colour_points(points: Tensor, normals: Tensor, views: Projector, fill: Fill) -> tuple[Tensor, Tensor, Tensor]:
     """`blend_views`, with unseen points coloured by `fill`, shifted to meet the blended colours at the border.
 
     Args:
@@ -174,18 +262,19 @@ def colour_points(points: Tensor, normals: Tensor, views: Projector, fill: Fill)
     Returns:
         colours: [n,3] float32.
         weight: [n] float32 of the views; 0 where no view sees the point.
+        belief: [n] float32, as of `blend_views`.
     """
-    colours, weight = blend_views(points, normals, views)
+    colours, weight, belief = blend_views(points, normals, views)
     unseen = weight <= 0
     if bool(unseen.any()):
         colours[unseen] = fill(points[unseen])
         if views.config.smooth_unseen and bool((~unseen).any()):
             colours[unseen] = colours[unseen] + _unseen_shift(points, colours, unseen, fill)
-    return colours.clamp(0, 1), weight
+    return colours.clamp(0, 1), weight, belief
 
 
 def texture_mesh(
-    solid: trimesh.Trimesh, views: Projector, fill: Fill
+    solid: trimesh.Trimesh, views: Projector, fill: Fill, trusted: tuple[Projector, ...] = ()
 ) -> tuple[trimesh.Trimesh, trimesh.Trimesh, dict[str, Any]]:
     """Colour a mesh as `TextureConfig` says.
 
@@ -193,27 +282,61 @@ def texture_mesh(
         solid: the welded surface.
         views: the projector of this surface.
         fill: the colour field, for what no view sees.
+        trusted: projectors of trusted views, where `views` are not; these paint over all other colours.
 
     Returns:
         mesh: with a UV-mapped texture; with mode "vertex" the same as `solid`.
         solid: the welded surface with vertex colours.
-        report: unseen_share of the texture (or vertices), and the atlas' kind.
+        report: the atlas' kind, and shares of the texture (or vertices): unseen_share, which no view sees. With
+            trusted views also trusted_share, which they paint where they see it, and mirrored_share, which they paint
+            where they do not, since the other views are not believed.
     """
     config, normals = views.config, np.array(solid.vertex_normals)
-    vertices = torch.from_numpy(np.array(solid.vertices)).float()
-    colours, weight = colour_points(vertices, torch.from_numpy(normals).float(), views, fill)
+    vertices, unit = torch.from_numpy(np.array(solid.vertices)).float(), torch.from_numpy(normals).float()
+    colours, weight, belief = colour_points(vertices, unit, views, fill)
+    over, shares = None, {"unseen_share": float((weight <= 0).float().mean())}
+    if trusted:
+        picture, share = paint_trusted(vertices, unit, trusted)
+        levelling = level(solid, colours, picture, share)
+        over = Overpaint(trusted, levelling, texture_size(solid, trusted, config))
+        levelled = levelling.apply(colours, levelling.offset)
+        colours, shares = _painted_over(levelled, belief, weight > 0, picture, share)
     welded = export.coloured(solid, colours.numpy())
     if config.mode == "vertex":
-        return welded, welded, {"unseen_share": float((weight <= 0).float().mean()), "atlas": "none"}
-    atlas = unwrap(solid, config.size, config.atlas, config.atlas_seconds)
-    picture, unseen = bake(solid, atlas, views, fill)
+        return welded, welded, {**shares, "atlas": "none"}
+    atlas = unwrap(solid, over.size if over else config.size, config.atlas, config.atlas_seconds)
+    texture, shares = bake(solid, atlas, views, fill, over)
     mesh = export.textured(
-        np.asarray(solid.vertices)[atlas.source], atlas.faces, atlas.uv, picture, normals[atlas.source]
+        np.asarray(solid.vertices)[atlas.source], atlas.faces, atlas.uv, texture, normals[atlas.source]
     )
-    return mesh, welded, {"unseen_share": unseen, "atlas": atlas.kind}
+    return mesh, welded, {**shares, "atlas": atlas.kind}
 
 
-def bake(mesh: trimesh.Trimesh, atlas: Atlas, views: Projector, fill: Fill) -> tuple[np.ndarray, float]:
+def texture_size(mesh: trimesh.Trimesh, trusted: tuple[Projector, ...], config: TextureConfig) -> int:
+    """Side of a texture whose texels are about as large as the trusted views' pixels, within the config's limits."""
+    texel = min(views.tolerance for views in trusted)
+    return int(np.clip(64 * round(np.sqrt(mesh.area / _FILL) / texel / 64), config.size, max(config.size, config.most)))
+
+
+def _painted_over(
+    colours: Tensor, belief: Tensor, seen: Tensor, picture: Tensor, share: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Colours [n,3] with the trusted `picture` [n,3] over them, and the shares of the report.
+
+    belief, share: [n] in [0,1]. seen: bool [n], whether another view sees the point.
+    """
+    own = ((1 - share) * belief)[:, None]
+    shares = {
+        "unseen_share": float((~seen & (share <= 0)).float().mean()),
+        "trusted_share": float(share.mean()),
+        "mirrored_share": float(((1 - share) * (1 - belief)).mean()),
+    }
+    return (own * colours + (1 - own) * picture).clamp(0, 1), shares
+
+
+def bake(
+    mesh: trimesh.Trimesh, atlas: Atlas, views: Projector, fill: Fill, over: Overpaint | None = None
+) -> tuple[np.ndarray, dict[str, float]]:
     """Colour the texels of an atlas.
 
     Args:
@@ -221,26 +344,75 @@ def bake(mesh: trimesh.Trimesh, atlas: Atlas, views: Projector, fill: Fill) -> t
         atlas: its UV atlas.
         views: the projector.
         fill: the colour field, for what no view sees.
+        over: what trusted views paint over that.
 
     Returns:
         texture: [size,size,3] uint8 sRGB.
-        unseen: share of the charts' texels that no view sees.
+        shares: of the charts' texels, as in the report of `texture_mesh`.
     """
-    config = views.config
-    ids, face, weights = rasterize_atlas(atlas, config.size)
-    corners = atlas.source[atlas.faces[face]]
-    points = torch.from_numpy(np.einsum("mk,mkc->mc", weights, mesh.vertices[corners])).float()
-    normals = np.einsum("mk,mkc->mc", weights, mesh.vertex_normals[corners])
-    unit = F.normalize(torch.from_numpy(normals).float(), dim=-1)
-    colours, weight = colour_points(points, unit, views, fill)
-    picture = np.zeros((config.size * config.size, 3), dtype=np.float32)
-    covered = np.zeros(config.size * config.size, dtype=bool)
-    picture[ids], covered[ids] = colours.numpy(), True
-    # Texels outside all charts take the nearest chart's colour, so no filter or mip level mixes in a foreign colour.
-    _, (row, column) = ndimage.distance_transform_edt(~covered.reshape(config.size, -1), return_indices=True)
-    unseen = float((weight <= 0).float().mean()) if len(weight) else 1.0
-    picture = picture[row * config.size + column]
-    return (picture * 255).round().clip(0, 255).astype(np.uint8), unseen
+    size = views.config.size
+    texels = Texels.of(mesh, atlas, size)
+    colours, weight, belief = colour_points(texels.points, texels.normals, views, fill)
+    shares = {"unseen_share": float((weight <= 0).float().mean()) if len(weight) else 1.0}
+    if over is not None:
+        # The other views are coarser than the texture, so their colours are found at `config.size` and enlarged.
+        levelled = over.levelling.apply(colours, texels.interpolate(over.levelling.offset))
+        layers = torch.cat([levelled, belief[:, None], (weight > 0).float()[:, None]], dim=1)
+        if over.size != size:
+            coarse = torch.from_numpy(spread_out(texels.ids, layers.numpy(), size))
+            texels = Texels.of(mesh, atlas, over.size)
+            size = over.size
+            layers = images.interpolate(coarse, size, size).reshape(size * size, -1)[texels.ids]
+        picture, share = paint_trusted(texels.points, texels.normals, over.trusted)
+        colours, shares = _painted_over(layers[:, :3], layers[:, 3], layers[:, 4] > 0.5, picture, share)
+    texture = spread_out(texels.ids, colours.numpy(), size)
+    return (texture * 255).round().clip(0, 255).astype(np.uint8), shares
+
+
+@dataclass(frozen=True)
+class Texels:
+    """The m texels that an atlas covers.
+
+    ids: [m] int64, flat numbers. corners: [m,3] int64, the mesh's vertices around each. weights: [m,3] float64, their
+    weights. points, normals: [m,3] float32, on the mesh's surface; normals are unit vectors.
+    """
+
+    ids: np.ndarray
+    corners: np.ndarray
+    weights: np.ndarray
+    points: Tensor
+    normals: Tensor
+
+    @staticmethod
+    def of(mesh: trimesh.Trimesh, atlas: Atlas, size: int) -> "Texels":
+        """The texels of a mesh's atlas in a texture of `size` texels a side."""
+        ids, face, weights = rasterize_atlas(atlas, size)
+        corners = atlas.source[atlas.faces[face]]
+        points = torch.from_numpy(np.einsum("mk,mkc->mc", weights, mesh.vertices[corners])).float()
+        normals = np.einsum("mk,mkc->mc", weights, mesh.vertex_normals[corners])
+        return Texels(ids, corners, weights, points, F.normalize(torch.from_numpy(normals).float(), dim=-1))
+
+    def interpolate(self, values: Tensor) -> Tensor:
+        """Values [n,c] float32 at the mesh's vertices to the texels, [m,c] float32."""
+        return torch.from_numpy(np.einsum("mk,mkc->mc", self.weights, values.numpy()[self.corners])).float()
+
+
+def spread_out(ids: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """A picture of some of its pixels.
+
+    Args:
+        ids: [m] int64, flat numbers of pixels.
+        values: [m,c] float32 at them.
+        size: side of the picture, pixels.
+
+    Returns:
+        [size,size,c] float32. Other pixels take the nearest value, so no filter or mip level mixes in a foreign one.
+    """
+    picture = np.zeros((size * size, values.shape[1]), dtype=np.float32)
+    covered = np.zeros(size * size, dtype=bool)
+    picture[ids], covered[ids] = values, True
+    _, (row, column) = ndimage.distance_transform_edt(~covered.reshape(size, -1), return_indices=True)
+    return picture[row * size + column]
 
 
 def rasterize_atlas(atlas: Atlas, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
