@@ -1,4 +1,4 @@
-"""Typed configs: a dataclass schema, an optional YAML file and `key=value` overrides, merged by OmegaConf.
+"""Typed configs: a dataclass schema, an optional YAML file and `key=value` overrides, merged key by key.
 
 Precedence, lowest first: the schema's defaults, the file, the overrides. Nothing here knows of torch.
 
@@ -12,6 +12,10 @@ A schema is a dataclass. The string literal below an attribute documents that ke
         \"""The most objects to read; null reads all.\"""
 
 `fields` reads these texts for `--help` (`help_text`) and for the reference pages (`markdown`).
+
+The type of a key decides how its text is read. A string is its text as it stands: `010`, `yes`, `2024_01_15` and
+`run #2` mean themselves. An override may put the whole of it in quotes. Numbers and switches are read from their text,
+lists and mappings as YAML. Nothing is interpolated: `${...}` is refused in a file unless it is quoted.
 
 An optional key (`T | None`) is unset by `key=null`, by `key=` and by an empty string. `Sentinel` names a further value
 that meant "unset" in files of earlier versions; it is read as null.
@@ -27,21 +31,21 @@ import json
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from nova3d.errors import InputError, first_line
+from nova3d.errors import InputError
+from nova3d.utils import yaml_text
 
 Schema = TypeVar("Schema")
 
+MISSING: Any = "???"
+"""The default of a key that must be given."""
 REQUIRED = "required"
 SECTION = "section"
+_SWITCHES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 class ConfigError(InputError):
@@ -72,32 +76,39 @@ class Key:
     """The further arguments of `Annotated`: Sentinel, or what another module defines."""
 
 
-def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Schema:
+def load(
+    schema: type[Schema],
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> Schema:
     """Merge a schema's defaults, a YAML file and overrides.
 
     Args:
         schema: a dataclass.
         path: a YAML file, None for the defaults alone.
-        overrides: `key=value` texts, the key dotted and the value YAML.
+        overrides: `key=value` texts, the key dotted and the value as the key's type reads it.
+        values: dotted key -> a Python value, which beats the overrides.
 
     Returns:
         An instance of `schema`.
 
     Raises:
-        ConfigError: naming the key, where it stands and the nearest valid key.
+        ConfigError: naming the key, where it stands and a valid key that is near.
     """
-    merged = OmegaConf.structured(schema)
+    merged: dict[str, Any] = {}
     if path is not None:
-        merged = _merge(merged, schema, _read_yaml(Path(path)), str(path))
+        content = _parsed(yaml_text.read_mapping, Path(path))
+        _merge(merged, schema, schema, content, str(path), "")
     for override in overrides:
-        if "=" not in override:
+        key, equals, text = override.partition("=")
+        if not equals:
             raise ConfigError(f"override '{override}' is not of the form key=value")
-        try:
-            value = OmegaConf.from_dotlist([override])
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise ConfigError(f"override '{override}': {first_line(error)}") from error
-        merged = _merge(merged, schema, value, f"override '{override}'")
-    return cast(Schema, _instance(merged, str(path or "config")))
+        source = f"override '{override}'"
+        _merge(merged, schema, schema, _nested(key, _override_value(schema, key, text, source)), source, "")
+    for key, value in (values or {}).items():
+        _merge(merged, schema, schema, _nested(key, value), f"'{key}'", "")
+    return cast(Schema, _instance(schema, merged, str(path or "config"), ""))
 
 
 def from_dict(schema: type[Schema], content: Mapping[str, Any], source: str) -> Schema:
@@ -114,18 +125,19 @@ def from_dict(schema: type[Schema], content: Mapping[str, Any], source: str) -> 
     Raises:
         ConfigError: as `load` does.
     """
-    merged = _merge(OmegaConf.structured(schema), schema, OmegaConf.create(dict(content)), source)
-    return cast(Schema, _instance(merged, source))
+    merged: dict[str, Any] = {}
+    _merge(merged, schema, schema, content, source, "")
+    return cast(Schema, _instance(schema, merged, source, ""))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A plain nested dict of a config instance, for records and checkpoints."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    return cast(dict[str, Any], _to_plain(config))
 
 
 def save(config: Any, path: str | Path) -> None:
     """Write a config instance as YAML that `load` reads back."""
-    Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    yaml_text.write(path, to_dict(config))
 
 
 def is_config(value: Any) -> bool:
@@ -257,67 +269,168 @@ def _own_texts(cls: type) -> dict[str, str]:
     return texts
 
 
-def _instance(merged: DictConfig, source: str) -> Any:
+def _to_plain(value: Any) -> Any:
+    if is_config(value):
+        return {field.name: _to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _to_plain(entry) for key, entry in value.items()}
+    return [_to_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return cast(dict[str, Any], value)
+
+
+def _override_value(schema: type, key: str, text: str, source: str) -> Any:
+    """The text of an override as the type of its key has it: a string as it stands, else YAML."""
+    hint: Any = schema
+    for name in key.split("."):
+        inner = _inner(_plain(hint)[0])
+        if is_dataclass(inner):
+            hint = _hints(cast(type, inner)).get(name, str)  # an unknown key is named when it is merged
+        else:
+            hint = get_args(inner)[1] if get_origin(inner) is dict else str
+    plain = _plain(hint)[0]
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    if _inner(plain) is not str or quoted:
+        return _parsed(yaml_text.parse, text, source)
+    return None if _is_optional(plain) and text in yaml_text.NULLS else text
+
+
+def _parsed(parse: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise ConfigError(f"{source}: '{missing[0]}' has no value; give it as {missing[0]}=VALUE")
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere
-        raise ConfigError(f"{source}: {getattr(error, 'full_key', '')}: {first_line(error)}") from error
+        return parse(*arguments)
+    except InputError as error:
+        raise ConfigError(str(error)) from error
 
 
-def _unset(hint: Any, given: Any) -> Any:
-    """What was given for a key or section of type `hint`, with None where it means "unset"."""
-    plain, marks = _plain(hint)
-    if isinstance(given, dict) and is_dataclass(plain):
-        hints = _hints(cast(type, plain))
-        return {key: _unset(hints.get(key, Any), value) for key, value in given.items()}
-    if isinstance(given, dict) and get_origin(plain) is dict:
-        return {key: _unset(get_args(plain)[1], value) for key, value in given.items()}
-    unset = ["", *(mark.value for mark in marks if isinstance(mark, Sentinel))]
-    if _is_optional(plain) and not isinstance(given, bool) and given in unset:
-        return None
-    return given
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    if not path.is_file():
-        raise ConfigError(f"config file '{path}' does not exist")
-    try:
-        content = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {first_line(error)}") from error
-    except OSError as error:  # unreadable, or OmegaConf's way of refusing a bare number
-        raise ConfigError(f"{path}: cannot be read as a config: {first_line(error)}") from error
-    if not isinstance(content, DictConfig):
-        raise ConfigError(f"{path}: the top level of a config must be a mapping of keys to values")
-    return content
-
-
-def _merge(base: DictConfig, schema: type, extra: DictConfig, source: str) -> DictConfig:
-    given = cast(dict[str, Any], OmegaConf.to_container(extra))
-    _check_keys(base, given, source, "")
-    try:
-        return cast(DictConfig, OmegaConf.merge(base, OmegaConf.create(_unset(schema, given))))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {getattr(error, 'full_key', '') or 'value'}: {first_line(error)}") from error
-
-
-def _check_keys(section: Any, given: Any, source: str, prefix: str) -> None:
-    # Only dataclass sections have fixed keys; a field of type dict takes any.
-    if not isinstance(section, DictConfig) or not is_dataclass(OmegaConf.get_type(section)):
-        return
-    valid = [str(key) for key in section]
-    if not isinstance(given, dict):
-        if given is None:
-            return
+def _merge(into: dict[str, Any], root: type, section: Any, given: Any, source: str, prefix: str) -> None:
+    """Put what was given for a section into `into`: values read by type, sections and mappings as nested dicts."""
+    hints = _hints(section)
+    if not isinstance(given, Mapping):
         name = prefix.rstrip(".")
-        raise ConfigError(f"{source}: '{name}' is a section with the keys {', '.join(valid)}, not a single value")
+        raise ConfigError(f"{source}: '{name}' is a section with the keys {', '.join(hints)}, not a single value")
     for key, value in given.items():
-        if key not in valid:
-            nearest = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.0)
-            hint = f"did you mean '{prefix}{nearest[0]}'?" if nearest else "this section takes no keys"
-            raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {hint}")
-        if not OmegaConf.is_missing(section, key) and not OmegaConf.is_interpolation(section, key):
-            _check_keys(section[key], value, source, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise ConfigError(f"{source}: unknown key '{name[:80]}'; {_near(root, name, prefix, list(hints))}")
+        hint = _plain(hints[key])[0]
+        if is_dataclass(hint):
+            _merge(into.setdefault(key, {}), root, hint, value, source, f"{name}.")
+        elif get_origin(hint) is dict and is_dataclass(item := _plain(get_args(hint)[1])[0]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{source}: {name}: {_shown(value)} is not a mapping of names")
+            entries = into.setdefault(key, {})
+            for entry, content in value.items():
+                _merge(entries.setdefault(str(entry), {}), root, item, content, source, f"{name}.{entry}.")
+        elif get_origin(hint) is dict and isinstance(value, Mapping):
+            into.setdefault(key, {}).update(_value(hints[key], value, source, name))
+        else:
+            into[key] = _value(hints[key], value, source, name)
+
+
+def _near(root: type, name: str, prefix: str, valid: list[str]) -> str:
+    """What to write in place of an unknown key, where something is near."""
+    last = name.rpartition(".")[2]
+    if found := difflib.get_close_matches(last, valid, n=1, cutoff=0.6):
+        return f"did you mean '{prefix}{found[0]}'?"
+    every = [key.name for key in fields(root)]
+    elsewhere = [key for key in every if key.rpartition(".")[2] == last] or difflib.get_close_matches(
+        name, every, 1, 0.7
+    )
+    if elsewhere:
+        return f"did you mean '{elsewhere[0]}'?"
+    more = f" and {len(valid) - 12} more" if len(valid) > 12 else ""
+    return f"the keys here are {', '.join(valid[:12])}{more}" if valid else "this section takes no keys"
+
+
+def _instance(schema: type, given: Mapping[str, Any], source: str, prefix: str, base: Any = None) -> Any:
+    """An instance of a schema with the values of `given`; the others are those of `base`, or the schema's defaults."""
+    hints, arguments = _hints(schema), {}
+    for field in dataclasses.fields(schema):
+        hint, name = _plain(hints[field.name])[0], f"{prefix}{field.name}"
+        default = _default(field) if base is None else getattr(base, field.name)
+        value = given.get(field.name, default)
+        if is_dataclass(hint):
+            value = _instance(cast(type, hint), given.get(field.name, {}), source, f"{name}.", default)
+        elif get_origin(hint) is dict and field.name in given:
+            item: Any = _plain(get_args(hint)[1])[0]
+            value = dict(default)
+            for key, content in given[field.name].items():
+                entry = f"{name}.{key}."
+                made = (
+                    _instance(cast(type, item), content, source, entry, default.get(key))
+                    if is_dataclass(item)
+                    else content
+                )
+                value[key] = made
+        if isinstance(value, str) and value == MISSING:
+            raise ConfigError(f"{source}: '{name}' has no value; give it as {name}=VALUE")
+        arguments[field.name] = value
+    return schema(**arguments)
+
+
+def _inner(hint: Any) -> Any:
+    """The type of an optional key without None; any other type as it is."""
+    return next(part for part in get_args(hint) if part is not type(None)) if _is_optional(hint) else hint
+
+
+def _value(hint: Any, given: Any, source: str, name: str) -> Any:
+    """What was given for a key, as its type has it. Raises ConfigError that names the key."""
+    plain, marks = _plain(hint)
+    if _is_optional(plain):
+        sentinels = [mark.value for mark in marks if isinstance(mark, Sentinel)]
+        typed = yaml_text.typed(given) if isinstance(given, yaml_text.Plain) else given
+        if typed is None or given == "":
+            return None
+        if not isinstance(typed, bool | list | dict) and typed in sentinels:
+            return None
+        plain = _inner(plain)
+    if isinstance(given, str) and plain in (int, float, bool, str):
+        return _scalar(plain, given, source, name)
+    if plain is Any:
+        return yaml_text.typed_all(given)
+    if get_origin(plain) in (list, tuple) and isinstance(given, list | tuple):
+        items = get_args(plain)
+        kinds = items if get_origin(plain) is tuple and ... not in items else (items[0],) * len(given)
+        if len(kinds) == len(given):
+            pairs = enumerate(zip(kinds, given, strict=True))
+            made = [_value(kind, each, source, f"{name}[{i}]") for i, (kind, each) in pairs]
+            return tuple(made) if get_origin(plain) is tuple else made
+    elif get_origin(plain) is dict and isinstance(given, Mapping):
+        return {str(key): _value(get_args(plain)[1], each, source, f"{name}.{key}") for key, each in given.items()}
+    elif isinstance(given, int | float) and (isinstance(given, bool) == (plain is bool)):
+        if plain is float or isinstance(given, plain):
+            return plain(given)
+    elif plain is str and isinstance(given, str):
+        return str(given)
+    raise ConfigError(f"{source}: {name}: {_shown(given)} is not of the type {_type_name(plain)}")
+
+
+def _scalar(plain: Any, text: str, source: str, name: str) -> Any:
+    """The text of a string, a number or a switch. Raises ConfigError."""
+    if plain is str:
+        if isinstance(text, yaml_text.Plain) and (text in yaml_text.NULLS or "${" in text):
+            what = "is not a text" if text in yaml_text.NULLS else "would not be interpolated"
+            raise ConfigError(f"{source}: {name}: '{text[:60]}' {what}; quote it to mean the text itself")
+        return str(text)
+    word = text.strip()
+    try:
+        if plain is bool and word.lower() in _SWITCHES:
+            return _SWITCHES[word.lower()]
+        if plain is int:
+            return int(word)
+        if plain is float:
+            return float(word.replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError:  # falls through to the message
+        pass
+    raise ConfigError(f"{source}: {name}: {_shown(text)} is not of the type {_type_name(plain)}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; what holds others is only named, since aliases of YAML may make it very long."""
+    if isinstance(value, str | int | float) or value is None:
+        return f"'{str(value)[:60]}'"
+    return f"a {type(value).__name__}"

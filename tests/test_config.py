@@ -3,10 +3,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from omegaconf import MISSING
 
 from nova3d import config
-from nova3d.config import ConfigError, Sentinel
+from nova3d.config import MISSING, ConfigError, Sentinel
 
 
 @dataclass
@@ -216,3 +215,115 @@ def test_a_record_of_an_earlier_version_reads_as_todays() -> None:
     assert config.from_dict(Study, record, "record.json") == Study(arms={"a": Arm("x")})
     with pytest.raises(ConfigError, match=r"record\.json: unknown key 'sed'; did you mean 'seed'"):
         config.from_dict(Study, {"sed": 1}, "record.json")
+
+
+@dataclass
+class Words:
+    out: str = "outputs"
+    title: str | None = None
+    names: list[str] = field(default_factory=list)
+    weights: dict[str, str] = field(default_factory=dict)
+    size: int = 1
+    rate: float = 0.5
+    on: bool = False
+    pair: tuple[int, ...] = (1, 2)
+
+
+TEXTS = (
+    "run #2",
+    "2024_01_15",
+    "2024-01-15",
+    "010",
+    "1.10",
+    "12:30",
+    "yes",
+    "null",
+    "1e3",
+    "a: b",
+    "[x",
+    "*a",
+    "!x",
+    "~/x",
+    "@x",
+    "a=b",
+    "${oc.env:HOME}",
+    "${x}",
+    " x ",
+    "C:\\x",
+    "it's",
+    "é",
+    "",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_string_key_takes_the_text_of_an_override_as_it_stands(tmp_path: Path, text: str) -> None:
+    loaded = config.load(Words, None, [f"out={text}"])
+    assert loaded.out == text
+    config.save(loaded, tmp_path / "saved.yaml")  # and the file says the same
+    assert config.load(Words, tmp_path / "saved.yaml") == loaded
+    if text not in ("null", ""):
+        assert config.load(Words, None, [f"title={text}", f"weights.a={text}"]) == Words(
+            title=text, weights={"a": text}
+        )
+    assert config.load(Words, None, [], {"title": text or None, "names": [text]}).names == [text]
+
+
+def test_strings_of_a_file_and_of_lists_are_not_changed_either(tmp_path: Path) -> None:
+    path = write(tmp_path, "out: 2024_01_15\ntitle: 1.10\nnames: [010, yes, 12:30, 1e3]\nweights: {on: off}\n")
+    loaded = config.load(Words, path, ["names=[a, 007]"])
+    assert config.load(Words, path).names == ["010", "yes", "12:30", "1e3"]
+    assert (loaded.out, loaded.title, loaded.weights, loaded.names) == (
+        "2024_01_15",
+        "1.10",
+        {"on": "off"},
+        ["a", "007"],
+    )
+
+
+def test_numbers_switches_and_lists_are_read_from_their_text() -> None:
+    loaded = config.load(Words, None, ["size=1_000", "rate=1e-3", "on=yes", "pair=[3, 4, 5]"])
+    assert loaded == Words(size=1000, rate=1e-3, on=True, pair=(3, 4, 5))
+    assert config.load(Words, None, ["size=010"]).size == 10  # not octal
+    assert config.to_dict(loaded)["pair"] == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("size=12:30", "size: '12:30' is not of the type int"),
+        ("size=1.5", "size: '1.5' is not of the type int"),
+        ("size=[1,2]", "size: a list is not of the type int"),
+        ("on=maybe", "on: 'maybe' is not of the type bool"),
+        ("pair=3", "pair: '3' is not of the type tuple"),
+        ("pair=[1,x]", r"pair\[1\]: 'x' is not of the type int"),
+        ("names=x", "names: 'x' is not of the type list"),
+        ("colour=red", "unknown key 'colour'; the keys here are out, title, names"),
+        ("sise=3", "did you mean 'size'"),
+    ],
+)
+def test_a_value_of_another_type_is_named_and_only_a_near_key_is_suggested(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(Words, None, [override])
+    assert "\n" not in str(caught.value) and ("did you mean" in str(caught.value)) == ("did you mean" in message)
+
+
+def test_a_key_of_another_section_is_suggested() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'dropout'; did you mean 'model.dropout'"):
+        config.load(Run, None, ["dropout=0.2"])
+
+
+def test_nothing_is_read_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "secret")
+    assert config.load(Words, write(tmp_path, "out: '${oc.env:TOKEN}'\n")).out == "${oc.env:TOKEN}"
+    with pytest.raises(ConfigError, match=r"out: '\$\{oc.env:TOKEN\}' would not be interpolated") as caught:
+        config.load(Words, write(tmp_path, "out: ${oc.env:TOKEN}\n"))
+    assert "secret" not in str(caught.value)
+
+
+def test_yaml_that_unfolds_or_nests_is_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1,1]"] + [f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, 40)]
+    for text in ("\n".join(lines), "names: &a [*a]", "names: " + "[" * 5000, "names: !!python/object:os.system x"):
+        with pytest.raises(ConfigError) as caught:
+            config.load(Words, write(tmp_path, text))
+        assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)

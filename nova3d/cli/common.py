@@ -2,18 +2,22 @@
 
 import argparse
 import importlib
-import json
+import io
 import logging
 import operator
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from nova3d import config
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
 from nova3d.utils.progress import Progress
 from nova3d.utils.resources import Shipped, find, locate
 
@@ -80,7 +84,8 @@ def load_config(
         schema: a dataclass.
         stage: the folder of `configs/` in which a bare name is looked up.
         options: what `add_config` added: `config` and `overrides`.
-        flags: key -> value of options that stand for a config key; None values were not given. They beat overrides.
+        flags: dotted key -> value of options that stand for a config key; None values were not given. They beat
+            overrides.
 
     Returns:
         An instance of `schema`.
@@ -89,35 +94,63 @@ def load_config(
         InputError: for an unknown config, key or value.
     """
     path = find(options.config, "config", stage)
-    flag_values = [f"{key}={value}" for key, value in (flags or {}).items() if value is not None]
-    overrides = [*options.overrides, *flag_values]
-    settings = config.load(schema, path, overrides)
+    values = {key: value for key, value in (flags or {}).items() if value is not None}
+    settings = config.load(schema, path, options.overrides, values)
     marked = [(key.name, mark) for key in config.fields(schema) for mark in key.marks if isinstance(mark, Shipped)]
     for name, mark in marked:
         value = operator.attrgetter(name)(settings)
         if isinstance(value, str) and (found := locate(value, mark.kind, mark.stage)):
-            overrides.append(f"{name}={json.dumps(str(found))}")  # quoted: a path may look like other YAML
-    return config.load(schema, path, overrides)
+            values[name] = str(found)
+    return config.load(schema, path, options.overrides, values)
 
 
-def yaml_list(text: str | None) -> str | None:
-    """An option's text A,B as the YAML list [A,B] of an override; None stays None."""
-    return None if text is None else f"[{text}]"
+def names(text: str | None) -> list[str] | None:
+    """The names in an option's text A,B; None stays None."""
+    return None if text is None else [name for name in text.split(",") if name]
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a verb: errors of input end in one line on stderr and exit code 2, Ctrl-C in 130."""
+    """Run a verb, and end in one line on stderr for all that is no bug.
+
+    Errors of input and of the system (a full disk, a file that cannot be read) end in exit code 2, Ctrl-C in 130,
+    SIGTERM in 143. A reader of the output that leaves early ends it in silence, with 141.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)  # what holds locks, files and processes lets go of them
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for noisy in ("httpx", "urllib3", "PIL", "trimesh"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except BrokenPipeError:
+        _silence_stdout()
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        logging.getLogger(__name__).debug("where it came from", exc_info=True)
+        _silence_stdout()
+        where = f": '{error.filename}'" if error.filename is not None else ""
+        sys.stderr.write(f"error: {error.strerror or first_line(error)}{where}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def _terminate(number: int, _: FrameType | None) -> None:
+    sys.stderr.write("terminated\n")
+    sys.exit(128 + number)
+
+
+def _silence_stdout() -> None:
+    """Have what is left in the buffer of stdout go nowhere, so that the interpreter's last flush does not fail."""
+    with suppress(io.UnsupportedOperation):  # no file of the system, as under pytest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -146,12 +179,19 @@ def pick_device(asked: str) -> str:
         The device's name.
 
     Raises:
-        InputError: where CUDA is asked for and torch finds no GPU.
+        InputError: for a device that torch does not know or does not find here.
     """
     import torch
 
     if asked.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device '{asked}' was asked for, but torch finds no CUDA GPU; use --device cpu")
+    try:
+        usable = not asked or torch.empty(0, device=asked).device.type != "meta"
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        usable = False
+    if not usable:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise InputError(f"device '{asked}' is none that torch has here; use --device {' or '.join(there)}")
     device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger(__name__).info("device: %s", device)
     return device

@@ -13,7 +13,7 @@ from nova3d.errors import InputError
 from nova3d.utils import compat, provenance
 from nova3d.utils.resources import locate
 
-REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "omegaconf", "trimesh", "numba")
+REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "yaml", "trimesh", "numba")
 OPTIONAL = {
     "torchmetrics": "LPIPS in the evaluation",
     "tensorboard": "training curves",

@@ -32,6 +32,9 @@ def render(argv: Sequence[str] | None = None) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         common.add_config(step, CONFIG, "nova3d.data.jobs.config:RenderConfig")
+        if name == "run":
+            text = "run the code that engine.name=package.module:factory names"
+            step.add_argument("--allow-code", action="store_true", help=text)
         if name == "retry":
             step.add_argument("--reason", action="append", required=True, help="as in `status`; may be repeated")
         if name == "pack":
@@ -64,6 +67,10 @@ def _run(settings: "RenderConfig", options: argparse.Namespace) -> None:
     from nova3d.data.jobs import job
     from nova3d.data.jobs.scheduler import Stop
 
+    if ":" in settings.engine.name and not options.allow_code:
+        raise InputError(
+            f"engine.name '{settings.engine.name[:80]}' names code to import and run: give --allow-code if you trust it"
+        )
     stop = Stop()
 
     def drain(number: int, _: Any) -> None:
@@ -79,7 +86,7 @@ def _run(settings: "RenderConfig", options: argparse.Namespace) -> None:
         print(f"shards: {packed}")
     elif tally.ended:
         print(f"ended by {tally.ended}; the same command resumes")
-        sys.exit(130 if tally.ended == "SIGINT" else 0)
+        sys.exit(128 + signal.Signals[tally.ended])
 
 
 def _status(settings: "RenderConfig", options: argparse.Namespace) -> None:

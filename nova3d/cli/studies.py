@@ -40,8 +40,8 @@ def reproduce(argv: Sequence[str] | None = None) -> None:
         "sample.model": options.model,
         "objects": options.objects,
         "out": options.out,
-        "names": common.yaml_list(options.names),
-        "seeds": common.yaml_list(options.seeds),
+        "names": common.names(options.names),
+        "seeds": common.names(options.seeds),
     }
     settings = common.load_config(ReproduceConfig, "reproduce", options, flags)
     device = common.pick_device(options.device)
@@ -76,7 +76,7 @@ def ablate(argv: Sequence[str] | None = None) -> None:
 def _attention(options: Namespace) -> None:
     from nova3d.experiments.attention import AttentionConfig, attention_suite, select_arms
 
-    flags = {"held_out": options.objects, "out": options.out, "names": common.yaml_list(options.names or None)}
+    flags = {"held_out": options.objects, "out": options.out, "names": common.names(options.names or None)}
     settings = common.load_config(AttentionConfig, "ablation", options, flags)
     settings = select_arms(settings, _chosen("arm", options.arms, list(select_arms(settings).arms)))
     device = common.pick_device(options.device)

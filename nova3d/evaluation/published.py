@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
 from nova3d import config
+from nova3d.config import MISSING
 from nova3d.errors import InputError
 from nova3d.evaluation.formats import TextRow, TextTable, arrow, number
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
-from omegaconf import MISSING
 from torch.utils.flop_counter import FlopCounterMode
 
 from nova3d import config as configs
+from nova3d.config import MISSING
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table

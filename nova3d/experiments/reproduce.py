@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from omegaconf import MISSING
-
 from nova3d import config as configs
+from nova3d.config import MISSING
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.comparison import Comparison, compare, compare_with_floors

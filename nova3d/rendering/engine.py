@@ -37,7 +37,7 @@ class EngineConfig:
 
     name: str = "raster"
     """raster, blender, or package.module:factory of another package; the factory takes this config and returns an
-    Engine."""
+    Engine. The command line imports it with `--allow-code` only."""
     device: str = "cpu"
     """cpu, cuda, or (blender) optix."""
     light: str = "studio"

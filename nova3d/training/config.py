@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
 from nova3d.config import Sentinel
 from nova3d.data import augment
 from nova3d.data.augment import AugmentConfig
 from nova3d.diffusion import NoiseSchedule
-from nova3d.errors import InputError, first_line
+from nova3d.errors import InputError
+from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS
 from nova3d.tasks import CONDITIONS
+from nova3d.utils import yaml_text
 from nova3d.utils.resources import Shipped
 
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
@@ -279,6 +278,8 @@ def check(config: TrainConfig) -> None:
             config.mixed_precision in ("no", "bf16", "auto"),
             "mixed_precision must be no, bf16 or auto: SVD overflows in fp16",
         ),
+        (config.model.alignment in ALIGNMENTS, f"model.alignment must be one of {', '.join(ALIGNMENTS)}"),
+        (config.model.alignment_init in ALIGNMENT_INITS, f"model.alignment_init: one of {', '.join(ALIGNMENT_INITS)}"),
         (optim.name in OPTIMIZERS, f"optim.name must be one of {', '.join(OPTIMIZERS)}"),
         (
             config.pipeline.condition in CONDITIONS,
@@ -351,14 +352,14 @@ def preset_overrides(path: str | Path) -> list[str]:
         InputError: where the file cannot be read.
     """
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError) as error:
-        raise InputError(f"preset '{path}' cannot be read: {first_line(error)}") from error
+        content = yaml_text.read_mapping(Path(path))
+    except InputError as error:
+        raise InputError(f"preset '{path}' cannot be read: {error}") from error
 
     def flat(value: Any, prefix: str) -> list[str]:
         if isinstance(value, dict):
             return [line for key, entry in value.items() for line in flat(entry, f"{prefix}.{key}" if prefix else key)]
-        return [f"{prefix}={json.dumps(value)}"]
+        return [f"{prefix}={value if isinstance(value, yaml_text.Plain) else json.dumps(value)}"]
 
     return flat(content, "")
 

@@ -80,7 +80,10 @@ def frozen_networks(config: TrainConfig) -> tuple[VideoAutoencoder, CLIPVisionMo
 
 def build_unet(config: UNetConfig, latent_size: int) -> NovaUNet:
     """A randomly initialised NovaUNet."""
-    return NovaUNet(sample_size=latent_size, **vars(config))
+    try:
+        return NovaUNet(sample_size=latent_size, **vars(config))
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:  # what diffusers raises for sizes
+        raise InputError(f"the keys of model.* make no UNet: {first_line(error)}") from error
 
 
 def build_image_encoder(config: ImageEncoderConfig, projection_dim: int) -> CLIPVisionModelWithProjection:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -51,11 +52,20 @@ def in_parts(work: Work, workers: int, device: str, tell: Callable[[], None]) ->
 
 
 def _worker(work: Work, part: int, parts: int, device: str, pipe: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(part, parts, device, lambda: None)
         pipe.send("")
     except InputError as error:
         pipe.send(str(error))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended, also by SIGKILL: nobody would read what it still makes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _received(pipe: Connection) -> str | None:

@@ -1,11 +1,15 @@
+import errno
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nova3d.cli import common
 from nova3d.errors import InputError
-from tests.helpers.commands import run_script
+from tests.helpers.commands import ROOT, run_script
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +77,42 @@ def test_doctor_is_content_with_a_whole_model(tmp_path: Path) -> None:
     done = run_script("doctor", "--model", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "all that is needed is here" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/out/mesh.glb"), "No space left on device: '/out/mesh.glb'"),
+        (OSError("the socket is closed"), "the socket is closed"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        common.run(main)
+    assert caught.value.code == 2 and capsys.readouterr().err == f"error: {line}\n"
+
+
+def shell(command: str) -> "subprocess.CompletedProcess[str]":
+    code = "from nova3d.cli import common; common.run(lambda: [print('x' * 100) for _ in range(10_000)])"
+    line = command.replace("PYTHON", f'{sys.executable} -c "{code}"')
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_a_reader_that_leaves_early_ends_a_verb_in_silence() -> None:
+    done = shell("PYTHON | head -c 1 > /dev/null; echo ${PIPESTATUS[0]}")
+    assert done.stdout.strip() == "141" and done.stderr == ""
+
+
+def test_an_output_that_cannot_be_written_is_one_line() -> None:
+    done = shell("PYTHON > /dev/full")
+    assert done.returncode == 2 and done.stderr == "error: No space left on device\n"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:x", "meta", "tpu"])
+def test_an_unknown_device_is_one_line(device: str) -> None:
+    with pytest.raises(InputError, match=f"device '{device}' is none that torch has here; use --device cpu"):
+        common.pick_device(device)

@@ -108,7 +108,7 @@ def test_flags_beat_overrides_and_overrides_stand_anywhere() -> None:
 
     settings = common.load_config(FusionConfig, "fusion", options, {"optim.seed": options.seed, "optim.lr": None})
     assert (settings.optim.seed, settings.optim.steps) == (3, 7)
-    assert common.yaml_list("a,b") == "[a,b]" and common.yaml_list(None) is None
+    assert common.names("a #1,010") == ["a #1", "010"] and common.names(None) is None
 
 
 @dataclass

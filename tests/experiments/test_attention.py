@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+import yaml
 from torch.nn import functional as F
 
 from nova3d import cameras
@@ -90,7 +90,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "log_every": 1,
         "checkpoint_every": 2,
     }
-    OmegaConf.save(OmegaConf.create(train), folder / "train.yaml")
+    (folder / "train.yaml").write_text(yaml.safe_dump(train))
     shards(folder / "held", ["c", "d"])
     return folder
 
@@ -235,7 +235,7 @@ def test_only_the_arms_asked_for_are_trained(config: AttentionConfig, monkeypatc
     monkeypatch.setattr(module, "train_part", train_part)
     argv = ["--suite", "attention", "--config", "suite.yaml", "--objects", config.held_out, "--out", config.out]
     monkeypatch.chdir(config.out.removesuffix("/out"))
-    OmegaConf.save(OmegaConf.create({**configs.to_dict(replace(config, arms={})), "held_out": "???"}), "suite.yaml")
+    Path("suite.yaml").write_text(yaml.safe_dump({**configs.to_dict(replace(config, arms={})), "held_out": "???"}))
     with pytest.raises(Stopped):
         ablate([*argv, "--arms", "none,gta", "--device", "cpu"])
     assert trained == ["none", "gta"]

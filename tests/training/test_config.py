@@ -110,3 +110,19 @@ def test_files_of_earlier_versions_with_empty_texts_and_zeros_are_read_as_unset(
 @pytest.mark.parametrize("schema", [TrainConfig, AutoencoderTrainConfig])
 def test_every_key_is_documented(schema: type) -> None:
     assert [key.name for key in configs.fields(schema) if not key.text] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.alignment=gtaa", "model.alignment must be one of none, cross_domain, gta"),
+        ("model.alignment_init=zeros", "model.alignment_init: one of copied"),
+        ("model.block_out_channels=[32,96]", "keys of model.* make no UNet: .*block_out_channels"),
+        ("model.norm_groups=7", "norm_groups 7 does not divide"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_one_line(override: str, message: str) -> None:
+    config = configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", [override])
+    with pytest.raises(InputError, match=message):
+        check(config)
+        build_unet(config.model, 8)

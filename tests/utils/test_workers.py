@@ -1,13 +1,33 @@
 """Work shared out between processes: each has its part, and what goes wrong in one comes back in a line."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nova3d.errors import InputError
 from nova3d.utils.workers import in_parts
 
+ROOT = Path(__file__).parents[2]
+ENDLESS = """
+import os, pathlib, sys, time
+from functools import partial
+from nova3d.cli.common import run
+from nova3d.utils.workers import in_parts
+
+def work(folder, part, parts, device, tell):
+    pathlib.Path(folder, str(os.getpid())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    run(lambda: in_parts(partial(work, sys.argv[1]), 2, "cpu", lambda: None))
+"""
 WORK = """
 import os, pathlib, sys
 from nova3d.errors import InputError
@@ -38,3 +58,26 @@ def test_parts_run_in_processes_and_their_errors_come_back(tmp_path: Path, monke
         in_parts(partial(work_of_a_test.work, tmp_path / "done", "refuse"), 2, "cpu", lambda: None)
     with pytest.raises(InputError, match="worker 1 of 2 ended with exit code 9"):
         in_parts(partial(work_of_a_test.work, tmp_path / "done", "die"), 2, "cpu", lambda: None)
+
+
+def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> None:
+    """SIGTERM and SIGKILL of the parent: no worker goes on writing."""
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        folder = tmp_path / str(int(number))
+        folder.mkdir()
+        command = [sys.executable, str(tmp_path / "endless.py"), str(folder)]
+        parent = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        wait_for(lambda folder=folder: len(list(folder.iterdir())) == 2)
+        parent.send_signal(number)
+        _, errors = parent.communicate(timeout=60)
+        assert parent.returncode == (143 if number == signal.SIGTERM else -9) and b"Traceback" not in errors
+        workers = [int(path.name) for path in folder.iterdir()]
+        wait_for(lambda workers=workers: not any(psutil.pid_exists(pid) for pid in workers))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)

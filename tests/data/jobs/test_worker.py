@@ -44,7 +44,7 @@ def start(config: RenderConfig, tmp_path: Path) -> ForkProcess:
 
 
 def run_script(folder: Path) -> None:
-    sys.argv = ["render.py", "run", "--config", str(folder / "config.yaml")]
+    sys.argv = ["render.py", "run", "--config", str(folder / "config.yaml"), "--allow-code"]
     for number, name in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
@@ -142,7 +142,7 @@ def test_workers_die_with_a_killed_parent_and_the_next_run_gives_the_same_bytes(
     assert same_files(Path(config.out), Path(clean.out)) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_drains_the_job(
     fake_worker: None, make_job: MakeJob, tries: Callable[[str], list[int]], tmp_path: Path, number: int, code: int
 ) -> None:
