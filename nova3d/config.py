@@ -357,7 +357,7 @@ def _instance(schema: type, given: Mapping[str, Any], source: str, prefix: str, 
             value = _instance(cast(type, hint), given.get(field.name, {}), source, f"{name}.", default)
         elif get_origin(hint) is dict and field.name in given:
             item: Any = _plain(get_args(hint)[1])[0]
-            value = dict(default)
+            value = dict(default) if isinstance(default, Mapping) else {}
             for key, content in given[field.name].items():
                 entry = f"{name}.{key}."
                 made = (

@@ -327,3 +327,14 @@ def test_yaml_that_unfolds_or_nests_is_refused_at_once(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             config.load(Words, write(tmp_path, text))
         assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+@dataclass
+class Source:
+    rows: dict[str, list[float | None]] = MISSING
+
+
+def test_a_mapping_without_a_default_is_filled_and_asked_for() -> None:
+    assert config.from_dict(Source, {"rows": {"a": [1, None]}}, "x").rows == {"a": [1.0, None]}
+    with pytest.raises(ConfigError, match="'rows' has no value"):
+        config.load(Source)
