@@ -1,4 +1,4 @@
-"""Pictures: files, colour, framing.
+"""Pictures: files, colour, cut-out, framing.
 
 Images are float tensors in [0,1], [h,w,3] or [h,w,4] with straight alpha, unless a name says otherwise.
 """
@@ -11,13 +11,21 @@ from nova3d.images.colour import (
     uncomposite,
     unpremultiply,
 )
+from nova3d.images.cutout import (
+    MATTE_DISTANCE,
+    CutOut,
+    Method,
+    alpha_separates,
+    cut_out,
+    matte_plain_background,
+    read_rgba,
+)
+from nova3d.images.decode import MAX_MEGAPIXELS, Picture, decode
 from nova3d.images.framing import (
     FOREGROUND_RATIO,
-    MATTE_DISTANCE,
     check_object,
     frame_object,
     interpolate,
-    matte_plain_background,
     resize,
 )
 from nova3d.images.io import (
@@ -28,7 +36,6 @@ from nova3d.images.io import (
     image_size,
     read_frames,
     read_image,
-    read_rgba,
     save_animation,
     save_image,
     to_uint8,
@@ -39,9 +46,16 @@ __all__ = [
     "FOREGROUND_RATIO",
     "IMAGE_SUFFIXES",
     "MATTE_DISTANCE",
+    "MAX_MEGAPIXELS",
     "VIDEO_SUFFIXES",
+    "CutOut",
+    "Method",
+    "Picture",
+    "alpha_separates",
     "check_object",
     "composite",
+    "cut_out",
+    "decode",
     "frame_object",
     "grid",
     "image_size",

@@ -1,50 +1,16 @@
-"""The object in a picture: cut out of a plain background, checked, framed and resized."""
+"""The object in a picture: checked, framed and resized."""
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from nova3d.errors import InputError
 from nova3d.images.colour import premultiply, unpremultiply
 
-PLAIN_BORDER_DEVIATION = 0.04  # a border whose colours deviate less than this from their median is "plain"
-MATTE_DISTANCE = 0.06  # colour distance (max over channels) from the background that counts as object
 MIN_OBJECT_PIXELS = 8  # an object whose longest side is shorter is not worth reconstructing
 FOREGROUND_RATIO = 2 / 3  # a unit object seen face-on in the default camera: 1 of 1.5 world units
-
-
-def matte_plain_background(rgb: Tensor, name: str = "image") -> Tensor:
-    """Cut an object out of a background of one colour.
-
-    Background is what has the border's median colour and is connected to the border.
-
-    Args:
-        rgb: [h,w,3] float in [0,1].
-        name: the picture's name for the message.
-
-    Returns:
-        [h,w] float alpha, 0 or 1.
-
-    Raises:
-        InputError: where the border is not of one colour.
-    """
-    border = torch.cat([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
-    colour = border.median(dim=0).values
-    spread = (border - colour).abs().amax(dim=-1)
-    if (spread > PLAIN_BORDER_DEVIATION).float().mean() > 0.05:
-        raise InputError(
-            f"'{name}' has no transparency and its background is not of one colour: "
-            "cut the object out (for example `rembg i photo.jpg photo.png`) and pass the RGBA PNG"
-        )
-    like_background = ((rgb - colour).abs().amax(dim=-1) <= MATTE_DISTANCE).numpy()
-    labels, _ = ndimage.label(like_background)
-    edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    background = np.isin(labels, edge[edge > 0])
-    return torch.from_numpy((~background).astype(np.float32))
 
 
 def check_object(alpha: Tensor, name: str) -> None:
@@ -74,28 +40,51 @@ def frame_object(rgba: Tensor, size: int, foreground_ratio: float = FOREGROUND_R
     done on premultiplied colours, so the surroundings of a cut-out never bleed in.
 
     Args:
-        rgba: [h,w,4] float in [0,1], straight alpha; some pixels are object (see `check_object`).
+        rgba: [h,w,4] uint8, or float in [0,1], straight alpha; some pixels are object (see `check_object`).
         size: the side of the square, in pixels.
         foreground_ratio: share of the side that the object's longest side fills.
 
     Returns:
         [size,size,4] float in [0,1], straight alpha.
     """
-    rows, columns = torch.nonzero(rgba[..., 3] > 0.5, as_tuple=True)
-    top, bottom, left, right = int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
+    inside = rgba[..., 3] > (127 if rgba.dtype == torch.uint8 else 0.5)
+    rows, columns = torch.nonzero(inside.any(dim=1))[:, 0], torch.nonzero(inside.any(dim=0))[:, 0]
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     side = max(bottom - top, right - left) / foreground_ratio
-    premultiplied = premultiply(rgba).permute(2, 0, 1)[None]
-    # Anti-alias by a box filter as wide as the sampling step. Odd, or it would shift the picture by half a pixel;
-    # the margin holds the soft rim of an object that touches the picture's edge.
-    step = math.floor(side / size) | 1
-    premultiplied = F.avg_pool2d(F.pad(premultiplied, [step] * 4), step, stride=1, padding=step // 2)
-    h, w = premultiplied.shape[2:]
-    offset = (torch.arange(size) + 0.5) / size * side - side / 2 + step
-    x = (offset + (left + right) / 2) / w * 2 - 1
-    y = (offset + (top + bottom) / 2) / h * 2 - 1
-    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)[None].float()
-    sampled = F.grid_sample(premultiplied, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    return unpremultiply(sampled.permute(1, 2, 0))
+    y, x = (_Resampling((low + high) / 2 - side / 2, side / size, size) for low, high in ((top, bottom), (left, right)))
+    first, last = max(0, x.first[0]), min(rgba.shape[1], x.first[-1] + x.taps)
+    across = torch.zeros(size, last - first, 4)
+    for i, row in enumerate(y.first):  # the rows under one row of the result at a time: no copy of the whole picture
+        band = slice(max(0, row), min(rgba.shape[0], row + y.taps))
+        if band.start < band.stop:
+            pixels = rgba[band, first:last]
+            pixels = premultiply(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float())
+            across[i] = torch.tensordot(y.weights[i, band.start - row : band.stop - row], pixels, dims=1)
+    columns_in = F.pad(across, (0, 0, first - x.first[0], x.first[-1] + x.taps - last))
+    windows = torch.stack([columns_in[:, c - x.first[0] : c - x.first[0] + x.taps] for c in x.first], dim=1)
+    return unpremultiply(torch.einsum("yxkc,xk->yxc", windows, x.weights))
+
+
+class _Resampling:
+    """Weights of `size` samples along an axis: a box as wide as the step between them, then linear interpolation.
+
+    The box is an odd number of pixels wide, or it would shift the picture by half a pixel.
+
+    Args:
+        start: where the first sample's interval begins, in pixels.
+        step: between samples, in pixels.
+        size: the number of samples.
+    """
+
+    def __init__(self, start: float, step: float, size: int):
+        box = math.floor(step) | 1
+        at = start + (torch.arange(size, dtype=torch.float64) + 0.5) * step - 0.5  # pixel centres are at integers
+        lower = at.floor()
+        right = (at - lower).float()[:, None]
+        ones = torch.ones(size, box) / box
+        self.taps = box + 1
+        self.first: list[int] = (lower.long() - box // 2).tolist()
+        self.weights = F.pad(ones, (0, 1)) * (1 - right) + F.pad(ones, (1, 0)) * right
 
 
 def resize(rgba: Tensor, width: int, height: int | None = None) -> Tensor:

@@ -1,66 +1,23 @@
 """Image files: pictures, animations and videos read as float tensors, and written."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, ImageSequence, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageSequence, PngImagePlugin
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.images.framing import check_object, matte_plain_background
+from nova3d.images.decode import has_alpha, opened
 from nova3d.utils.files import replacing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 ANIMATION_SUFFIXES = (".gif",)  # read by Pillow
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".avi")  # read by PyAV
-
-
-@contextmanager
-def _opened(path: str | Path, kind: str = "image") -> Iterator[Image.Image]:
-    """Open an image file for the block; what Pillow raises there becomes an InputError that names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{kind} '{path}' does not exist")
-    try:
-        with Image.open(path) as opened:
-            yield opened
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"'{path}' cannot be read as an {kind}: {error}") from error
-
-
-def _has_alpha(opened: Image.Image) -> bool:
-    return opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-
-
-def read_rgba(path: str | Path) -> Tensor:
-    """Read a picture of one object, cut out.
-
-    A picture without transparency is cut out of its own plain background (`matte_plain_background`).
-
-    Args:
-        path: the file. A turned phone picture is set upright.
-
-    Returns:
-        [h,w,4] float32 in [0,1], straight alpha.
-
-    Raises:
-        InputError: where the file is missing or not an image, its background is not plain, or there is (almost)
-            nothing in the picture.
-    """
-    with _opened(path) as opened:
-        has_alpha = _has_alpha(opened)
-        pixels = np.asarray(ImageOps.exif_transpose(opened).convert("RGBA"))  # phones store turned pictures
-    rgba = torch.from_numpy(pixels.copy()).float() / 255
-    if not has_alpha or bool((rgba[..., 3] == 1).all()):
-        rgba[..., 3] = matte_plain_background(rgba[..., :3], str(path))
-    check_object(rgba[..., 3], str(path))
-    return rgba
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -75,18 +32,18 @@ def read_image(path: str | Path) -> Tensor:
     Raises:
         InputError: where the file is missing, broken, or of more than 8 bits per channel.
     """
-    with _opened(path) as opened:
-        if opened.mode.startswith(("I", "F")):
-            raise InputError(f"'{path}' has mode {opened.mode}: save it with 8 bits per channel")
-        pixels = np.asarray(opened.convert("RGBA" if _has_alpha(opened) else "RGB")).copy()
-    return torch.from_numpy(pixels).float() / 255
+    with opened(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise InputError(f"'{path}' has mode {image.mode}: save it with 8 bits per channel")
+        pixels = np.asarray(image.convert("RGBA" if has_alpha(image) else "RGB")).copy()
+    return torch.from_numpy(pixels).float().div_(255)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an image file in pixels, from its header; (0, 0) where it is not an image."""
     try:
-        with _opened(path) as opened:
-            return opened.size
+        with opened(path) as image:
+            return image.size
     except InputError:
         return 0, 0
 
@@ -105,9 +62,9 @@ def read_frames(path: str | Path) -> list[Tensor]:
     """
     path = Path(path)
     if path.suffix.lower() in ANIMATION_SUFFIXES:
-        with _opened(path, "animation") as opened:
-            mode = "RGBA" if "transparency" in opened.info else "RGB"
-            frames = [np.asarray(frame.convert(mode)).copy() for frame in ImageSequence.Iterator(opened)]
+        with opened(path, "animation") as image:
+            mode = "RGBA" if "transparency" in image.info else "RGB"
+            frames = [np.asarray(frame.convert(mode)).copy() for frame in ImageSequence.Iterator(image)]
     else:
         frames = _video_frames(path)
     return [torch.from_numpy(frame).float() / 255 for frame in frames]

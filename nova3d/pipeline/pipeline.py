@@ -50,7 +50,6 @@ from nova3d.views import ViewSet  # noqa: E402
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-Picture = Tensor | Image.Image
 OutputType = Literal["views", "pil", "np", "pt", "latent"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPONENTS = ("unet", "vae", "image_encoder")
@@ -285,7 +284,7 @@ class Nova3DPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        image: Picture | Sequence[Picture],
+        image: images.Picture | Sequence[images.Picture],
         num_inference_steps: int | None = None,
         guidance_scale: float | tuple[float, float] | None = None,
         guidance_kind: Guidance = "triangle",
@@ -296,6 +295,7 @@ class Nova3DPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         keep_input: bool = True,
         framed: bool = False,
+        cutout: images.Method = "auto",
         output_type: OutputType = "views",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
@@ -304,8 +304,9 @@ class Nova3DPipeline(DiffusionPipeline):
         """Generate 16 views and 16 normal maps of the object in each picture.
 
         Args:
-            image: one picture or a sequence of b pictures, RGBA: PIL, or float [h,w,4] in [0,1] with straight alpha.
-                The object is cut out by its alpha, centred and scaled.
+            image: one picture or a sequence of b pictures: files, PIL images, arrays or uint8 tensors as
+                `nova3d.images.decode` reads them, whose object is cut out as `cutout` says; or a float tensor [h,w,4]
+                in [0,1], straight alpha, that is cut out already. The object is centred and scaled.
             num_inference_steps: denoising steps, 1 or more. None: the model's own number.
             guidance_scale: scale of classifier-free guidance, one value for all views or (low, high), distributed over
                 the views by `guidance_kind`. 1 at all views turns guidance off at half the cost. None: the model's own.
@@ -321,6 +322,7 @@ class Nova3DPipeline(DiffusionPipeline):
                 of drawing it. It is scaled to `sigma_max` here.
             keep_input: view 0 shows the framed input picture, its colours and mask, instead of the generated ones.
             framed: the picture is already what view 0's camera sees (square, the object's own scale); only resize it.
+            cutout: how the object is cut out, see `nova3d.images.cut_out`: "auto", "alpha", "plain", "model" or "none".
             output_type: the form of the result: "views", "pil", "np", "pt" or "latent"; see Nova3DOutput.
             return_dict: return a Nova3DOutput instead of a tuple of its fields that are not None.
             callback_on_step_end: called after each step as callback(pipeline, step, timestep, tensors), where timestep
@@ -340,7 +342,7 @@ class Nova3DPipeline(DiffusionPipeline):
             raise InputError(
                 f"a callback's tensor can be {', '.join(self._callback_tensor_inputs)}, got {min(unknown)}"
             )
-        given: Sequence[Picture] = [image] if isinstance(image, Tensor | Image.Image) else list(image)
+        given = _picture_list(image)
         if not given:
             raise InputError("the list of pictures is empty")
         noise_sources = _noise_sources(generator, seed, len(given))
@@ -357,7 +359,7 @@ class Nova3DPipeline(DiffusionPipeline):
             raise InputError(str(error)) from error
         self._num_timesteps, self._interrupt = steps, False
 
-        pictures = torch.stack([prepare_image(p, i, config.size, framed) for i, p in enumerate(given)])
+        pictures = torch.stack([prepare_image(p, i, config.size, framed, cutout) for i, p in enumerate(given)])
         conditioning = self.encode_image(pictures, noise_aug_strength, [pixels for pixels, _ in noise_sources])
         shape = (len(TASKS), len(self.cameras), *conditioning.latent.shape[-3:])
         x = self.prepare_latents(shape, [source for _, source in noise_sources], latents)
@@ -661,32 +663,48 @@ def pixel_noise_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(PIXEL_NOISE_SEED + seed)
 
 
-def prepare_image(picture: Picture, index: int, size: int, framed: bool) -> Tensor:
-    """Frame a picture as the default camera frames a unit object.
+def _picture_list(image: images.Picture | Sequence[images.Picture]) -> list[images.Picture]:
+    """The pictures of a call: one, a sequence, or an array or a tensor [b,h,w,c]."""
+    if isinstance(image, np.ndarray | Tensor):
+        return list(image) if len(image.shape) == 4 else [image]
+    return [image] if isinstance(image, str | Path | Image.Image) else list(image)
+
+
+def prepare_image(
+    picture: images.Picture, index: int, size: int, framed: bool, cutout: images.Method = "auto"
+) -> Tensor:
+    """Cut a picture's object out, and frame it as the default camera frames a unit object.
 
     Args:
-        picture: RGBA, PIL or float [h,w,4] in [0,1], straight alpha.
+        picture: a file, a PIL image, an array or a uint8 tensor; or a float tensor [h,w,4] in [0,1], straight alpha,
+            which is cut out already.
         index: its place in the batch, for messages.
         size: pixels of the result.
         framed: only resize it.
+        cutout: how the object is cut out; see `nova3d.images.cut_out`.
 
     Returns:
         float32 [size,size,4] in [0,1] on the CPU.
 
     Raises:
-        InputError: where it has no object, is not RGBA, or is not square although `framed`.
+        InputError: where it cannot be read, has no object, or is not square although `framed`.
     """
-    if isinstance(picture, Image.Image):
-        picture = torch.from_numpy(np.asarray(picture.convert("RGBA")).copy()).float() / 255
-    if picture.dim() != 3 or picture.shape[-1] != 4:
-        raise InputError(f"picture {index} must be RGBA [h,w,4], got shape {tuple(picture.shape)}")
-    picture = picture.detach().float().cpu()
-    images.check_object(picture[..., 3], f"picture {index}")
+    name = str(picture) if isinstance(picture, str | Path) else f"picture {index}"
+    if isinstance(picture, Tensor) and picture.is_floating_point():
+        if picture.dim() != 3 or picture.shape[-1] != 4:
+            raise InputError(
+                f"{name} must be RGBA [h,w,4], got shape {list(picture.shape)}: a float tensor is taken as cut out; "
+                "pass uint8 for a picture whose object is to be cut out"
+            )
+        rgba = picture.detach().float().cpu()
+        images.check_object(rgba[..., 3], name)
+    else:
+        rgba = images.cut_out(picture, cutout, name=name, crop=not framed).rgba
     if not framed:
-        return images.frame_object(picture, size)
-    if picture.shape[0] != picture.shape[1]:
-        raise InputError(f"picture {index} is said to be framed but is not square: {tuple(picture.shape[:2])}")
-    return images.resize(picture, size)
+        return images.frame_object(rgba, size)
+    if rgba.shape[0] != rgba.shape[1]:
+        raise InputError(f"{name} is said to be framed but is not square: {tuple(rgba.shape[:2])}")
+    return images.resize(rgba, size)
 
 
 def to_views(decoded: Tensor, cameras: Cameras, kept: Tensor | None = None) -> ViewSet:
