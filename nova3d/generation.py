@@ -1,6 +1,7 @@
 """One picture to views, a textured mesh and a report, each stage's folder on disk."""
 
 import logging
+import math
 import re
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,7 @@ from nova3d import config as configs
 from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.config import Sentinel
+from nova3d.errors import InputError
 from nova3d.fusion.config import FusionConfig
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import writable_folder
@@ -32,7 +34,16 @@ log = logging.getLogger(__name__)
 LEAST_INPUT_IOU = 0.93
 LEAST_INPUT_PSNR = 20.0  # dB
 MOST_CONFLICT = 0.1
+MOST_ELEVATION_ERROR_DEG = 5.0
 _DETAIL_PX = 1024  # of the object's longest side, at most, in the picture that fusion gets
+
+_CUTOUT_WORDS = {
+    "alpha": "by the picture's own transparency",
+    "plain": "of its background of one colour",
+    "model": "by a network (U-2-Net)",
+    "mask": "by the mask that was given",
+    "none": "not at all",
+}
 
 
 @dataclass
@@ -40,7 +51,7 @@ class SampleConfig:
     """The keys of `scripts/sample.py`."""
 
     image: Annotated[str, Shipped("asset")] = "assets/images/horse.png"
-    """The picture: with alpha, or on a plain background."""
+    """The picture: a file. Its object is cut out as `cutout` says."""
     model: Annotated[str, Shipped("model")] = "assets/nova3d-mini"
     """A model folder, the name of a shipped model or a hub id."""
     out: str = "outputs/views"
@@ -62,6 +73,16 @@ class SampleConfig:
     """View 0 shows the input picture itself."""
     framed: bool = False
     """The picture is already what view 0's camera sees."""
+    cutout: str = "auto"
+    """What cuts the object out. alpha: the picture's own. plain: a background of one colour. model: U-2-Net. none: the
+    whole picture is the object. auto: alpha where it separates an object, else plain, else model."""
+    mask: str | None = None
+    """A picture of the same size whose white is the object, instead of `cutout`. null: none."""
+    elevation_deg: float = 0.0
+    """Degrees from which the picture looks down on the object. It is recorded and compared with the model's input view.
+    A model for level pictures cannot use it: a warning says so."""
+    max_megapixels: float = images.MAX_MEGAPIXELS
+    """Millions of pixels above which a picture is refused before it is decoded."""
     seed: int = 0
     """Of all noise."""
     dtype: str = "float32"
@@ -117,15 +138,17 @@ def generate(
     config: GenerateConfig | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    pipeline: "Nova3DPipeline | None" = None,
 ) -> Generated:
     """One picture to views, normal maps, a textured mesh and a report, as `scripts/generate.py` makes them.
 
     Args:
-        image: the picture's file: with alpha, or on a plain background. None: `config.sample.image`.
+        image: the picture's file. None: `config.sample.image`.
         out: the folder to write. None: `config.out`.
         config: the settings. None: `default_config()`.
         device: where the networks and the fusion run.
         progress: called as (done, total, stage) while it samples and fuses.
+        pipeline: the loaded model, for many pictures in a row. None: it is loaded as `config.sample` says.
 
     Returns:
         The paths of what was written: `out`/views, `out`/mesh.glb, `out`/report.html, `out`/record.json,
@@ -147,20 +170,32 @@ def generate(
     config = replace(config, out=str(folder), sample=sampling)
     timings: dict[str, float] = {}
     started = time.perf_counter()
-    view_folder, views, detail, picture = sample_views(sampling, device, progress)
+    view_folder, views, detail, cut = sample_views(sampling, device, progress, pipeline)
     timings["views"] = time.perf_counter() - started
 
     result = reconstruct(views, config.fusion, device, progress, detail=detail)
     timings |= {f"fusion: {name}": seconds for name, seconds in result.timings.items()}
     started = time.perf_counter()
-    framed = prepare_image(picture, 0, INPUT_SIZE, sampling.framed)
+    framed = prepare_image(cut.rgba, 0, INPUT_SIZE, sampling.framed)
     agreement = input_agreement(result.mesh, framed, views.cameras[0])
     timings["comparison with the picture"] = time.perf_counter() - started
     about_model, facts = model_note(sampling.model, views.cameras.width), notes(result.report, agreement)
-    said = [about_model, *facts, *(warnings := warnings_of(result.report, agreement))]
+    about_picture, warnings = picture_notes(cut, sampling.elevation_deg, views.cameras)
+    facts += about_picture
+    warnings += warnings_of(result.report, agreement)
+    said = [about_model, *facts, *warnings]
     for warning in warnings:
         log.warning("%s", warning)
-    entry = _record("generate", config, sampling, device, health=result.report, agreement=asdict(agreement), notes=said)
+    entry = _record(
+        "generate",
+        config,
+        sampling,
+        device,
+        health=result.report,
+        agreement=asdict(agreement),
+        notes=said,
+        cutout=cut.facts(),
+    )
     mesh = result.save(folder / "mesh.glb", entry)
     started = time.perf_counter()
     film = write_turntable(mesh, folder, config.turntable_frames, config.turntable_size)
@@ -171,7 +206,8 @@ def generate(
         folder / "report.html",
         title=Path(sampling.image).stem.replace("_", " "),
         views=views,
-        input_image=picture,
+        input_image=cut.rgba,
+        input_mask=cut.mask,
         reference=framed,
         mesh_path=mesh,
         preview=preview,
@@ -235,32 +271,45 @@ def default_config() -> GenerateConfig:
 
 
 def sample_views(
-    config: SampleConfig, device: str, progress: Progress | None = None
-) -> tuple[Path, ViewSet, ViewSet | None, Tensor]:
-    """One picture to a view folder. The output folder is made and the picture read before the model is loaded.
+    config: SampleConfig,
+    device: str,
+    progress: Progress | None = None,
+    pipeline: "Nova3DPipeline | None" = None,
+) -> tuple[Path, ViewSet, ViewSet | None, images.CutOut]:
+    """One picture to a view folder. The picture is read, and its mask written, before the model is loaded.
 
     Args:
         config: the settings.
         device: where the networks run.
         progress: called as (steps done, steps, "sampling").
+        pipeline: the loaded model. None: it is loaded as `config` says.
 
     Returns:
         The view folder, the views, the input picture at its own resolution as view 0 sees it (None where view 0 is
-        generated too), and the picture as read: float32 [h,w,4] in [0,1].
+        generated too), and the picture with its object cut out.
 
     Raises:
-        InputError: for an unreadable picture or model, or an unwritable folder.
+        InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], or an unwritable folder.
     """
     folder = writable_folder(config.out)
-    picture = images.read_rgba(config.image)
-    pipeline = load_pipeline(config, device)
+    if not -90 <= config.elevation_deg <= 90:
+        raise InputError(f"elevation_deg {config.elevation_deg:g} is not within -90 and 90")
+    cut = images.cut_out(
+        config.image,
+        config.cutout,  # type: ignore[arg-type]  # refused there otherwise
+        config.mask,
+        max_megapixels=config.max_megapixels,
+        crop=not config.framed,
+    )
+    images.save_image(folder / "mask.png", cut.mask)
+    pipeline = pipeline or load_pipeline(config, device)
     started = time.perf_counter()
-    views, task_iou = generate_views(pipeline, picture, config, progress)
+    views, task_iou = generate_views(pipeline, cut.rgba, config, progress)
     seconds = round(time.perf_counter() - started, 2)
-    detail = detail_view(picture, views.cameras[0], config.framed) if config.keep_input else None
-    record = _record("sample", config, config, device, task_iou=task_iou, seconds=seconds)
+    detail = detail_view(cut.rgba, views.cameras[0], config.framed) if config.keep_input else None
+    record = _record("sample", config, config, device, task_iou=task_iou, seconds=seconds, cutout=cut.facts())
     images.save_image(folder / "contact_sheet.png", views.contact_sheet())
-    return views.save(folder, record, detail), views, detail, picture
+    return views.save(folder, record, detail), views, detail, cut
 
 
 def detail_view(picture: Tensor, camera: Cameras, framed: bool = False) -> ViewSet:
@@ -414,6 +463,32 @@ def notes(health: dict[str, Any], agreement: "InputAgreement | None") -> list[st
         *lines,
         "All views are at elevation 0: top and underside of the object are guesses of the reconstruction.",
     ]
+
+
+def picture_notes(cut: images.CutOut, elevation_deg: float, cameras: Cameras) -> tuple[list[str], list[str]]:
+    """What was done to the picture and what is assumed of it, and what may be wrong with it.
+
+    Args:
+        cut: the picture.
+        elevation_deg: the elevation that the user states.
+        cameras: of the views; the first is the model's input view.
+
+    Returns:
+        Sentences, and warnings.
+    """
+    own = math.degrees(float(cameras.azimuth_elevation()[0, 1]))
+    facts = [
+        f"The object was cut out {_CUTOUT_WORDS[cut.method]}; views/mask.png is the mask.",
+        f"The picture is taken as orthographic and from {own:.0f} degrees above the object. In a photograph, near parts "
+        "are larger.",
+    ]
+    warnings = list(cut.warnings)
+    if abs(elevation_deg - own) > MOST_ELEVATION_ERROR_DEG:
+        warnings.append(
+            f"The picture is said to look down by {elevation_deg:g} degrees. The model takes every picture as taken from "
+            f"{own:.0f} degrees and cannot use this: the object comes out tilted."
+        )
+    return facts, warnings
 
 
 def warnings_of(health: dict[str, Any], agreement: "InputAgreement | None") -> list[str]:

@@ -2,28 +2,50 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nova3d import config
 from nova3d.cli import common
+from nova3d.errors import InputError
+
+if TYPE_CHECKING:
+    from nova3d.generation import GenerateConfig
 
 
 def generate(argv: Sequence[str] | None = None) -> None:
     """One picture to 16 views, 16 normal maps, a textured mesh and a report."""
     arguments = common.parser(
-        "One picture to 16 views, 16 normal maps, a textured mesh and a report.",
+        "One picture to 16 views, 16 normal maps, a textured mesh and a report. Several pictures, a folder or a "
+        "pattern: all of them, each into a folder of its own below OUT; what is done is kept.",
         "python scripts/generate.py --image photo.png --out outputs/photo sample.seed=1",
     )
     common.add_config(arguments, "configs/generate/mini.yaml", "nova3d.generation:GenerateConfig")
-    arguments.add_argument("--image", help="the picture (same as sample.image=)")
+    arguments.add_argument("--image", nargs="+", help="the picture (same as sample.image=), or several, or a folder")
+    arguments.add_argument("--mask", metavar="FILE", help="white where the object is (same as sample.mask=)")
+    arguments.add_argument(
+        "--cutout", metavar="METHOD", help="auto, alpha, plain, model or none (same as sample.cutout=)"
+    )
     arguments.add_argument("--model", help="a model folder (same as sample.model=)")
     arguments.add_argument("--out", help="the output folder (same as out=)")
     common.add_device(arguments)
     options = arguments.parse_intermixed_args(argv)
 
-    from nova3d import generation
+    from nova3d import batch, generation
 
-    flags = {"sample.image": options.image, "sample.model": options.model, "out": options.out}
+    keys = {key.name for key in config.fields(generation.GenerateConfig)}
+    given = [text for text in options.image or [] if text.partition("=")[0] not in keys]
+    options.overrides += [text for text in options.image or [] if text.partition("=")[0] in keys]
+    one = given[0] if batch.is_one_file(given) else None
+    flags = {
+        "sample.image": one,
+        "sample.mask": options.mask,
+        "sample.cutout": options.cutout,
+        "sample.model": options.model,
+        "out": options.out,
+    }
     settings = common.load_config(generation.GenerateConfig, "generate", options, flags)
+    if given and one is None:
+        return _generate_all(batch.find_pictures(given), settings, options.device)
     with common.progress_bar("generating") as bar:
         made = generation.generate(config=settings, device=common.pick_device(options.device), progress=bar)
     for note in made.notes:
@@ -33,6 +55,21 @@ def generate(argv: Sequence[str] | None = None) -> None:
     print(f"turntable:             {made.turntable.resolve()}")
     print(f"record:                {made.record.resolve()}")
     print(f"report:                {made.report.resolve()}")
+
+
+def _generate_all(pictures: "Sequence[Path]", settings: "GenerateConfig", device: str) -> None:
+    from nova3d.batch import SUMMARY, generate_all
+
+    with common.progress_bar("generating") as bar:
+        outcomes = generate_all(pictures, settings, common.pick_device(device), bar)
+    for outcome in outcomes:
+        print(
+            f"{outcome.status:6} {outcome.picture}: {outcome.reason or (Path(settings.out) / outcome.folder).resolve()}"
+        )
+    summary = (Path(settings.out) / SUMMARY).resolve()
+    if failed := sum(outcome.status == "failed" for outcome in outcomes):
+        raise InputError(f"{failed} of {len(outcomes)} pictures failed; the reasons stand in {summary}")
+    print(f"summary: {summary}")
 
 
 def sample(argv: Sequence[str] | None = None) -> None:

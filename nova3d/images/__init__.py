@@ -20,7 +20,6 @@ from nova3d.images.cutout import (
     matte_plain_background,
     read_rgba,
 )
-from nova3d.images.decode import MAX_MEGAPIXELS, Picture, decode
 from nova3d.images.framing import (
     FOREGROUND_RATIO,
     check_object,
@@ -31,6 +30,7 @@ from nova3d.images.framing import (
 from nova3d.images.io import (
     ANIMATION_SUFFIXES,
     IMAGE_SUFFIXES,
+    PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
     grid,
     image_size,
@@ -40,6 +40,7 @@ from nova3d.images.io import (
     save_image,
     to_uint8,
 )
+from nova3d.images.pixels import MAX_MEGAPIXELS, Picture, decode
 
 __all__ = [
     "ANIMATION_SUFFIXES",
@@ -47,6 +48,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MATTE_DISTANCE",
     "MAX_MEGAPIXELS",
+    "PICTURE_SUFFIXES",
     "VIDEO_SUFFIXES",
     "CutOut",
     "Method",

@@ -15,8 +15,8 @@ from torch import Tensor
 from nova3d.errors import InputError
 from nova3d.images import u2net
 from nova3d.images.colour import premultiply, unpremultiply
-from nova3d.images.decode import MAX_MEGAPIXELS, Picture, decode
 from nova3d.images.framing import check_object
+from nova3d.images.pixels import MAX_MEGAPIXELS, Picture, decode
 
 log = logging.getLogger(__name__)
 

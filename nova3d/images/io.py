@@ -12,10 +12,11 @@ from PIL import Image, ImageSequence, PngImagePlugin
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.images.decode import has_alpha, opened
+from nova3d.images.pixels import has_alpha, opened
 from nova3d.utils.files import replacing
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of views
+PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".tif", ".tiff", ".bmp", ".gif")  # of input pictures
 ANIMATION_SUFFIXES = (".gif",)  # read by Pillow
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".avi")  # read by PyAV
 

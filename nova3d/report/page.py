@@ -63,6 +63,7 @@ def write_report(
     title: str,
     views: "ViewSet",
     input_image: Any = None,
+    input_mask: Any = None,
     reference: Any = None,
     mesh_path: str | Path | None = None,
     preview: Any = None,
@@ -85,6 +86,7 @@ def write_report(
         title: the page's headline.
         views: v views of any rig.
         input_image: [h,w,3] or, with straight alpha, [h,w,4]: the input picture. View 0 is then called the input.
+        input_mask: [h,w], what was taken as the object in the input picture.
         reference: [h,w,3] or [h,w,4], the input picture as the camera of view 0 sees it; it is laid over the mesh.
             Default: view 0.
         mesh_path: an existing GLB in the world frame of `views`. The report holds a copy of it; above MAX_GLB bytes
@@ -122,7 +124,7 @@ def write_report(
         _warnings(warnings),
         f'<div class="bench{wide}" style="--aspect: {aspect:.6g}">',
         _stage(preview) if embedded else "",
-        _tiles(input_image, shown),
+        _tiles(input_image, input_mask, shown),
         _strip(shown),
         "</div>\n",
         _know(notes, model),
@@ -251,14 +253,15 @@ def _stage(preview: Any) -> str:
     )
 
 
-def _tiles(image: Any, shown: Sequence[_View]) -> str:
+def _tiles(image: Any, mask: Any, shown: Sequence[_View]) -> str:
     names = {"rgb": "Colour", "normal": "Normals", "conflict": "Conflict"}
-    given = ""
-    if image is not None:
-        given = (
-            f'<figure class="tile cut"><button type="button"><img src="{data_uri(image, MAX_SIDE)}" '
-            'alt="the input picture, cut out"></button><figcaption>Input, cut out</figcaption></figure>'
-        )
+    inputs = ((image, "cut", "the input picture, cut out", "Input, cut out"), (mask, "", "its mask", "Its mask"))
+    given = "".join(
+        f'<figure class="tile {style}"><button type="button"><img src="{data_uri(picture, MAX_SIDE)}" alt="{alt}">'
+        f"</button><figcaption>{caption}</figcaption></figure>"
+        for picture, style, alt, caption in inputs
+        if picture is not None
+    )
     tiles = "".join(
         f'<figure class="tile" data-kind="{kind}"><button type="button"><img alt="{name.lower()} of the selected view">'
         f"</button><figcaption>{name}</figcaption></figure>"

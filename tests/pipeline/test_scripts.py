@@ -69,7 +69,7 @@ def test_view_0_is_trusted_and_kept_at_the_picture_s_own_resolution(
     kept = load_detail(folder)
     assert kept is not None and kept.trusted == (True,) and match_detail(ViewSet.load(folder), kept) == [0]
     assert (kept.rgb - detail.rgb).abs().max() < 0.01
-    shown = [torch.nonzero(mask > 0.5) for mask in (detail.mask[0], read[..., 3])]
+    shown = [torch.nonzero(mask > 0.5) for mask in (detail.mask[0], read.rgba[..., 3])]
     longest = [int((corner.max(dim=0).values - corner.min(dim=0).values).max()) + 1 for corner in shown]
     assert abs(longest[0] - longest[1]) <= 2  # as large as in the picture
     small = detail.resized(views.cameras.width)

@@ -214,6 +214,15 @@ def test_large_pictures_are_made_smaller(write):
     assert decode(given["src"]).shape == (256, 512, 3)
 
 
+def test_the_mask_of_the_input_is_shown(write):
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:50] = 255
+    page = Page(write(input_image=np.ones((40, 60, 4)), input_mask=mask).read_text())
+    (shown,) = [image for image in page.all("img") if image["alt"] == "its mask"]
+    assert np.abs(decode(shown["src"])[..., 0].astype(int) - mask).max() < 40  # stored as WebP
+    assert "its mask" not in write(input_image=np.ones((40, 60, 4))).read_text()
+
+
 def test_bad_input_is_one_line(write, tmp_path):
     with pytest.raises(InputError, match=r"mesh '.*none.glb' does not exist"):
         write(mesh_path=tmp_path / "none.glb")

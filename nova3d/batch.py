@@ -1,0 +1,184 @@
+"""Many pictures to many meshes: what is done is kept, and what fails is listed with its reason."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nova3d import config as configs
+from nova3d import images
+from nova3d.errors import InputError
+from nova3d.generation import GenerateConfig, generate, load_pipeline
+from nova3d.layouts.base import files_in
+from nova3d.utils import provenance, resources
+from nova3d.utils.files import read_json, writable_folder, write_json
+from nova3d.utils.progress import Progress
+
+SUMMARY = "pictures.json"
+_UNFIT = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]|^\.|\.$')
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture."""
+
+    picture: str
+    """Its file."""
+    folder: str
+    """The folder of its results, below the output folder."""
+    status: Literal["made", "kept", "failed"]
+    """kept: its results were there already, of the same picture and settings."""
+    reason: str = ""
+    """Why it failed."""
+
+
+def is_one_file(given: Sequence[str]) -> bool:
+    """Whether the texts of `find_pictures` name one picture by its file, which then needs no folder of its own."""
+    if len(given) != 1:
+        return False
+    located = resources.locate(given[0], "asset") or Path(given[0])
+    return not located.is_dir() and (located.exists() or not _is_pattern(given[0]))
+
+
+def find_pictures(given: Sequence[str]) -> list[Path]:
+    """The picture files that texts name.
+
+    Args:
+        given: files, folders (their pictures, in natural order, without those of folders inside) and glob patterns.
+
+    Returns:
+        The files, each once. Those that a text names are not opened here.
+
+    Raises:
+        InputError: where a folder has no pictures, or nothing fits a pattern.
+    """
+    found: dict[Path, Path] = {}
+    for text in given:
+        path = resources.locate(text, "asset") or Path(text)
+        if path.is_dir():
+            files = [file for file in files_in(path, images.PICTURE_SUFFIXES) if not file.name.startswith(".")]
+            if not files:
+                kinds = ", ".join(sorted(images.PICTURE_SUFFIXES))
+                raise InputError(f"the folder '{text}' has no pictures ({kinds})")
+        elif not path.exists() and _is_pattern(text):
+            files = sorted(match for match in _matches(text) if match.is_file())
+            if not files:
+                raise InputError(f"no file fits '{text}'")
+        else:
+            files = [path]
+        found |= {file.resolve(): file for file in files if file.resolve() not in found}
+    return list(found.values())
+
+
+def generate_all(
+    pictures: Sequence[Path],
+    config: GenerateConfig,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """`generate` for each picture, into a folder of its own below `config.out`; the model is loaded once.
+
+    A picture whose results are there, made of the same file with the same settings, is kept. One that fails does not
+    stop the others. The outcomes are written to pictures.json after each picture.
+
+    Args:
+        pictures: the files, as `find_pictures` gives them.
+        config: the settings; `sample.image` is each picture in turn.
+        device: where the networks and the fusion run.
+        progress: called as (done, total, stage) for each picture anew; the stage begins with the picture's name.
+
+    Returns:
+        An outcome per picture, in their order.
+
+    Raises:
+        InputError: where the output folder cannot be written, the model cannot be loaded, or a mask is given.
+    """
+    if config.sample.mask and len(pictures) > 1:
+        raise InputError(f"mask '{config.sample.mask}' belongs to one picture, and {len(pictures)} are given")
+    out = writable_folder(config.out)
+    pipeline = None
+    outcomes: list[Outcome] = []
+    for picture, name in zip(pictures, _folder_names(pictures), strict=True):
+        own = replace(config, out=str(out / name), sample=replace(config.sample, image=str(picture)))
+        try:
+            kept = _is_done(own)
+        except InputError as error:
+            outcomes.append(Outcome(str(picture), name, "failed", str(error)))
+        else:
+            if not kept:
+                pipeline = pipeline or load_pipeline(own.sample, device)
+            outcomes.append(
+                Outcome(str(picture), name, "kept") if kept else _made(own, name, device, progress, pipeline)
+            )
+        write_json(out / SUMMARY, [asdict(outcome) for outcome in outcomes])
+    return outcomes
+
+
+def _made(config: GenerateConfig, name: str, device: str, progress: Progress | None, pipeline: Any) -> Outcome:
+    def named(done: int, total: int, stage: str) -> None:
+        if progress:
+            progress(done, total, f"{name}: {stage}")
+
+    try:
+        generate(config=config, device=device, progress=named, pipeline=pipeline)
+    except InputError as error:
+        return Outcome(config.sample.image, name, "failed", str(error))
+    return Outcome(config.sample.image, name, "made")
+
+
+def _is_done(config: GenerateConfig) -> bool:
+    """Whether `config.out` holds this picture's results with these settings; raises where it holds others."""
+    folder = Path(config.out)
+    if not (folder / "record.json").is_file():
+        return False
+    record = read_json(folder / "record.json", dict, "record")
+    picture, settings = record.get("image"), record.get("config")
+    same = isinstance(picture, dict) and picture.get("sha256") == _hash(config.sample.image)
+    if not same or not isinstance(settings, dict) or _settings(settings) != _settings(configs.to_dict(config)):
+        raise InputError(f"'{folder}' holds the results of another picture or other settings: choose another out")
+    return (folder / "mesh.glb").is_file() and (folder / "report.html").is_file()
+
+
+def _hash(picture: str) -> str:
+    return provenance.hash_file(picture) if Path(picture).is_file() else ""
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A record's config without the paths of the picture and the results."""
+    sample = config.get("sample")
+    own = (
+        {key: value for key, value in sample.items() if key not in ("image", "out")} if isinstance(sample, dict) else {}
+    )
+    return {key: value for key, value in config.items() if key != "out"} | {"sample": own}
+
+
+def _folder_names(pictures: Sequence[Path]) -> list[str]:
+    """A folder name per picture: its name without suffix; where two would be equal, with a part of its content's hash.
+
+    Two files of equal content and name are told apart by a number.
+    """
+    names = [_UNFIT.sub("_", picture.stem)[:80] or "_" for picture in pictures]
+    twice = {name for name, count in Counter(name.lower() for name in names).items() if count > 1}
+    names = [
+        f"{name}-{_hash(str(picture))[:8]}" if name.lower() in twice else name
+        for name, picture in zip(names, pictures, strict=True)
+    ]
+    seen: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        seen[name.lower()] += 1
+        names[i] = name if seen[name.lower()] == 1 else f"{name}-{seen[name.lower()]}"
+    return names
+
+
+def _matches(pattern: str) -> list[Path]:
+    root = Path(Path(pattern).anchor)
+    try:
+        return list(root.glob(str(Path(pattern).relative_to(root))))
+    except ValueError as error:
+        raise InputError(f"'{pattern}' is no file and no pattern: {error}") from error
+
+
+def _is_pattern(text: str) -> bool:
+    return any(character in text for character in "*?[")
