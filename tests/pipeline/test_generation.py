@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -115,6 +116,24 @@ def test_keep_input_and_framed(pipeline: Nova3DPipeline, same: Same, red: Tensor
         pipeline(red[..., :3])
     with pytest.raises(InputError, match=r"picture 1.*transparent"):
         pipeline([red, red * 0])
+
+
+def test_a_photograph_means_the_same_in_every_form(
+    pipeline: Nova3DPipeline, same: Same, red: Tensor, tmp_path: Path
+) -> None:
+    on_white = images.to_uint8(images.composite(red))  # no alpha: the object is cut out of its background
+    Image.fromarray(on_white).save(tmp_path / "photo.png")
+    expected = pipeline(images.cut_out(on_white).rgba).views[0]
+    assert 0.2 < float((expected.mask[0] > 0.5).float().mean()) < 0.5  # a disc, not the whole rectangle
+    forms = [tmp_path / "photo.png", str(tmp_path / "photo.png"), Image.open(tmp_path / "photo.png"), on_white]
+    for form in [*forms, torch.from_numpy(on_white), on_white / 255]:
+        assert same(pipeline(form).views[0], expected, 1e-5)
+    batch = pipeline(np.stack([on_white, on_white])).views
+    assert len(batch) == 2 and same(batch[0], expected, 2e-4)
+    whole = pipeline(tmp_path / "photo.png", cutout="none").views[0]
+    assert float(whole.mask[0].sum()) > float(expected.mask[0].sum())
+    with pytest.raises(InputError, match=r"picture 0.*channels last"):
+        pipeline(torch.from_numpy(on_white).permute(2, 0, 1))
 
 
 @pytest.fixture(scope="module")
