@@ -479,14 +479,14 @@ def picture_notes(cut: images.CutOut, elevation_deg: float, cameras: Cameras) ->
     own = math.degrees(float(cameras.azimuth_elevation()[0, 1]))
     facts = [
         f"The object was cut out {_CUTOUT_WORDS[cut.method]}; views/mask.png is the mask.",
-        f"The picture is taken as orthographic and from {own:.0f} degrees above the object. In a photograph, near parts "
-        "are larger.",
+        f"The picture is taken as orthographic and from {own:.0f} degrees above the object. In a photograph, near "
+        "parts are larger.",
     ]
     warnings = list(cut.warnings)
     if abs(elevation_deg - own) > MOST_ELEVATION_ERROR_DEG:
         warnings.append(
-            f"The picture is said to look down by {elevation_deg:g} degrees. The model takes every picture as taken from "
-            f"{own:.0f} degrees and cannot use this: the object comes out tilted."
+            f"The picture is said to look down by {elevation_deg:g} degrees. The model takes every picture as taken "
+            f"from {own:.0f} degrees and cannot use this: the object comes out tilted."
         )
     return facts, warnings
 

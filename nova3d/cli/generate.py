@@ -32,9 +32,9 @@ def generate(argv: Sequence[str] | None = None) -> None:
 
     from nova3d import batch, generation
 
-    keys = {key.name for key in config.fields(generation.GenerateConfig)}
-    given = [text for text in options.image or [] if text.partition("=")[0] not in keys]
-    options.overrides += [text for text in options.image or [] if text.partition("=")[0] in keys]
+    named = options.image or []  # argparse counts the overrides after --image among the pictures
+    given = [text for text in named if "=" not in text or Path(text).exists()]
+    options.overrides += [text for text in named if text not in given]
     one = given[0] if batch.is_one_file(given) else None
     flags = {
         "sample.image": one,

@@ -84,11 +84,15 @@ def test_a_transparent_level_of_16_bit_grey(tmp_path: Path) -> None:
     assert read.shape[-1] == 4 and np.array_equal(read[..., 3].numpy() == 255, inside)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("RGB", ".jpg"),
+        ("RGB", ".webp"),
+        *((mode, suffix) for mode in ("RGB", "RGBA", "P") for suffix in (".png", ".tif")),
+    ],
+)
 def test_an_icc_profile_is_honoured(tmp_path: Path, mode: str, suffix: str) -> None:
-    if suffix in (".jpg", ".webp") and mode != "RGB":
-        pytest.skip("such a file holds no such mode, or not without loss")
     picture = Image.new("RGB", (32, 32), GREEN)
     picture = picture.quantize(4) if mode == "P" else picture.convert(mode)
     picture.save(
