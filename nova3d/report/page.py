@@ -249,7 +249,8 @@ def _stage(preview: Any) -> str:
         '<button type="button" id="reset" disabled>Reset</button><span class="zoom">'
         '<button type="button" id="further" aria-label="zoom out" disabled>&minus;</button>'
         '<button type="button" id="closer" aria-label="zoom in" disabled>+</button></span></div></div>'
-        '<p class="hint">Drag to turn. Pinch, or click and wheel, to zoom. Right-drag to move.</p></section>\n'
+        '<p class="hint"><span class="fine">Drag to turn. Click, then wheel, to zoom. Right-drag to move.</span>'
+        '<span class="coarse">One finger turns. Two fingers zoom and move.</span></p></section>\n'
     )
 
 
