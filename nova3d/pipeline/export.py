@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from nova3d.errors import InputError
-from nova3d.pipeline.pipeline import COMPONENTS, HALF_PRECISION_VARIANT, Nova3DPipeline
-from nova3d.utils import provenance
+from nova3d.pipeline.pipeline import COMPONENTS, Nova3DPipeline
+from nova3d.utils import hub, provenance
 from nova3d.utils.files import read_json, write_json, write_text
 
 CHECKSUMS = "SHA256SUMS"
@@ -36,7 +36,7 @@ def export_model(model: Path, out: Path) -> int:
         part = network.half()
         if not all(bool(torch.isfinite(p).all()) for p in part.parameters()):
             raise InputError(f"a weight of '{name}' is too large for float16; keep this model in float32")
-    pipeline.save_pretrained(out, safe_serialization=True, variant=HALF_PRECISION_VARIANT)
+    pipeline.save_pretrained(out, safe_serialization=True, variant=hub.HALF_PRECISION)
     for path in out.rglob("*.json"):  # diffusers notes the folder it loaded from, which means nothing elsewhere
         content = read_json(path, dict)
         if content.pop("_name_or_path", None) is not None:

@@ -53,7 +53,6 @@ Result = TypeVar("Result")
 OutputType = Literal["views", "pil", "np", "pt", "latent"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPONENTS = ("unet", "vae", "image_encoder")
-HALF_PRECISION_VARIANT = "fp16"
 
 SMALLEST_STRIP = 8  # rows; below that a strip is mostly the rows it carries for its neighbours
 
@@ -559,11 +558,9 @@ class Nova3DPipeline(DiffusionPipeline):
             raise InputError(f"'{name}' is not a model folder: it has no model_index.json")
         if (path / "SHA256SUMS").is_file() and (faults := provenance.verify_checksums(path)):
             raise InputError(f"model '{name}' is damaged: {faults[0]}")
-        if not variant and has_only_variant(path, HALF_PRECISION_VARIANT):
-            variant = HALF_PRECISION_VARIANT
         try:
             pipeline: Nova3DPipeline = cls.from_pretrained(
-                path, dtype=wanted, variant=variant or None, local_files_only=True
+                path, dtype=wanted, variant=variant or hub.only_variant(path), local_files_only=True
             )
         except Exception as error:  # safetensors, json and diffusers each raise their own
             raise InputError(
@@ -621,12 +618,6 @@ def model_folder(name: str | Path) -> Path:
     if found is not None:
         return found
     return hub.download(str(name)) if hub.is_hub_id(name) else Path(name)
-
-
-def has_only_variant(folder: Path, variant: str) -> bool:
-    """Whether every weight file of a model folder is of a variant ("fp16")."""
-    files = list(folder.glob("*/*.safetensors"))
-    return bool(files) and all(f".{variant}." in path.name or f".{variant}-" in path.name for path in files)
 
 
 def dtype_named(name: str | torch.dtype) -> torch.dtype:

@@ -14,6 +14,7 @@ from nova3d.models.svd import LoadReport, load_svd_autoencoder, load_svd_image_e
 from nova3d.models.unet import NovaUNet
 from nova3d.training.config import NO_ENCODER, ImageEncoderConfig, TrainConfig, UNetConfig
 from nova3d.training.loss import TrainingModule
+from nova3d.utils.hub import only_variant
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def build_image_encoder(config: ImageEncoderConfig, projection_dim: int) -> CLIP
 
 
 def load_pretrained(cls: Any, folder: str) -> Any:
-    """A network from its folder, in float32.
+    """A network from its folder, in float32. Where the folder has float16 files only, those are read.
 
     Args:
         cls: a class of diffusers or transformers.
@@ -107,7 +108,8 @@ def load_pretrained(cls: Any, folder: str) -> Any:
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"'{folder}' is not a model folder: it has no config.json")
     try:
-        return cls.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        variant = only_variant(folder)
+        return cls.from_pretrained(folder, dtype=torch.float32, variant=variant, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"weights in '{folder}' cannot be loaded: {first_line(error)}") from error
 

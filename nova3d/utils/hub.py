@@ -1,4 +1,4 @@
-"""Folders from the Hugging Face hub, with errors of one line."""
+"""Folders in the layout of the Hugging Face hub: fetched with errors of one line, and their weights' variant."""
 
 import re
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 from nova3d.errors import InputError, first_line
 
+HALF_PRECISION = "fp16"  # diffusers' and transformers' name of float16 weight files
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 
@@ -44,3 +45,17 @@ def download(hub_id: str, patterns: Sequence[str] | None = None, **options: Any)
         raise InputError(
             f"'{hub_id}' is no folder here and the hub did not give it (wrong id, or no network?): {first_line(error)}"
         ) from error
+
+
+def only_variant(folder: str | Path) -> str | None:
+    """The variant that all weight files of a folder have in common.
+
+    Args:
+        folder: of a model, or of one of its networks.
+
+    Returns:
+        HALF_PRECISION where every .safetensors file in the folder or one level below it is of that variant, else None.
+    """
+    files = [path.name for pattern in ("*.safetensors", "*/*.safetensors") for path in Path(folder).glob(pattern)]
+    half = all(f".{HALF_PRECISION}." in name or f".{HALF_PRECISION}-" in name for name in files)
+    return HALF_PRECISION if files and half else None
