@@ -29,6 +29,7 @@ from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.training.config import TrainConfig
 from nova3d.training.networks import build_module
 from nova3d.views import ViewSet
+from tests.helpers.networks import TINY_CLIP
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
@@ -75,14 +76,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "addition_time_embed_dim": 32,
             "norm_groups": 8,
         },
-        "encoder": {
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 8,
-        },
+        "encoder": TINY_CLIP,
         "pipeline": {"camera_preset": "ortho4", "steps": 1, "guidance_high": 1.0},
         "optim": {"learning_rate": 1e-3, "warmup": 1, "ema_decay": 0.5},
         "health": {"spike": 0},

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import trimesh
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from nova3d import config as configs
 from nova3d.errors import InputError
@@ -25,6 +24,7 @@ from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.utils.files import replacing
 from tests.helpers.commands import call_script
+from tests.helpers.networks import tiny_image_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 16
@@ -53,11 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample_size=SIZE,
         norm_groups=8,
     )
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8,
-        projection_dim=16,
-    )  # fmt: skip
-    parts = (unet.eval(), vae.eval(), CLIPVisionModelWithProjection(vision).eval())
+    parts = (unet.eval(), vae.eval(), tiny_image_encoder())
     folder = tmp_path_factory.mktemp("model")
     Nova3DPipeline(*parts, size=SIZE, sigma_max=80.0, steps=1, guidance_high=1.0).save_pretrained(folder)
     return folder

@@ -11,6 +11,7 @@ from nova3d.models import NovaUNet
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.views import ViewSet
+from tests.helpers.networks import tiny_image_encoder
 
 SIZE = 16
 UNET: dict[str, Any] = {
@@ -32,8 +33,6 @@ def _one_thread() -> None:
 
 
 def build(**unet_config: Any) -> Nova3DPipeline:
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
     torch.manual_seed(0)
     unet = NovaUNet(**(UNET | unet_config))
     vae = VideoAutoencoder(
@@ -48,11 +47,7 @@ def build(**unet_config: Any) -> Nova3DPipeline:
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
         vae.decoder.conv_out.weight.mul_(8)  # normals long enough to count as surface
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8,
-        projection_dim=16,
-    )  # fmt: skip
-    parts = (unet.eval(), vae.eval(), CLIPVisionModelWithProjection(vision).eval())
+    parts = (unet.eval(), vae.eval(), tiny_image_encoder())
     return Nova3DPipeline(*parts, size=SIZE, sigma_max=80.0, steps=2, guidance_high=2.0)
 
 

@@ -17,7 +17,7 @@ from diffusers import (
 )
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor
 
 from nova3d import images
 from nova3d.diffusion import initial_noise
@@ -25,6 +25,7 @@ from nova3d.errors import InputError
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.pipeline import PIXEL_NOISE_SEED, pixel_noise_generator
 from nova3d.tasks import Task
+from tests.helpers.networks import tiny_image_encoder
 
 SIZE, VIEWS, STEPS, SCALE, SEED, NOISE_AUG = 32, 16, 3, 2.0, 7, 0.1
 
@@ -60,13 +61,9 @@ def svd() -> StableVideoDiffusionPipeline:
         for model in (unet, vae):
             for parameter in model.parameters():
                 parameter.add_(0.03 * torch.randn_like(parameter))
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56,
-        projection_dim=16,
-    )  # fmt: skip
     pipeline = StableVideoDiffusionPipeline(
         vae=vae.eval(),
-        image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        image_encoder=tiny_image_encoder(image_size=224, patch_size=56),
         unet=unet.eval(),
         scheduler=scheduler(),
         feature_extractor=CLIPImageProcessor(crop_size=32, size=32),

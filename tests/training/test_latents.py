@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from nova3d.data.augment import UNCHANGED, Augmentation
 from nova3d.data.multiview import MultiViewDataset
@@ -30,6 +30,7 @@ from nova3d.training.latents import (
 )
 from nova3d.training.setup import prepare
 from nova3d.training.trainer import train
+from tests.helpers.networks import tiny_image_encoder
 
 Make = Callable[..., TrainConfig]
 LATENT, PICTURE = (2, 4, 4, 8, 8), (3, 32, 32)
@@ -52,18 +53,7 @@ def vae(vae_folder: Path) -> VideoAutoencoder:
 
 @pytest.fixture
 def clip() -> CLIPVisionModelWithProjection:
-    torch.manual_seed(1)
-    return CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            projection_dim=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-        )
-    ).eval()
+    return tiny_image_encoder(24, seed=1)
 
 
 def test_rgb_moments_are_kept_in_memory_normals_are_not(

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from nova3d import Nova3DPipeline
 from nova3d.models import NovaUNet
 from nova3d.training.config import TrainConfig
 from nova3d.training.trainer import train
+from tests.helpers.networks import tiny_image_encoder
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +34,7 @@ def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     AutoencoderKLTemporalDecoder(
         down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(32, 32, 32, 32), layers_per_block=1
     ).save_pretrained(folder / "vae")
-    CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-            projection_dim=16,
-        )
-    ).save_pretrained(folder / "image_encoder")
+    tiny_image_encoder().save_pretrained(folder / "image_encoder")
     return folder
 
 
