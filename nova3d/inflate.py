@@ -86,7 +86,7 @@ def inflated_views(rgba: Tensor, cameras: Cameras, supersample: int = 3, only: S
     azimuths, pixel = level_rig(cameras)
     if rgba.shape != (cameras.height, cameras.width, 4):
         raise ValueError(f"the picture {tuple(rgba.shape)} does not fit cameras of {cameras.height}x{cameras.width}")
-    fine = _enlarged(rgba.cpu().numpy().astype(np.float32), supersample)
+    fine = images.resize(rgba.cpu().float(), cameras.width * supersample, cameras.height * supersample).numpy()
     solid = inflate(fine[..., 3], pixel / supersample)
     colour = _opaque(fine)
     chosen = list(range(len(cameras))) if only is None else list(only)
@@ -265,18 +265,6 @@ def _boundary(
         both(near, near),
         both(far, far),
     )
-
-
-def _enlarged(rgba: Floats, factor: int) -> Floats:
-    """[h,w,4] straight alpha to [h*factor,w*factor,4], bilinear on premultiplied colours."""
-    if factor == 1:
-        return rgba
-    premultiplied = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1)
-    layers = torch.from_numpy(premultiplied).permute(2, 0, 1)[None]
-    large = torch.nn.functional.interpolate(layers, scale_factor=factor, mode="bilinear", align_corners=False)
-    out = large[0].permute(1, 2, 0).numpy()
-    alpha = out[..., 3:]
-    return np.concatenate([np.where(alpha > 0, out[..., :3] / np.maximum(alpha, 1e-6), 0), alpha], axis=-1)
 
 
 def _opaque(rgba: Floats) -> Floats:

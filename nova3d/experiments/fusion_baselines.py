@@ -9,8 +9,7 @@ import trimesh
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.fusion import export, texture
-from nova3d.fusion.atlas import unwrap
+from nova3d.fusion import texture
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.decimation import decimate
 from nova3d.fusion.isosurface import clean
@@ -73,13 +72,6 @@ def _seen_normals(
 
 
 def _textured(solid: trimesh.Trimesh, views: ViewSet, config: FusionConfig) -> trimesh.Trimesh:
-    """The surface with a texture baked from the views; texels that none sees take their neighbours' colour."""
+    """The surface coloured by the views as a fit's is, and grey in place of the fit's colour field."""
     seen_by = texture.make_projector(views, views.cameras, solid, torch.zeros_like(views.mask), config.texture)
-    atlas = unwrap(solid)
-    vertices, normals = np.array(solid.vertices), np.array(solid.vertex_normals)
-
-    def grey(points: Tensor) -> Tensor:
-        return torch.full((len(points), 3), 0.5)
-
-    picture = texture.bake(solid, atlas, seen_by, grey)[0]
-    return export.textured(vertices[atlas.source], atlas.faces, atlas.uv, picture, normals[atlas.source])
+    return texture.texture_mesh(solid, seen_by, lambda points: torch.full((len(points), 3), 0.5))[0]
