@@ -16,7 +16,7 @@ def pick_attention(device: torch.device, dtype: torch.dtype) -> AttentionBackend
     """The faster backend for a device and the dtype of the products.
 
     On CPUs torch's scaled_dot_product_attention in bfloat16, and its backward most of all, is slower than two batched
-    products with the same result up to rounding (docs/results/mini-next.md). Everywhere else it is the faster one, and
+    products with the same result up to rounding (benchmarks/attention.py). Everywhere else it is the faster one, and
     it does not hold the matrix of weights in memory.
 
     Args:
