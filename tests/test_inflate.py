@@ -66,6 +66,15 @@ def test_the_first_view_is_the_picture_and_the_eighth_its_outlines_mirror_image(
     assert bool(((views.normals.norm(dim=-1, keepdim=True) - 1).abs()[seen] < 1e-4).all())
 
 
+def test_the_outline_s_mirror_image_is_exact_to_the_pixel() -> None:
+    mask = torch.zeros(16, 16)
+    mask[3:12, 2:7] = 1
+    mask[6:9, 7:13] = 1
+    rgba = torch.cat([torch.full((16, 16, 3), 0.5), mask[..., None]], dim=-1)
+    behind = inflated_views(rgba, rigs.preset("ortho16", 16), supersample=1, only=[8]).mask[0]
+    assert torch.equal(behind, mask.flip(1))
+
+
 def test_the_row_renderer_sees_what_the_raster_engine_sees(tmp_path: Path) -> None:
     """The same solid as a mesh: marching cubes of its height field, drawn by the engine, in views from all sides."""
     rig = rigs.preset("ortho16", SIZE)

@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nova3d import images
+from nova3d.cameras import preset
 from nova3d.diffusion import view_scales
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
 from nova3d.models.denoiser import Denoiser
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline.pipeline import outline_agreement, pixel_noise_generator
+from nova3d.pipeline.pipeline import outline_agreement, pixel_noise_generator, to_views
 from nova3d.tasks import TASKS, Task
 from nova3d.views import ViewSet
 
@@ -38,6 +39,17 @@ def test_output_is_sixteen_valid_views(pipeline: Nova3DPipeline, red: Tensor) ->
     assert (views.rgb[views.mask == 0] == 1).all()
     assert calls == [0, 1] and pipeline.num_timesteps == 2
     assert torch.equal(views.cameras.c2w, pipeline.cameras.c2w)
+
+
+def test_the_mask_sharpens_the_length_of_the_decoded_normals() -> None:
+    lengths = torch.tensor([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 1.0])
+    decoded = torch.zeros(2, 1, 3, 8, 8)
+    decoded[Task.NORMAL, 0, 2] = lengths
+    views = to_views(decoded, preset("ortho1", 8))
+    mask = torch.tensor([0, 0, 0.25, 0.5, 0.75, 1, 1, 1]).expand(8, 8)
+    torch.testing.assert_close(views.mask[0], mask, atol=1e-5, rtol=0)
+    torch.testing.assert_close(views.rgb[0, 0, [0, 4, 7]], torch.tensor([[1.0] * 3, [0.5] * 3, [0.5] * 3]))
+    assert views.normals[0, 0, :, 2].tolist() == pytest.approx([0, 0, 0, 0, 1, 1, 1, 1])
 
 
 def test_a_seed_names_one_result_and_a_batch_is_its_singles(

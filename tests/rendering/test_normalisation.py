@@ -44,6 +44,14 @@ def test_only_what_is_both_small_and_far_is_left_out(size: float, x: float, coun
     assert centre[0] == pytest.approx(longest / 2 - 0.5)
 
 
+def test_the_radius_reaches_to_the_farthest_corners_of_the_faces() -> None:
+    angles = np.arange(32) * 2 * np.pi / 32
+    rim = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1)
+    fan = trimesh.Trimesh([[0, 0, 0], *rim], [[0, k + 1, (k + 1) % 32 + 1] for k in range(32)], process=False)
+    scale, _ = normalisation(*both(fan, box(0.005, 5.0)))  # at five radii: a detail, though every face meets the middle
+    assert 1 / scale == pytest.approx(6.0025)
+
+
 def test_a_long_needle_of_the_object_itself_is_kept() -> None:
     # Its far half touches the object only by the position of its near half's tip.
     near = trimesh.Trimesh([[0.5, 0, 0], [0.5, 1e-6, 0], [90, 0, 0]], [[0, 1, 2]])

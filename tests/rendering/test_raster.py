@@ -18,7 +18,7 @@ from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.rendering import render_object
 from nova3d.rendering.meshes import load_mesh
-from nova3d.rendering.raster import rasterize
+from nova3d.rendering.raster import irradiance, rasterize
 
 RADIUS = 0.5
 RIGS = {
@@ -158,6 +158,15 @@ def test_a_file_without_normals_is_shaded_flat(tmp_path: Path) -> None:
     faces = torch.tensor(np.array(solid.face_normals)).float()
     assert (seen @ faces.T).amax(dim=1).min() > 1 - 1e-5
     assert len((seen * 100).round().unique(dim=0)) >= 6
+
+
+def test_studio_light_comes_from_above_and_the_upper_right_front() -> None:
+    axes = torch.tensor([[0.0, 1, 0], [0, -1, 0], [1, 0, 0], [-1, 0, 0], [0, 0, 1], [0, 0, -1]])
+    key, fill = math.hypot(0.35, 0.65, 0.67), math.hypot(0.5, 0.3, 0.8)
+    up = 0.4 + 0.1 + 0.45 * 0.65 / key + 0.25 * 0.3 / fill
+    sides = [0.4 + 0.45 * 0.35 / key, 0.4 + 0.25 * 0.5 / fill, 0.4 + 0.45 * 0.67 / key, 0.4 + 0.25 * 0.8 / fill]
+    assert irradiance(axes, "studio").tolist() == pytest.approx([up, 0.4 - 0.1, *sides])
+    assert irradiance(axes, "flat").tolist() == [1.0] * 6
 
 
 def test_vertex_normals_of_the_file_are_used(sphere_file: Path) -> None:
