@@ -41,6 +41,15 @@ def test_conflict_scales_the_colour_gradient_and_lambda_never_reaches_it():
     torch.testing.assert_close(gradients[2], gradients[1])
 
 
+def test_normal_loss_leaves_out_what_is_seen_at_less_than_a_tenth():
+    cosine = torch.tensor([-0.5, -0.11, -0.09, 0.0, 0.05])
+    directions = torch.stack([(1 - cosine**2).sqrt(), 0 * cosine, cosine], dim=-1)
+    target = torch.tensor([[0.0, 0, 1]]).expand(5, 3)
+    rendered = torch.tensor([[0.0, 0, 1], [0, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])
+    value = losses.normal_loss(rendered, target, directions, torch.ones(5, dtype=torch.bool), torch.ones(5))
+    torch.testing.assert_close(value, (cosine[1].abs().exp() / cosine[:2].abs().exp().sum()))
+
+
 def test_normal_loss_counts_only_facing_foreground():
     directions = torch.tensor([[0.0, 0, -1]] * 3)
     target = torch.tensor([[0.0, 0, 1], [0, 0, -1], [0, 0, 1]])  # facing, turned away, background

@@ -33,6 +33,14 @@ def test_rotation_is_a_rotation_and_smooth_at_zero():
     assert torch.autograd.gradcheck(rotation_matrix, (zero,))
 
 
+@pytest.mark.parametrize("angle", [0.0, 1e-6, 9.9e-4, 1.1e-3, 0.3, 3.0])  # the series holds below 1e-3
+def test_rotation_is_the_matrix_exponential(angle):
+    omega = angle * torch.tensor([2.0, -1.0, 2.0], dtype=torch.float64) / 3
+    x, y, z = omega.tolist()
+    skew = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
+    torch.testing.assert_close(rotation_matrix(omega), torch.matrix_exp(skew), atol=3e-15, rtol=0)
+
+
 def test_origins_and_directions_both_move_and_cameras_agree():
     for model in ("orthographic", "perspective"):
         poses = refiner(model)

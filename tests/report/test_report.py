@@ -286,6 +286,7 @@ def test_a_long_history_is_thinned_but_keeps_its_ends():
     drawn = points(svg)
     assert len(drawn) <= MAX_POINTS
     assert drawn[0] == (0.0, 116.0) and drawn[-1] == (320.0, 4.0)
+    assert "loss: from 0 at step 0 to 1e+04 at step 9999" in svg  # not the means of the first and last bins
 
 
 def test_the_room_does_not_import_torch():

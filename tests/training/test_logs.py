@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nova3d.training.logs import LossBySigma, StatsLog, gradient_norms
+from nova3d.training.config import HealthConfig
+from nova3d.training.logs import MIN_HISTORY, BadStepDetector, LossBySigma, StatsLog, gradient_norms
 
 
 def test_stats_are_means_and_are_cut_back_on_resume(tmp_path: Path) -> None:
@@ -23,6 +24,18 @@ def test_stats_are_means_and_are_cut_back_on_resume(tmp_path: Path) -> None:
     StatsLog(path, 2)
     expected = {"step": 2, "loss": 2.0, "other": 5.0, "extra": 1.0}
     assert [json.loads(line) for line in path.read_text().splitlines()] == [expected]
+
+
+def test_a_step_is_bad_above_a_multiple_of_the_median_whatever_the_largest_was() -> None:
+    detector = BadStepDetector(HealthConfig(spike=5.0, max_bad=2))
+    values = [1.0, 4.0] + [1.0] * (MIN_HISTORY - 2)
+    assert [detector.check(value, 1.0) for value in values] == [None] * MIN_HISTORY
+    assert detector.check(4.9, 1.0) is None
+    reason = detector.check(5.1, 1.0)
+    assert reason is not None and "the loss 5.1 is over 5 times its median" in reason and not detector.too_many
+    reason = detector.check(1.0, 5.1)
+    assert reason is not None and reason.startswith("the gradient norm 5.1") and detector.too_many
+    assert detector.check(1.0, 1.0) is None and not detector.too_many  # bad values are not remembered
 
 
 def test_losses_are_told_apart_by_task_and_noise_level() -> None:
