@@ -33,7 +33,7 @@ from nova3d.utils.files import write_json
 
 DETAIL_FOLDER = "detail"
 _SAME_POSE = 1e-4  # of a pose's entries, which a file holds to float32
-_THUMBNAIL = 64  # pixels of a view in a notebook
+_THUMBNAIL, _STRIP = 64, 16  # pixels of a view in a notebook, and views in a row
 _SAME_PIXELS = 0.05  # of the intrinsics, at the views' resolution
 
 
@@ -109,10 +109,11 @@ class ViewSet:
     def _repr_html_(self) -> str:
         """What a notebook shows: a strip of the views, normal maps below."""
         file = io.BytesIO()
-        sheet = self.resized(_THUMBNAIL).contact_sheet(columns=len(self))
+        sheet = self.resized(_THUMBNAIL).contact_sheet(columns=min(len(self), _STRIP))
         Image.fromarray(images.to_uint8(sheet)).save(file, format="PNG")
         uri = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        return f'<figure style="margin:0"><img src="{uri}" alt="the views"><figcaption>{self!r}</figcaption></figure>'
+        image = f'<img src="{uri}" alt="the views" style="max-width:100%">'
+        return f'<figure style="margin:0">{image}<figcaption>{self!r}</figcaption></figure>'
 
     @property
     def has_normals(self) -> bool:

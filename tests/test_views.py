@@ -274,7 +274,10 @@ def test_a_contact_sheet_has_every_view_and_its_normals_below_it(make_views: Mak
 def test_a_notebook_shows_a_strip_of_the_views(make_views: Make) -> None:
     views = make_views()
     html = views._repr_html_()
-    shown = re.fullmatch(r'<figure [^>]*><img src="data:image/png;base64,([^"]+)" alt="the views">(.*)</figure>', html)
+    shown = re.fullmatch(
+        r'<figure [^>]*><img src="data:image/png;base64,([^"]+)" alt="the views" style="max-width:100%">(.*)</figure>',
+        html,
+    )
     assert shown is not None and shown[2] == f"<figcaption>{views!r}</figcaption>"
     with Image.open(io.BytesIO(base64.b64decode(shown[1]))) as opened:
         assert opened.size == (len(views) * 66 + 2, 2 * 66 + 2)

@@ -39,7 +39,9 @@ class Viewer {
   pan = [0, 0]; // normalised device coordinates
 
   constructor(canvas, rig, onchange) {
-    this.renderer = new THREE.WebGLRenderer({ canvas, antialias: true, alpha: true });
+    const context = canvas.getContext("webgl2"); // asked for here, since three.js logs an error besides throwing
+    if (!context) throw new Error("the browser has no WebGL 2");
+    this.renderer = new THREE.WebGLRenderer({ canvas, context });
     Object.assign(this, { canvas, rig, onchange, scene: new THREE.Scene(), camera: new THREE.Camera(), meshes: [] });
     this.camera.matrixAutoUpdate = false;
     this.materials = {
@@ -51,6 +53,7 @@ class Viewer {
     this.mode = MODES[0];
     this.lookFrom(0);
     new ResizeObserver(() => this.draw()).observe(canvas);
+    canvas.addEventListener("webglcontextrestored", () => this.draw()); // phones take it away in the background
   }
 
   /** Reads a GLB from an ArrayBuffer. */

@@ -37,12 +37,13 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     faults: list[str] = []
     contexts = []
 
-    def _visit(path: Path, **options: Any) -> Any:
+    def _visit(path: Path, before: str = "", **options: Any) -> Any:
         contexts.append(browser.new_context(**(options or DESKTOP)))
         page = contexts[-1].new_page()
         page.on("console", lambda message: faults.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: faults.append(f"script: {error}"))
         page.on("request", lambda request: faults.append(request.url[:99]) if request.url != path.as_uri() else None)
+        page.add_init_script(before)
         page.goto(path.as_uri())
         page.wait_for_selector(".stage.ready, .stage.failed, .flat")
         return page
@@ -296,6 +297,17 @@ def test_a_mesh_that_cannot_be_drawn_is_said(
     assert page.locator(".poster").is_visible() and page.locator("#spin").is_disabled()
     page.locator(".strip button").nth(3).click()
     assert shows(page, "135°")
+
+
+def test_without_webgl_the_preview_stays_and_the_page_says_why(
+    visit: Callable[..., Any], write_run: Callable[..., Path]
+) -> None:
+    page = visit(
+        write_run("plain", preview=np.zeros((8, 8, 3))),
+        before="HTMLCanvasElement.prototype.getContext = () => null",
+    )
+    assert page.locator("#status").inner_text() == "The mesh cannot be drawn here: the browser has no WebGL 2"
+    assert page.locator(".poster").is_visible() and page.locator("#download").is_visible()
 
 
 def test_a_report_without_a_mesh_still_leafs_through_the_views(
