@@ -136,8 +136,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def save(config: Any, path: str | Path) -> None:
-    """Write a config instance as YAML that `load` reads back."""
-    yaml_text.write(path, to_dict(config))
+    """Write a config instance as YAML that `load` reads back; raises InputError where it cannot be written."""
+    try:
+        yaml_text.write(path, to_dict(config))
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror or error}") from error
 
 
 def is_config(value: Any) -> bool:
@@ -360,12 +363,8 @@ def _instance(schema: type, given: Mapping[str, Any], source: str, prefix: str, 
             value = dict(default) if isinstance(default, Mapping) else {}
             for key, content in given[field.name].items():
                 entry = f"{name}.{key}."
-                made = (
-                    _instance(cast(type, item), content, source, entry, default.get(key))
-                    if is_dataclass(item)
-                    else content
-                )
-                value[key] = made
+                section = cast(type, item) if is_dataclass(item) else None
+                value[key] = _instance(section, content, source, entry, value.get(key)) if section else content
         if isinstance(value, str) and value == MISSING:
             raise ConfigError(f"{source}: '{name}' has no value; give it as {name}=VALUE")
         arguments[field.name] = value

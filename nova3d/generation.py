@@ -18,7 +18,7 @@ from nova3d.config import Sentinel
 from nova3d.errors import InputError
 from nova3d.fusion.config import FusionConfig
 from nova3d.utils import provenance, resources
-from nova3d.utils.files import writable_folder
+from nova3d.utils.files import filling, locked, writable_folder
 from nova3d.utils.progress import Progress
 from nova3d.utils.resources import Shipped
 from nova3d.views import ViewSet
@@ -131,6 +131,25 @@ class Generated:
     notes: tuple[str, ...]
     """What a user should know of the result, in sentences; the report's."""
 
+    def moved(self, folder: Path) -> "Generated":
+        """The same files in another folder.
+
+        Args:
+            folder: where they are now.
+
+        Returns:
+            A copy with the paths there.
+        """
+        return replace(
+            self,
+            views=folder / self.views.name,
+            mesh=folder / self.mesh.name,
+            report=folder / self.report.name,
+            record=folder / self.record.name,
+            turntable=folder / self.turntable.name,
+            preview=folder / self.preview.name,
+        )
+
 
 def generate(
     image: str | Path | None = None,
@@ -155,8 +174,26 @@ def generate(
         `out`/turntable.mp4 and `out`/preview.png.
 
     Raises:
-        InputError: for an unreadable picture or model, an unwritable folder, and views without an object.
+        InputError: for an unreadable picture or model, an unwritable folder, views without an object, and where another
+            generation is at work in `out`. A result that was there before stays whole.
     """
+    config = config or default_config()
+    folder = writable_folder(out or config.out)
+    sampling = replace(config.sample, image=str(image or config.sample.image), out=str(folder / "views"))
+    config = replace(config, out=str(folder), sample=sampling)
+    with locked(folder, "another generation"), filling(folder, stale=("turntable.*",)) as aside:
+        made = _generate_into(aside, config, device, progress, pipeline)
+    return made.moved(folder)
+
+
+def _generate_into(
+    folder: Path,
+    config: GenerateConfig,
+    device: str,
+    progress: Progress | None,
+    pipeline: "Nova3DPipeline | None",
+) -> Generated:
+    """What `generate` does, in a folder that is not yet the user's."""
     from nova3d.evaluation.input_view import input_agreement
     from nova3d.fusion import reconstruct
     from nova3d.metrics import INPUT_SIZE
@@ -164,13 +201,11 @@ def generate(
     from nova3d.rendering.turntable import write_preview, write_turntable
     from nova3d.report import write_report
 
-    config = config or default_config()
-    folder = writable_folder(out or config.out)
-    sampling = replace(config.sample, image=str(image or config.sample.image), out=str(folder / "views"))
-    config = replace(config, out=str(folder), sample=sampling)
+    sampling = config.sample
     timings: dict[str, float] = {}
     started = time.perf_counter()
-    view_folder, views, detail, cut = sample_views(sampling, device, progress, pipeline)
+    view_folder = folder / "views"
+    views, detail, cut = _sample_into(view_folder, sampling, device, progress, pipeline)
     timings["views"] = time.perf_counter() - started
 
     result = reconstruct(views, config.fusion, device, progress, detail=detail)
@@ -289,9 +324,23 @@ def sample_views(
         generated too), and the picture with its object cut out.
 
     Raises:
-        InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], or an unwritable folder.
+        InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], an unwritable folder, and
+            where another process samples into it.
     """
     folder = writable_folder(config.out)
+    with locked(folder, "another sampling"), filling(folder, stale=("detail",)) as aside:
+        views, detail, cut = _sample_into(aside, config, device, progress, pipeline)
+    return folder, views, detail, cut
+
+
+def _sample_into(
+    folder: Path,
+    config: SampleConfig,
+    device: str,
+    progress: Progress | None,
+    pipeline: "Nova3DPipeline | None",
+) -> tuple[ViewSet, ViewSet | None, images.CutOut]:
+    """What `sample_views` does, in a folder that is not yet the user's."""
     if not -90 <= config.elevation_deg <= 90:
         raise InputError(f"elevation_deg {config.elevation_deg:g} is not within -90 and 90")
     cut = images.cut_out(
@@ -301,6 +350,7 @@ def sample_views(
         max_megapixels=config.max_megapixels,
         crop=not config.framed,
     )
+    folder.mkdir(exist_ok=True)
     images.save_image(folder / "mask.png", cut.mask)
     pipeline = pipeline or load_pipeline(config, device)
     started = time.perf_counter()
@@ -308,8 +358,9 @@ def sample_views(
     seconds = round(time.perf_counter() - started, 2)
     detail = detail_view(cut.rgba, views.cameras[0], config.framed) if config.keep_input else None
     record = _record("sample", config, config, device, task_iou=task_iou, seconds=seconds, cutout=cut.facts())
+    views.save(folder, record, detail)
     images.save_image(folder / "contact_sheet.png", views.contact_sheet())
-    return views.save(folder, record, detail), views, detail, cut
+    return views, detail, cut
 
 
 def detail_view(picture: Tensor, camera: Cameras, framed: bool = False) -> ViewSet:

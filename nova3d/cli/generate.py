@@ -138,7 +138,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     entry = provenance.record(
         "fusion",
         settings,
-        views=str(Path(options.views).absolute()),
+        views=Path(options.views).absolute().name,
         layout=loaded.layout,
         placement=placement.matrix.tolist(),
         seed=settings.optim.seed,

@@ -90,7 +90,7 @@ def _fusion(options: Namespace) -> None:
     from nova3d.experiments.fusion import SUITE, report, run
     from nova3d.experiments.fusion_inputs import meshes_in
     from nova3d.fusion import FusionConfig
-    from nova3d.utils.files import writable_folder
+    from nova3d.utils.files import writable_folder, write_text
 
     settings = common.load_config(FusionConfig, "fusion", options)
     objects = meshes_in(Path(options.objects), options.names.split(",") if options.names else [])
@@ -101,7 +101,7 @@ def _fusion(options: Namespace) -> None:
     with common.progress_bar("fusion suite") as bar:
         rows = run(objects, cases, out, settings, common.pick_device(options.device), options.workers, bar)
     text = report(rows)
-    (out / "report.md").write_text(text)
+    write_text(out / "report.md", text)
     print(text)
     print(f"written: {(out / 'report.md').resolve()}")
 

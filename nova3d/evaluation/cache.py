@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nova3d.errors import InputError
 from nova3d.evaluation.formats import plain
@@ -66,15 +67,7 @@ class ScoreCache:
     def read(self, run: str, name: str) -> ObjectScores:
         """The kept scores of an object; raises InputError where the file is damaged."""
         file = self._file(run, name)
-        entry = read_json(file, dict, "kept scores")
-        try:
-            rows = {
-                str(label): {str(column): math.nan if value is None else float(value) for column, value in row.items()}
-                for label, row in entry["rows"].items()
-            }
-            return ObjectScores(rows, str(entry["failure"]), dict(entry["missing"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"kept scores '{file}' are damaged ({error!r}): remove the file") from error
+        return _scores(read_json(file, dict, "kept scores"), file)
 
     def write(self, run: str, name: str, scores: ObjectScores) -> None:
         """Keep the scores of an object; raises InputError where they cannot be written."""
@@ -92,9 +85,22 @@ class ScoreCache:
         if not file.is_file():
             return False
         try:
-            return read_json(file, dict, "kept scores").get("key") != key
-        except InputError:
+            entry = read_json(file, dict, "kept scores")
+            _scores(entry, file)
+            return bool(entry.get("key") != key)
+        except InputError:  # what cannot be read is no score
             return True
+
+
+def _scores(entry: Mapping[str, Any], file: Path) -> ObjectScores:
+    try:
+        rows = {
+            str(label): {str(column): math.nan if value is None else float(value) for column, value in row.items()}
+            for label, row in entry["rows"].items()
+        }
+        return ObjectScores(rows, str(entry["failure"]), dict(entry["missing"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"kept scores '{file}' are damaged ({repr(error)[:100]}): remove the file") from error
 
 
 def object_files(root: Path, name: str) -> list[list[str]]:

@@ -16,6 +16,7 @@ from nova3d.evaluation.formats import TextRow, TextTable, decimals_for, header, 
 from nova3d.evaluation.statistics import Paired, Verdict
 from nova3d.evaluation.tables import Table, interval_text
 from nova3d.utils.files import write_text
+from nova3d.utils.text import csv_cell
 
 _COLUMNS = (
     "metric, method",
@@ -86,7 +87,7 @@ class Comparison:
         writer = csv.DictWriter(text, [*rows[0], "protocol", "protocol_hash"], lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            written = {key: "" if value is None else value for key, value in plain(row).items()}
+            written = {key: "" if value is None else csv_cell(value) for key, value in plain(row).items()}
             writer.writerow(written | {"protocol": self.protocol, "protocol_hash": self.protocol_hash})
         return text.getvalue()
 

@@ -99,7 +99,9 @@ class TextTable:
 
     def markdown(self) -> str:
         """GitHub's Markdown; the facts stand on a line each."""
-        lines = [f"{name}: {value}  " for name, value in self.facts.items()]  # two spaces: a line break in Markdown
+        lines = [
+            f"{name}: {_md(value)}  " for name, value in self.facts.items()
+        ]  # two spaces: a line break in Markdown
         lines += [
             "",
             f"| {' | '.join(_md(cell) for cell in self.columns)} |",
@@ -109,10 +111,10 @@ class TextTable:
             mark = {"bold": "**", "italic": "*", "": ""}[line.mark]
             within = "**" if line.mark == "bold" else ""
             cells = [_md(cell) if cell == "-" else f"{within}{_md(cell)}{within}" for cell in line.cells]
-            lines.append(f"| {mark}{_md(line.name)}{mark} | {' | '.join(cells)} |")
+            lines.append(f"| {mark}{_md_name(line.name)}{mark} | {' | '.join(cells)} |")
         lines.append("")
         if self.notes:
-            lines += [*(f"- {note}" for note in self.notes), ""]
+            lines += [*(f"- {_md(note)}" for note in self.notes), ""]
         return "\n".join(lines)
 
     def latex(self) -> str:
@@ -155,4 +157,10 @@ def _tex(text: str) -> str:
 
 
 def _md(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Text on one line, without a column's end and without HTML."""
+    return " ".join(text.splitlines()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _md_name(text: str) -> str:
+    """The name of an object, which may be anything: neither a link nor code. Units in brackets stay."""
+    return _md(text.replace("](", "]\\(").replace("`", "\\`"))

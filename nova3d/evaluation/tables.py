@@ -17,7 +17,8 @@ from nova3d.errors import InputError
 from nova3d.evaluation import statistics
 from nova3d.evaluation.formats import TextRow, TextTable, decimals_for, header, number, plain, stated, style
 from nova3d.evaluation.published import Published
-from nova3d.utils.files import write_text
+from nova3d.utils.files import read_json, write_text
+from nova3d.utils.text import csv_cell
 
 Rows = dict[str, dict[str, float]]  # object -> metric -> value
 
@@ -175,7 +176,8 @@ class Table:
 
         def write(kind: str, name: str, values: Mapping[str, float], seed: int | str = "", note: str = "") -> None:
             cells = [values.get(metric, math.nan) for metric in self.metrics]
-            writer.writerow([kind, name, seed, *("" if math.isnan(value) else value for value in cells), note])
+            numbers = ("" if math.isnan(value) else value for value in cells)
+            writer.writerow([kind, csv_cell(name), seed, *numbers, csv_cell(note)])
 
         for fact, value in self._facts(facts).items():
             write("fact", fact, {}, note=value)
@@ -269,7 +271,7 @@ class Table:
         if not path.is_file():
             raise InputError(f"scores '{path}' do not exist")
         try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
+            entry = read_json(path, dict, "scores")
             baselines = {name: _rows(found["objects"]) for name, found in entry["floors"].items()}
             return Table(
                 str(entry["protocol"]),
@@ -281,8 +283,9 @@ class Table:
                 {str(name): str(reason) for name, reason in entry.get("not_computed", {}).items()},
                 {str(name): str(value) for name, value in entry.get("facts", {}).items()},
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"'{path}' is not a {FILE} of this project ({error!r}): score again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+            why = repr(error)[:200]
+            raise InputError(f"'{path}' is not a {FILE} of this project ({why}): score again") from error
 
     def stated_facts(self) -> dict[str, str]:
         """The facts, led by those that every table carries; seeds are those of `per_seed` unless stated otherwise."""

@@ -34,7 +34,7 @@ from nova3d.training.config import TrainConfig, UNetConfig, check, micro_steps
 from nova3d.training.networks import build_module
 from nova3d.training.trainer import train
 from nova3d.utils import provenance
-from nova3d.utils.files import check_component, read_json, read_json_lines, writable_folder, write_text
+from nova3d.utils.files import check_component, locked, read_json, read_json_lines, writable_folder, write_text
 from nova3d.utils.progress import Progress, silent
 from nova3d.utils.resources import Shipped
 from nova3d.utils.workers import in_parts
@@ -213,34 +213,36 @@ def attention_suite(
     protocol = configs.load(Protocol, config.protocol, config.protocol_changes)
     base, names = _checked(config)
     out = writable_folder(config.out)
-    dataset = MultiViewDataset(base.data.shards, base.data.input_views)
-    costs = budgets(config, base, len(dataset.reader.cameras), dataset.reader.cameras.width)
-    runs = trainings(config, base, costs)
-    work = partial(train_part, tuple(runs))
-    in_parts(work, workers, device, lambda: progress(sum(run.finished() for run in runs), len(runs), "training"))
-    rig, size = studies.model_rig(runs[0].model)
-    made = [studies.Generator(f"{run.arm}/seed{run.seed}", str(run.model), run.seed) for run in runs]
-    study = studies.Study(out, Path(config.held_out), names, rig, size, config.sample, tuple(made))
-    protocol = fit_to_model(protocol, study)
-    studies.check_study(study, retry)
-    total = len(list(study.folders()))
-    in_parts(partial(studies.make, study), workers, device, lambda: progress(study.done(), total, "sampling"))
-    stages = {arm: [f"views/{arm}/seed{seed}" for seed in config.seeds] for arm in config.arms}
-    found = studies.score_study(study, stages, protocol, device, workers, config.weights, progress)
-    first = next(iter(found.values()))
-    facts = {
-        "protocol": f"{first.protocol} ({first.protocol_hash})",
-        "commit": first.facts["commit"],
-        "hardware": first.facts["hardware"],
-        "training": f"{config.train}, {len(dataset)} objects",
-        "budget": f"equal {config.budget}",
-        "seeds": first.facts["seeds"],
-        "held out": f"{len(names)} objects of '{config.held_out}'",
-    }
-    measured = {arm: _measured([run for run in runs if run.arm == arm]) for arm in config.arms}
-    report = AttentionReport(found, compare(found, config.baseline), costs, measured, config.baseline, facts)
-    record = provenance.record("attention-suite", config, device=device, workers=workers)
-    return report, report.save(out, record)
+    with locked(out, "another study"):
+        dataset = MultiViewDataset(base.data.shards, base.data.input_views)
+        costs = budgets(config, base, len(dataset.reader.cameras), dataset.reader.cameras.width)
+        runs = trainings(config, base, costs)
+        work = partial(train_part, tuple(runs))
+        in_parts(work, workers, device, lambda: progress(sum(run.finished() for run in runs), len(runs), "training"))
+        rig, size = studies.model_rig(runs[0].model)
+        made = [studies.Generator(f"{run.arm}/seed{run.seed}", str(run.model), run.seed) for run in runs]
+        study = studies.Study(out, Path(config.held_out), names, rig, size, config.sample, tuple(made))
+        protocol = fit_to_model(protocol, study)
+        studies.check_study(study, retry)
+        total = len(list(study.folders()))
+        in_parts(partial(studies.make, study), workers, device, lambda: progress(study.done(), total, "sampling"))
+        stages = {arm: [f"views/{arm}/seed{seed}" for seed in config.seeds] for arm in config.arms}
+        found = studies.score_study(study, stages, protocol, device, workers, config.weights, progress)
+        first = next(iter(found.values()))
+        facts = {
+            "protocol": f"{first.protocol} ({first.protocol_hash})",
+            "commit": first.facts["commit"],
+            "hardware": first.facts["hardware"],
+            "training": f"{config.train}, {len(dataset)} objects",
+            "budget": f"equal {config.budget}",
+            "seeds": first.facts["seeds"],
+            "held out": f"{len(names)} objects of '{config.held_out}'",
+        }
+        facts = provenance.without_folders(facts)
+        measured = {arm: _measured([run for run in runs if run.arm == arm]) for arm in config.arms}
+        report = AttentionReport(found, compare(found, config.baseline), costs, measured, config.baseline, facts)
+        record = provenance.record("attention-suite", config, device=device, workers=workers)
+        return report, report.save(out, record)
 
 
 def budgets(config: AttentionConfig, base: TrainConfig, views: int, size: int) -> dict[str, Cost]:

@@ -27,7 +27,7 @@ from nova3d.experiments.fusion_inputs import GroundTruth, load_ground_truth, per
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write
 from nova3d.utils import provenance
-from nova3d.utils.files import read_json_lines
+from nova3d.utils.files import locked, read_json_lines
 from nova3d.utils.progress import Progress
 from nova3d.utils.workers import in_parts
 from nova3d.views import ViewSet
@@ -104,18 +104,19 @@ def run(
     if not objects or not cases:
         raise InputError("nothing to measure: give at least one mesh and one case")
     out.mkdir(parents=True, exist_ok=True)
-    made_with, earlier = provenance.hash_json(configs.to_dict(config)), read_rows(out)
-    good = [row for row in earlier if row.get("config") == made_with and "error" not in row]
-    finished = {(row["object"], row["fault"], row["arm"]) for row in good}
-    todo = tuple((p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished)
+    with locked(out, "another study"):
+        made_with, earlier = provenance.hash_json(configs.to_dict(config)), read_rows(out)
+        good = [row for row in earlier if row.get("config") == made_with and "error" not in row]
+        finished = {(row["object"], row["fault"], row["arm"]) for row in good}
+        todo = tuple((p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished)
 
-    def report_progress() -> None:
-        if progress:
-            progress(len(read_rows(out)) - len(earlier), len(todo), "measuring")
+        def report_progress() -> None:
+            if progress:
+                progress(len(read_rows(out)) - len(earlier), len(todo), "measuring")
 
-    if todo:
-        in_parts(partial(_measure_part, todo, out, config), workers, device, report_progress)
-    return _latest([row for row in read_rows(out) if row.get("config") == made_with], objects, cases)
+        if todo:
+            in_parts(partial(_measure_part, todo, out, config), workers, device, report_progress)
+        return _latest([row for row in read_rows(out) if row.get("config") == made_with], objects, cases)
 
 
 def _measure_part(

@@ -21,7 +21,7 @@ from nova3d.experiments import study as studies
 from nova3d.fusion import FusionConfig
 from nova3d.generation import SampleConfig
 from nova3d.utils import provenance
-from nova3d.utils.files import check_component, writable_folder, write_text
+from nova3d.utils.files import check_component, locked, writable_folder, write_text
 from nova3d.utils.progress import Progress, silent
 from nova3d.utils.resources import Shipped
 from nova3d.utils.workers import in_parts
@@ -162,30 +162,32 @@ def reproduce(
     protocol, source = _rules(config), _paper(config)
     study, stages = plan(config)
     protocol = fit_to_model(protocol, study)
-    studies.check_study(study, retry)
-    total = len(list(study.folders()))
-    work = partial(studies.make, study)
-    in_parts(work, workers, device, lambda: progress(study.done(), total, "making views and meshes"))
-    found = studies.score_study(study, stages, protocol, device, workers, config.weights, progress)
-    rows = [
-        row
-        for name, table in found.items()
-        for row in compare_with_paper(name, table, config.columns, source, config.arms[name].paper)
-    ]
-    first = next(iter(found.values()))
-    facts = {
-        "protocol": f"{first.protocol} ({first.protocol_hash})",
-        "commit": first.facts["commit"],
-        "hardware": first.facts["hardware"],
-        "model": config.sample.model,
-        "objects": f"{len(study.names)} of '{config.objects}'",
-        "seeds": first.facts["seeds"],
-        "paper": f"{source.source}; {source.note}" if source else NOT_PRINTED,
-    }
-    comparison = compare(found, config.baseline or "") if len(found) > 1 else None
-    report = Report(config.table, found, tuple(rows), comparison, compare_with_floors(found), facts)
-    record = provenance.record("reproduce", config, device=device, workers=workers)
-    return report, report.save(Path(config.out) / config.table, record)
+    with locked(writable_folder(study.out), "another study"):
+        studies.check_study(study, retry)
+        total = len(list(study.folders()))
+        work = partial(studies.make, study)
+        in_parts(work, workers, device, lambda: progress(study.done(), total, "making views and meshes"))
+        found = studies.score_study(study, stages, protocol, device, workers, config.weights, progress)
+        rows = [
+            row
+            for name, table in found.items()
+            for row in compare_with_paper(name, table, config.columns, source, config.arms[name].paper)
+        ]
+        first = next(iter(found.values()))
+        facts = {
+            "protocol": f"{first.protocol} ({first.protocol_hash})",
+            "commit": first.facts["commit"],
+            "hardware": first.facts["hardware"],
+            "model": config.sample.model,
+            "objects": f"{len(study.names)} of '{config.objects}'",
+            "seeds": first.facts["seeds"],
+            "paper": f"{source.source}; {source.note}" if source else NOT_PRINTED,
+        }
+        comparison = compare(found, config.baseline or "") if len(found) > 1 else None
+        facts = provenance.without_folders(facts)
+        report = Report(config.table, found, tuple(rows), comparison, compare_with_floors(found), facts)
+        record = provenance.record("reproduce", config, device=device, workers=workers)
+        return report, report.save(Path(config.out) / config.table, record)
 
 
 def plan(config: ReproduceConfig) -> tuple[studies.Study, dict[str, list[str]]]:

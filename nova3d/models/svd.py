@@ -4,7 +4,6 @@ Everything that can be wrong with keys, shapes and types is found in the files' 
 before a tensor is read; tensors are then read one at a time into the model, which is never in memory twice.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from nova3d.models.image_encoder import empty_image_encoder
 from nova3d.models.row_attention import RowAttention
 from nova3d.models.svd_files import PARTS, Component, Part, open_component
 from nova3d.models.svd_original import Shape
+from nova3d.utils.files import write_json
 
 if TYPE_CHECKING:
     from nova3d.models.unet import NovaUNet
@@ -84,7 +84,7 @@ class LoadReport:
         Args:
             path: the file.
         """
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1))
+        write_json(path, self.to_dict())
 
 
 def load_svd(

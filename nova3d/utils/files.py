@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ T = TypeVar("T")
 JSON_BYTES = 256 << 20  # the most that `read_json` reads
 COMPONENT_BYTES = 90  # leaves room for suffixes below the 143 bytes of an encrypted home folder
 _SYSTEM_BYTES = 255
+_ASIDE = ".new-"  # begins the name of a result that is being written
 _NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
 _DIGITS = re.compile(r"(?<![\w.\"])-?\d{309}")  # an integer that no float holds
 
@@ -70,6 +71,43 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         remove(aside)
         remove(old)
+
+
+@contextmanager
+def filling(folder: str | Path, stale: Sequence[str] = ()) -> Iterator[Path]:
+    """Write the files and folders of one result aside, and put them into `folder` together when the block ends.
+
+    Where the block raises or the process dies in it, `folder` has what it had before. Hold the folder's lock (see
+    `locked`): what an earlier process has left aside is removed.
+
+    Args:
+        folder: an existing folder. What the block does not write stays.
+        stale: glob patterns of further entries of an earlier result, which go when the new one comes.
+
+    Yields:
+        An empty folder in `folder`.
+    """
+    target = Path(folder)
+    for left in target.glob(f"{_ASIDE}*"):
+        remove(left)
+    aside = target / f"{_ASIDE}{os.urandom(4).hex()}"
+    aside.mkdir()
+    try:
+        yield aside
+        sync_folder(aside)
+        old = aside.with_name(f"{aside.name}.old")
+        old.mkdir()
+        try:
+            earlier = {target / new.name for new in aside.iterdir()}
+            for path in earlier.union(*(target.glob(name) for name in stale)):
+                if path.exists():
+                    path.rename(old / path.name)
+            for new in sorted(aside.iterdir()):
+                new.rename(target / new.name)
+        finally:
+            remove(old)
+    finally:
+        remove(aside)
 
 
 def write_text(path: str | Path, text: str, keep_equal: bool = False) -> Path:

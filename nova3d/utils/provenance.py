@@ -3,8 +3,8 @@
 import hashlib
 import json
 import platform
+import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import nova3d
 from nova3d.errors import InputError, first_line
-from nova3d.utils.files import inside
+from nova3d.utils.files import inside, readable, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_ABSOLUTE = re.compile(r"(~|[A-Za-z]:)?[/\\]|~$")
+_PATH_IN_TEXT = re.compile(r"(?<=[\s'\"=(,\[])(~|[A-Za-z]:)?[/\\][^\s'\",;)\]]+")
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "trimesh", "xatlas")
 
 
@@ -32,7 +34,8 @@ def record(stage: str, config: Any = None, **facts: Any) -> dict[str, Any]:
         **facts: the stage's own: seeds, hashes of inputs and weights, timings.
 
     Returns:
-        A JSON-ready dict: stage, config and its hash, commit, versions, platform, command, time and `facts`.
+        A JSON-ready dict: stage, config and its hash, commit, versions, kind of machine, time and `facts`. Of absolute
+        paths it has the last component alone: records go wherever pictures and meshes go.
     """
     settings = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config or {})
     return {
@@ -40,21 +43,36 @@ def record(stage: str, config: Any = None, **facts: Any) -> dict[str, Any]:
         "nova3d": nova3d.__version__,
         "commit": commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "versions": {name: metadata.version(name) for name in _PACKAGES if _installed(name)},
-        "config": settings,
+        "config": without_folders(settings),
         "config_hash": hash_json(settings),
-        **facts,
+        **without_folders(facts),
     }
 
 
+def without_folders(value: Any) -> Any:
+    """Nested dicts, lists and texts, with the last component alone of every absolute path in a text."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(entry) for entry in value]
+    if not isinstance(value, str | Path):
+        return value
+    text = readable(str(value))
+    if _ABSOLUTE.match(text):
+        return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+    return _PATH_IN_TEXT.sub(lambda match: re.split(r"[/\\]", match[0].rstrip("/\\"))[-1], text)
+
+
 def write(folder: str | Path, entry: Mapping[str, Any]) -> Path:
-    """Write `entry` as folder/record.json."""
+    """Write `entry` as folder/record.json; raises InputError where it cannot be written."""
     path = Path(folder) / "record.json"
-    path.write_text(json.dumps(entry, indent=1, sort_keys=True, default=str))
-    return path
+    try:
+        return write_json(path, entry)
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror or error}") from error
 
 
 def commit() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nova3d.errors import InputError
-from nova3d.utils.files import locked, replacing, write_text
+from nova3d.utils.files import filling, inside, locked, read_json, read_json_lines, replacing, write_text
 
 
 def hold(folder: Path) -> None:
@@ -63,3 +63,59 @@ def test_a_failed_write_leaves_the_old_content_and_no_part(tmp_path: Path) -> No
         aside.write_text("half")
         raise ValueError("stop")
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def write_result(folder: Path, text: str) -> None:
+    (folder / "views").mkdir()
+    (folder / "views/000.png").write_text(text)
+    (folder / "mesh.glb").write_text(text)
+
+
+def test_a_result_replaces_the_one_before_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "film.webp").write_text("old")
+    (tmp_path / ".new-left").mkdir()  # what a killed process has left
+    for text in ("first", "second"):
+        with filling(tmp_path, stale=("film.*",)) as aside:
+            write_result(aside, text)
+        assert {p.name for p in tmp_path.iterdir()} == {"notes.txt", "views", "mesh.glb"}
+        assert (tmp_path / "views/000.png").read_text() == (tmp_path / "mesh.glb").read_text() == text
+
+
+def test_a_result_that_is_not_finished_leaves_the_one_before(tmp_path: Path) -> None:
+    with filling(tmp_path) as aside:
+        write_result(aside, "first")
+    with pytest.raises(InputError), filling(tmp_path) as aside:
+        (aside / "mesh.glb").write_text("second")
+        raise InputError("stop")
+    assert (tmp_path / "views/000.png").read_text() == (tmp_path / "mesh.glb").read_text() == "first"
+    assert {p.name for p in tmp_path.iterdir()} == {"views", "mesh.glb"}
+
+
+def test_json_lines_name_the_line_or_leave_it_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"a": 1}\n\n{"a": 2}\n{"a": \n\xe9\n[3]\n')
+    with pytest.raises(InputError, match=r"rows '.*rows.jsonl', line 4 is not valid JSON"):
+        read_json_lines(file, "rows")
+    assert read_json_lines(file, "rows", cut=True) == [{"a": 1}, {"a": 2}]
+    assert "3 unfinished lines left out" in caplog.text
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json_lines(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b"1" * 5000, b'{"a": 1e999}', b'{"a": NaN}', b'{"x": "' + b"SECRET " * 9999 + b'\xe9"}', b"[1]"],
+)
+def test_json_that_is_no_object_is_one_short_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_json(tmp_path / "x.json", dict)
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value) and "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../x", "/dev/zero", "a/../../x", "a//b", "", 5, "a/.hidden"])
+def test_a_list_names_files_below_its_own_folder(tmp_path: Path, name: object) -> None:
+    with pytest.raises(InputError, match="weights"):
+        inside(tmp_path, name, "weights")
+    assert inside(tmp_path, "unet/model.safetensors", "weights") == tmp_path / "unet/model.safetensors"

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -108,3 +109,23 @@ def test_checksums(tmp_path: Path) -> None:
     (tmp_path / "SHA256SUMS").write_text("nonsense\n")
     with pytest.raises(InputError, match="line 1"):
         provenance.verify_checksums(tmp_path)
+
+
+def test_a_record_has_no_command_no_kernel_and_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/me/generate.py", "--token", "hf_secret"])
+    config = {"out": "/home/me/owl #1", "model": "~/models/mini", "hub": "owner/name", "short": "assets/images/owl.png"}
+    entry = provenance.record(
+        "sample", config, image={"file": "C:\\Users\\me\\owl.png"}, said=["cannot read '/home/me/a.png', see /etc/x"]
+    )
+    text = json.dumps(entry)
+    assert "home" not in text and "Users" not in text and "secret" not in text and platform.release() not in text
+    assert entry["config"] == {
+        "out": "owl #1",
+        "model": "mini",
+        "hub": "owner/name",
+        "short": "assets/images/owl.png",
+    }
+    assert entry["image"] == {"file": "owl.png"} and entry["said"] == ["cannot read 'a.png', see x"]
+    assert entry["config_hash"] == provenance.hash_json(config)
+    kept = provenance.without_folders("https://example.org/a/b, 1/2 and a/b")
+    assert kept == "https://example.org/a/b, 1/2 and a/b"

@@ -1,13 +1,17 @@
 """Credits: who made the objects, and on what terms; as a table for programs and as a page for people."""
 
 import csv
+import io
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nova3d.data.sources.licences import licence_url
-from nova3d.utils.files import writable_folder, write_text
+from nova3d.errors import InputError
+from nova3d.utils.files import readable, writable_folder, write_text
+from nova3d.utils.text import csv_cell, markdown
 
 _COLUMNS = ("uid", "title", "attribution", "licence", "licence_url", "url", "source", "sha256", "split")
 
@@ -24,19 +28,27 @@ def write_attribution(rows: Iterable[Mapping[str, Any]], out: str | Path) -> Pat
 
     Returns:
         The path of ATTRIBUTION.md.
+
+    Raises:
+        InputError: where the folder cannot be written.
     """
     folder = writable_folder(out)
     kept = {row["uid"]: row for row in rows if row.get("state", "done") in ("done", "planned")}
     credits = [_credit(kept[uid]) for uid in sorted(kept)]
-    with (folder / "attribution.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(credits)
-    return write_text(folder / "ATTRIBUTION.md", _page(credits))
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, _COLUMNS)
+    writer.writeheader()
+    writer.writerows({key: csv_cell(value) for key, value in credit.items()} for credit in credits)
+    try:
+        write_text(folder / "attribution.csv", table.getvalue())
+        return write_text(folder / "ATTRIBUTION.md", _page(credits))
+    except OSError as error:
+        raise InputError(f"cannot write the attribution to '{folder}': {error.strerror or error}") from error
 
 
 def _credit(row: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(row.get(key, "")) for key in _COLUMNS} | {"licence_url": licence_url(str(row.get("licence", "")))}
+    said = {key: readable(str(row.get(key, ""))) for key in _COLUMNS}
+    return said | {"licence_url": licence_url(said["licence"])}
 
 
 def _page(credits: list[dict[str, str]]) -> str:
@@ -51,7 +63,7 @@ def _page(credits: list[dict[str, str]]) -> str:
     ]
     for licence in sorted(by_licence):
         url = licence_url(licence)
-        name = licence or "No licence named by the source"
+        name = markdown(licence) or "No licence named by the source"
         lines += ["", f"## {f'[{name}]({url})' if url else name}: {len(by_licence[licence])} objects", ""]
         lines += [_line(credit) for credit in by_licence[licence]]
     return "\n".join(lines) + "\n"
@@ -62,10 +74,6 @@ def _line(credit: Mapping[str, str]) -> str:
     attribution = credit["attribution"]
     parts = [credit["title"] or credit["uid"], attribution, credit["url"]]
     fresh = [part for i, part in enumerate(parts) if part and (i == 1 or part not in attribution)]
-    return "- " + _escaped(" - ".join(fresh)) + f" (`{credit['uid']}`)"
-
-
-def _escaped(text: str) -> str:
-    """Return foreign text on one line, with nothing that Markdown would read as markup."""
-    text = " ".join(text.split())
-    return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in text)
+    uid = credit["uid"]
+    shown = f"`{uid}`" if re.fullmatch(r"[\w .-]+", uid) else markdown(uid)
+    return f"- {markdown(' - '.join(fresh))} ({shown})"

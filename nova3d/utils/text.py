@@ -1,0 +1,20 @@
+"""Foreign text in files that people open: nothing in it is markup to Markdown or a formula to a spreadsheet."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # OWASP: what a spreadsheet takes to begin a formula
+
+
+def markdown(text: str) -> str:
+    """Text on one line, in which Markdown reads no markup and a browser no element."""
+    escaped = "".join(f"\\{c}" if c in "\\`*_[]>#|" else c for c in " ".join(text.split()))
+    return escaped.replace("<", "&lt;")
+
+
+def csv_cell(value: object) -> object:
+    """A cell of a CSV file: text that a spreadsheet would run gets an apostrophe before it; numbers stay."""
+    if not isinstance(value, str) or not value.lstrip(" ").startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
