@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 512  # pixels; larger pictures are made smaller, so that a report stays a few megabytes
 MAX_GLB = 64_000_000  # bytes; a larger mesh is linked, since browsers are slow with pages of that size
+_STILL_DEGREES, _STILL_UNITS = 0.005, 5e-4  # below these a pose has not moved as far as the page's digits show
 _HERE = Path(__file__).parent
 _MODES = {"texture": "Texture", "normals": "Normals", "clay": "Clay", "wireframe": "Wireframe"}
 
@@ -52,6 +53,7 @@ _HEALTH = {
 class _View:
     """One view as the page shows it; pictures are data URIs by kind ("rgb", "normal", "conflict")."""
 
+    short: str  # below its pictures in the strip
     label: str
     about: str
     pictures: dict[str, str]
@@ -285,11 +287,11 @@ def _strip(shown: Sequence[_View]) -> str:
         )
         cells.append(
             f'<button type="button" data-label="{escape(view.label)}" data-about="{escape(view.about)}">{pictures}'
-            f"<span>{escape(view.label)}</span></button>"
+            f"<span>{escape(view.short)}</span></button>"
         )
-    legend = (
-        "Azimuth from the input view. Normals are in its frame: red right, green up, blue front; grey where unknown."
-    )
+    legend = "Azimuth from the input view."
+    if "normal" in shown[0].pictures:
+        legend += " Normals are in its frame: red right, green up, blue front; grey where unknown."
     if "conflict" in shown[0].pictures:
         legend += " Conflict: red where a view contradicts the others."
     return (
@@ -306,13 +308,13 @@ def _views(views: "ViewSet", refined: "Cameras", conflict: Any, has_input: bool)
     shown = []
     for i, (azimuth, elevation) in enumerate(to_numpy(views.cameras.azimuth_elevation()).tolist()):
         degrees = math.degrees(azimuth)
-        label = f"{0.0 if degrees > 359.95 else degrees:.4g}°"
+        short = label = f"{0.0 if degrees > 359.95 else degrees:.4g}°"
         if abs(elevation) > math.radians(0.05):
             label += f", {'up' if elevation > 0 else 'down'} {abs(math.degrees(elevation)):.3g}°"
         if i == 0 and has_input:
-            label += " · input"
+            short, label = f"{short} · input", f"{label} · input"
         about = []
-        if turned[i] > 0.005 or moved[i] > 5e-5:
+        if turned[i] >= _STILL_DEGREES or moved[i] >= _STILL_UNITS:
             about.append(f"Pose moved by {turned[i]:.2f}° and {moved[i]:.3f}.")
         colour = to_numpy(views.straight_alpha(i))
         pictures = {"rgb": data_uri(colour, MAX_SIDE)}
@@ -322,7 +324,7 @@ def _views(views: "ViewSet", refined: "Cameras", conflict: Any, has_input: bool)
             pictures["conflict"] = data_uri(conflict_colours(maps[i], colour), MAX_SIDE)
             if coverage[i].any():
                 about.append(f"Mean conflict {maps[i][coverage[i]].mean():.3f}.")
-        shown.append(_View(label, " ".join(about) or "Its pose is as given.", pictures))
+        shown.append(_View(short, label, " ".join(about) or "Its pose is as given.", pictures))
     return shown
 
 
@@ -346,6 +348,8 @@ def _motions(given: "Cameras", refined: "Cameras") -> tuple[NDArray[np.float64],
 
 def _poses(given: "Cameras", refined: "Cameras") -> str:
     turned, moved = _motions(given, refined)
+    if turned.max() < _STILL_DEGREES and moved.max() < _STILL_UNITS:  # they were not refined
+        return ""
     chart = bar_chart([f"view {i}" for i in range(len(turned))], turned.tolist(), "°")
     return (
         f'{chart}<p class="soft ends"><span>view 0</span><span>view {len(turned) - 1}</span></p>'

@@ -91,12 +91,14 @@ def script(text: str, name: str) -> str:
 
 
 def test_a_full_report_holds_everything_in_one_file(write, views, mesh):
+    lift = torch.eye(4)
+    lift[1, 3] = 0.01
     path = write(
         input_image=np.full((24, 24, 4), 0.5),
         reference=np.full((48, 48, 4), 0.5),
         mesh_path=mesh,
         preview=np.full((30, 30, 4), 0.5),
-        cameras=views.cameras,
+        cameras=replace(views.cameras, c2w=views.cameras.c2w @ lift),
         conflict=torch.full((16, 24, 24), 0.25),
         health={"faces": 12345, "watertight": True, "unseen_share": 0.126, "inv_s": 64.7},
         warnings=["A warning."],
@@ -115,7 +117,7 @@ def test_a_full_report_holds_everything_in_one_file(write, views, mesh):
     run = json.loads(script(text, "run"))
     assert decode(run["reference"]).shape == (48, 48, 4) and run["has_input"] is True
     assert len(run["rig"]["views"]) == 16 and run["rig"]["model"] == "orthographic"
-    np.testing.assert_allclose(run["rig"]["views"][3]["c2w"], views.cameras.c2w[3].flatten(), atol=1e-6)
+    np.testing.assert_allclose(run["rig"]["views"][3]["c2w"], (views.cameras.c2w[3] @ lift).flatten(), atol=1e-6)
     assert run["rig"]["views"][0]["intrinsics"] == [16, 16, 12, 12]
     assert page.all("a") == [{"class": "main button", "id": "download", "download": "my mesh.glb", "hidden": None}]
     assert "Download my mesh.glb 2.0 MB" in page.text
@@ -123,6 +125,7 @@ def test_a_full_report_holds_everything_in_one_file(write, views, mesh):
         assert words in page.text
     for words in ("nova3d 0.1.0", "2025-01-01 10:20", "12,345", "13%", "12.6%", "Mean conflict 0.250.", "Wireframe"):
         assert words in page.text
+    assert "Refined poses" in page.text and "up to 0.0100" in page.text
     assert "64.7" not in page.text and page.text.count("yes") == 2
     tags = [tag for tag, _ in page.tags]
     assert tags.count("polyline") == 1 and tags.count("rect") == 16 and tags.count("details") == 2
@@ -205,7 +208,10 @@ def test_labels_say_azimuth_from_the_input_view_and_elevation_where_there_is_one
     assert "0° · input" in Page(write(input_image=np.ones((9, 9, 3))).read_text()).text
     assert "input" not in Page(write().read_text()).text.split("Azimuth from")[0]
     tilted = ViewSet(views.rgb, views.normals, views.mask, orbit(16, 30.0, 24))
-    assert "22.5°, up 30°" in Page(write(views=tilted).read_text()).text
+    page = Page(write(views=tilted).read_text())
+    labels = [button["data-label"] for button in page.all("button") if "data-label" in button]
+    assert labels[:2] == ["0°, up 30°", "22.5°, up 30°"]
+    assert "View 0 0°, up 30°" in page.text and "22.5°, up" not in page.text  # the strip has azimuths only
 
 
 def test_large_pictures_are_made_smaller(write):
@@ -254,8 +260,10 @@ def test_conflict_is_red_on_the_view_s_grey():
 
 
 def test_views_without_normals_show_only_their_colours(write, views):
-    text = write(views=ViewSet(views.rgb, views.normals * 0, views.mask, views.cameras)).read_text()
-    assert {image["data-kind"] for image in Page(text).all("img") if "data-kind" in image} == {"rgb"}
+    bare = ViewSet(views.rgb, views.normals * 0, views.mask, views.cameras)
+    page = Page(write(views=bare, cameras=views.cameras).read_text())
+    assert {image["data-kind"] for image in page.all("img") if "data-kind" in image} == {"rgb"}
+    assert "Normals" not in page.text and "Refined" not in page.text  # nor poses that nobody refined
 
 
 def points(svg: str) -> list[tuple[float, float]]:
