@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from nova3d import images, normals
+from nova3d.calibration import Calibration
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.transforms import (
@@ -50,6 +51,7 @@ class ViewSet:
         cameras: v cameras of h x w pixels.
         trusted: whether each view shows what is true, as the input picture and every view of a capture do, or what a
             model made. Empty: nothing is known, and all views count alike.
+        calibration: how far views that are not trusted can be believed; None where it was not measured.
     """
 
     rgb: Tensor
@@ -57,6 +59,7 @@ class ViewSet:
     mask: Tensor
     cameras: Cameras
     trusted: tuple[bool, ...] = ()
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         v, h, w = self.mask.shape
@@ -129,8 +132,13 @@ class ViewSet:
     def __getitem__(self, index: slice | Sequence[int]) -> "ViewSet":
         """The views at `index`, always with a view axis."""
         chosen = self.trusted[index] if isinstance(index, slice) else [self.trusted[i] for i in index if self.trusted]
-        return ViewSet(
-            self.rgb[index], self.normals[index], self.mask[index], self.cameras[index], trusted=tuple(chosen)
+        return replace(
+            self,
+            rgb=self.rgb[index],
+            normals=self.normals[index],
+            mask=self.mask[index],
+            cameras=self.cameras[index],
+            trusted=tuple(chosen),
         )
 
     def to(self, device: torch.device | str) -> "ViewSet":
@@ -193,7 +201,8 @@ class ViewSet:
         if size is None or size == max(self.cameras.width, self.cameras.height):
             return self
         rgba = torch.stack([self.straight_alpha(i) for i in range(len(self))])
-        return ViewSet.from_rgba(rgba, self.normals, self.cameras, size, self.trusted)
+        scaled = ViewSet.from_rgba(rgba, self.normals, self.cameras, size, self.trusted)
+        return replace(scaled, calibration=self.calibration)
 
     def rotated(self, rotation: Tensor) -> "ViewSet":
         """The same pictures in a rotated world.
@@ -257,6 +266,8 @@ class ViewSet:
                 frame["normal_path"] = f"normal/{i:03d}.png"
                 if self.trusted:
                     frame["trusted"] = self.trusted[i]
+            if self.calibration is not None:
+                transforms["calibration"] = self.calibration.to_dict()
             write_transforms(folder / "transforms.json", transforms)
             if record:
                 write_json(folder / "record.json", record)
@@ -301,7 +312,10 @@ class ViewSet:
             rgba.append(torch.cat([picture[..., :3], alpha[..., None]], dim=-1))
             surface.append(normal)
         trusted = trusted_frames(transforms["frames"], str(path))
-        return ViewSet.from_rgba(torch.stack(rgba), torch.stack(surface), cameras, trusted=trusted)
+        views = ViewSet.from_rgba(torch.stack(rgba), torch.stack(surface), cameras, trusted=trusted)
+        if "calibration" not in transforms:
+            return views
+        return replace(views, calibration=Calibration.from_dict(transforms["calibration"], str(path)))
 
 
 def load_detail(folder: str | Path) -> ViewSet | None:

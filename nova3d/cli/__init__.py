@@ -22,6 +22,7 @@ VERBS = {
     "ablate": "nova3d.cli.studies",
     "export": "nova3d.cli.models",
     "inspect_weights": "nova3d.cli.models",
+    "calibrate": "nova3d.cli.models",
     "doctor": "nova3d.cli.doctor",
 }
 

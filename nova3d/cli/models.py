@@ -1,4 +1,4 @@
-"""The verbs for model files: export (ours, as it is shipped) and inspect_weights (SVD's, before loading)."""
+"""The verbs for model files: export (as it is shipped), calibrate (its views) and inspect_weights (SVD's)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,29 @@ def export(argv: Sequence[str] | None = None) -> None:
 
     size = export_model(options.model, options.out)
     print(f"{size / 1e6:.1f} MB of weights: {options.out.resolve()}")
+
+
+def calibrate(argv: Sequence[str] | None = None) -> None:
+    """Measure how far a model's views can be believed, and keep that in the model's folder for the fusion."""
+    arguments = common.parser(
+        "Measure how far a model's views can be believed, on objects with known views that it was not trained on. "
+        "calibration.json in the model's folder then tells the fusion how the views' masks count.",
+        "python scripts/calibrate.py --model outputs/mini/model --shards JOB/val --objects 40",
+    )
+    arguments.add_argument("--model", required=True, help="a model folder")
+    arguments.add_argument("--shards", nargs="+", required=True, help="folders of held-out shards of the training data")
+    arguments.add_argument("--objects", type=int, default=40, help="of each folder, at most (default: %(default)s)")
+    common.add_device(arguments)
+    options = arguments.parse_args(argv)
+
+    from nova3d.experiments.calibration import calibrate_model
+
+    device = common.pick_device(options.device)
+    with common.progress_bar("calibrating") as bar:
+        calibration, path = calibrate_model(options.model, options.shards, options.objects, device, bar)
+    for name, value in calibration.facts.items():
+        print(f"{name}: {value}")
+    print(f"written: {path.resolve()}")
 
 
 def inspect_weights(argv: Sequence[str] | None = None) -> None:

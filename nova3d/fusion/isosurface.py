@@ -28,10 +28,17 @@ _SLAB = 1 << 23  # nodes of one slab of marching cubes, which bounds its memory
 # Values nearer to zero than _NEAR, in steps, are moved there, and farther ones than _FAR too. Every vertex then lies
 # strictly inside its edge, also in float32, and is identified by it. It moves by a five-hundredth of a step at most.
 _NEAR, _FAR = 2e-3, 16.0
+_NEW_SHARE = 0.3  # of a component's cells that no larger one covers, if it is to be kept
 _FLAT = 1e-12  # world units^2: a face with less area has no direction
 
 
-def extract_mesh(sdf: Callable[[Tensor], Tensor], box: Tensor, config: ExtractConfig, radius: float) -> trimesh.Trimesh:
+def extract_mesh(
+    sdf: Callable[[Tensor], Tensor],
+    box: Tensor,
+    config: ExtractConfig,
+    radius: float,
+    cells_at: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> trimesh.Trimesh:
     """Extract, clean and decimate the zero level of a signed distance field.
 
     Args:
@@ -39,6 +46,7 @@ def extract_mesh(sdf: Callable[[Tensor], Tensor], box: Tensor, config: ExtractCo
         box: [2,3] float32 corners of the box in which the surface lies.
         config: resolution, budget of faces, kernel.
         radius: half the side of the field's box, which `config.resolution` cells span.
+        cells_at: see `clean`.
 
     Returns:
         A closed manifold in the world frame, faces outward (counter-clockwise from outside).
@@ -48,8 +56,8 @@ def extract_mesh(sdf: Callable[[Tensor], Tensor], box: Tensor, config: ExtractCo
     """
     step, factor = 2 * radius / config.resolution, max(1, config.resolution // config.coarse)
     vertices, faces = isosurface(sdf, box, step, factor, config.kernel)
-    mesh = clean(trimesh.Trimesh(vertices, faces, process=False), config.min_component)
-    return clean(decimate(mesh, config.faces), config.min_component)
+    mesh = clean(trimesh.Trimesh(vertices, faces, process=False), config.min_component, cells_at)
+    return clean(decimate(mesh, config.faces), config.min_component if cells_at is None else 0.0)
 
 
 def check_kernel(name: str) -> None:
@@ -214,12 +222,17 @@ def _weld(points: np.ndarray, planes: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return points[kept], np.searchsorted(kept, keeper)
 
 
-def clean(mesh: trimesh.Trimesh, min_component: float) -> trimesh.Trimesh:
+def clean(
+    mesh: trimesh.Trimesh, min_component: float, cells_at: Callable[[np.ndarray], np.ndarray] | None = None
+) -> trimesh.Trimesh:
     """Keep the main components, and drop small ones and cavities.
 
     Args:
         mesh: closed components, faces outward.
         min_component: least area of a component, as a share of the largest one's.
+        cells_at: world points [n,3] to the numbers [n] of the cells of a picture that they are seen in, faces being no
+            larger than cells. A component is then kept where it covers cells that no larger one covers, however small
+            it is, and dropped where it covers none. None: the area decides.
 
     Returns:
         The mesh that is left.
@@ -240,12 +253,27 @@ def clean(mesh: trimesh.Trimesh, min_component: float) -> trimesh.Trimesh:
     )
     solid = volume > 0 if (volume > 0).any() else np.ones(len(volume), dtype=bool)
     kept = solid & (area >= min_component * area[solid].max())
+    if cells_at is not None:
+        kept = solid & _needed(cells_at(corners.mean(axis=1)), component, area * solid)
     if not kept.all():
         log.info("dropped %d of %d components (smaller than %.0f %%, or cavities)", (~kept).sum(), len(kept),
                  100 * min_component)  # fmt: skip
         mesh = trimesh.Trimesh(mesh.vertices, mesh.faces[kept[component]], process=False)
         mesh.remove_unreferenced_vertices()
     return mesh
+
+
+def _needed(cells: np.ndarray, component: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """Which components [c] cover enough cells that larger ones do not; cells [f] and component [f] of the faces."""
+    needed = np.zeros(len(area), dtype=bool)
+    covered = np.zeros(0, dtype=np.int64)
+    for part in np.argsort(-area):
+        own = np.unique(cells[component == part])
+        new = np.setdiff1d(own, covered, assume_unique=True)
+        if len(new) > _NEW_SHARE * len(own):
+            needed[part] = True
+            covered = np.union1d(covered, own)
+    return needed
 
 
 def health(mesh: trimesh.Trimesh) -> dict[str, float | int | bool]:

@@ -114,11 +114,24 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, slack: float 
             "the views' masks have no common object: cameras and masks disagree, or the object is outside the box "
             f"of half side {radius} (field.radius)"
         )
-    step = 2 * radius / (n - 1)
+    return Hull(signed_distance(solid, radius).to(mask.device), radius)
+
+
+def signed_distance(solid: np.ndarray, radius: float) -> Tensor:
+    """The signed distance to a solid of nodes.
+
+    Args:
+        solid: [z,y,x] bool over [-radius, radius]^3.
+        radius: half the side of the box.
+
+    Returns:
+        [z,y,x] float32, world units, negative inside.
+    """
+    step = 2 * radius / (len(solid) - 1)
     distance = ndimage.distance_transform_edt(~solid) - ndimage.distance_transform_edt(solid)
     # The transform counts from node to node, but the surface lies half a cell before that.
     distance = (distance - 0.5 * np.sign(distance)) * step
-    return Hull(torch.from_numpy(distance.astype(np.float32)).to(mask.device), radius)
+    return torch.from_numpy(distance.astype(np.float32))
 
 
 def pixel_size(cameras: Cameras) -> float:

@@ -42,6 +42,7 @@ def fit(
     progress: Progress = silent,
     checkpoint: Path | None = None,
     seconds: float | None = None,
+    detail: ViewSet | None = None,
 ) -> FusionState:
     """Optimise fields and poses. The same seed gives the same result on a CPU.
 
@@ -53,6 +54,7 @@ def fit(
         progress: called every few steps with the step, the number of steps and the loss; what it raises ends the fit.
         checkpoint: a file to continue from, where it is of this very run, and to save to. The caller removes it.
         seconds: shortens the schedule so that the fit ends about then; the result then depends on the machine.
+        detail: the trusted view at a resolution of its own.
 
     Returns:
         The fit's state after its last step.
@@ -62,7 +64,8 @@ def fit(
         DivergedError: where the fit fails.
     """
     started = saved = time.perf_counter()
-    state = initial_state(views, config)
+    state = initial_state(views, config, detail)
+    config = state.config
     if not (checkpoint and Snapshot.load(checkpoint, state)):
         fit_to_hull(state)
     snapshot, seconds_before, steps = Snapshot.of(state), state.seconds, config.optim.steps
@@ -81,7 +84,7 @@ def fit(
         if state.step - snapshot.step >= _SNAPSHOT_EVERY:
             snapshot = Snapshot.of(state)
         if checkpoint and time.perf_counter() - saved > _SAVE_SECONDS:
-            Snapshot.of(state).save(checkpoint, config, views)
+            Snapshot.of(state).save(checkpoint, config, state.views)
             saved = time.perf_counter()
         done = max(done, state.step / steps)
         left = state.seconds / max(done, 1e-6) * (1 - done)

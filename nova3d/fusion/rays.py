@@ -39,15 +39,23 @@ class RayBatch(NamedTuple):
 
 
 class PixelSampler:
-    """Draws pixels of the object and of a ring around it, from all views that show the object."""
+    """Draws pixels of the object and of a ring around it, from all views that show the object.
 
-    def __init__(self, views: ViewSet, config: SamplingConfig) -> None:
+    Args:
+        views: the pictures.
+        config: width of the ring and share of the pixels on the object.
+        known: [v,h,w] float32, 0 for pixels that are never drawn. None: all may be.
+    """
+
+    def __init__(self, views: ViewSet, config: SamplingConfig, known: Tensor | None = None) -> None:
         h, w = views.mask.shape[1:]
         origins, directions = views.cameras.rays()
         ring = max(1, round(config.ring_px * h / 256))
         foreground = views.mask > MASK_LEVEL
         near = F.max_pool2d((views.mask > 0.02).float()[:, None], 2 * ring + 1, 1, ring)[:, 0] > 0
         near &= foreground.flatten(1).any(dim=1)[:, None, None]
+        if known is not None:  # pixels that say nothing are never drawn
+            near &= known > 0
         self.inner = torch.nonzero((foreground & near).flatten())[:, 0]
         self.outer = torch.nonzero((near & ~foreground).flatten())[:, 0]
         self.origins, self.directions = origins.reshape(-1, 3), directions.reshape(-1, 3)

@@ -17,6 +17,7 @@ from nova3d.fusion import atlas, export, isosurface, texture
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.conflict import conflict_maps
 from nova3d.fusion.optimize import fit
+from nova3d.fusion.outline import Outline, SignedDistance
 from nova3d.layouts import check_for_fusion
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet, match_detail
@@ -114,6 +115,7 @@ def reconstruct(
             lambda done, total, stage: progress(round(_FIT_PERCENT * done / total), 100, stage),
             checkpoint,
             budget and budget * _FIT_TIME,
+            detail,
         )
     cameras = state.cameras.to("cpu")
     views = replace(views.to("cpu"), cameras=cameras)
@@ -124,7 +126,15 @@ def reconstruct(
     progress(_FIT_PERCENT, 100, "extracting the surface")
     with _timed(timings, "mesh"):
         box = state.hull.bounds(state.margin)
-        solid = isosurface.extract_mesh(state.bounded_sdf, box, config.extract, config.field.radius)
+        sdf: SignedDistance = state.bounded_sdf
+        cells_at = None
+        if state.trusted is not None:
+            true = views[[state.trusted]] if detail is None else detail
+            step = 2 * config.field.radius / config.extract.resolution
+            outline = Outline.of(true.mask[0], true.cameras, step)
+            sdf = outline.bound(sdf, state.evaluate_grid(), state.hull, step)
+            cells_at = outline.cells_at(step)
+        solid = isosurface.extract_mesh(sdf, box, config.extract, config.field.radius, cells_at)
 
     progress(90, 100, "rendering the conflict maps")
     with _timed(timings, "conflict"):

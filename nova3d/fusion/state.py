@@ -11,6 +11,7 @@ from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.encoding import pick_backend
 from nova3d.fusion.fields import ColourField, ConflictField, SDFField, Sharpness
 from nova3d.fusion.occupancy import Hull, grid_points, visual_hull
+from nova3d.fusion.outline import consistent_hull, trusted_view
 from nova3d.fusion.poses import PoseRefiner
 from nova3d.fusion.rays import Marcher, PixelSampler, pick_marcher
 from nova3d.views import ViewSet
@@ -25,7 +26,8 @@ class FusionState:
 
     Attributes:
         views: the views as given; `cameras` are the refined ones.
-        hull: signed distance to the visual hull by the poses when it was last carved.
+        hull: signed distance to the visual hull by the poses when it was last carved, or to the consistent volume.
+        trusted: the view whose outline the mesh must have; None where there is no such view.
         margin: how far outside the hull the surface may lie, in world units.
         occupancy: [z,y,x] bool cells that may hold a surface.
         box: [2,3] float32 corners of the box around them.
@@ -51,6 +53,7 @@ class FusionState:
     pixels: PixelSampler
     marcher: Marcher
     hull: Hull
+    trusted: int | None = None
     margin: float = 0.0
     occupancy: Tensor = field(default_factory=lambda: torch.empty(0))
     box: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -156,14 +159,24 @@ class FusionState:
         return torch.cat([self.conflict(*part) for part in parts])
 
 
-def initial_state(views: ViewSet, config: FusionConfig) -> FusionState:
+def initial_state(views: ViewSet, config: FusionConfig, detail: ViewSet | None = None) -> FusionState:
     """Set a fit up on the views' device: seeded networks, hull, optimiser.
+
+    With a trusted outline (`outline.trusted_view`) the hull is the consistent volume. The cameras are then those that
+    the model was asked for, so poses are not refined.
 
     Raises:
         InputError: where the views show no object, or a backend cannot work here.
     """
     generator = torch.Generator().manual_seed(config.optim.seed)
     device = views.mask.device
+    trusted, known = trusted_view(views), None
+    if trusted is not None:
+        config = replace(config, pose=replace(config.pose, enabled=False))
+        hull, known = consistent_hull(views, trusted, detail, config.hull.resolution, config.field.radius)
+    else:
+        slack = config.pose.slack if config.pose.enabled else 0.0
+        hull = visual_hull(views, config.hull, config.field.radius, slack)
     backend = pick_backend(config.encoding.backend, device)
     sdf = SDFField(config.encoding, config.field, config.encoding.finest or views.cameras.height, generator, backend)
     features = 1 + config.field.geometry_features
@@ -183,9 +196,10 @@ def initial_state(views: ViewSet, config: FusionConfig) -> FusionState:
         sharpness,
         poses,
         optimizer=_make_optimizer(config, sdf, colour, conflict, sharpness, poses),
-        pixels=PixelSampler(views, config.sampling),
+        pixels=PixelSampler(views, config.sampling, known),
         marcher=pick_marcher(config.sampling.backend, device),
-        hull=visual_hull(views, config.hull, config.field.radius, config.pose.slack if config.pose.enabled else 0.0),
+        hull=hull,
+        trusted=trusted,
     )
 
 

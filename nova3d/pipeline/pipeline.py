@@ -21,6 +21,7 @@ from torch import Tensor, nn  # noqa: E402
 from transformers import CLIPVisionModelWithProjection  # noqa: E402
 
 from nova3d import images, normals  # noqa: E402
+from nova3d.calibration import Calibration  # noqa: E402
 from nova3d.cameras import Cameras, preset  # noqa: E402
 from nova3d.diffusion import (  # noqa: E402
     SOLVERS,
@@ -32,6 +33,7 @@ from nova3d.diffusion import (  # noqa: E402
     view_scales,
 )
 from nova3d.errors import InputError, first_line  # noqa: E402
+from nova3d.inflate import inflated_views  # noqa: E402
 from nova3d.metrics import task_iou  # noqa: E402
 from nova3d.models.autoencoder import VideoAutoencoder, decode  # noqa: E402
 from nova3d.models.denoiser import (  # noqa: E402
@@ -220,6 +222,7 @@ class Nova3DPipeline(DiffusionPipeline):
             guidance_high=guidance_high,
         )
         self.memory = Memory()
+        self.calibration: Calibration | None = None
         self._guidance_scale: float | tuple[float, float] = (guidance_low, guidance_high)
         self._guidance_kind: Guidance = "triangle"
         self._num_timesteps = 0
@@ -378,7 +381,7 @@ class Nova3DPipeline(DiffusionPipeline):
         else:
             decoded = self.decode_latents(x, conditioning.guide)
             kept = pictures if keep_input else [None] * len(given)
-            views = [to_views(d, self.cameras, k) for d, k in zip(decoded, kept, strict=True)]
+            views = [to_views(d, self.cameras, k, self.calibration) for d, k in zip(decoded, kept, strict=True)]
             result = postprocess(views, output_type, torch.stack([outline_agreement(pair) for pair in decoded]))
         self.maybe_free_model_hooks()
         return result if return_dict else result.to_tuple()
@@ -591,6 +594,7 @@ class Nova3DPipeline(DiffusionPipeline):
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)  # else transformers takes the stored type and diffusers float32
         pipeline: Nova3DPipeline = super().from_pretrained(folder, **kwargs)
+        pipeline.calibration = Calibration.load(folder)
         return pipeline
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -601,6 +605,8 @@ class Nova3DPipeline(DiffusionPipeline):
         name = [CUSTOM_PIPELINE, type(self).__name__]
         write_json(index, read_json(index, dict, "model index") | {"_class_name": name}, indent=2)
         write_text(Path(save_directory) / f"{CUSTOM_PIPELINE}.py", CUSTOM_PIPELINE_CODE)
+        if self.calibration is not None:
+            self.calibration.save(save_directory)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
@@ -698,13 +704,17 @@ def prepare_image(
     return images.resize(rgba, size)
 
 
-def to_views(decoded: Tensor, cameras: Cameras, kept: Tensor | None = None) -> ViewSet:
+def to_views(
+    decoded: Tensor, cameras: Cameras, kept: Tensor | None = None, calibration: Calibration | None = None
+) -> ViewSet:
     """Decoded pictures as a ViewSet; the mask is the length of the decoded normal vectors.
 
     Args:
         decoded: float [t,v,3,h,w] in [-1,1].
         cameras: of the v views.
         kept: the framed picture [h,w,4] in [0,1] that view 0 shows instead of its own colours and mask.
+        calibration: of the model, for the views to carry. With a kept picture it says how much of the normals of the
+            picture's inflated outline is mixed into view 0's.
 
     Returns:
         v views on white.
@@ -716,7 +726,10 @@ def to_views(decoded: Tensor, cameras: Cameras, kept: Tensor | None = None) -> V
         rgb[0], mask[0] = images.composite(kept), kept[..., 3]
     rgb = rgb * (mask > 0)[..., None] + (mask <= 0)[..., None].float()
     trusted = tuple(kept is not None and view == 0 for view in range(len(mask)))
-    return ViewSet(rgb, normal * (mask > 0)[..., None], mask, cameras, trusted)
+    if kept is not None and calibration is not None and calibration.inflated_normals > 0:
+        inflated = inflated_views(kept, cameras, only=[0]).normals[0]
+        normal[0] = torch.nn.functional.normalize(torch.lerp(normal[0], inflated, calibration.inflated_normals), dim=-1)
+    return ViewSet(rgb, normal * (mask > 0)[..., None], mask, cameras, trusted, calibration)
 
 
 def outline_agreement(decoded: Tensor) -> Tensor:

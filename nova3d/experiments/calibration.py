@@ -1,0 +1,214 @@
+"""Calibration of a model: how far its views can be believed, measured on objects whose views are known.
+
+For each object the model generates the views from the true view 0. At nodes of a grid inside that view's outline it is
+known which belong to the object: those in the visual hull of the true views. A logistic regression of that on what the
+generated masks and the inflated outline show gives the weights of `nova3d.calibration.Calibration`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nova3d.calibration import OFFSETS_DEG, Calibration, offset_shares
+from nova3d.data.shards import ShardReader
+from nova3d.errors import InputError
+from nova3d.generation import SampleConfig, generate_views, load_pipeline, model_hashes
+from nova3d.hull import carve
+from nova3d.inflate import inflate, inflated_views
+from nova3d.metrics import normal_angle
+from nova3d.pipeline.pipeline import model_folder
+from nova3d.utils import provenance
+from nova3d.utils.progress import Progress, silent
+from nova3d.views import ViewSet
+from nova3d.volume import column_points, columns_are_rays, outline_columns, prior_features, shown, solid_of
+
+_NODES = 64  # along each side of the box; weights per node do not depend on it
+_RADIUS = 0.6
+_POINTS = 4000  # of each object
+_RIDGE = 1e-2  # pull of the standardised weights to zero
+_SHIFTS = (-0.2, 0.0, 0.2, 0.4, 0.6)  # of the log-odds, among which the solids' volume IoU chooses
+_LEAST_OBJECTS = 4
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one object gives: at m nodes inside the trusted outline, features [m,13] and truth [m] in {0,1}.
+
+    columns, height: [n,n] as `nova3d.volume.solid_of` takes them. hull: bool [n,n,n] of the true views. angles: mean
+    degrees between the true normals of view 0 and mixtures of generated and inflated ones, with SHARES of the latter.
+    """
+
+    features: Tensor
+    truth: Tensor
+    columns: Tensor
+    height: Tensor
+    hull: Tensor
+    angles: tuple[float, ...]
+
+
+def calibrate_model(
+    model: str, shards: Sequence[str | Path], objects: int, device: str = "cpu", progress: Progress | None = None
+) -> tuple[Calibration, Path]:
+    """Measure a model's calibration and write it into the model's folder.
+
+    Args:
+        model: a model folder or the name of a shipped model.
+        shards: folders of shards of objects that the model was not trained on. Never those of an evaluation.
+        objects: of each folder, at most.
+        device: where the networks run.
+        progress: called as (objects done, objects, "calibrating").
+
+    Returns:
+        The calibration and the path of its file.
+
+    Raises:
+        InputError: where the model or the shards cannot be read, or have too few objects.
+    """
+    progress = progress or silent
+    pipeline = load_pipeline(SampleConfig(model=model), device)
+    pipeline.calibration = None  # view 0 keeps the generated normals, which are measured here
+    readers = [ShardReader(folder) for folder in shards]
+    todo = [(reader, i) for reader in readers for i in range(min(objects, len(reader)))]
+    if len(todo) < _LEAST_OBJECTS:
+        raise InputError(f"{len(todo)} objects are too few to calibrate a model: give {_LEAST_OBJECTS} or more")
+    samples = []
+    for done, (reader, i) in enumerate(todo):
+        truth = reader.views(i)
+        views, _ = generate_views(pipeline, truth.straight_alpha(0), SampleConfig(model=model, framed=True, seed=i))
+        samples.append(sample_of(views, truth))
+        progress(done + 1, len(todo), "calibrating")
+    calibration = fit_calibration(samples)
+    facts = {
+        **calibration.facts,
+        "model": model_hashes(model),
+        "shards": [provenance.hash_file(Path(folder) / "index.json") for folder in shards],
+    }
+    calibration = Calibration(**{**calibration.to_dict(), "facts": facts})
+    return calibration, calibration.save(model_folder(model))
+
+
+def sample_of(views: ViewSet, truth: ViewSet) -> Sample:
+    """What the views of one object show at the nodes inside view 0's outline, and what is true there.
+
+    Args:
+        views: generated ones, whose view 0 shows the true picture.
+        truth: the true views, of the same cameras.
+
+    Returns:
+        The sample.
+
+    Raises:
+        InputError: where view 0's camera does not look along the z axis.
+    """
+    cameras, masks = views.cameras, views.mask
+    if not columns_are_rays(cameras, 0):
+        raise InputError("a model is calibrated for a level orthographic input view from the front")
+    columns = outline_columns(masks[0], cameras[0], _NODES, _RADIUS)
+    prior = torch.from_numpy(inflate(masks[0], 1 / float(cameras.intrinsics[0, 0])).height)
+    points = column_points(torch.ones_like(columns), _RADIUS)
+    height = shown(points[: _NODES**2], prior[None], cameras[[0]])[0].reshape(_NODES, _NODES)
+    inside = column_points(columns, _RADIUS)
+    shares = offset_shares(cameras.azimuth_elevation()[1:, 0] - cameras.azimuth_elevation()[0, 0])
+    votes = shown(inside, masks[1:], cameras[1:]).T @ shares
+    features = torch.cat([prior_features(height[columns].repeat(_NODES), inside[:, 2]), votes], dim=-1)
+    hull = carve(points, truth.mask, truth.cameras).reshape((_NODES,) * 3)
+    inflated = inflated_views(truth.straight_alpha(0), cameras, only=[0]).normals
+    mixtures = [F.normalize(torch.lerp(views.normals[:1], inflated, share), dim=-1) for share in SHARES]
+    angles = [float(normal_angle(mixed, truth.normals[:1], truth.mask[:1])["mean"]) for mixed in mixtures]
+    return Sample(features, hull[:, columns].flatten().float(), columns, height, hull, tuple(angles))
+
+
+def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
+    """Fit the weights on some objects.
+
+    Args:
+        samples: of the objects.
+        seed: of the choice of nodes.
+
+    Returns:
+        The calibration. Its facts hold the number of objects and means over them: `volume_iou` with the true hull of
+        the solids, `inflated_volume_iou` of the inflated outlines, `normals_deg` of view 0 with each of SHARES.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [torch.randperm(len(s.truth), generator=generator)[:_POINTS] for s in samples]
+    features = torch.cat([s.features[i] for s, i in zip(samples, chosen, strict=True)])
+    truth = torch.cat([s.truth[i] for s, i in zip(samples, chosen, strict=True)])
+    weights = logistic_regression(features, truth)
+    prior, slopes = weights[: -len(OFFSETS_DEG)].clone(), weights[-len(OFFSETS_DEG) :]
+    # How the constant is shared between views does not matter for a full set. Here a view that shows what views at
+    # its azimuth show on the average is no evidence.
+    mean = features[:, -len(OFFSETS_DEG) :].mean(dim=0)
+    count = offset_shares(torch.deg2rad(torch.tensor([*OFFSETS_DEG, *(-o for o in OFFSETS_DEG[:-1])]))).sum(dim=0)
+    mean = mean / count
+    prior[0] += (slopes * mean * count).sum()
+    scores = {shift: float(np.mean([_iou(s, weights, shift) for s in samples])) for shift in _SHIFTS}
+    shift = max(scores, key=lambda s: scores[s])
+    prior[0] += shift
+    angles = np.array([s.angles for s in samples])
+    # Squares, because normals that are far off on some objects are worse than ones a little off on all.
+    share = SHARES[int(np.square(angles).mean(axis=0).argmin())]
+    inflated = [_volume_iou(_inflated(s), s.hull) for s in samples]
+    facts = {
+        "objects": len(samples),
+        "volume_iou": round(scores[shift], 4),
+        "inflated_volume_iou": round(float(np.mean(inflated)), 4),
+        "normals_deg": [round(float(angle), 2) for angle in angles.mean(axis=0)],
+    }
+    return Calibration(
+        tuple((slopes * (1 - mean)).tolist()),
+        tuple((-slopes * mean).tolist()),
+        tuple(prior.tolist()),
+        share,
+        facts,
+    )
+
+
+def logistic_regression(features: Tensor, truth: Tensor) -> Tensor:
+    """Weights of a logistic regression, with a small ridge on the standardised features.
+
+    Args:
+        features: [m,k] float32; the first is one.
+        truth: [m] float32, 0 or 1.
+
+    Returns:
+        [k] float32: the log-odds are features @ weights.
+    """
+    mean, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+    mean[0], scale[0] = 0, 1
+    standard = (features - mean) / scale
+    weights = torch.zeros(features.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(standard @ weights, truth) + _RIDGE * weights[1:].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    found = weights.detach() / scale
+    found[0] -= (found[1:] * mean[1:]).sum()
+    return found
+
+
+def _iou(sample: Sample, weights: Tensor, shift: float) -> float:
+    """Volume IoU with the true hull of the solid that weights give, with all log-odds shifted."""
+    evidence = torch.zeros(sample.hull.shape)
+    evidence[:, sample.columns] = (sample.features @ weights + shift).reshape(_NODES, -1)
+    solid = solid_of(evidence.numpy(), sample.height.numpy(), sample.columns.numpy(), _RADIUS)
+    return _volume_iou(torch.from_numpy(solid), sample.hull)
+
+
+def _inflated(sample: Sample) -> Tensor:
+    depth = torch.linspace(-_RADIUS, _RADIUS, _NODES).abs()
+    return depth[:, None, None] < sample.height
+
+
+def _volume_iou(a: Tensor, b: Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum().clamp_min(1))

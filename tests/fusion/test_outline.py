@@ -1,0 +1,105 @@
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from nova3d.calibration import Calibration
+from nova3d.cameras import orbit
+from nova3d.fusion import isosurface, reconstruct
+from nova3d.fusion.config import ExtractConfig
+from nova3d.fusion.occupancy import Hull, grid_points
+from nova3d.fusion.outline import Outline, trusted_view
+from nova3d.rendering.meshes import from_trimesh
+from nova3d.rendering.raster import rasterize
+
+EVEN = Calibration((0.3,) * 8, (-0.9,) * 8, (0.5, 0.5, 0.5, 0.0, 0.0))
+FIRST = (True, *[False] * 7)
+
+
+def silhouette(mesh, size: int) -> torch.Tensor:
+    return rasterize(from_trimesh([mesh]), orbit(1, size=size), supersample=2).rgba[0, ..., 3]
+
+
+def iou(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = a > 0.5, b > 0.5
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.04, -0.04])
+def test_the_surface_has_the_outline_whatever_the_field(offset: float) -> None:
+    """A ball that is too small, right or too large; the outline is a disc with a leg, a hole and a speck beside it."""
+    size, radius, step = 256, 0.6, 1.2 / 128
+    camera = orbit(1, size=size)
+    x, y = (camera.pixel_centres() - size / 2).unbind(-1)
+    inside = (torch.hypot(x, y) < 50) | ((x.abs() < 1.2) & (y > 0) & (y < 90)) | (torch.hypot(x - 70, y) < 5)
+    mask = (inside & (torch.hypot(x + 20, y) > 10)).float()
+
+    def ball(points: torch.Tensor) -> torch.Tensor:
+        return points.norm(dim=-1) - 50 * 1.5 / size + offset
+
+    outline = Outline.of(mask, camera, step)
+    cached = ball(grid_points(64, radius)).reshape(64, 64, 64)
+    bound = outline.bound(ball, cached, Hull(cached, radius), step)
+    box = torch.tensor([[-radius] * 3, [radius] * 3])
+    config = ExtractConfig(resolution=128, coarse=32, faces=40000)
+    mesh = isosurface.extract_mesh(bound, box, config, radius, outline.cells_at(step))
+    shown = silhouette(mesh, size)
+    assert iou(shown, mask) > 0.95
+    assert mesh.is_watertight
+    parts = [ndimage.label(m.numpy() > 0.5, np.ones((3, 3)))[1] for m in (shown, mask)]
+    assert parts[0] == parts[1] == 2 == isosurface.health(mesh)["components"]
+    assert float(shown[size // 2 - 1, size // 2 - 20]) == 0  # the hole
+    leg = shown[size // 2 + 60 : size // 2 + 85]
+    assert bool((leg > 0.5).any(dim=1).all())  # two pixels wide, one step of marching cubes
+
+
+def test_a_component_that_covers_nothing_new_goes_and_a_small_one_that_does_stays() -> None:
+    def balls(points: torch.Tensor) -> torch.Tensor:
+        main = points.norm(dim=-1) - 0.3
+        hidden = (points - torch.tensor([0.0, 0.0, 0.45])).norm(dim=-1) - 0.08
+        beside = (points - torch.tensor([0.45, 0.0, 0.0])).norm(dim=-1) - 0.02
+        return torch.minimum(torch.minimum(main, hidden), beside)
+
+    camera, step = orbit(1, size=128), 1.2 / 96
+    cells = Outline(torch.zeros(128, 128), camera).cells_at(step)
+    box, config = torch.tensor([[-0.6] * 3, [0.6] * 3]), ExtractConfig(resolution=96, coarse=32)
+    plain = isosurface.extract_mesh(balls, box, config, 0.6)
+    kept = isosurface.extract_mesh(balls, box, config, 0.6, cells)
+    assert plain.bounds[1] == pytest.approx([0.3, 0.3, 0.53], abs=0.01)
+    assert kept.bounds[1] == pytest.approx([0.47, 0.3, 0.3], abs=0.01)
+
+
+def test_when_an_outline_is_trusted(f_views, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert trusted_view(f_views) is None and trusted_view(replace(f_views, trusted=(True,) * 8)) is None
+    assert not caplog.records
+    views = replace(f_views, trusted=FIRST)
+    assert trusted_view(views) is None and "carry no calibration" in caplog.messages[-1]
+    views = replace(views, calibration=EVEN)
+    assert trusted_view(views) == 0 and "the outline of view 0 is trusted" in caplog.messages[-1]
+    for trusted in ((True, True, *[False] * 6), (False, True, *[False] * 6)):
+        assert trusted_view(replace(views, trusted=trusted)) is None
+        assert "not one level orthographic view from the front" in caplog.messages[-1]
+
+
+def test_from_the_input_s_camera_the_mesh_is_the_input_whatever_the_other_views_show(shapes, f_views) -> None:
+    other = shapes.draw(shapes.sphere(0.25), f_views.cameras)
+    rgb, normals, mask = (x.clone() for x in (other.rgb, other.normals, other.mask))
+    rgb[0], normals[0], mask[0] = f_views.rgb[0], f_views.normals[0], f_views.mask[0]
+    views = replace(f_views, rgb=rgb, normals=normals, mask=mask, trusted=FIRST, calibration=EVEN)
+    fine = shapes.draw(shapes.letter_f(), orbit(1, size=192))
+    detail = replace(fine, normals=torch.zeros_like(fine.normals), trusted=(True,))
+    config = shapes.tiny_config()
+    config.extract = replace(config.extract, resolution=96, faces=6000)
+    result = reconstruct(views, config, detail=detail)
+    assert iou(silhouette(result.solid, 192), fine.mask[0]) > 0.96
+    assert result.report["components"] == 1 and result.report["watertight"]
+    assert float(result.conflict[0].abs().max()) == 0
+    assert result.report["rotation_deg_max"] == 0
+    again = reconstruct(views, config, detail=detail)
+    assert torch.equal(torch.from_numpy(again.solid.vertices), torch.from_numpy(result.solid.vertices))
+    without = reconstruct(replace(views, calibration=None), config)
+    assert iou(silhouette(without.solid, 192), fine.mask[0]) < 0.7  # the hull of views that contradict each other
