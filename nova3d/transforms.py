@@ -14,18 +14,22 @@ import torch
 from torch import Tensor
 
 from nova3d.cameras import CameraModel, Cameras, pose_fault
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
 from nova3d.utils.files import read_json, write_text
 
 _CAMERA_MODELS: dict[str, CameraModel] = {
-    "ORTHOGRAPHIC": "orthographic",
+    "ORTHOPHOTO": "orthographic",  # nerfstudio's name, in the files that are written
+    "ORTHOGRAPHIC": "orthographic",  # the name in files of earlier versions
     "PINHOLE": "perspective",
     "OPENCV": "perspective",
     "SIMPLE_PINHOLE": "perspective",
     "SIMPLE_RADIAL": "perspective",  # with all distortion zero, as checked
     "RADIAL": "perspective",
 }
-_DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "p1", "p2")
+_DISTORTION_KEYS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+# What instant-ngp and nerfstudio call lenses that are neither pinhole nor orthographic.
+_OTHER_LENSES = ("is_fisheye", "fisheye", "equirectangular", "latlong", "is_equirectangular")
+_LARGEST = 1e7  # of a number of pixels or of a position: more is a mistake
 _INTRINSICS_KEYS = ("fl_x", "fl_y", "cx", "cy")
 
 
@@ -93,10 +97,10 @@ def cameras_from_transforms(transforms: Mapping[str, Any], source: str = "transf
     except KeyError as error:
         raise InputError(f"{source}: key {error} is missing") from error
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{source}: {error}") from error
-    if not all(math.isfinite(value) for row in rows for value in row):
-        raise InputError(f"{source}: fl_x, fl_y, cx and cy must be finite numbers")
-    if not all(focal > 0 for row in rows for focal in row[:2]) or width < 1 or height < 1:
+        raise InputError(f"{source}: {first_line(error, 100)}") from error
+    if not all(abs(value) < _LARGEST for row in rows for value in (*row, width, height)):
+        raise InputError(f"{source}: fl_x, fl_y, cx, cy, w and h must be finite numbers below {_LARGEST:g}")
+    if not all(focal > 1 / _LARGEST for row in rows for focal in row[:2]) or width < 1 or height < 1:
         raise InputError(f"{source}: fl_x, fl_y, w and h must be positive")
     return Cameras(c2w, torch.tensor(rows), width, height, model)
 
@@ -107,8 +111,15 @@ def read_transforms(path: str | Path) -> dict[str, Any]:
 
 
 def write_transforms(path: str | Path, transforms: Mapping[str, Any]) -> Path:
-    """Write the content of a transforms.json with its keys in the given order; returns the path."""
-    return write_text(path, json.dumps(transforms, indent=1))
+    """Write a transforms.json in the words of other tools, keys in the given order; returns the path.
+
+    The orthographic camera has nerfstudio's name and instant-ngp's switch, without which that reads a perspective one.
+    `up` says that the world's up is +Y, where both tools take +Z otherwise.
+    """
+    words: dict[str, Any] = {"up": [0.0, 1.0, 0.0], **transforms}
+    if _CAMERA_MODELS.get(str(transforms.get("camera_model"))) == "orthographic":
+        words |= {"camera_model": "ORTHOPHOTO", "orthographic": True}
+    return write_text(path, json.dumps(words, indent=1))
 
 
 def camera_model(transforms: Mapping[str, Any], source: str) -> CameraModel:
@@ -124,15 +135,21 @@ def camera_model(transforms: Mapping[str, Any], source: str) -> CameraModel:
     Raises:
         InputError: for another model, any lens distortion, and camera axes other than OpenGL's.
     """
-    if transforms.get("is_fisheye"):
-        raise InputError(f"{source}: 'is_fisheye' is set: only pinhole cameras are read; undistort first")
     if transforms.get("from_na"):
         raise InputError(f"{source}: 'from_na' (NeuS2) means OpenCV camera axes: write OpenGL poses without that key")
-    name = str(transforms.get("camera_model", "PINHOLE")).upper()
-    if name not in _CAMERA_MODELS:
-        raise InputError(f"{source}: camera_model '{name}' is not one of {', '.join(_CAMERA_MODELS)}")
     frames = transforms.get("frames")
     rows = [transforms, *(f for f in (frames if isinstance(frames, list) else []) if isinstance(f, dict))]
+    for key in sorted({str(key) for row in rows for key, value in row.items() if value not in (None, False, 0)}):
+        if key in _OTHER_LENSES or key.startswith("ftheta_"):
+            raise InputError(
+                f"{source}: '{key}' is set: only pinhole and orthographic cameras are read; undistort first"
+            )
+    parallel = transforms.get("orthographic") is True
+    name = str(transforms.get("camera_model", "ORTHOPHOTO" if parallel else "PINHOLE")).upper()
+    if name not in _CAMERA_MODELS:
+        raise InputError(f"{source}: camera_model '{name[:40]}' is not one of {', '.join(_CAMERA_MODELS)}")
+    if parallel and _CAMERA_MODELS[name] != "orthographic":
+        raise InputError(f"{source}: 'orthographic' is true, but camera_model is {name}: remove what is wrong")
     distorted = [key for key in _DISTORTION_KEYS if any(row.get(key) not in (None, 0, 0.0) for row in rows)]
     if distorted:
         raise InputError(f"{source}: lens distortion ({', '.join(distorted)}) is not supported; undistort first")
@@ -147,6 +164,31 @@ def frames_of(transforms: Mapping[str, Any], source: str) -> list[dict[str, Any]
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         raise InputError(f"{source}: 'frames' must be a list of objects")
     return frames
+
+
+def up_axis(transforms: Mapping[str, Any], source: str) -> Tensor | None:
+    """The world's up axis where the file names it by `up`, as instant-ngp's files do.
+
+    Args:
+        transforms: the content of the file.
+        source: the file's name, with which messages begin.
+
+    Returns:
+        [3] float64 unit vector; None where the file says nothing.
+
+    Raises:
+        InputError: where `up` is not a vector of three numbers.
+    """
+    given = transforms.get("up")
+    if given is None:
+        return None
+    try:
+        axis = torch.tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{source}: up is not a vector of three numbers: {first_line(error, 100)}") from error
+    if axis.shape != (3,) or not torch.isfinite(axis).all() or not 1e-6 < float(axis.norm()) < _LARGEST:
+        raise InputError(f"{source}: up must be a vector of three finite numbers, not all zero")
+    return axis / axis.norm()
 
 
 def poses(frames: Sequence[Mapping[str, Any]], source: str) -> Tensor:
@@ -169,10 +211,11 @@ def poses(frames: Sequence[Mapping[str, Any]], source: str) -> Tensor:
             raise InputError(f"{where}: key 'transform_matrix' is missing")
         try:
             pose = torch.tensor(frame["transform_matrix"], dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{where}: transform_matrix is not a 4x4 matrix of numbers: {error}") from error
-        if pose.shape != (4, 4) or not torch.isfinite(pose).all():
-            raise InputError(f"{where}: transform_matrix must be a finite 4x4 matrix")
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            why = first_line(error, 100)
+            raise InputError(f"{where}: transform_matrix is not a 4x4 matrix of numbers: {why}") from error
+        if pose.shape != (4, 4) or not bool((pose.abs() < _LARGEST).all()):
+            raise InputError(f"{where}: transform_matrix must be a finite 4x4 matrix, of numbers below {_LARGEST:g}")
         if fault := pose_fault(pose):
             raise InputError(f"{where}: transform_matrix {fault}")
         found.append(pose.float())
@@ -214,10 +257,10 @@ def intrinsics(
             return None
         try:
             value = float(given[key])
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{where}: {key} is not a number: {given[key]!r}") from error
-        if not math.isfinite(value):
-            raise InputError(f"{where}: {key} is not a finite number: {value}")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{where}: {key} is not a number: {str(given[key])[:40]!r}") from error
+        if isinstance(given[key], bool) or not abs(value) < _LARGEST:  # nan is not below it either
+            raise InputError(f"{where}: {key} is not a finite number below {_LARGEST:g}: {str(given[key])[:40]}")
         return value
 
     file_w, file_h = number("w") or width, number("h") or height
@@ -236,7 +279,7 @@ def intrinsics(
     if focal_y is None and model == "perspective" and (angle := number("camera_angle_y")) is not None:
         focal_y = file_h / (2 * math.tan(angle / 2))
     focal_y = focal if focal_y is None else focal_y
-    if focal <= 0 or focal_y <= 0:
+    if min(focal, focal_y) <= 1 / _LARGEST:
         raise InputError(f"{where}: fl_x and fl_y must be positive")
     cx, cy = number("cx"), number("cy")
     cx, cy = file_w / 2 if cx is None else cx, file_h / 2 if cy is None else cy

@@ -253,9 +253,15 @@ def log_keyed(keyed: int, count: int, layout: str) -> None:
 
 
 def files_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """The files of a folder with one of the suffixes, in natural order (2.png before 10.png)."""
-    found = [path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in set(suffixes)]
-    return sorted(found, key=_natural_key)
+    """The files of a folder with one of the suffixes, in natural order (2.png before 10.png), without hidden ones."""
+    wanted = set(suffixes)
+    found = [path for path in folder.iterdir() if path.suffix.lower() in wanted and not path.name.startswith(".")]
+    return sorted((path for path in found if path.is_file()), key=_natural_key)
+
+
+def numbered(paths: Sequence[Path]) -> list[Path]:
+    """Those of the files whose name is a number, or all where none is: `000-depth.png` is no frame beside `000.png`."""
+    return [path for path in paths if path.stem.isdecimal()] or list(paths)
 
 
 def _natural_key(path: Path) -> list[str | int]:
@@ -282,7 +288,7 @@ def frames_in(folder: Path, layout: str, sample: int) -> tuple[list[Tensor], lis
         path = pick_sample(moving, sample, layout)
         pictures = images.read_frames(path)
         return pictures, [f"{path} (frame {k})" for k in range(len(pictures))]
-    paths = files_in(folder)
+    paths = numbered(files_in(folder))
     if not paths:
         raise InputError(f"'{folder}' holds no pictures and no video")
     return [images.read_image(path) for path in paths], [str(path) for path in paths]
@@ -291,7 +297,7 @@ def frames_in(folder: Path, layout: str, sample: int) -> tuple[list[Tensor], lis
 def frame_count(folder: Path) -> int:
     """The number of frames of a folder's first animation or video or, without any, of its pictures."""
     moving = files_in(folder, ANIMATION_SUFFIXES + VIDEO_SUFFIXES)
-    return len(images.read_frames(moving[0])) if moving else len(files_in(folder))
+    return len(images.read_frames(moving[0])) if moving else len(numbered(files_in(folder)))
 
 
 def require_files(paths: Sequence[Path], folder: Path) -> None:

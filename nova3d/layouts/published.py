@@ -25,6 +25,7 @@ from nova3d.layouts.base import (
     frame_count,
     frames_in,
     has_alpha,
+    numbered,
     orbit_views,
     pick_sample,
     require_files,
@@ -232,7 +233,7 @@ def read_syncdreamer(folder: Path, size: int | None, assume: Assume) -> tuple[Vi
 
 
 def _strips(folder: Path) -> list[Path]:
-    return [path for path in files_in(folder) if squares_side_by_side(path) == SYNCDREAMER_VIEWS]
+    return numbered([path for path in files_in(folder) if squares_side_by_side(path) == SYNCDREAMER_VIEWS])
 
 
 def is_sv3d(folder: Path) -> bool:

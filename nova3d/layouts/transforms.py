@@ -6,6 +6,7 @@ the poses already and are left alone: the source's frame is the frame of the fil
 """
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,18 @@ import torch
 from torch import Tensor
 
 from nova3d import images
-from nova3d.cameras import CameraModel, Cameras
+from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.layouts.base import Assume, log_keyed, require_files, with_alpha
 from nova3d.layouts.placement import Placement
-from nova3d.transforms import camera_model, frames_of, intrinsics, poses, read_transforms
+from nova3d.transforms import camera_model, frames_of, intrinsics, poses, read_transforms, up_axis
 from nova3d.views import ViewSet, scaled_size, yaw_rotation
 
 log = logging.getLogger(__name__)
 
 FILES = ("transforms.json", "transforms_train.json")  # the second is the synthetic NeRF set's training split
-_UPS = ("auto", "z", "y", "cameras")
+_AXES = {"z": (0.0, 0.0, 1.0), "y": (0.0, 1.0, 0.0)}
+_LEAN_DEG = 15.0  # of horizontal camera axes out of the horizontal plane: more is another up axis, or cameras on edge
 
 
 def is_nova3d(folder: Path) -> bool:
@@ -100,16 +102,23 @@ def read_transforms_views(folder: Path, size: int | None, assume: Assume) -> tup
     _log_assumed_lens(transforms, frames, source)
     rgba, lens_rows = _one_size(rgba, torch.stack(lenses), files)
     cameras = Cameras(c2w, lens_rows, rgba[0].shape[1], rgba[0].shape[0], model)
-    return _to_our_frame(ViewSet.from_rgba(torch.stack(rgba), None, cameras), model, assume)
+    views = ViewSet.from_rgba(torch.stack(rgba), None, cameras)
+    return _to_our_frame(views, _up(transforms, cameras, assume, source), assume)
 
 
 def _picture_path(folder: Path, frame: dict[str, Any], index: int, source: str) -> Path:
     name = frame.get("file_path")
     if not isinstance(name, str) or not name:
         raise InputError(f"{source}: frame {index}: key 'file_path' is missing")
+    if "\0" in name:
+        raise InputError(f"{source}: frame {index}: file_path holds a NUL")
+    if "\\" in name and not (folder / name).is_file():
+        name = name.replace("\\", "/")  # a path of Windows
     path = folder / name
-    if path.suffix.lower() in images.IMAGE_SUFFIXES:
+    if path.suffix.lower() in images.IMAGE_SUFFIXES or path.is_file():
         return path
+    if path.suffix.lower() in images.PICTURE_SUFFIXES:
+        raise InputError(f"{source}: frame {index}: '{name}' does not exist")
     candidates = [path.with_name(path.name + suffix) for suffix in images.IMAGE_SUFFIXES]
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
 
@@ -135,7 +144,10 @@ def _with_mask(picture: Tensor, file: Path, mask_path: Path) -> Tensor:
             f"mask '{mask_path}' is {mask.shape[1]}x{mask.shape[0]}, its picture '{file.name}' is "
             f"{picture.shape[1]}x{picture.shape[0]}"
         )
-    return torch.cat([picture[..., :3], mask[..., :1]], dim=-1)
+    level = mask[..., :1]
+    if 0 < float(level.max()) < 1.5 / 255:  # 0 and 1 in 8 bits, as label tools write them
+        level = (level > 0).to(level)
+    return torch.cat([picture[..., :3], level], dim=-1)
 
 
 def _log_assumed_lens(transforms: dict[str, Any], frames: list[dict[str, Any]], source: str) -> None:
@@ -165,18 +177,59 @@ def _one_size(rgba: list[Tensor], lens_rows: Tensor, files: list[Path]) -> tuple
     return [images.resize(p, w, h) for p in rgba], lens_rows * share
 
 
-def _to_our_frame(views: ViewSet, model: CameraModel, assume: Assume) -> tuple[ViewSet, Placement]:
-    """Turn the world so that its up is +Y, and the view `front` to azimuth 0."""
-    if assume.up not in _UPS:
-        raise InputError(f"up '{assume.up}' is not one of {', '.join(_UPS)}")
-    # No other tool writes orthographic cameras into this file: it is ours, without normals.
-    up = assume.up if assume.up != "auto" else ("y" if model == "orthographic" else "z")
-    turn = _to_up(views.cameras, up)
-    log.info(
-        "transforms: the world's up axis is taken to be %s%s",
-        {"z": "+Z", "y": "+Y", "cameras": "the mean of the cameras' up axes"}[up],
-        " (as given)" if assume.up != "auto" else "",
-    )
+def _up(transforms: dict[str, Any], cameras: Cameras, assume: Assume, source: str) -> Tensor:
+    """[3] float64, the world's up axis: as assumed, as the file says, or +Z, which a leaning world overrules."""
+    axes = {name: torch.tensor(axis, dtype=torch.float64) for name, axis in _AXES.items()}
+    if assume.up not in ("auto", "cameras", *axes):
+        raise InputError(f"up '{assume.up}' is not one of auto, {', '.join(axes)}, cameras")
+    named = up_axis(transforms, source)
+    if assume.up in axes:
+        up, why = axes[assume.up], "as given"
+    elif assume.up == "cameras":
+        up, why = _mean_up(cameras), "the mean of the cameras' up axes, as given"
+    elif named is not None:
+        up, why = named, "the file's key 'up'"
+    elif str(transforms.get("camera_model", "")).upper() == "ORTHOGRAPHIC":
+        up, why = axes["y"], "an earlier version of this project wrote that camera_model"
+    elif (lean := _lean(cameras, axes["z"])) < _LEAN_DEG:
+        up, why = axes["z"], "as other tools have it"
+    else:
+        up, why = _upright(cameras, lean, source), f"the cameras lean by {lean:.0f} degrees from +Z"
+    shown = {(0.0, 0.0, 1.0): "+Z", (0.0, 1.0, 0.0): "+Y"}.get(tuple(up.tolist()))
+    shown = shown or f"({', '.join(f'{value:.3g}' for value in up.tolist())})"
+    log.info("transforms: the world's up axis is taken to be %s (%s)", shown, why)
+    return up
+
+
+def _lean(cameras: Cameras, up: Tensor) -> float:
+    """How far the cameras' horizontal axes are from being horizontal, in degrees, as a median over the views."""
+    rise = (cameras.c2w[:, :3, 0].double() @ up).abs().clamp(max=1)
+    return math.degrees(math.asin(float(rise.median())))
+
+
+def _upright(cameras: Cameras, lean: float, source: str) -> Tensor:
+    """The axis to which the cameras' horizontal axes are perpendicular. Raises InputError where there is none."""
+    right = cameras.c2w[:, :3, 0].double()
+    _, spread, axes = torch.linalg.svd(right, full_matrices=len(right) < 3)
+    up, toward = axes[-1], cameras.c2w[:, :3, 1].double().mean(dim=0)
+    if len(right) < 3 or spread[2] > 0.2 * spread[1] or _lean(cameras, up) > _LEAN_DEG or abs(float(up @ toward)) < 0.1:
+        raise InputError(
+            f"{source}: the cameras lean by {lean:.0f} degrees from the world's +Z and have no up axis in common: give "
+            "it as the key 'up' of the file, or assume up=z, y or cameras"
+        )
+    return up * torch.sign(up @ toward)
+
+
+def _mean_up(cameras: Cameras) -> Tensor:
+    mean = cameras.c2w[:, :3, 1].double().mean(dim=0)
+    if float(mean.norm()) < 0.1:
+        raise InputError("the cameras' up axes cancel out: give the world's up axis, z or y")
+    return mean / mean.norm()
+
+
+def _to_our_frame(views: ViewSet, up: Tensor, assume: Assume) -> tuple[ViewSet, Placement]:
+    """Turn the world so that `up` is +Y, and the view `front` to azimuth 0."""
+    turn = _to_up(up)
     views = views.rotated(turn.float())
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3] = turn
@@ -189,16 +242,12 @@ def _to_our_frame(views: ViewSet, model: CameraModel, assume: Assume) -> tuple[V
     return views, Placement(matrix)
 
 
-def _to_up(cameras: Cameras, up: str) -> Tensor:
-    """[3,3] float64 rotation that brings the source's up axis to +Y."""
-    if up == "y":
+def _to_up(axis: Tensor) -> Tensor:
+    """[3,3] float64 rotation that brings the source's up axis, a unit vector, to +Y."""
+    if axis.tolist() == [0.0, 1.0, 0.0]:
         return torch.eye(3, dtype=torch.float64)
-    if up == "z":  # Blender to glTF: x, y, z -> x, z, -y; what faced -Y faces +Z
+    if axis.tolist() == [0.0, 0.0, 1.0]:  # Blender to glTF: x, y, z -> x, z, -y; what faced -Y faces +Z
         return torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
-    mean = cameras.c2w[:, :3, 1].double().mean(dim=0)
-    if float(mean.norm()) < 0.1:
-        raise InputError("the cameras' up axes cancel out: give the world's up axis, z or y")
-    axis = mean / mean.norm()
     # Gram-Schmidt with the axis that is farthest from up; the yaw is arbitrary.
     helper = torch.eye(3, dtype=torch.float64)[int(axis.abs().argmin())]
     right = torch.linalg.cross(axis, helper)

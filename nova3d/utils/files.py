@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -197,7 +196,7 @@ def parse_json(content: bytes | str, kind: type[T], name: str) -> T:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         if _DIGITS.search(text):
             raise ValueError("a number has more than 308 digits")
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 text (byte {error.start})") from error
     except (ValueError, RecursionError) as error:
@@ -328,13 +327,6 @@ _JSON_NAMES = {
     bool: "boolean",
     type(None): "null",
 }
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is larger than a number can be")
-    return value
 
 
 def _refuse_constant(name: str) -> float:

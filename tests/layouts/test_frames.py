@@ -60,3 +60,16 @@ def test_frames_of_anyone_with_a_preset(tmp_path: Path, truth: Truth, hull_iou: 
     got = layouts.read(tmp_path, "frames", assume=layouts.Assume(cameras="ortho8"))
     same_cameras(got, views)
     assert hull_iou(got, views) > 0.98
+
+
+def test_only_pictures_with_a_number_for_a_name_are_frames(tmp_path: Path, truth: Truth) -> None:
+    """Depth maps, hidden files of macOS and previews beside numbered pictures are passed over."""
+    views = truth([(360 / 21 * k, 0.0) for k in range(21)], 32, 2.0, 16 / math.tan(math.radians(16.9)))
+    for k in range(21):
+        save(tmp_path / f"{k:06d}.png", views.rgb[k])
+    plain = layouts.load(tmp_path)
+    save(tmp_path / "000000-depth.png", views.rgb[3])
+    save(tmp_path / "preview.png", views.rgb[4])
+    (tmp_path / "._000000.png").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(64))
+    got = layouts.load(tmp_path)
+    assert got.layout == plain.layout == "sv3d" and (got.views.rgb == plain.views.rgb).all()

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nova3d import layouts
+from nova3d import cameras, layouts
 from nova3d.errors import InputError
 from nova3d.layouts import Assume
+from nova3d.transforms import cameras_from_transforms, cameras_to_transforms, write_transforms
 from nova3d.views import ViewSet
 
 from .foreign import rgba, save, uint8
@@ -273,3 +274,142 @@ def test_broken_pictures_are_named(tmp_path: Path, views: ViewSet) -> None:
     (tmp_path / "transforms.json").write_text("[1]")
     with pytest.raises(InputError, match=r"transforms\.json' must hold a JSON object, not a list"):
         layouts.read(tmp_path)
+
+
+def turned(degrees: float) -> np.ndarray:
+    """A world whose up axis leans by so many degrees from +Z, around X."""
+    angle, world = math.radians(degrees), np.eye(4)
+    world[1:3, 1:3] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    return world @ TO_Z_UP
+
+
+@pytest.mark.parametrize("up", [[0, 1, 0], [0, 0, 1], [0, 0, 2.5], [1, 2, 3], [0, -1, 0]])
+def test_the_key_up_says_where_up_is(tmp_path: Path, views: ViewSet, up: list[float]) -> None:
+    axis = np.array(up) / np.linalg.norm(up)
+    helper = np.eye(3)[np.abs(axis).argmin()]
+    x = np.cross(axis, helper) / np.linalg.norm(np.cross(axis, helper))
+    world = np.eye(4)
+    world[:3, :3] = np.stack([x, axis, np.cross(x, axis)], axis=1)  # +Y of ours is `up` in the file
+    write(tmp_path, views, world, up=up)
+    got = layouts.load(tmp_path)
+    lean = got.views.cameras.c2w[:, 1, 0].abs().max()  # of the cameras' horizontal axes
+    assert lean < 1e-4 and float(got.views.cameras.c2w[:, 1, 1].mean()) > 0.5
+    assert layouts.load(tmp_path, assume=Assume(up="z")).views.cameras.c2w[:, 1, 0].abs().max() > 0.1 or up[:2] == [
+        0,
+        0,
+    ]
+
+
+@pytest.mark.parametrize("up", [[0, 0, 0], [0, 1], "z", [0, 1, float("1e300")], {"y": 1}, [True, "a", 0]])
+def test_a_key_up_that_is_no_axis_is_one_line(tmp_path: Path, views: ViewSet, up: object) -> None:
+    write(tmp_path, views, up=up)
+    with pytest.raises(InputError, match=r"up (is not|must be) a vector of three") as caught:
+        layouts.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_leaning_world_is_set_upright_by_its_cameras(tmp_path: Path, views: ViewSet, caplog) -> None:
+    for degrees in (0.0, 10.0, 40.0, 90.0, 135.0):
+        folder = tmp_path / str(degrees)
+        folder.mkdir()
+        write(folder, views, turned(degrees))
+        with caplog.at_level(logging.INFO):
+            got = layouts.load(folder)
+        rise = math.degrees(float(got.views.cameras.c2w[:, 1, 0].abs().max()))
+        assert rise < 1e-2 if degrees in (0.0, 40.0, 90.0, 135.0) else rise < 15
+        assert ("the cameras lean" in caplog.text) == (degrees > 15)
+        caplog.clear()
+
+
+def test_cameras_without_a_common_up_are_refused(tmp_path: Path, views: ViewSet) -> None:
+    data = write(tmp_path, views)
+    for i, frame in enumerate(data["frames"]):  # each rolled by another angle
+        roll, angle = np.eye(4), 1.3 * i + 0.7
+        roll[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+        frame["transform_matrix"] = (np.array(frame["transform_matrix"]) @ roll).tolist()
+    (tmp_path / "transforms.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match="no up axis in common: give it as the key 'up'"):
+        layouts.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"equirectangular": True},
+        {"latlong": True},
+        {"ftheta_p0": 0.1, "ftheta_width": 8},
+        {"is_fisheye": True},
+        {"k5": 0.01},
+        {"camera_model": "EQUIRECTANGULAR"},
+        {"camera_model": "OPENCV", "orthographic": True},
+        {"fl_x": 1e300},
+        {"fl_x": 1e-300},
+        {"fl_x": True},
+        {"fl_x": 10**400},
+        {"w": 1e300, "h": 1e300},
+        {"w": -32},
+        {"cx": 1e300},
+    ],
+)
+def test_lenses_and_numbers_that_are_not_read_are_refused(tmp_path: Path, views: ViewSet, changes: dict) -> None:
+    write(tmp_path, views, **changes)
+    with pytest.raises(InputError) as caught:
+        layouts.load(tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("value", [1e300, 10**400, [1], "a", None])
+def test_a_pose_of_other_numbers_is_refused(tmp_path: Path, views: ViewSet, value: object) -> None:
+    data = write(tmp_path, views)
+    data["frames"][2]["transform_matrix"][0][3] = value
+    (tmp_path / "transforms.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match=r"frame 2: transform_matrix|not valid JSON"):
+        layouts.load(tmp_path)
+
+
+def test_paths_of_windows_other_formats_and_masks_of_0_and_1(tmp_path: Path, views: ViewSet) -> None:
+    expected = layouts.read(written(tmp_path / "plain", views))
+    folder = tmp_path / "windows"
+    data = write(made(folder), views)
+    for i, frame in enumerate(data["frames"]):
+        picture = Image.open(folder / frame["file_path"])
+        mask = (views.mask[i] > 0.5).numpy().astype(np.uint8)
+        Image.fromarray(mask).save(folder / f"images/mask{i}.png")
+        picture.convert("RGB").save(folder / f"images/{i}.tif")
+        frame |= {"file_path": f"images\\{i}.tif", "mask_path": f"images/mask{i}.png"}
+    (folder / "transforms.json").write_text(json.dumps(data))
+    got = layouts.read(folder)
+    assert torch.equal(got.mask, (views.mask > 0.5).float())
+    inside = got.mask * (expected.mask > 0.999) > 0
+    torch.testing.assert_close(got.rgb[inside], expected.rgb[inside], atol=1e-5, rtol=0)
+    data["frames"][0]["file_path"] = "images/absent.tif"
+    (folder / "transforms.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match=r"frame 0: 'images/absent\.tif' does not exist"):
+        layouts.read(folder)
+    data["frames"][0]["file_path"] = "a\0.png"
+    (folder / "transforms.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match="frame 0: file_path holds a NUL"):
+        layouts.read(folder)
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def written(folder: Path, views: ViewSet) -> Path:
+    write(made(folder), views)
+    return folder
+
+
+def test_our_own_file_is_in_other_tools_words(tmp_path: Path, truth: Truth) -> None:
+    """nerfstudio's name of the camera, instant-ngp's switch, and the world's up; all of them are read back."""
+    own = cameras.orbit(4, size=SIZE)
+    path = write_transforms(tmp_path / "transforms.json", cameras_to_transforms(own))
+    content = json.loads(path.read_text())
+    assert (content["camera_model"], content["orthographic"], content["up"]) == ("ORTHOPHOTO", True, [0.0, 1.0, 0.0])
+    for change in ({}, {"camera_model": "ORTHOGRAPHIC"}, {"camera_model": None}):
+        found = {k: v for k, v in (content | change).items() if v is not None}
+        assert cameras_from_transforms(found).model == "orthographic"
+    pinhole = json.loads(write_transforms(path, {"camera_model": "PINHOLE", "frames": []}).read_text())
+    assert pinhole["camera_model"] == "PINHOLE" and "orthographic" not in pinhole

@@ -105,7 +105,7 @@ def test_json_lines_name_the_line_or_leave_it_out(tmp_path: Path, caplog: pytest
 
 @pytest.mark.parametrize(
     "content",
-    [b"[" * 100_000, b"1" * 5000, b'{"a": 1e999}', b'{"a": NaN}', b'{"x": "' + b"SECRET " * 9999 + b'\xe9"}', b"[1]"],
+    [b"[" * 100_000, b"1" * 5000, b'{"a": NaN}', b'{"x": "' + b"SECRET " * 9999 + b'\xe9"}', b"[1]"],
 )
 def test_json_that_is_no_object_is_one_short_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
