@@ -24,6 +24,7 @@ from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.denoiser import inflated_guide
 from nova3d.normals import rotate
+from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.checkpoint import load_checkpoint, read_states, save_checkpoint, write_states
 from nova3d.training.data import generator
 from nova3d.training.logs import StatsLog
@@ -113,6 +114,9 @@ class AutoencoderTrainConfig:
     latent_noise: float = 0.0
     """Deviation of the noise on the latents that the decoder learns from, in deviations of the latents: a generator's
     latents are never exact."""
+    generator: Annotated[str | None, Shipped("model")] = None
+    """Folder of a model that generates views in the latents of `start`. A decoder then learns from what this model
+    makes of the training objects, in whole pictures, `clips` // 2 objects a step. null: from encoded pictures."""
 
 
 def train_autoencoder(config: AutoencoderTrainConfig, device: str, progress: Progress = silent) -> Path:
@@ -138,6 +142,7 @@ def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, prog
     reader = ShardReader(config.shards)
     torch.manual_seed(config.seed)
     model = start_model(config, reader.cameras.width).to(device)
+    pipeline = load_generator(config, model, reader, device) if config.generator else None
     groups = parameter_groups(model, config)
     optimizer = make_optimizer(config.optimizer, groups, (0.9, 0.99), device)
     precision = resolve(config.mixed_precision, device.type)
@@ -150,6 +155,7 @@ def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, prog
         "start": config.start or "",
         "decoder_only": config.decoder_only,
         "latent_noise": config.latent_noise,
+        "generator": config.generator or "",
     }
 
     def write(folder: Path) -> None:
@@ -162,10 +168,17 @@ def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, prog
         factor = learning_rate_factor(step, config.warmup, config.steps, config.final_rate)
         for state, group in zip(optimizer.param_groups, groups, strict=True):
             state["lr"] = group.learning_rate * factor
-        clips, guides = batch(reader, config, step)
+        clips, guides, latents = (
+            (*batch(reader, config, step), None)
+            if pipeline is None
+            else generated_batch(pipeline, reader, config, step, precision == "bf16")
+        )
         clips, guides = clips.to(device), None if guides is None else guides.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            losses = reconstruction_losses(model, clips, config, generator(config.seed, 0, step), guides)
+            if latents is None:
+                losses = reconstruction_losses(model, clips, config, generator(config.seed, 0, step), guides)
+            else:
+                losses = decoding_losses(model, latents.to(device), clips, config, guides)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -273,15 +286,38 @@ def reconstruction_losses(
         strength = config.latent_noise * torch.rand(len(clips), generator=rng) / model.config.scaling_factor
         noise = torch.randn(latents.shape, generator=rng) * strength.repeat_interleave(count)[:, None, None, None]
         latents = latents + noise.to(latents)
-    if guides is None:
-        restored = model.decode(latents, num_frames=count).sample
-    else:
-        restored = model.decode_guided(latents, guides.flatten(0, 1), count)
-    mse, l1 = F.mse_loss(restored, frames), F.l1_loss(restored, frames)
+    losses = decoding_losses(model, latents.unflatten(0, clips.shape[:2]), clips, config, guides)
     kl = posterior.kl().mean()
+    return losses | {"loss": losses["loss"] + config.kl_weight * kl, "kl": kl.detach()}
+
+
+def decoding_losses(
+    model: VideoAutoencoder,
+    latents: Tensor,
+    clips: Tensor,
+    config: AutoencoderTrainConfig,
+    guides: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Losses of a batch of latents as decoded.
+
+    Args:
+        model: the autoencoder.
+        latents: [n,f,4,h/8,w/8], unscaled.
+        clips: [n,f,3,h,w] in [-1,1], what they should show.
+        config: the losses' weights.
+        guides: [n,f,4,h,w] for a guided decoder, else None.
+
+    Returns:
+        `loss`; `l1`; `psnr` in dB, for the log.
+    """
+    frames, count = clips.flatten(0, 1), clips.shape[1]
+    if guides is None:
+        restored = model.decode(latents.flatten(0, 1), num_frames=count).sample
+    else:
+        restored = model.decode_guided(latents.flatten(0, 1), guides.flatten(0, 1), count)
+    mse, l1 = F.mse_loss(restored, frames), F.l1_loss(restored, frames)
     psnr = -10 * (mse.detach() / 4).log10()  # range 2, hence / 4
-    loss = mse + config.l1_weight * l1 + config.kl_weight * kl
-    return {"loss": loss, "l1": l1.detach(), "kl": kl.detach(), "psnr": psnr}
+    return {"loss": mse + config.l1_weight * l1, "l1": l1.detach(), "psnr": psnr}
 
 
 def batch(reader: ShardReader, config: AutoencoderTrainConfig, step: int) -> tuple[Tensor, Tensor | None]:
@@ -302,6 +338,74 @@ def batch(reader: ShardReader, config: AutoencoderTrainConfig, step: int) -> tup
     pairs = [_clip(reader, config.frames, crop, index % 2, rng, guided) for index in range(max(2, count))]
     guides = [guide for _, guide in pairs if guide is not None]
     return torch.stack([clip for clip, _ in pairs]), torch.stack(guides) if guided else None
+
+
+def load_generator(
+    config: AutoencoderTrainConfig, model: VideoAutoencoder, reader: ShardReader, device: torch.device
+) -> Nova3DPipeline:
+    """The model of `config.generator`, whose latents a decoder learns from.
+
+    Args:
+        config: of the run.
+        model: the autoencoder that is trained.
+        reader: of the shards.
+        device: where the generator works.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        InputError: where the encoder is trained too, and where the model has the latents of another encoder or other
+            views than the shards.
+    """
+    name = str(config.generator)
+    if not config.decoder_only:
+        raise InputError("generator= is for decoder_only=true: an encoder that changes leaves its latents behind")
+    pipeline = Nova3DPipeline.load(name, device)
+    pipeline.set_progress_bar_config(disable=True)
+    ours, theirs = model.encoder.state_dict(), pipeline.vae.encoder.state_dict()
+    if ours.keys() != theirs.keys() or not all(torch.equal(weight, theirs[key]) for key, weight in ours.items()):
+        raise InputError(f"generator '{name}' has another encoder than start '{config.start}'")
+    if (len(pipeline.cameras), pipeline.config.size) != (len(reader.cameras), reader.cameras.width):
+        raise InputError(
+            f"generator '{name}' makes {len(pipeline.cameras)} views of {pipeline.config.size} px, "
+            f"the shards hold {len(reader.cameras)} of {reader.cameras.width} px"
+        )
+    return pipeline
+
+
+def generated_batch(
+    pipeline: Nova3DPipeline, reader: ShardReader, config: AutoencoderTrainConfig, step: int, bf16: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a model makes of one step's objects, a function of (seed, step) alone. Any view is the input picture.
+
+    Args:
+        pipeline: the model, with the condition "inflated" or a rig that this condition works for.
+        reader: of the shards.
+        config: of the run.
+        step: zero-based.
+        bf16: let the networks work in bfloat16.
+
+    Returns:
+        Of `clips` // 2 objects, one clip per task: the true clips [n,f,3,h,w] in [-1,1], their guides [n,f,4,h,w] and
+        the generated latents [n,f,4,h/8,w/8], unscaled.
+    """
+    rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    views_each = len(reader.cameras)
+    clips, guides, latents = [], [], []
+    for index in range(max(1, config.clips // 2)):
+        row, turn, first = (int(torch.randint(n, (), generator=rng)) for n in (len(reader), views_each, views_each))
+        views = reader.views(row).rotated_to(turn)
+        picture = views.straight_alpha(0)
+        seed = step * config.clips + index  # another seed for every object
+        with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=bf16):
+            made = pipeline(picture, framed=True, seed=seed, output_type="latent").latents[0]
+        shown = [(first + k) % views_each for k in range(config.frames)]
+        truth = torch.stack([views.rgb[shown] * 2 - 1, views.normals[shown]])
+        clips.append(truth.permute(0, 1, 4, 2, 3))
+        guides.append(inflated_guide(picture, views.cameras, shown))
+        latents.append(made[:, shown] / pipeline.vae.config.scaling_factor)
+    return torch.cat(clips), torch.cat(guides), torch.cat(latents)
 
 
 def _clip(

@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from nova3d.data.shards import ShardReader
+from nova3d.cameras import preset
+from nova3d.data.shards import ShardReader, ShardWriter, encode_views
 from nova3d.errors import InputError
+from nova3d.inflate import inflated_views
 from nova3d.models.autoencoder import VideoAutoencoder
-from nova3d.training.autoencoder import AutoencoderModelConfig, AutoencoderTrainConfig, batch, train_autoencoder
+from nova3d.models.unet import NovaUNet
+from nova3d.pipeline import Nova3DPipeline
+from nova3d.training.autoencoder import (
+    AutoencoderModelConfig,
+    AutoencoderTrainConfig,
+    batch,
+    generated_batch,
+    train_autoencoder,
+)
 
 
 def settings(shards: Path, out: Path) -> AutoencoderTrainConfig:
@@ -92,3 +102,57 @@ def test_a_guided_decoder_is_trained_on_a_kept_encoder(shards: Path, tmp_path: P
     config.start, config.model.guide_channels = str(tmp_path / "b" / "vae"), 0
     with pytest.raises(InputError, match=r"has model.guide_channels=4, the config says 0"):
         train_autoencoder(replace(config, out=str(tmp_path / "c")), "cpu")
+
+
+def test_a_decoder_learns_from_what_a_model_generates(shards: Path, tmp_path: Path) -> None:
+    """Its batches hold the model's own latents of the picture, the true views and the guides, view by view."""
+    rig = preset("ortho16", 32)
+    disc = ((rig.pixel_centres() - 16).norm(dim=-1) < 9).float()
+    picture = torch.cat([torch.tensor([0.8, 0.3, 0.1]).expand(32, 32, 3), disc[..., None]], dim=-1)
+    writer = ShardWriter(tmp_path / "ball", rig, 8)
+    writer.add("ball", encode_views("ball", inflated_views(picture, rig), {}))
+    writer.close({})
+    ball = ShardReader(tmp_path / "ball")
+
+    torch.manual_seed(0)
+    start = train_autoencoder(settings(shards, tmp_path / "a"), "cpu")
+    unet = NovaUNet(
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        num_attention_heads=(1, 2),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        addition_time_embed_dim=8,
+        num_frames=16,
+        norm_groups=8,
+    )
+    vae = VideoAutoencoder.from_pretrained(start)
+    model = Nova3DPipeline(unet, vae, size=32, condition="inflated", sigma_max=80.0, steps=1, guidance_high=1.0)
+    model.set_progress_bar_config(disable=True)
+    model.save_pretrained(tmp_path / "model")
+
+    config = settings(tmp_path / "ball", tmp_path / "b")
+    config.start, config.decoder_only, config.model.guide_channels = str(start), True, 4
+    config.generator, config.frames = str(tmp_path / "model"), 16
+    clips, guides, latents = generated_batch(model, ball, config, 2)
+    assert clips.shape == (2, 16, 3, 32, 32) and guides.shape == (2, 16, 4, 32, 32)
+    again = generated_batch(model, ball, config, 2)
+    assert all(torch.equal(x, y) for x, y in zip(again, (clips, guides, latents), strict=True))
+    # A ball looks the same from every side, and so does its guide.
+    assert float((guides[:, :, :3] - clips).abs().mean()) < 0.02
+    made = model(picture, framed=True, seed=2 * config.clips, output_type="latent").latents[0]
+    assert latents.shape == made.shape
+    offsets = [float((latents.roll(k, 1) * vae.config.scaling_factor - made).abs().mean()) for k in range(16)]
+    assert min(offsets) < 0.1 * sorted(offsets)[1]  # the clip's views are the model's, from another one on
+
+    after = VideoAutoencoder.from_pretrained(train_autoencoder(config, "cpu"))
+    assert all(torch.equal(x, y) for x, y in zip(after.encoder.parameters(), vae.encoder.parameters(), strict=True))
+    assert any(bool(conv.weight.any()) for conv in after.decoder.guides)  # they started at zero
+    with pytest.raises(InputError, match="generator= is for decoder_only=true"):
+        train_autoencoder(replace(config, decoder_only=False, out=str(tmp_path / "c")), "cpu")
+    with pytest.raises(InputError, match="makes 16 views of 32 px, the shards hold 4 of 32 px"):
+        train_autoencoder(replace(config, shards=str(shards), out=str(tmp_path / "c")), "cpu")
+    other = train_autoencoder(replace(settings(shards, tmp_path / "d"), seed=1), "cpu")
+    with pytest.raises(InputError, match="has another encoder than start"):
+        train_autoencoder(replace(config, start=str(other), out=str(tmp_path / "c")), "cpu")
