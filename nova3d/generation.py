@@ -18,7 +18,7 @@ from nova3d.config import Sentinel
 from nova3d.errors import InputError
 from nova3d.fusion.config import FusionConfig
 from nova3d.utils import provenance, resources
-from nova3d.utils.files import filling, locked, writable_folder
+from nova3d.utils.files import filling, locked, readable, writable_folder
 from nova3d.utils.progress import Progress
 from nova3d.utils.resources import Shipped
 from nova3d.views import ViewSet
@@ -239,7 +239,7 @@ def _generate_into(
     record = provenance.write(folder, entry | {"timings": timings})
     report = write_report(
         folder / "report.html",
-        title=Path(sampling.image).stem.replace("_", " "),
+        title=readable(Path(sampling.image).stem).replace("_", " "),
         views=views,
         input_image=cut.rgba,
         input_mask=cut.mask,
@@ -285,7 +285,7 @@ def write_fusion_report(
     write_turntable(glb, folder, defaults.turntable_frames, defaults.turntable_size)
     return write_report(
         folder / "report.html",
-        title=mesh.stem.replace("_", " "),
+        title=readable(mesh.stem).replace("_", " "),
         views=views,
         mesh_path=glb,
         preview=write_preview(glb, folder / "preview.png"),

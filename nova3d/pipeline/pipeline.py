@@ -55,6 +55,13 @@ Result = TypeVar("Result")
 OutputType = Literal["views", "pil", "np", "pt", "latent"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPONENTS = ("unet", "vae", "image_encoder")
+# What a model_index.json may name for each. diffusers imports what stands there.
+_CLASSES: dict[str, list[list[str | None]]] = {
+    "unet": [["nova3d.models.unet", "NovaUNet"]],
+    "vae": [["nova3d.models.autoencoder", "VideoAutoencoder"]],
+    "image_encoder": [["transformers", "CLIPVisionModelWithProjection"], [None, None]],
+}
+_MOST_PIXELS, _MOST_STEPS = 4096, 10_000  # of a view's side, of one sampling
 
 SMALLEST_STRIP = 8  # rows; below that a strip is mostly the rows it carries for its neighbours
 
@@ -561,6 +568,7 @@ class Nova3DPipeline(DiffusionPipeline):
             raise InputError(f"'{name}' is not a model folder: it has no model_index.json")
         if (path / "SHA256SUMS").is_file() and (faults := provenance.verify_checksums(path)):
             raise InputError(f"model '{name}' is damaged: {faults[0]}")
+        _check_index(path, str(name))
         try:
             pipeline: Nova3DPipeline = cls.from_pretrained(
                 path, dtype=wanted, variant=variant or hub.only_variant(path), local_files_only=True
@@ -593,6 +601,7 @@ class Nova3DPipeline(DiffusionPipeline):
             folder = hub.download(str(pretrained_model_name_or_path), **named)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)  # else transformers takes the stored type and diffusers float32
+        kwargs.setdefault("use_safetensors", True)  # a pickle can run code when it is opened
         pipeline: Nova3DPipeline = super().from_pretrained(folder, **kwargs)
         pipeline.calibration = Calibration.load(folder)
         return pipeline
@@ -624,6 +633,26 @@ def model_folder(name: str | Path) -> Path:
     if found is not None:
         return found
     return hub.download(str(name)) if hub.is_hub_id(name) else Path(name)
+
+
+def _check_index(folder: Path, name: str) -> None:
+    """Raise InputError unless a model_index.json describes a model of this project, before anything is imported."""
+    index = read_json(folder / "model_index.json", dict, "model index")
+    own = Nova3DPipeline.__name__
+    if index.get("_class_name") not in (own, [CUSTOM_PIPELINE, own]):
+        raise InputError(
+            f"model '{name}' is no {own}: its model_index.json names {str(index.get('_class_name'))[:80]!r}"
+        )
+    for part, known in _CLASSES.items():
+        if index.get(part, [None, None]) not in known:
+            raise InputError(f"model '{name}': {part} is {str(index.get(part))[:80]!r} and not {known[0][1]}")
+    for key, most in (("size", _MOST_PIXELS), ("steps", _MOST_STEPS)):
+        value = index.get(key, 1)
+        if type(value) is not int or not 1 <= value <= most:
+            raise InputError(f"model '{name}': {key} must be a whole number from 1 to {most}, not {str(value)[:40]}")
+    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles and not any(folder.rglob("*.safetensors")):
+        raise InputError(f"model '{name}' has {pickles[0]}, a pickle, which can run code when opened: get .safetensors")
 
 
 def dtype_named(name: str | torch.dtype) -> torch.dtype:

@@ -1,5 +1,6 @@
 """Nova3DPipeline end to end on tiny random networks: determinism, batches, guidance, damaged folders."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +190,37 @@ def test_weights_that_are_not_numbers_are_refused(saved: Path, tmp_path: Path, p
     save_file(state, path, metadata={"format": "pt"})
     with pytest.raises(InputError, match=f"NaN or infinite weights in its {part}"):
         Nova3DPipeline.load(tmp_path / "nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": ["evil", "Nova3DPipeline"]}, "is no Nova3DPipeline"),
+        ({"unet": ["evil", "Nova3DPipeline"]}, "unet is .*evil.* and not NovaUNet"),
+        ({"unet": ["subprocess", "Popen"]}, "and not NovaUNet"),
+        ({"vae": ["diffusers", "AutoencoderKL"]}, "and not VideoAutoencoder"),
+        ({"size": 100_000}, "size must be a whole number from 1 to 4096, not 100000"),
+        ({"steps": 10**9}, "steps must be a whole number"),
+    ],
+)
+def test_a_model_index_that_names_other_code_or_sizes_is_refused(
+    saved: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    index = folder / "model_index.json"
+    (folder / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    index.write_text(json.dumps(json.loads(index.read_text()) | change))
+    with pytest.raises(InputError, match=message) as caught:
+        Nova3DPipeline.load(folder)
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_in_place_of_safetensors_is_not_opened(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    file = next((folder / "vae").glob("*.safetensors"))
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        Nova3DPipeline.load(folder)

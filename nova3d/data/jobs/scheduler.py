@@ -7,6 +7,7 @@ render and commit the objects.
 import contextlib
 import hashlib
 import logging
+import os
 import selectors
 import shutil
 import tempfile
@@ -203,7 +204,7 @@ class RenderPool:
         fetch: Callable[[Asset, Path], Path],
     ):
         self.config, self.name, self.out = config, name, Path(config.out)
-        self._scratch = scratch_folder(config, name)
+        self._scratch = scratch_folder(config, name)  # made when the run starts
         self._tasks, self._fetch = list(tasks), fetch
         self._timeouts = Timeouts(config.pool, warm=not any(slot.gpu for slot in slots))
         self._workers = [
@@ -250,8 +251,12 @@ class RenderPool:
 
     def _clear_leftovers(self) -> None:
         """Remove what a killed run left, and write the workers' config."""
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch.mkdir(parents=True)
+        base, prefix = self._scratch.parent, self._scratch.name.rpartition("-")[0]
+        base.mkdir(parents=True, exist_ok=True)
+        for left in base.glob(f"{prefix}-*"):
+            if left.is_dir() and not left.is_symlink() and left.stat().st_uid == os.getuid():
+                shutil.rmtree(left, ignore_errors=True)
+        self._scratch.mkdir(mode=0o700)
         for stale in (self.out / "objects").glob(f"*/*.{self.name}-*.part"):
             stale.unlink()
         engine = self.config.engine
@@ -369,7 +374,10 @@ class RenderPool:
 
 
 def scratch_folder(config: RenderConfig, name: str) -> Path:
-    """Return the folder for temporary files: the same in every run, so that a new run clears what a killed one left."""
+    """Return a folder for temporary files whose name nobody can foresee.
+
+    The part before the last "-" names the job and its share, so that a new run finds and clears what a killed one left.
+    """
     base = Path(config.pool.scratch or tempfile.gettempdir())
-    key = hashlib.sha256(str(Path(config.out).resolve()).encode()).hexdigest()[:12]
-    return base / f"nova3d-render-{key}-{name}"
+    key = hashlib.sha256(os.fsencode(Path(config.out).resolve())).hexdigest()[:12]
+    return base / f"nova3d-render-{key}-{name}-{os.urandom(8).hex()}"

@@ -14,7 +14,7 @@ import pytest
 
 from nova3d.data.jobs import job, journal
 from nova3d.data.jobs.config import RenderConfig
-from nova3d.data.jobs.scheduler import Stop
+from nova3d.data.jobs.scheduler import Stop, scratch_folder
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
 
@@ -158,3 +158,16 @@ def test_a_parent_that_was_killed_shows_as_dead(make_job: MakeJob, caplog: pytes
         path.write_text(json.dumps(status | {"state": "running", "pid": os.getpid(), "rate": 2.0} | change))
         assert not job.status(config).schedulers[0]["live"] and job.status(config).rate == 0
         assert "dead since" in str(job.status(config))
+
+
+def test_the_scratch_folder_is_private_and_its_name_cannot_be_foreseen(make_job: MakeJob, tmp_path: Path) -> None:
+    """What a killed run left is cleared; what others put there under such a name is left alone."""
+    config = make_job({"good": {}})
+    first, second = (scratch_folder(config, "local") for _ in range(2))
+    assert first != second and first.parent == second.parent == tmp_path / "scratch"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/keep.txt").write_text("x")
+    first.mkdir(parents=True)
+    second.symlink_to(tmp_path / "elsewhere")
+    assert job.run(config)[0].states == {"done": 1}
+    assert not first.exists() and second.is_symlink() and (tmp_path / "elsewhere/keep.txt").exists()
