@@ -212,3 +212,14 @@ def test_credits(config: RenderConfig, tmp_path: Path) -> None:
     write_attribution([{**rows[0], "state": "done"}, {**rows[1], "state": "failed"}], tmp_path / "one")
     (line,) = [line for line in (tmp_path / "one" / "ATTRIBUTION.md").read_text().splitlines() if line.startswith("- ")]
     assert line == rf"- A \*bold\* \[title\] - Zoë and \| co - example.org/a (`{rows[0]['uid']}`)"
+
+
+def test_few_objects_still_make_a_validation_split(tmp_path: Path) -> None:
+    """One of several goes to val, always the same; none where val_share is 0 or there is one object."""
+    splits = {}
+    for count, share in ((1, 0.01), (5, 0.01), (5, 0.0)):
+        source = SourceConfig(kind="procedural", count=count)
+        config = RenderConfig(source=source, out=str(tmp_path / f"job{count}{share}"), size=64, val_share=share)
+        for _ in range(2):
+            splits[count, share] = [asset.uid for asset in write_plan(config).assets() if asset.split == "val"]
+    assert splits[1, 0.01] == splits[5, 0.0] == [] and len(splits[5, 0.01]) == 1

@@ -188,3 +188,17 @@ def test_folders_without_scans_are_refused(tmp_path: Path) -> None:
         make_source(SourceConfig(kind="gso", path=str(tmp_path))).assets()
     with pytest.raises(InputError, match="does not exist"):
         make_source(SourceConfig(kind="gso", path=str(tmp_path / "absent"))).assets()
+
+
+def test_licences_beside_the_meshes_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.glb").write_bytes(GLB)
+    rows = [{"name": "a", "licence": "cc0", "attribution": "Ann"}]
+    (tmp_path / "licences.json").write_text(json.dumps({"objects": rows}))
+    asset = make_source(SourceConfig(path=str(tmp_path))).assets()[0]
+    assert (asset.licence, asset.attribution) == ("CC0-1.0", "Ann")
+    (tmp_path / "own.json").write_text(json.dumps({"objects": [rows[0] | {"licence": "by"}]}))
+    named = make_source(SourceConfig(path=str(tmp_path), licences=str(tmp_path / "own.json"))).assets()[0]
+    assert named.licence == "CC-BY-4.0"  # what is named beats what lies there
+    (tmp_path / "licences.json").write_text("[]")
+    with pytest.raises(InputError, match=r"licences.json' must hold a JSON object"):
+        make_source(SourceConfig(path=str(tmp_path))).assets()

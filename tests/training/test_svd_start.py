@@ -6,36 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from diffusers import AutoencoderKLTemporalDecoder
 from transformers import CLIPVisionModelWithProjection
 
 from nova3d import Nova3DPipeline
 from nova3d.models import NovaUNet
 from nova3d.training.config import TrainConfig
 from nova3d.training.trainer import train
-from tests.helpers.networks import tiny_image_encoder
+from tests.helpers.networks import tiny_svd
 
 
 @pytest.fixture(scope="module")
 def svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SVD: diffusers' own classes, random weights, its folder's layout."""
-    folder = tmp_path_factory.mktemp("svd")
-    torch.manual_seed(0)
-    UNetSpatioTemporalConditionModel(
-        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        block_out_channels=(32, 64),
-        addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=96,
-        layers_per_block=1,
-        cross_attention_dim=16,
-        num_attention_heads=(2, 4),
-    ).save_pretrained(folder / "unet")
-    AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(32, 32, 32, 32), layers_per_block=1
-    ).save_pretrained(folder / "vae")
-    tiny_image_encoder().save_pretrained(folder / "image_encoder")
-    return folder
+    return tiny_svd(tmp_path_factory.mktemp("svd"))
 
 
 def test_two_steps_from_svd(svd: Path, make_config: Callable[..., TrainConfig]) -> None:

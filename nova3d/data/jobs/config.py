@@ -94,7 +94,7 @@ class RenderConfig:
     limit: Annotated[int | None, Sentinel(0)] = None
     """The most objects to render; null renders all."""
     val_share: float = 0.01
-    """About this share of the objects goes to val/, chosen by hash of the uid."""
+    """About this share of the objects goes to val/, chosen by hash of the uid; at least one of several, unless 0."""
 
     def cameras(self) -> Cameras:
         """Return the rig that every object is rendered with."""

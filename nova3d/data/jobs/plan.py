@@ -218,9 +218,12 @@ def estimate(objects: int, views: int, size: int, engine: EngineConfig) -> dict[
 
 def split_of(uid: str, val_share: float) -> str:
     """Return "train" or "val", by a hash of the uid alone: other objects, runs and machines do not change it."""
+    return "val" if _split_hash(uid) < val_share * 2**64 else "train"
+
+
+def _split_hash(uid: str) -> int:
     # Salted, or the plan's order, also a hash of the uid, would put all of val/ first.
-    digest = hashlib.sha256(f"split {uid}".encode()).digest()
-    return "val" if int.from_bytes(digest[:8]) < val_share * 2**64 else "train"
+    return int.from_bytes(hashlib.sha256(f"split {uid}".encode()).digest()[:8])
 
 
 def _decide(assets: Iterable[Asset], config: RenderConfig) -> list[dict[str, Any]]:
@@ -235,6 +238,9 @@ def _decide(assets: Iterable[Asset], config: RenderConfig) -> list[dict[str, Any
         elif not config.limit or planned < config.limit:
             planned += 1
             rows.append(row | {"state": "planned", "reason": ""})
+    chosen = [row for row in rows if row["state"] == "planned"]
+    if config.val_share and len(chosen) > 1 and all(row["split"] == "train" for row in chosen):
+        min(chosen, key=lambda row: _split_hash(row["uid"]))["split"] = "val"  # few objects; training validates on one
     return rows
 
 

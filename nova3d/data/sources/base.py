@@ -14,6 +14,7 @@ from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
+LICENCES = "licences.json"
 UID_BYTES = 84  # with `.normal.000.png` behind it, a uid is a name of at most 100 bytes in a tar
 RENDERABLE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")  # what every engine reads
 
@@ -85,7 +86,8 @@ class SourceConfig:
     recursive: bool = False
     """Whether subfolders are searched too (folder)."""
     licences: str | None = None
-    """A JSON with `objects`: rows of name, licence, attribution, sha256 ... (folder, gso)."""
+    """A JSON with `objects`: rows of name, licence, attribution, sha256 ... (folder, gso). null: licences.json in the
+    folder of the meshes, where there is one."""
     subset: str = "lvis"
     """lvis or all (objaverse)."""
     list: str | None = None
@@ -208,20 +210,24 @@ def _json_uids(content: Any) -> Iterable[str]:
     return content
 
 
-def licence_rows(path: str | None) -> dict[str, dict[str, Any]]:
+def licence_rows(path: str | None, beside: str | Path | None = None) -> dict[str, dict[str, Any]]:
     """Read a licence file.
 
     Args:
         path: a JSON file with `objects`, or None.
+        beside: a folder of meshes, whose licences.json is read where `path` is None.
 
     Returns:
-        Its rows by the objects' names; empty for None.
+        Its rows by the objects' names; empty where there is no file.
 
     Raises:
         InputError: where the file cannot be used, or gives one name two different licences.
     """
     if not path:
-        return {}
+        if beside is None or not (Path(beside) / LICENCES).is_file():
+            return {}
+        path = str(Path(beside) / LICENCES)
+        log.info("licences are those of '%s'", path)
     rows: dict[str, dict[str, Any]] = {}
     listed = read_json(path, dict, "licence file").get("objects")
     if not isinstance(listed, list):

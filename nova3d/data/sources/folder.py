@@ -43,7 +43,7 @@ class FolderSource:
                 raise InputError(f"'{a}' and '{b}' have the same uid '{uid_of(a.stem)}': rename one of them")
         chosen = selected((uid_of(p.stem) for p in paths), self.config)
         paths = [p for p in paths if uid_of(p.stem) in chosen]
-        rows = licence_rows(self.config.licences)
+        rows = licence_rows(self.config.licences, folder)
         assets = []
         for done, path in enumerate(paths, start=1):
             row = rows.get(path.stem, {})

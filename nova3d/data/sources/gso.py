@@ -40,7 +40,7 @@ class GsoSource:
         if not meshes:
             raise InputError(f"no models (MODEL/{_MESHES[0]} or MODEL.glb) in '{folder}'")
         chosen = selected(map(uid_of, meshes), self.config)
-        rows = licence_rows(self.config.licences)
+        rows = licence_rows(self.config.licences, folder)
         assets = []
         for done, (name, mesh) in enumerate(meshes.items(), start=1):
             if uid_of(name) in chosen:
