@@ -57,6 +57,8 @@ class FilterConfig:
     up to 50 degrees off, pixels that mix two faces up to 70, a flipped face 180."""
     normals_agree: float = 0.9
     """normals_disagree where a smaller share of the pixels agree."""
+    inverted_hull: float = 0.0
+    """inverted_hull above this share of faces that are a toon outline: a shell turned inside out around the object."""
     reject: list[str] = field(
         default_factory=lambda: [
             "blank_render",
@@ -108,6 +110,7 @@ _RULES = (
     _Rule(Reason.TRANSPARENT, "mask_agreement", "mask_agreement", above=False),
     _Rule(Reason.NORMALS_DISAGREE, "normals_agree", "normals_agree", above=False),
     _Rule(Reason.EMISSIVE, "overexposed", "overexposed", above=True),
+    _Rule(Reason.INVERTED_HULL, "inverted_hull", "inverted_hull", above=True),
     _Rule(Reason.UNTEXTURED, "colour_spread", "colour_spread", above=False),
 )
 
@@ -115,7 +118,7 @@ _RULES = (
 def apply_filters(rendered: Rendered, cameras: Cameras, config: FilterConfig) -> FilterResult:
     """Measure the views of one object and compare them with the thresholds.
 
-    Opacity, overexposure and missing textures are the engine's facts; they are compared where it reports them.
+    Opacity, overexposure, missing textures and outlines are the engine's facts, compared where it reports them.
 
     Args:
         rendered: v views.
@@ -194,7 +197,7 @@ def _measure(rendered: Rendered, cameras: Cameras, config: FilterConfig) -> dict
         "border": (ring > 0.5).float().mean(dim=1).max().item(),
         "thin": (areas.min() / areas.max().clamp_min(1e-9)).item(),
     }
-    for name in ("opacity", "overexposed", "missing_textures"):
+    for name in ("opacity", "overexposed", "missing_textures", "inverted_hull"):
         if name in rendered.facts:
             measures[name] = _number(rendered.facts[name])
     covered = _subsample(torch.nonzero((alpha > 0.5).flatten())[:, 0])

@@ -19,6 +19,7 @@ from scipy.spatial import KDTree
 
 from nova3d.cameras import Cameras, preset
 from nova3d.errors import InputError
+from nova3d.rendering.mesh_files import read_scene
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
 
@@ -48,15 +49,11 @@ def read_surface(path: str | Path) -> trimesh.Trimesh:
 
     Raises InputError where the file is missing, cannot be read or holds no surface.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"mesh '{path}' does not exist")
-    try:
-        mesh = trimesh.load_mesh(path, process=False)
-    except (ValueError, KeyError, IndexError, TypeError, OSError, NotImplementedError) as error:
-        raise InputError(f"'{path}' cannot be read as a mesh: {error}") from error
-    if not isinstance(mesh, trimesh.Trimesh):
-        raise InputError(f"'{path}' holds no triangles")
+    parts = read_scene(path).parts
+    offsets = np.cumsum([0, *(len(part.positions) for part in parts)])
+    vertices = np.concatenate([part.positions for part in parts])
+    faces = np.concatenate([part.faces + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
     _check(mesh, f"'{path}'")
     return mesh
 

@@ -15,7 +15,7 @@ from nova3d import images
 from nova3d.cameras import ORTHO_SPAN, Cameras, look_from, preset
 from nova3d.errors import InputError
 from nova3d.evaluation.protocols import SPHERE, TextureRules
-from nova3d.rendering.meshes import Mesh, from_trimesh, load_mesh
+from nova3d.rendering.meshes import Mesh, from_trimesh, load_mesh, require_textures
 from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
 
@@ -39,10 +39,10 @@ def rerender(path: Path, to_unit: NDArray[np.float64], rules: TextureRules, devi
     """The mesh file's base colours, world normals and coverage from the rig of `rules`, on white.
 
     to_unit: [4,4] similarity of the REFERENCE (`mesh_metrics.to_unit`), a scale and a shift, for both sides.
-    Raises InputError where the file cannot be read or nothing of it is in any picture.
+    Raises InputError where the file cannot be read, lacks one of its textures, or nothing of it is in any picture.
     """
     scale = float(to_unit[0, 0])
-    mesh = load_mesh(path).placed(scale, torch.from_numpy(-to_unit[:3, 3] / scale))
+    mesh = require_textures(load_mesh(path), str(path)).placed(scale, torch.from_numpy(-to_unit[:3, 3] / scale))
     return draw(mesh, cameras(rules), rules.supersample, str(path), device)
 
 

@@ -19,9 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import trimesh
 
 from nova3d import config as configs
 from nova3d.cameras import Cameras, preset
@@ -34,8 +32,9 @@ from nova3d.evaluation.view_scores import scored_views
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.generation import SampleConfig, generate_views, load_pipeline, model_hashes
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.rendering.mesh_files import MESH_SUFFIXES
-from nova3d.rendering.meshes import load_mesh
+from nova3d.rendering.glb import glb_bytes
+from nova3d.rendering.mesh_files import MESH_SUFFIXES, read_scene
+from nova3d.rendering.meshes import assemble
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, read_json, replacing, write_json
 from nova3d.utils.progress import Progress
@@ -203,12 +202,11 @@ def write_reference(source: Path, name: str, rig: Cameras, folder: Path) -> None
         return
     path = next(source / f"{name}{suffix}" for suffix in MESH_SUFFIXES if (source / f"{name}{suffix}").is_file())
     render_object(path, rig).save(folder)
-    scale, centre = load_mesh(path).normalisation()
-    transform = np.diag([scale, scale, scale, 1.0])
-    transform[:3, 3] = -scale * centre.numpy()
-    scene = trimesh.load_scene(path, process=False)
-    scene.apply_transform(transform)
-    scene.export(folder / "mesh.glb")
+    parts = read_scene(path).parts
+    scale, centre = assemble(parts).normalisation()
+    placed = [replace(part, positions=(part.positions - centre.numpy()) * scale) for part in parts]
+    with replacing(folder / "mesh.glb") as aside:
+        aside.write_bytes(glb_bytes(placed))
 
 
 # Raise it when the same model and settings give other views. 2: straight alpha, and noise by seed and object.

@@ -12,13 +12,15 @@ log = logging.getLogger(__name__)
 
 # Share of the budget to aim at, and aggressiveness on fast-simplification's scale of 0 to 10. Gentle passes may stop
 # short of their aim, and opening what a pass has pinched takes a few more faces.
+_APART = 1e-5  # of the longest side: how far doubled vertices are moved, so that no reader welds them together again
 _TRIES = ((1.0, 5), (0.99, 7), (0.9, 8))
 
 
 def decimate(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
     """Decimate by quadric error (Garland and Heckbert 1997); a closed manifold stays one.
 
-    Edge collapses may pinch the surface together where it is thin, and `unpinch` opens it again.
+    Edge collapses may pinch the surface together where it is thin. `unpinch` opens it again, and what it has doubled is
+    moved apart by 1e-5 of the longest side.
 
     Args:
         mesh: any triangle mesh.
@@ -39,6 +41,7 @@ def decimate(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
         )
         if closed:
             vertices, triangles = unpinch(vertices, triangles.astype(np.int64))
+            vertices = _moved_apart(vertices, triangles)
         if len(triangles) <= faces:
             break
     else:
@@ -78,6 +81,22 @@ def unpinch(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nda
         if len(again) == 0:
             return vertices, faces
         vertices, faces = _split(vertices, faces, here[again], there[again])
+
+
+def _moved_apart(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """The vertices [n,3] with those at one place moved out along the normals of their own faces [f,3]."""
+    _, place, count = np.unique(vertices, axis=0, return_inverse=True, return_counts=True)
+    place = place.reshape(-1)
+    doubled = np.flatnonzero(count[place] > 1)
+    if len(doubled) == 0:
+        return vertices
+    a, b, c = (vertices[faces[:, k]] for k in range(3))
+    normals = np.zeros_like(vertices)
+    np.add.at(normals, faces.reshape(-1), np.repeat(np.cross(b - a, c - a), 3, axis=0))
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
+    moved = vertices.copy()
+    moved[doubled] += _APART * np.ptp(vertices, axis=0).max() * normals[doubled]
+    return moved
 
 
 def _next(corners: np.ndarray) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import numpy as np
-import torch
 import trimesh
 from PIL import Image
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
+from nova3d.rendering.glb import glb_bytes
+from nova3d.rendering.trimesh_files import part_of
 from nova3d.transforms import cameras_to_transforms, write_transforms
 from nova3d.utils.files import replacing, writable_folder, write_text
 
@@ -84,7 +86,7 @@ def write(
         path: the file, with a suffix of SUFFIXES.
         mesh: textured, for GLB and OBJ.
         solid: with vertex colours and no doubled vertices, for PLY and STL.
-        record: provenance for a GLB's extras.
+        record: provenance for a GLB's extras, which hold no command line and of absolute paths the last part alone.
 
     Returns:
         The absolute path.
@@ -142,42 +144,65 @@ def write_maps(mesh_path: str | Path, cameras: Cameras, conflict: Tensor) -> Pat
 
 
 def _glb(mesh: trimesh.Trimesh, record: Mapping[str, Any] | None) -> bytes:
-    if isinstance(mesh.visual, trimesh.visual.ColorVisuals):
-        # glTF's COLOR_0 is linear, but trimesh writes colours as they are.
-        srgb = torch.from_numpy(np.asarray(mesh.visual.vertex_colors)[:, :3] / 255)
-        mesh = coloured(mesh, images.srgb_to_linear(srgb).numpy())
-    extras = json.loads(json.dumps(dict(record or {}), default=str))
+    part = part_of(mesh)
+    # trimesh computes the normals of a mesh without. A closed surface needs no backs.
+    material = replace(part.material, double_sided=False)
+    part = replace(part, normals=np.asarray(mesh.vertex_normals), material=material)
+    return glb_bytes([part], {"nova3d": _shipped(json.loads(json.dumps(dict(record or {}), default=str)))})
 
-    def add_extras(tree: dict[str, Any]) -> None:
-        tree["asset"]["extras"] = {"nova3d": extras}
 
-    data = trimesh.exchange.gltf.export_glb(mesh.scene(), include_normals=True, tree_postprocessor=add_extras)
-    return bytes(data)
+def _shipped(value: Any) -> Any:
+    """A record for a file that is handed on: without the command line, and of absolute paths the last part alone."""
+    if isinstance(value, dict):
+        return {key: _shipped(item) for key, item in value.items() if key != "command"}
+    if isinstance(value, list):
+        return [_shipped(item) for item in value]
+    if isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+        return PureWindowsPath(value).name
+    return value
 
 
 def _write_obj(path: Path, mesh: trimesh.Trimesh) -> None:
-    if isinstance(mesh.visual, trimesh.visual.TextureVisuals):
-        # MTL multiplies the map by Kd, which trimesh sets to 0.4. White shows the texture as it is.
-        white, black = [255] * 4, [0, 0, 0, 255]
-        material = trimesh.visual.material.SimpleMaterial(
-            image=cast(Any, mesh.visual.material).baseColorTexture,
-            ambient=white,
-            diffuse=white,
-            specular=black,
-            glossiness=0.0,
-        )
-        normals, visual = mesh.vertex_normals, trimesh.visual.TextureVisuals(uv=mesh.visual.uv, material=material)
-        mesh = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=normals, visual=visual, process=False)
-    text, files = trimesh.exchange.obj.export_obj(
-        mesh, include_normals=True, return_texture=True, mtl_name=f"{path.stem}.mtl"
-    )
-    names = {name: f"{path.stem}{Path(name).suffix}" for name in files if not name.endswith(".mtl")}
-    for name, content in files.items():
-        data = content if isinstance(content, bytes) else content.encode()
-        for old, new in names.items():
-            data = data.replace(old.encode(), new.encode()) if name.endswith(".mtl") else data
-        _write(path.parent / names.get(name, name), data)
-    write_text(path, text)
+    """Write NAME.obj, and NAME.mtl and NAME.png where the mesh has a texture.
+
+    A position is written once, however many corners of the texture meet there: readers then find the surface closed.
+    """
+    part = part_of(mesh)
+    positions, place = np.unique(part.positions, axis=0, return_inverse=True)
+    corners = part.faces.reshape(-1)
+    columns = [place.reshape(-1)[corners] + 1]
+    lines = [f"# nova3d, {len(part.faces)} faces"]
+    colours = None
+    if part.material.picture is not None:
+        lines += [f"mtllib {path.stem}.mtl", "usemtl material"]
+    elif isinstance(mesh.visual, trimesh.visual.ColorVisuals):
+        colours = np.zeros((len(positions), 3))
+        colours[place.reshape(-1)] = np.asarray(mesh.visual.vertex_colors)[:, :3] / 255
+    lines += _rows("v", positions if colours is None else np.concatenate([positions, colours], axis=1))
+    if part.uv is not None:
+        uv, index = np.unique(part.uv, axis=0, return_inverse=True)
+        lines += _rows("vt", uv)
+        columns.append(index.reshape(-1)[corners] + 1)
+    normals, index = np.unique(np.asarray(mesh.vertex_normals).round(6), axis=0, return_inverse=True)
+    lines += _rows("vn", normals)
+    columns.append(index.reshape(-1)[corners] + 1)
+    between = "/" if part.uv is not None else "//"
+    faces = np.stack(columns, axis=1).reshape(-1, 3, len(columns)).tolist()
+    joined = ["f " + " ".join(_corner(corner, between) for corner in face) for face in faces]
+    if part.material.picture is not None:
+        images.save_image(path.with_suffix(".png"), part.material.picture[..., :3])
+        # MTL multiplies the map by Kd. White shows the texture as it is.
+        material = ["newmtl material", "Ka 1 1 1", "Kd 1 1 1", "Ks 0 0 0", "Ns 0", f"map_Kd {path.stem}.png"]
+        write_text(path.with_suffix(".mtl"), "\n".join(material) + "\n")
+    write_text(path, "\n".join(lines + joined) + "\n")
+
+
+def _rows(key: str, values: np.ndarray) -> list[str]:
+    return [f"{key} " + " ".join(f"{number:.8g}" for number in row) for row in values.tolist()]
+
+
+def _corner(corner: list[int], between: str) -> str:
+    return between.join(map(str, corner))
 
 
 def _write(path: Path, data: bytes) -> None:

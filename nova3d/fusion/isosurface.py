@@ -283,15 +283,19 @@ def health(mesh: trimesh.Trimesh) -> dict[str, float | int | bool]:
         mesh: any triangle mesh.
 
     Returns:
-        Counts of vertices, faces and components; watertight: every edge has two faces of consistent winding;
+        Counts of vertices, faces and components; watertight: each edge is traversed as often one way as the other;
         boundary_edges (one face); non_manifold_edges (more than two); euler = V - E + F; genus, the number of handles,
-        where the mesh is watertight; degenerate_faces; area and volume in world units^2 and ^3.
+        where the mesh is watertight; degenerate_faces; area and volume in world units^2 and ^3. The edges of
+        watertight, boundary_edges and non_manifold_edges are counted with vertices at one place as one, as programs
+        that weld by position see them.
     """
     faces = np.asarray(mesh.faces)
-    _, sharers = np.unique(np.sort(mesh.edges, axis=1), axis=0, return_counts=True)
+    edges = len(np.unique(np.sort(mesh.edges, axis=1), axis=0))
     components = len(np.unique(_component_of_faces(faces, len(mesh.vertices)))) if len(faces) else 0
-    euler = len(np.unique(faces)) - len(sharers) + len(faces)
-    watertight = bool(len(faces) and (sharers == 2).all() and mesh.is_winding_consistent)
+    euler = len(np.unique(faces)) - edges + len(faces)
+    forward, back = _welded_edges(mesh)
+    sharers = forward + back
+    watertight = bool(len(faces) and (forward == back).all())
     report: dict[str, float | int | bool] = {
         "vertices": len(mesh.vertices),
         "faces": len(faces),
@@ -305,6 +309,19 @@ def health(mesh: trimesh.Trimesh) -> dict[str, float | int | bool]:
         "volume": float(mesh.volume),
     }
     return report | ({"genus": components - euler // 2} if watertight else {})
+
+
+def _welded_edges(mesh: trimesh.Trimesh) -> tuple[np.ndarray, np.ndarray]:
+    """How often each edge is traversed from its lower vertex to its higher [e], and back [e], after welding."""
+    places = np.asarray(mesh.vertices, np.float32)  # as GLB stores them
+    _, place = np.unique(places, axis=0, return_inverse=True)
+    edges = place.reshape(-1)[np.asarray(mesh.edges)]
+    edges = edges[edges[:, 0] != edges[:, 1]]
+    _, index = np.unique(np.sort(edges, axis=1), axis=0, return_inverse=True)
+    up = edges[:, 0] < edges[:, 1]
+    count = int(index.max(initial=-1)) + 1
+    index = index.reshape(-1)
+    return np.bincount(index[up], minlength=count), np.bincount(index[~up], minlength=count)
 
 
 def _component_of_faces(faces: np.ndarray, vertices: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.rendering.engine import EngineConfig, Light, make_engine
+from nova3d.rendering.meshes import require_textures
 from nova3d.views import ViewSet
 
 
@@ -36,10 +37,12 @@ def render_object(
         v views on the CPU: RGB on white, world normals, coverage.
 
     Raises:
-        InputError: naming the file, where the mesh cannot be loaded or drawn.
+        InputError: naming the file, where the mesh cannot be loaded or drawn, or lacks one of its textures.
     """
     config = EngineConfig(engine, str(device), light, supersample, threads=None)
     with closing(make_engine(config, normalise)) as renderer:
         rendered = renderer.render(Path(mesh_path), cameras, lambda views: None)
+    if rendered.mesh is not None:
+        require_textures(rendered.mesh, str(mesh_path))
     rgb, mask, rig = images.composite(rendered.rgba), rendered.rgba[..., 3], cameras.to("cpu")
     return ViewSet(rgb, rendered.normals, mask, rig, trusted=(True,) * len(rig))

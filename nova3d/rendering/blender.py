@@ -23,9 +23,8 @@ from torch import Tensor
 from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
-from nova3d.rendering.engine import EngineConfig, Rendered, ViewCallback, check_settings
-from nova3d.rendering.mesh_files import inspect_file
-from nova3d.rendering.meshes import check_geometry, normalisation
+from nova3d.rendering.engine import EngineConfig, Rendered, ViewCallback, check_settings, mesh_facts
+from nova3d.rendering.meshes import Mesh, load_mesh
 from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.transforms import cameras_to_transforms
 
@@ -33,11 +32,13 @@ WORKER = Path(__file__).with_name("blender_worker")
 START_SECONDS = 120.0  # importing bpy takes half a second; a cold disk or a GPU driver's start much longer
 TAIL_LINES = 8  # of Blender's own messages, in the error of a crash
 OVEREXPOSED = 1.05  # linear light: above what noise and highlights add to plain white
+_FINISH = ("metallic", "roughness", "emission", "transmission", "unlit", "normal_scale")
+_MAPS = ("metallic_roughness_map", "emission_map", "normal_map")
 _SETTINGS = ("device", "light", "samples", "denoise", "threads", "normals")
 
 
 class BlenderEngine:
-    """Path-traced pictures of the pose at frame 0, with materials, translucency and emission as Blender reads them.
+    """Path-traced pictures of the mesh that `load_mesh` reads, with its translucency, emission and finish.
 
     Args:
         config: the settings.
@@ -69,9 +70,7 @@ class BlenderEngine:
 
     def render(self, path: Path, cameras: Cameras, on_view: ViewCallback) -> Rendered:
         """Render one mesh file; see `Engine.render`. After a CRASH of the worker the next call starts another."""
-        file = inspect_file(path)
-        if file.compression == "EXT_meshopt_compression":
-            raise RenderError(Reason.DRACO, f"mesh '{path}' is compressed with {file.compression}, which Blender lacks")
+        mesh = load_mesh(path, self.config.limits(), finish=True)
         if self.process is None:
             self._start()
         square = bool((cameras.intrinsics[:, 0] - cameras.intrinsics[:, 1]).abs().max() < 1e-3)
@@ -79,28 +78,23 @@ class BlenderEngine:
             raise InputError(f"Blender {self.version} cannot save pictures of pixels that are not square; use bpy 4.5")
         (Path(self.folder.name) / "log").write_bytes(b"")  # only this object's messages
         with self._name_in_errors(path):
-            facts = self._request({"load": str(path.resolve())}, "loaded", on_view)
-            vertices, faces = self._load_array("vertices"), self._load_array("faces")
-            check_geometry(vertices, faces, str(path))
-            scale, centre = normalisation(vertices, faces) if self.normalise else (1.0, np.zeros(3))
-            request = {"scale": scale, "centre": centre.tolist(), "cameras": cameras_to_transforms(cameras)}
+            scale, centre = mesh.normalisation() if self.normalise else (1.0, torch.zeros(3))
+            materials = self._write_mesh(mesh.placed(scale, centre))
+            request = {"materials": materials, "cameras": cameras_to_transforms(cameras)}
             self._request({"render": request}, "rendered", on_view)
         rgba, normals, depth = (torch.from_numpy(self._load_array(name)) for name in ("rgba", "normals", "depth"))
         if not bool((rgba[..., 3] > 0).any()):
             raise RenderError(Reason.BLANK_RENDER, f"'{path}': nothing of it is in any view")
-        facts |= {
-            "triangles": len(faces),
-            "skins": file.skins,
-            "pose": "frame 0",
+        facts = mesh_facts(mesh) | {
             "scale": scale,
             "centre": centre.tolist(),
             "opacity": _opacity(rgba[..., 3], depth),
             "translucency": "blended",
             "overexposed": _overexposed(rgba),
-            "missing_textures": max(facts["missing_textures"], file.missing_textures),
         }
         covered = (rgba[..., 3:] > 0).float()
-        return Rendered(_to_straight_srgb(rgba), F.normalize(normals, dim=-1) * covered, depth * covered[..., 0], facts)
+        normals = F.normalize(normals, dim=-1) * covered
+        return Rendered(_to_straight_srgb(rgba), normals, depth * covered[..., 0], facts, mesh)
 
     def close(self) -> None:
         """End the worker and delete its folder."""
@@ -191,6 +185,33 @@ class BlenderEngine:
             if str(path) in str(fault):
                 raise
             raise RenderError(fault.reason, f"'{path}': {fault}") from fault
+
+    def _write_mesh(self, mesh: Mesh) -> list[dict[str, Any]]:
+        """Write the mesh's arrays to the folder; return its materials as the worker reads them."""
+        arrays = {name: getattr(mesh, name).numpy() for name in ("vertices", "faces", "normals", "uv", "face_material")}
+        opacity = torch.ones(len(mesh.vertices)) if mesh.opacity is None else mesh.opacity
+        arrays["colours"] = torch.cat([images.srgb_to_linear(mesh.colours), opacity[:, None]], dim=1).numpy()
+        one_sided = torch.zeros(len(mesh.faces), dtype=torch.bool) if mesh.one_sided is None else mesh.one_sided
+        arrays["one_sided"] = one_sided.numpy()
+        materials = []
+        for index, (texture, alpha, sampler) in enumerate(zip(mesh.textures, mesh.alphas, mesh.samplers, strict=True)):
+            values = torch.ones_like(texture[..., :1]) if alpha is None else alpha.values.expand_as(texture[..., :1])
+            arrays[f"texture{index}"] = images.to_uint8(torch.cat([texture, values], dim=-1))
+            material: dict[str, Any] = {"wrap": sampler.wrap, "nearest": sampler.nearest, "alpha": None, "finish": None}
+            if alpha is not None:
+                material["alpha"] = {"cutoff": alpha.cutoff, "blended": alpha.blended}
+            finish = mesh.finishes[index]
+            if finish is not None:
+                material["finish"] = {name: getattr(finish, name) for name in _FINISH}
+                for name in _MAPS:
+                    picture = getattr(finish, name)
+                    material["finish"][name] = picture is not None
+                    if picture is not None:
+                        arrays[f"{name}{index}"] = picture
+            materials.append(material)
+        for name, array in arrays.items():
+            np.save(Path(self.folder.name) / f"{name}.npy", array)
+        return materials
 
     def _load_array(self, name: str) -> np.ndarray:
         file = Path(self.folder.name) / f"{name}.npy"

@@ -17,6 +17,7 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.config import Sentinel
 from nova3d.errors import InputError
+from nova3d.rendering.file_access import LIMITS, Limits
 from nova3d.rendering.meshes import Mesh
 
 # Name: "module:factory". Modules are imported when an engine is made, so that no engine needs another's packages.
@@ -54,6 +55,14 @@ class EngineConfig:
     """The interpreter that has bpy; `make blender` makes it (blender)."""
     normals: str = "geometry"
     """geometry, or shading: with normal maps (blender)."""
+    max_triangles: int = LIMITS.triangles
+    """Refuse meshes of more triangles, instances counted."""
+    max_texture_pixels: int = LIMITS.texture_pixels
+    """Refuse textures of more pixels."""
+
+    def limits(self) -> Limits:
+        """What a mesh file may cost."""
+        return Limits(self.max_triangles, self.max_texture_pixels)
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,9 @@ class Rendered:
         rgba: [v,h,w,4] float32 in [0,1], straight-alpha sRGB; colour is 0 where alpha is 0.
         normals: [v,h,w,3] float32, unit world normals facing the camera; zero on background.
         depth: [v,h,w] float32, along the viewing axis in world units; 0 on background.
-        facts: properties of the object, JSON values: triangles, materials, textures, has_normals,
-            animations, scale and centre (object = (file - centre) * scale), opacity (mean alpha of the surface over
-            the covered pixels, 1 = opaque), overexposed (share of covered pixels clipped at white), missing_textures.
+        facts: properties of the object, JSON values: those of `mesh_facts`, scale and centre
+            (object = (file - centre) * scale), opacity (mean alpha of the surface over the covered pixels, 1 = opaque),
+            overexposed (share of covered pixels clipped at white).
         mesh: the mesh as `load_mesh` read it, before scaling; None where the engine reads files in another way.
     """
 
@@ -75,6 +84,29 @@ class Rendered:
     depth: Tensor
     facts: dict[str, Any] = field(default_factory=dict)
     mesh: Mesh | None = None
+
+
+def mesh_facts(mesh: Mesh) -> dict[str, Any]:
+    """The facts that every engine reports of a mesh, JSON values.
+
+    Args:
+        mesh: as `load_mesh` read it.
+
+    Returns:
+        triangles, materials, textures, has_normals, animations, skins, pose (how an animated file stands),
+        inverted_hull (share of the faces that are an outline), missing_textures (how many).
+    """
+    return {
+        "triangles": len(mesh.faces),
+        "materials": len(mesh.textures),
+        "textures": sum(texture.shape[:2] != (1, 1) for texture in mesh.textures),
+        "has_normals": mesh.has_normals,
+        "animations": mesh.file.animations,
+        "skins": mesh.file.skins,
+        "pose": "frame 0" if mesh.file.animations else "nodes",
+        "inverted_hull": 0.0 if mesh.one_sided is None else float(mesh.one_sided.float().mean()),
+        "missing_textures": len(mesh.file.missing_textures),
+    }
 
 
 class Engine(Protocol):

@@ -1,25 +1,31 @@
-"""Textured meshes as flat tensors: loaded from GLB, OBJ or PLY, checked, centred and scaled."""
+"""Textured meshes as flat tensors: loaded from files, centred and scaled."""
 
-import importlib.util
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import trimesh
-from PIL import Image
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from trimesh.visual import TextureVisuals
 
 from nova3d.images import linear_to_srgb
-from nova3d.rendering.mesh_files import NO_FACTS, FileFacts, inspect_file
+from nova3d.rendering.file_access import LIMITS, Limits
+from nova3d.rendering.mesh_files import read_scene
+from nova3d.rendering.outlines import inverted_hulls
+from nova3d.rendering.parts import BLEND_CUTOFF, NO_FACTS, FileFacts, Finish, Material, Part, Sampler
 from nova3d.rendering.reasons import Reason, RenderError
+from nova3d.rendering.trimesh_files import material_of, part_of
+
+log = logging.getLogger(__name__)
 
 SPECK_AREA = 1e-4  # share of the surface below which a distant piece is not part of the object
 SPECK_DISTANCE = 10.0  # in radii that hold 99 % of the surface
+# Farther from the origin than so many of its sizes, float32 would lose more than 1e-5 of a mesh.
+FAR = 64.0
 
 
 @dataclass(frozen=True)
@@ -42,16 +48,24 @@ class Mesh:
     """A triangle soup with per-face materials.
 
     Attributes:
-        vertices: [n,3] float32.
+        vertices: [n,3] float32, relative to `origin`.
         faces: [f,3] int64.
         normals: [n,3] float32, unit.
         uv: [n,2] float32, origin at the texture's lower left.
-        colours: [n,3] float32 in [0,1], sRGB, multiplied onto the texture.
-        face_material: [f] int64, index into `textures` and `alphas`.
+        colours: [n,3] float32 in [0,1], sRGB, multiplied onto the texture: vertex colour x material's factor. They are
+            interpolated in linear light.
+        face_material: [f] int64, index into `textures`, `alphas`, `samplers` and `finishes`.
         textures: each [h,w,3] float32 in [0,1], sRGB.
         alphas: None where the material is opaque.
+        samplers: how each texture is looked up.
         has_normals: whether the file carried vertex normals; otherwise they are the faces'.
-        file: what the file's header says; empty for a mesh that was not read from a file.
+        opacity: [n] float32 in [0,1], the vertex colours' alpha, multiplied onto `alphas`; None where all is 1.
+        one_sided: [f] bool: faces of an outline (a shell turned inside out around the rest), whose backs are not
+            drawn; None where there are none. All others are drawn from both sides, as many files have their faces
+            turned wrongly.
+        finishes: what a path tracer adds; None for a matt surface, and where it was not asked for.
+        origin: [3] float64, where the frame of `vertices` lies in the file's: 0 unless the mesh is far away.
+        file: what else the file holds; empty for a mesh that was not read from a file.
     """
 
     vertices: Tensor
@@ -62,198 +76,195 @@ class Mesh:
     face_material: Tensor
     textures: tuple[Tensor, ...]
     alphas: tuple[Alpha | None, ...]
+    samplers: tuple[Sampler, ...]
     has_normals: bool
+    opacity: Tensor | None = None
+    one_sided: Tensor | None = None
+    finishes: tuple[Finish | None, ...] = ()
+    origin: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
     file: FileFacts = NO_FACTS
 
     def to(self, device: torch.device | str) -> "Mesh":
         """Return the same mesh on a device."""
-        moved = {k: getattr(self, k).to(device) for k in _TENSORS}
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS if getattr(self, name) is not None}
         alphas = tuple(a and replace(a, values=a.values.to(device)) for a in self.alphas)
         return replace(self, **moved, textures=tuple(t.to(device) for t in self.textures), alphas=alphas)
 
     def normalisation(self) -> tuple[float, Tensor]:
         """Return scale and centre [3] of the object frame; see the function `normalisation`."""
         scale, centre = normalisation(self.vertices.double().cpu().numpy(), self.faces.cpu().numpy())
-        return scale, torch.from_numpy(centre)
+        return scale, torch.from_numpy(centre) + self.origin
 
     def normalised(self) -> "Mesh":
         """Return the mesh in the object frame: centred, its longest side 1."""
         return self.placed(*self.normalisation())
 
     def placed(self, scale: float, centre: Tensor) -> "Mesh":
-        """Return the mesh with its vertices at (vertices - centre) * scale; centre is [3]."""
-        placed = (self.vertices.double() - centre.to(self.vertices.device)) * scale
-        return replace(self, vertices=placed.to(self.vertices.dtype))
+        """Return the mesh with its vertices at (file - centre) * scale; centre is [3], in the file's frame."""
+        shift = (self.origin - centre.double().cpu()).to(self.vertices.device)
+        placed = (self.vertices.double() + shift) * scale
+        return replace(self, vertices=placed.to(self.vertices.dtype), origin=torch.zeros_like(self.origin))
 
 
-_TENSORS = ("vertices", "faces", "normals", "uv", "colours", "face_material")
+_TENSORS = ("vertices", "faces", "normals", "uv", "colours", "face_material", "opacity", "one_sided")
 
 
-def load_mesh(path: str | Path) -> Mesh:
-    """Read a mesh file.
+def load_mesh(path: str | Path, limits: Limits = LIMITS, finish: bool = False) -> Mesh:
+    """Read a mesh file through `read_scene`, which says what is read and what is refused.
 
-    glTF's frame (+Y up, +Z front) is taken as it is. Nothing is welded or repaired. A glTF's skins and animations are
-    ignored: the mesh is as its nodes place it.
+    A glTF file is posed as at time 0 of its first animation; without one, as its nodes and joints stand.
 
     Args:
         path: a file with one of MESH_SUFFIXES.
+        limits: what it may cost.
+        finish: whether to read what only a path tracer draws.
 
     Returns:
         The mesh on the CPU.
 
     Raises:
-        RenderError: where the file is missing or unreadable, compressed by what cannot be decoded, or has NaN, no
-            triangles or no extent.
+        RenderError: where the file cannot be read or has nothing to draw.
     """
-    path = Path(path)
-    file = inspect_file(path)
-    compression = file.compression
-    decodable = compression == "KHR_draco_mesh_compression" and importlib.util.find_spec("DracoPy") is not None
-    if compression and not decodable:  # trimesh would return zeros in place of the vertices
-        hint = "; `pip install DracoPy`, or the blender engine, reads it" if "draco" in compression else ""
-        raise RenderError(Reason.DRACO, f"mesh '{path}' is compressed with {compression}{hint}")
-    try:
-        # process=False: welding would merge vertices across UV seams and hard edges.
-        scene = trimesh.load_scene(path, process=False)
-        parts = _parts(scene)
-    except MemoryError:
-        raise
-    except Exception as error:  # parsers of foreign files raise anything
-        message = f"mesh '{path}' cannot be read: {type(error).__name__}: {error}"
-        raise RenderError(Reason.PARSE_ERROR, message) from error
-    if not parts:
-        raise RenderError(Reason.EMPTY_SCENE, f"mesh '{path}' has no triangles")
-    # glTF's COLOR_0 is linear light; every other format stores what a screen shows.
-    mesh = from_trimesh(parts, linear_colours=path.suffix.lower() in (".glb", ".gltf"))
-    check_geometry(mesh.vertices.numpy(), mesh.faces.numpy(), str(path))
-    return replace(mesh, file=file)
+    scene = read_scene(path, limits, finish)
+    if scene.facts.missing_textures:
+        log.warning("mesh '%s' lacks a texture: %s", path, "; ".join(scene.facts.missing_textures)[:300])
+    return replace(assemble(scene.parts), file=scene.facts)
 
 
-def _parts(scene: trimesh.Scene) -> list[trimesh.Trimesh]:
-    """The scene's meshes in its world frame. `Scene.dump` would drop the vertex normals that the file carries."""
-    parts = []
-    for node in scene.graph.nodes_geometry:
-        transform, name = scene.graph[node]
-        part = scene.geometry[name]
-        if isinstance(part, trimesh.Trimesh) and len(part.faces):
-            placed = part.copy(include_cache=True).apply_transform(transform)
-            if isinstance(part.visual, TextureVisuals) and isinstance(placed.visual, TextureVisuals):
-                placed.visual.material = part.visual.material  # the copy has its own: 50 parts, 50 times the texture
-            parts.append(placed)
-    return parts
+def require_textures(mesh: Mesh, name: str) -> Mesh:
+    """Return the mesh; raises RenderError MISSING_TEXTURE where a picture that its materials name is not there."""
+    if mesh.file.missing_textures:
+        missing = "; ".join(mesh.file.missing_textures)[:300]
+        raise RenderError(Reason.MISSING_TEXTURE, f"mesh '{name}' lacks a texture: {missing}")
+    return mesh
 
 
-def from_trimesh(parts: list[trimesh.Trimesh], linear_colours: bool = False) -> Mesh:
+def from_trimesh(parts: list[trimesh.Trimesh]) -> Mesh:
     """Concatenate trimesh meshes of one frame into one Mesh.
 
     Args:
-        parts: at least one mesh.
-        linear_colours: whether vertex colours are linear light, as in glTF; otherwise they are sRGB.
+        parts: at least one mesh; colours are sRGB.
 
     Returns:
         The mesh; parts that share a material object share its texture.
     """
-    pieces: list[dict[str, Any]] = []
-    materials: dict[int, int] = {}  # id of a material: its index in the two lists
+    materials: dict[int, Material] = {}
+    converted = []
+    for part in parts:
+        given = getattr(part.visual, "material", None)
+        if given is not None and id(given) not in materials:
+            materials[id(given)] = material_of(given)
+        converted.append(part_of(part, materials.get(id(given))))
+    return assemble(converted)
+
+
+def assemble(parts: list[Part]) -> Mesh:
+    """Concatenate parts into one Mesh.
+
+    Args:
+        parts: at least one with a triangle, in one frame.
+
+    Returns:
+        The mesh. Faces without usable normals have their own corners, with the face's normal.
+    """
+    parts = [part for part in parts if len(part.faces)]
+    materials: dict[int, int] = {}
     textures: list[Tensor] = []
     alphas: list[Alpha | None] = []
+    shared: list[Material] = []
+    pieces: list[dict[str, NDArray[np.generic]]] = []
     offset = 0
-    for part in parts:
-        has_normals = "vertex_normals" in part._cache  # set by the loaders from the file, else computed on demand
-        vertices, faces = np.asarray(part.vertices), np.asarray(part.faces)
-        uv, colours = _appearance(part, linear_colours)
-        material = getattr(part.visual, "material", None)
-        if id(material) not in materials:
-            materials[id(material)] = len(textures)
-            texture, alpha = _pictures(material)
+    origin = _origin(parts)
+    for part, hull in zip(parts, inverted_hulls(parts), strict=True):
+        if id(part.material) not in materials:
+            materials[id(part.material)] = len(shared)
+            shared.append(part.material)
+            texture, alpha = _pictures(part.material)
             textures.append(texture)
             alphas.append(alpha)
-        if has_normals:
-            normals = np.asarray(part.vertex_normals)
-        else:  # glTF: without normals, flat shading; every face gets its own vertices
-            corners = faces.reshape(-1)
-            vertices, uv, colours = vertices[corners], uv[corners], colours[corners]
-            faces = np.arange(len(corners)).reshape(-1, 3)
-            normals = np.repeat(_face_normals(vertices, faces), 3, axis=0)
-        pieces.append(
-            {
-                "vertices": vertices,
-                "faces": faces + offset,
-                "normals": normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12),
-                "uv": uv,
-                "colours": colours,
-                "face_material": np.full(len(faces), materials[id(material)]),
-                "has_normals": has_normals,
-            }
-        )
-        offset += len(vertices)
-    floats, ints = ("vertices", "normals", "uv", "colours"), ("faces", "face_material")
-    stacked = {k: torch.from_numpy(np.concatenate([p[k] for p in pieces])).float() for k in floats}
-    stacked |= {k: torch.from_numpy(np.concatenate([p[k] for p in pieces])).long() for k in ints}
+        piece = _piece(part, origin)
+        faces = piece["faces"]
+        piece["faces"] = faces + offset
+        piece["face_material"] = np.full(len(faces), materials[id(part.material)])
+        piece["one_sided"] = np.full(len(faces), hull)
+        pieces.append(piece)
+        offset += len(piece["vertices"])
+    stacked = {key: torch.from_numpy(np.concatenate([piece[key] for piece in pieces])) for key in pieces[0]}
+    opacity, one_sided = stacked["opacity"], stacked["one_sided"]
     return Mesh(
-        **stacked,
-        file=NO_FACTS,
+        vertices=stacked["vertices"].float(),
+        faces=stacked["faces"].long(),
+        normals=stacked["normals"].float(),
+        uv=stacked["uv"].float(),
+        colours=linear_to_srgb(stacked["colours"]).float(),
+        face_material=stacked["face_material"].long(),
         textures=tuple(textures),
         alphas=tuple(alphas),
-        has_normals=all(p["has_normals"] for p in pieces),
+        samplers=tuple(material.sampler for material in shared),
+        has_normals=all(part.normals is not None for part in parts),
+        opacity=opacity.float() if bool((opacity < 1).any()) else None,
+        one_sided=one_sided if bool(one_sided.any()) else None,
+        finishes=tuple(material.finish for material in shared),
+        origin=torch.from_numpy(origin),
     )
 
 
-def _appearance(part: trimesh.Trimesh, linear_colours: bool) -> tuple[np.ndarray, np.ndarray]:
-    """uv [n,2] and colours [n,3] (vertex colour or the material's factor) of one part; zero and white without."""
-    count = len(part.vertices)
-    uv, colours = np.zeros((count, 2)), np.ones((count, 3))
-    visual: Any = part.visual
-    if isinstance(visual, TextureVisuals):
-        if _base_picture(visual.material) is not None and visual.uv is not None:
-            uv = np.asarray(visual.uv)[:, :2]
-        factor = _factor(visual.material)
-        if factor is not None:  # glTF's factor is linear, our colours are sRGB
-            colours = np.broadcast_to(linear_to_srgb(torch.from_numpy(factor[:3])).numpy(), (count, 3)).copy()
-    elif visual.kind == "vertex":
-        colours = np.asarray(visual.vertex_colors)[:, :3] / 255
-        colours = linear_to_srgb(torch.from_numpy(colours)).numpy() if linear_colours else colours
-    elif visual.kind == "face":
-        colours[np.asarray(part.faces).reshape(-1)] = np.repeat(np.asarray(visual.face_colors)[:, :3] / 255, 3, 0)
-    return uv, colours
+def _piece(part: Part, origin: NDArray[np.float64]) -> dict[str, NDArray[np.generic]]:
+    """A part's arrays of vertices and faces, unit normals at every corner."""
+    count = len(part.positions)
+    columns = {
+        "vertices": part.positions - origin,
+        "uv": np.zeros((count, 2)) if part.uv is None else np.nan_to_num(part.uv, nan=0, posinf=0, neginf=0),
+    }
+    colours = np.ones((count, 4)) if part.colours is None else np.nan_to_num(part.colours, nan=1.0)
+    columns["colours"] = (colours[:, :3] * part.material.factor[:3]).clip(0, 1)
+    columns["opacity"] = colours[:, 3] if part.material.alpha_mode != "OPAQUE" else np.ones(count)
+    normals = np.full((count, 3), np.nan) if part.normals is None else part.normals.astype(np.float64)
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    usable = np.isfinite(length[:, 0]) & (length[:, 0] > 1e-20)
+    columns["normals"] = np.where(usable[:, None], normals / np.where(usable[:, None], length, 1), 0)
+    faces = np.ascontiguousarray(part.faces)
+    bad = ~usable[faces]  # corners without a normal get a vertex of their own: f 3
+    if not bad.any():
+        return {**columns, "faces": faces}
+    sources = faces[bad]
+    extended = {name: np.concatenate([values, values[sources]]) for name, values in columns.items()}
+    flat = np.broadcast_to(_face_normals(part.positions, faces)[:, None], (len(faces), 3, 3))
+    extended["normals"][count:] = flat[bad]
+    faces = faces.copy()
+    faces[bad] = count + np.arange(len(sources))
+    if bad.all():  # none of the file's own vertices is left in use
+        extended = {name: values[count:] for name, values in extended.items()}
+        faces = faces - count
+    return {**extended, "faces": faces}
 
 
-def _base_picture(material: Any) -> Image.Image | None:
-    picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    return picture if isinstance(picture, Image.Image) else None
+def _origin(parts: list[Part]) -> NDArray[np.float64]:
+    """The middle of the parts where they are so far away that float32 would distort them; otherwise 0."""
+    corners = [part.positions[part.faces.reshape(-1)] for part in parts]
+    low = np.min([c.min(axis=0) for c in corners], axis=0)
+    high = np.max([c.max(axis=0) for c in corners], axis=0)
+    middle: NDArray[np.float64] = (low + high) / 2
+    return middle if np.abs(middle).max() > FAR * (high - low).max() else np.zeros(3)
 
 
-def _factor(material: Any) -> np.ndarray | None:
-    """The base colour's factor, RGB or RGBA in [0,1], where the material has one."""
-    factor = getattr(material, "baseColorFactor", None)
-    if factor is None and _base_picture(material) is None:
-        factor = getattr(material, "diffuse", None)
-    if factor is None:
-        return None
-    values = np.asarray(factor, dtype=np.float64)
-    # trimesh stores factors as uint8
-    return values / 255 if values.max() > 1 or np.asarray(factor).dtype == np.uint8 else values
-
-
-def _pictures(material: Any) -> tuple[Tensor, Alpha | None]:
+def _pictures(material: Material) -> tuple[Tensor, Alpha | None]:
     """A material's texture [h,w,3], one white texel without, and its opacity."""
-    picture, factor = _base_picture(material), _factor(material)
     pixels = torch.ones(1, 1, 4)
-    if picture is not None:
-        pixels = torch.from_numpy(np.asarray(picture.convert("RGBA")).copy()).float() / 255
-    mode = getattr(material, "alphaMode", None)
-    if mode not in ("MASK", "BLEND"):
+    if material.picture is not None:
+        pixels = torch.from_numpy(material.picture.copy()).float() / 255
+    if material.alpha_mode == "OPAQUE":
         return pixels[..., :3], None
-    values = pixels[..., 3:] * (float(factor[3]) if factor is not None and len(factor) == 4 else 1.0)
-    cutoff = getattr(material, "alphaCutoff", None)
-    threshold = 1 / 255 if mode == "BLEND" else 0.5 if cutoff is None else float(cutoff)
-    return pixels[..., :3], Alpha(values, threshold, mode == "BLEND")
+    blended = material.alpha_mode == "BLEND"
+    values = pixels[..., 3:] * material.factor[3]
+    return pixels[..., :3], Alpha(values, BLEND_CUTOFF if blended else material.cutoff, blended)
 
 
-def _face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+def _face_normals(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> NDArray[np.float64]:
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     normals = np.cross(b - a, c - a)
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    return np.where(length > 0, normals / np.where(length > 0, length, 1), [0.0, 0.0, 1.0])
 
 
 def check_geometry(vertices: np.ndarray, faces: np.ndarray, name: str) -> None:

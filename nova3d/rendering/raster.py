@@ -18,8 +18,9 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.images import linear_to_srgb, srgb_to_linear
-from nova3d.rendering.engine import EngineConfig, Light, Rendered, ViewCallback, check_settings
+from nova3d.rendering.engine import EngineConfig, Light, Rendered, ViewCallback, check_settings, mesh_facts
 from nova3d.rendering.meshes import Mesh, load_mesh
+from nova3d.rendering.parts import Sampler, Wrap
 from nova3d.rendering.reasons import Reason, RenderError
 
 _CHUNK = 1 << 21  # candidate (face, pixel) pairs at a time; bounds memory to about 300 MB
@@ -30,8 +31,7 @@ _EMPTY = torch.iinfo(torch.int64).max
 class RasterEngine:
     """The z-buffer below on the CPU or one CUDA device, as an `Engine`.
 
-    It draws the mesh as its nodes place it; skins and animations are counted, not applied. Emission is not drawn, so
-    nothing is ever overexposed.
+    Emission is not drawn, so nothing is ever overexposed.
     """
 
     def __init__(self, config: EngineConfig, normalise: bool = True):
@@ -53,29 +53,21 @@ class RasterEngine:
             raise RenderError(Reason.OUT_OF_MEMORY, f"'{path}': {error}") from error
 
     def _render(self, path: Path, cameras: Cameras, on_view: ViewCallback) -> Rendered:
-        mesh = load_mesh(path)
+        mesh = load_mesh(path, self.config.limits())
         scale, centre = mesh.normalisation() if self.normalise else (1.0, torch.zeros(3))
-        placed = (mesh.placed(scale, centre) if self.normalise else mesh).to(self.config.device)
+        placed = mesh.placed(scale, centre).to(self.config.device)
         try:
             raster = rasterize(placed, cameras, self.config.supersample, cast(Light, self.config.light), on_view)
         except InputError as error:
             raise RenderError(Reason.BLANK_RENDER, f"'{path}': {error}") from error
         if raster.rgba.device.type != torch.device(self.config.device).type:
             raise RenderError(Reason.DEVICE, f"'{path}' was drawn on {raster.rgba.device}, not {self.config.device}")
-        facts = {
-            "triangles": len(mesh.faces),
-            "materials": len(mesh.textures),
-            "textures": sum(texture.shape[:2] != (1, 1) for texture in mesh.textures),
-            "has_normals": mesh.has_normals,
-            "animations": mesh.file.animations,
-            "skins": mesh.file.skins,
-            "pose": "nodes",
+        facts = mesh_facts(mesh) | {
             "scale": scale,
             "centre": centre.tolist(),
             "opacity": raster.opacity,
             "translucency": "drawn opaque",
             "overexposed": 0.0,  # irradiance stays below 1
-            "missing_textures": mesh.file.missing_textures,
         }
         return Rendered(raster.rgba.cpu(), raster.normals.cpu(), raster.depth.cpu(), facts, mesh)
 
@@ -127,9 +119,10 @@ def rasterize(
     """
     fine = cameras.to(mesh.vertices.device).resized(cameras.width * supersample, cameras.height * supersample)
     textures = [srgb_to_linear(_box_filter(t, 2 * max(fine.width, fine.height))) for t in mesh.textures]
+    colours = srgb_to_linear(mesh.colours)
     views = []
     for index in range(len(cameras)):
-        views.append(_draw(mesh, textures, fine[index], supersample, light))
+        views.append(_draw(mesh, textures, colours, fine[index], supersample, light))
         if on_view:
             on_view(index + 1)
     rgba, normals, depth, opacity = (torch.stack(parts) for parts in zip(*views, strict=True))
@@ -140,7 +133,7 @@ def rasterize(
 
 
 def _draw(
-    mesh: Mesh, textures: list[Tensor], camera: Cameras, supersample: int, light: Light
+    mesh: Mesh, textures: list[Tensor], colours: Tensor, camera: Cameras, supersample: int, light: Light
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pixels, depth = camera.project(mesh.vertices)
     corners, z = pixels[0].double()[mesh.faces], depth[0].double()[mesh.faces]  # f 3 2, f 3
@@ -151,14 +144,14 @@ def _draw(
         def solid(face: Tensor, weights: Tensor) -> Tensor:
             return _opacity(mesh, face, _on_surface(weights, z[face], perspective))[1]
 
-    face = nearest_faces(corners, z, camera.width, camera.height, perspective, solid)
+    face = nearest_faces(corners, z, camera.width, camera.height, perspective, solid, mesh.one_sided)
     hit = torch.nonzero(face.flatten() >= 0)[:, 0]
     winner = face.flatten()[hit]
 
     centre = torch.stack([hit % camera.width + 0.5, hit // camera.width + 0.5], dim=-1).double()
     weights = _on_surface(barycentric(corners[winner], centre), z[winner], perspective)
     normals = _facing_normals(mesh, winner, weights, camera)
-    linear = _albedo(mesh, textures, winner, weights) * irradiance(normals, light)[:, None]
+    linear = _albedo(mesh, textures, colours, winner, weights) * irradiance(normals, light)[:, None]
     surface = torch.cat([linear.clamp(0, 1), normals, (weights * z[winner].float()).sum(-1, keepdim=True)], dim=-1)
 
     samples = surface.new_zeros(camera.height * camera.width, 8)
@@ -184,6 +177,7 @@ def nearest_faces(
     height: int,
     perspective: bool,
     solid: Callable[[Tensor, Tensor], Tensor] | None = None,
+    one_sided: Tensor | None = None,
 ) -> Tensor:
     """Find the nearest face at each pixel centre.
 
@@ -194,6 +188,7 @@ def nearest_faces(
         height: of the picture, in pixels.
         perspective: whether depth is interpolated as its inverse.
         solid: maps faces [n] and screen weights [n,3] to [n] bool: surface, not a hole. None: no face has holes.
+        one_sided: [f] bool, faces whose backs are not drawn. None: all are drawn from both sides.
 
     Returns:
         [h,w] int64 index of a face, -1 where there is none.
@@ -204,6 +199,8 @@ def nearest_faces(
     high = torch.minimum((corners.amax(dim=1) - 0.5).floor(), size - 1)
     extent = (high - low + 1).clamp_min(0).long()
     drawable = (extent.prod(dim=-1) > 0) & (area.abs() > 1e-12) & (z.amin(dim=1) > _NEAR)
+    if one_sided is not None:  # rows grow downwards: a face that turns left in the world turns right here
+        drawable = drawable & ~(one_sided & (area > 0))
     ids = torch.nonzero(drawable)[:, 0]
     counts = extent[ids].prod(dim=-1)
     buffer = torch.full((height * width,), _EMPTY, dtype=torch.int64, device=corners.device)
@@ -278,12 +275,15 @@ def _facing_normals(mesh: Mesh, face: Tensor, weights: Tensor, camera: Cameras) 
     return smooth * torch.where((smooth * flat).sum(-1, keepdim=True) < 0, -1.0, 1.0)
 
 
-def _albedo(mesh: Mesh, textures: list[Tensor], face: Tensor, weights: Tensor) -> Tensor:
-    """Linear base colour [n,3]: bilinear texture lookup times vertex colour."""
-    colour = srgb_to_linear((weights[..., None] * mesh.colours[mesh.faces[face]]).sum(dim=1))
+def _albedo(mesh: Mesh, textures: list[Tensor], colours: Tensor, face: Tensor, weights: Tensor) -> Tensor:
+    """Linear base colour [n,3]: texture lookup times the linear vertex colours."""
+    colour = (weights[..., None] * colours[mesh.faces[face]]).sum(dim=1)
     for index, texture in enumerate(textures):
         hits = torch.nonzero(mesh.face_material[face] == index)[:, 0]
-        colour[hits] *= _sample_texture(mesh, texture, face[hits], weights[hits])
+        if texture.shape[:2] == (1, 1):
+            colour[hits] *= texture[0, 0]
+        else:
+            colour[hits] *= _sample_texture(mesh, texture, mesh.samplers[index], face[hits], weights[hits])
     return colour
 
 
@@ -294,19 +294,32 @@ def _opacity(mesh: Mesh, face: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]
     for index, alpha in enumerate(mesh.alphas):
         if alpha is not None:
             hits = torch.nonzero(mesh.face_material[face] == index)[:, 0]
-            values = _sample_texture(mesh, alpha.values, face[hits], weights[hits])[:, 0]
+            values = _sample_texture(mesh, alpha.values, mesh.samplers[index], face[hits], weights[hits])[:, 0]
+            if mesh.opacity is not None:
+                values = values * (weights[hits] * mesh.opacity[mesh.faces[face[hits]]]).sum(dim=1)
             solid[hits] = values >= alpha.cutoff
             if alpha.blended:
                 opacity[hits] = values
     return opacity, solid
 
 
-def _sample_texture(mesh: Mesh, texture: Tensor, face: Tensor, weights: Tensor) -> Tensor:
-    """Bilinear values [n,c] of a texture [h,w,c] at points given by faces and weights on them; textures repeat."""
-    uv = (weights[..., None] * mesh.uv[mesh.faces[face]]).sum(dim=1) % 1.0
-    grid = torch.stack([uv[:, 0] * 2 - 1, 1 - uv[:, 1] * 2], dim=-1)[None, None]
+def _sample_texture(mesh: Mesh, texture: Tensor, sampler: Sampler, face: Tensor, weights: Tensor) -> Tensor:
+    """Values [n,c] of a texture [h,w,c] at points given by faces and weights on them."""
+    uv = (weights[..., None] * mesh.uv[mesh.faces[face]]).sum(dim=1)
+    u, v = _wrapped(uv[:, 0], sampler.wrap[0]), _wrapped(uv[:, 1], sampler.wrap[1])
+    grid = torch.stack([u * 2 - 1, 1 - v * 2], dim=-1)[None, None]
+    mode = "nearest" if sampler.nearest else "bilinear"
     picture = texture.permute(2, 0, 1)[None]
-    return F.grid_sample(picture, grid, padding_mode="border", align_corners=False)[0, :, 0].T
+    return F.grid_sample(picture, grid, mode, padding_mode="border", align_corners=False)[0, :, 0].T
+
+
+def _wrapped(coordinate: Tensor, wrap: Wrap) -> Tensor:
+    """Texture coordinates [n] moved into [0,1]."""
+    if wrap == "clamp":
+        return coordinate.clamp(0, 1)
+    if wrap == "mirror":
+        return 1 - (coordinate % 2.0 - 1).abs()
+    return coordinate % 1.0
 
 
 def irradiance(normals: Tensor, light: Light) -> Tensor:

@@ -11,9 +11,9 @@ class Reason(StrEnum):
     FETCH_FAILED = "fetch_failed"  # the source does not give the file
     FETCH_HASH = "fetch_hash"  # the file is not the one the source describes
     PARSE_ERROR = "parse_error"  # truncated, HTML in place of a GLB, NaN, not a mesh file
-    DRACO = "draco"  # compressed geometry that the engine cannot read
+    DRACO = "draco"  # compressed geometry, which is not read
     EMPTY_SCENE = "empty_scene"  # no triangles: points, lines, nothing
-    MISSING_TEXTURE = "missing_texture"
+    MISSING_TEXTURE = "missing_texture"  # a picture that a material names is not there, or cannot be decoded
     BLANK_RENDER = "blank_render"
     TINY_COVERAGE = "tiny_coverage"
     CLIPPED = "clipped"
@@ -22,6 +22,7 @@ class Reason(StrEnum):
     EMISSIVE = "emissive"
     UNTEXTURED = "untextured"
     NORMALS_DISAGREE = "normals_disagree"
+    INVERTED_HULL = "inverted_hull"  # an outline of toon shading around the object
     DUPLICATE = "duplicate"
     LICENCE = "licence"  # not on the allow-list
     TIMEOUT = "timeout"

@@ -39,6 +39,23 @@ class Gltf:
         bounds = {"min": flat.min(0).tolist(), "max": flat.max(0).tolist()} if np.isfinite(flat).all() else {}
         return self.add("accessors", entry | bounds)
 
+    def typed(self, array: Any, **keys: Any) -> int:
+        """An accessor of the array's own type: integers of 8, 16 or 32 bits, or float32; `keys` go into it."""
+        data = np.ascontiguousarray(array)
+        flat = data.reshape(len(data), -1)
+        self.blob += b"\0" * (-len(self.blob) % 4)
+        view = self.add("bufferViews", {"buffer": 0, "byteOffset": len(self.blob), "byteLength": data.nbytes})
+        self.blob += data.tobytes()
+        kind = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}[flat.shape[1]]
+        component = {"i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123, "u4": UINT, "f4": FLOAT}[data.dtype.str[1:]]
+        entry = {"bufferView": view, "componentType": component, "count": len(flat), "type": kind}
+        return self.add("accessors", entry | keys)
+
+    def primitive(self, mesh: int = 0) -> dict[str, Any]:
+        """The only primitive of a mesh, to be changed."""
+        found: dict[str, Any] = self.json["meshes"][mesh]["primitives"][0]
+        return found
+
     def mesh(self, positions: Any, faces: Any, material: int | None = None, mode: int = 4, **attributes: Any) -> int:
         names = {"POSITION": positions} | attributes
         primitive = {"attributes": {k: self.accessor(np.asarray(v)) for k, v in names.items()}, "mode": mode}

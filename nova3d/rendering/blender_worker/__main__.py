@@ -2,8 +2,7 @@
 
 Whatever Blender itself prints goes to stderr.
 
-    {"load": PATH}              -> {"loaded": {facts}}; vertices.npy [n,3] float64, faces.npy [f,3] int64
-    {"render": {scale, centre, cameras}}
+    {"render": {materials, cameras}}; vertices.npy, faces.npy and the other arrays that `objects.build` names
                                 -> {"beat": views done} ... {"rendered": {"views": v}}; rgba.npy [v,h,w,4] float32
                                    premultiplied linear light, normals.npy [v,h,w,3] float32 not renormalised,
                                    depth.npy [v,h,w] float32, 0 where nothing was hit
@@ -56,14 +55,10 @@ def main() -> None:
 
 def serve(request: dict[str, Any], settings: dict[str, Any], replies: TextIO) -> None:
     folder = Path(settings["folder"])
-    if "load" in request:
-        render_setup.reset(settings)
-        facts = objects.load(Path(request["load"]), folder, settings["normals"])
-        render_setup.set_light(settings["light"])
-        reply(replies, loaded=facts)
-        return
     wanted = request["render"]
-    objects.place(wanted["scale"], wanted["centre"])
+    render_setup.reset(settings)
+    objects.build(folder, wanted["materials"], settings["normals"])
+    render_setup.set_light(settings["light"])
     views = camera.render(wanted["cameras"], folder, lambda done: reply(replies, beat=done))
     reply(replies, rendered={"views": views})
 

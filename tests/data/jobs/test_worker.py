@@ -17,7 +17,6 @@ from typing import Any
 
 import psutil
 import pytest
-import trimesh
 
 from nova3d import config as configs
 from nova3d.data import duplicates
@@ -27,7 +26,7 @@ from nova3d.data.jobs.worker import ObjectRenderer, exit_with_parent
 from nova3d.data.shards import ShardReader, read_facts, read_object
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
-from nova3d.rendering import mesh_files, meshes, raster
+from nova3d.rendering import file_access, gltf, mesh_files, meshes, raster
 from nova3d.rendering.engine import make_engine
 
 ROOT = Path(__file__).parents[3]
@@ -203,16 +202,16 @@ def test_a_mesh_is_read_once(tmp_path: Path, sphere_file: Path, monkeypatch: pyt
             calls[name] += 1
             return function(*arguments, **options)
 
-        for user in (module, meshes, raster, duplicates):
+        for user in (module, meshes, raster, duplicates, gltf):
             if getattr(user, name, None) is function:
                 monkeypatch.setattr(user, name, counted)
 
     count(meshes, "load_mesh")
-    count(mesh_files, "inspect_file")
-    count(trimesh, "load_scene")
+    count(mesh_files, "read_scene")
+    count(file_access, "read_regular")
     config = RenderConfig(preset="ortho4", size=24)
     renderer = ObjectRenderer(config, make_engine(config.engine), config.cameras(), "test")
     end = renderer.render(Asset("ball", "folder"), sphere_file, tmp_path / "ball.tar", lambda message: None)
-    assert end["state"] == "done" and calls == {"load_mesh": 1, "inspect_file": 1, "load_scene": 1}
+    assert end["state"] == "done" and calls == {"load_mesh": 1, "read_scene": 1, "read_regular": 1}
     facts = json.loads(read_object(tmp_path / "ball.tar")["ball.json"])
     assert facts["geometry"] == duplicates.geometry_key(meshes.load_mesh(sphere_file))
