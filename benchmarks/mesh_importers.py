@@ -29,7 +29,7 @@ from nova3d.rendering.raster import rasterize
 from nova3d.transforms import cameras_to_transforms
 
 SOFT_IOU, PSNR = 0.99, 30.0
-SIZE, VIEWS, ELEVATION = 256, 4, 15.0
+SIZE, VIEWS, ELEVATION, AZIMUTH = 256, 4, 15.0, 20.0  # a flat object is in no view edge-on
 # Samples per pixel and axis of nova3d, per pixel of Blender: few at first, more where the two differ.
 SAMPLING = ((2, 8), (4, 64))
 HOPELESS = 0.9  # soft IoU that more samples do not mend
@@ -92,7 +92,7 @@ def main() -> None:
     if not Path(python).is_file():
         sys.exit(f"error: no Blender interpreter at '{python}': run `make blender`, or set NOVA3D_BLENDER_PYTHON")
     torch.set_num_threads(1)
-    rig = orbit(VIEWS, ELEVATION, SIZE)
+    rig = orbit(VIEWS, ELEVATION, SIZE, start_azimuth_deg=AZIMUTH)
     cameras = cameras_to_transforms(rig)
     rows, counts = [], dict.fromkeys(("agree", "differ", "refused", "no reference"), 0)
     files = sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in MESH_SUFFIXES and p.is_file())
@@ -135,7 +135,7 @@ def main() -> None:
 
 def _save(folder: Path, name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    rows = images.composite(torch.cat([ours, theirs]))
+    rows = images.composite(torch.cat([ours, theirs]), background=0.5)
     images.save_image(folder / f"{name.replace('/', '__')}.png", images.grid(rows, VIEWS))
 
 

@@ -68,7 +68,11 @@ def read_with_trimesh(path: Path, limits: Limits = LIMITS) -> Scene:
     triangles = sum(len(shape.faces) for shape in shapes)
     if triangles > limits.triangles:
         raise ValueError(f"it has {triangles} triangles; at most {limits.triangles} are read")
-    parts = [part_of(shape) for shape in shapes]
+    # None of these formats has a material besides a picture; trimesh would put grey in its place.
+    parts = [
+        part_of(shape, Material(picture=material_of(getattr(shape.visual, "material", None)).picture))
+        for shape in shapes
+    ]
     missing: tuple[str, ...] = ()
     named = _TEXTURE.search(content[: content.find(b"end_header")]) if path.suffix.lower() == ".ply" else None
     if named and parts and all(part.material.picture is None for part in parts):
