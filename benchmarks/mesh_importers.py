@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="searched with its subfolders")
     parser.add_argument("--out", type=Path, help="the table, in Markdown; default: the terminal")
     parser.add_argument("--pictures", type=Path, help="a folder for both pictures of every file that differs")
-    parser.add_argument("--only", default="", help="files whose path holds this text")
+    parser.add_argument("--only", nargs="+", default=[""], help="files whose path holds one of these texts")
     options = parser.parse_args()
     python = os.environ.get("NOVA3D_BLENDER_PYTHON") or EngineConfig.python
     if not Path(python).is_file():
@@ -98,7 +98,7 @@ def main() -> None:
     files = sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in MESH_SUFFIXES and p.is_file())
     with tempfile.TemporaryDirectory() as scratch:
         blender = Blender(python, Path(scratch))
-        for path in [p for p in files if options.only in str(p)]:
+        for path in [p for p in files if any(text in str(p) for text in options.only)]:
             name, began = path.relative_to(options.folder).as_posix(), time.process_time()
             try:
                 mesh = load_mesh(path)

@@ -8,9 +8,11 @@ from nova3d.errors import InputError, first_line
 from nova3d.rendering.file_access import LIMITS, Limits
 from nova3d.rendering.gltf_scene import read_gltf
 from nova3d.rendering.obj import read_obj
+from nova3d.rendering.off import read_off
 from nova3d.rendering.parts import FileFacts, Scene
+from nova3d.rendering.ply import read_ply
 from nova3d.rendering.reasons import Reason, RenderError
-from nova3d.rendering.trimesh_files import read_with_trimesh
+from nova3d.rendering.trimesh_files import read_stl
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")  # what is read
 
@@ -68,8 +70,12 @@ def _read(path: Path, limits: Limits, finish: bool) -> Scene:
             return read_gltf(path, limits, finish)
         case ".obj":
             return read_obj(path, limits)
-        case ".ply" | ".stl" | ".off":
-            return read_with_trimesh(path, limits)
+        case ".ply":
+            return read_ply(path, limits)
+        case ".off":
+            return read_off(path, limits)
+        case ".stl":
+            return read_stl(path, limits)
     raise InputError(f"files of this kind are not read; give one of {', '.join(MESH_SUFFIXES)}")
 
 

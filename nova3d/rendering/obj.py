@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from nova3d.images import srgb_to_linear
 from nova3d.rendering.file_access import LIMITS, Folder, Limits, decode_text, read_regular
 from nova3d.rendering.mtl import MtlMaterial, read_mtl
-from nova3d.rendering.parts import FileFacts, Material, Part, Scene
-from nova3d.rendering.triangulate import triangulate
+from nova3d.rendering.parts import FileFacts, Material, Part, Scene, srgb_colours
+from nova3d.rendering.triangulate import triangulate_all
 
 _CONTINUED = re.compile(r"\\[ \t]*\r?\n")
 Corner = tuple[int, int, int]  # position, texture coordinate, normal: from 0, -1 where there is none
@@ -62,7 +60,8 @@ def read_obj(path: Path, limits: Limits = LIMITS) -> Scene:
         for (kind, values), largest in zip(lists, corners.max(axis=0).tolist(), strict=True):
             if largest >= len(values):
                 raise ValueError(f"a face names {kind} {largest + 1} of {len(values)}")
-        faces = _triangles(np.array([len(polygon) for polygon in polygons]), positions[corners[:, 0]])
+        sizes = np.array([len(polygon) for polygon in polygons])
+        faces, _ = triangulate_all(sizes, positions[corners[:, 0]])
         # Out of the file's vertices, those of this material's faces.
         used, index = np.unique(corners, axis=0, return_inverse=True)
         uv = coordinates[used[:, 1]] * found.scale + found.offset if len(coordinates) else np.zeros((len(used), 2))
@@ -143,20 +142,6 @@ def _index(text: str, count: int) -> int:
     return index  # those past the end are found when all lines are read: files may define them below
 
 
-def _triangles(sizes: NDArray[np.int64], points: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Triangles [f,3] of polygons of `sizes` corners, in their order; `points` [c,3] are all corners one by one."""
-    starts, first = np.cumsum(sizes) - sizes, np.cumsum(sizes - 2) - (sizes - 2)
-    faces = np.zeros((int((sizes - 2).sum()), 3), np.int64)
-    for size in np.unique(sizes).tolist():
-        these = np.flatnonzero(sizes == size)
-        loops = starts[these, None] + np.arange(size)
-        triangles = triangulate(points[loops]).reshape(len(these), -1)
-        faces[first[these, None] + np.arange(size - 2)] = np.take_along_axis(loops, triangles, axis=1).reshape(
-            len(these), size - 2, 3
-        )
-    return faces
-
-
 def _positions(rows: list[list[str]]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Positions [n,3], and linear RGBA [n,4] where lines carry colours after them; white where a line has none."""
     positions = _table(rows, 3)
@@ -164,12 +149,10 @@ def _positions(rows: list[list[str]]) -> tuple[NDArray[np.float64], NDArray[np.f
     coloured = np.flatnonzero(widths >= 6)
     if len(coloured) == 0:
         return positions, None
-    colours = np.ones((len(rows), 4))
     # Seven numbers: x y z r g b a, as all writers of colours put them; w is not used by any of them.
     given = np.array([rows[k][3:6] for k in coloured], np.float64)
-    given = np.nan_to_num(given, nan=1.0)
-    colours[coloured, :3] = (given / 255 if given.max() > 1 else given).clip(0, 1)
-    colours[:, :3] = srgb_to_linear(torch.from_numpy(colours[:, :3])).numpy()
+    colours = np.ones((len(rows), 4))
+    colours[coloured] = srgb_colours(given / 255 if np.nanmax(given, initial=0) > 1 else given)
     return positions, colours
 
 

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from nova3d.images import srgb_to_linear
 
 Wrap = Literal["repeat", "mirror", "clamp"]
 AlphaMode = Literal["OPAQUE", "MASK", "BLEND"]
@@ -121,3 +124,11 @@ class Scene:
 
     parts: list[Part]
     facts: FileFacts = NO_FACTS
+
+
+def srgb_colours(colours: NDArray[np.floating]) -> NDArray[np.float64]:
+    """sRGB [n,3] or [n,4] in [0,1] as linear RGBA [n,4]; what is no number is white, a missing alpha 1."""
+    values = np.ones((len(colours), 4))
+    values[:, : colours.shape[1]] = np.nan_to_num(colours, nan=1.0).clip(0, 1)
+    values[:, :3] = srgb_to_linear(torch.from_numpy(values[:, :3])).numpy()
+    return values

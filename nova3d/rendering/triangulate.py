@@ -29,6 +29,30 @@ def triangulate(points: NDArray[np.float64]) -> NDArray[np.int64]:
     return triangles
 
 
+def triangulate_all(
+    sizes: NDArray[np.int64], points: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cut polygons of any sizes into triangles.
+
+    Args:
+        sizes: [p] their corners; one of fewer than three has no triangle.
+        points: [c,3], the corners of all, one polygon after another.
+
+    Returns:
+        [f,3] indices of `points`, in the order of the polygons, and [f] the polygon of each triangle.
+    """
+    count = np.maximum(sizes - 2, 0)
+    starts, first = np.cumsum(sizes) - sizes, np.cumsum(count) - count
+    faces = np.zeros((int(count.sum()), 3), np.int64)
+    for size in np.unique(sizes[sizes >= 3]).tolist():
+        these = np.flatnonzero(sizes == size)
+        loops = starts[these, None] + np.arange(size)
+        triangles = triangulate(points[loops]).reshape(len(these), -1)
+        corners = np.take_along_axis(loops, triangles, axis=1)
+        faces[first[these, None] + np.arange(size - 2)] = corners.reshape(len(these), size - 2, 3)
+    return faces, np.repeat(np.arange(len(sizes)), count)
+
+
 def _turns(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Newell's normals [p,3], and how far each corner [p,k] turns left about them."""
     centred = points - points.mean(axis=1, keepdims=True)
