@@ -76,7 +76,7 @@ def read_ply(path: Path, limits: Limits = LIMITS) -> Scene:
     polygons = face.get("vertex_indices", face.get("vertex_index"))
     if polygons is None and "tristrips" in body:
         strips = body["tristrips"].get("vertex_indices", body["tristrips"].get("vertex_index"))
-        polygons, face = _strips(strips.items.astype(np.int64)), {}
+        polygons, face = (None if strips is None else _strips(strips.items.astype(np.int64))), {}
     if polygons is None or not len(polygons.sizes):
         return Scene([])
     return _scene(positions, vertex, face, polygons, _pictures(textures, Folder(path), limits), limits)
