@@ -5,6 +5,7 @@ wall of `astronaut`) and a studio gradient made here; some composites have a sha
 the picture less a margin of 5 %; its column is left out where `pip install opencv-python-headless` is missing.
 
     python benchmarks/cutout.py --pictures PICTURES --out outputs/cutout
+    python benchmarks/cutout.py --figure docs/images/photos.png    # the figure of docs/photos.md
 """
 
 import argparse
@@ -24,12 +25,13 @@ from nova3d import images
 from nova3d.cli import common
 from nova3d.errors import InputError
 from nova3d.images import u2net
-from nova3d.utils import provenance
+from nova3d.utils import provenance, resources
 from nova3d.utils.files import writable_folder, write_text
 
 WIDTH, HEIGHT = 720, 540
 SHADOWED = ("grass", "table", "studio")
 PER_PICTURE = 3  # backgrounds of each picture, in turn
+FIGURE_PX = 144
 
 
 def backgrounds() -> dict[str, np.ndarray]:
@@ -112,13 +114,71 @@ def by_grabcut(picture: np.ndarray) -> np.ndarray:
     return np.isin(marks, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
+def figure() -> torch.Tensor:
+    """[h,w,3] pictures, their masks and what the model gets, below one another, by examples of the bundled pictures."""
+    grounds = backgrounds()
+
+    def placed(name: str, ground: str, top: int, height: int) -> np.ndarray:
+        item = images.read_rgba(resources.root() / f"assets/images/{name}.png")
+        rows, columns = (torch.nonzero((item[..., 3] > 0.5).any(dim=d))[:, 0] for d in (1, 0))
+        item = item[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
+        item = images.resize(item, round(item.shape[1] * height / item.shape[0]), height)[: HEIGHT - top]
+        h, w = item.shape[:2]
+        picture, left = grounds[ground].copy(), (WIDTH - w) // 2
+        part = picture[top : top + h, left : left + w]
+        part += (item[..., :3].numpy() - part) * item[..., 3:].numpy()
+        square = picture[:, (WIDTH - HEIGHT) // 2 : (WIDTH + HEIGHT) // 2]
+        return (np.clip(square, 0, 1) * 255).round().astype(np.uint8)
+
+    glass = images.to_uint8(images.read_rgba(resources.root() / "assets/images/kettle.png"))
+    glass[..., 3] = glass[..., 3] * 0.35
+    glass[4:8, 4:8] = glass[-8:-4, -8:-4] = (0, 0, 0, 255)
+    examples: list[images.Picture] = [
+        placed("owl", "grass", 60, 400),
+        placed("block_robot", "studio", 70, 400),
+        placed("cactus_pot", "gravel", 120, 560),
+        placed("cactus_pot", "table", 120, 560),
+        resources.root() / "assets/images/mailbox.png",
+        glass,
+    ]
+    shown: list[torch.Tensor] = []
+    for row in zip(*map(_stages, examples), strict=True):
+        shown += row
+    return images.grid(torch.stack(shown), len(examples), padding=4)
+
+
+def _stages(picture: images.Picture) -> list[torch.Tensor]:
+    """A picture on grey squares where it is transparent, its mask, and the framed object on white; [s,s,3] each."""
+    cut, pixels = images.cut_out(picture), images.decode(picture).float() / 255
+    height, width = pixels.shape[:2]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    squares = (0.75 + 0.15 * ((y // 12 + x // 12) % 2))[..., None]
+    if pixels.shape[-1] == 4:
+        pixels = pixels[..., :3] * pixels[..., 3:] + squares * (1 - pixels[..., 3:])
+    mask = (cut.mask.float() / 255)[..., None].expand(-1, -1, 3)
+    scale = FIGURE_PX / max(height, width)
+    fitted = []
+    for image in (pixels, mask):
+        small = images.interpolate(image, round(width * scale), round(height * scale))
+        tile = torch.full((FIGURE_PX, FIGURE_PX, 3), 0.5)
+        top, left = (FIGURE_PX - small.shape[0]) // 2, (FIGURE_PX - small.shape[1]) // 2
+        tile[top : top + small.shape[0], left : left + small.shape[1]] = small
+        fitted.append(tile)
+    return [*fitted, images.composite(images.frame_object(cut.rgba, FIGURE_PX))]
+
+
 def main() -> None:
-    """Cut out every composite in every way; write rows.json and table.md."""
+    """Cut out every composite in every way; write rows.json and table.md. Or write the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path, help="a folder of RGBA pictures, or of objects on plain backgrounds")
+    parser.add_argument("--figure", type=Path, help="write the figure to this file and do nothing else")
     parser.add_argument("--out", type=Path, default=Path("outputs/cutout"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.figure:
+        return images.save_image(options.figure, figure())
+    if not options.pictures:
+        raise InputError("give --pictures FOLDER or --figure FILE")
     writable_folder(options.out)
     ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "plain background": by_plain,

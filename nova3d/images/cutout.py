@@ -303,8 +303,9 @@ def _block_means(rgba: Tensor, step: int) -> Tensor:
     """[h,w,4] straight alpha reduced by a whole number: means of premultiplied colours over `step` x `step` pixels."""
     if step == 1:
         return rgba
-    padded = F.pad(premultiply(rgba).permute(2, 0, 1), (0, -rgba.shape[1] % step, 0, -rgba.shape[0] % step))
-    return unpremultiply(F.avg_pool2d(padded[None], step)[0].permute(1, 2, 0))
+    padded = F.pad(premultiply(rgba), (0, 0, 0, -rgba.shape[1] % step, 0, -rgba.shape[0] % step))
+    total = sum(padded[row::step, column::step] for row in range(step) for column in range(step))
+    return unpremultiply(torch.as_tensor(total) / step**2)
 
 
 def _salient_object(rgb: Tensor) -> Tensor:
@@ -334,11 +335,12 @@ def _stretched(saliency: Tensor, height: int, width: int) -> Tensor:
 
 def _recoloured(rgba: Tensor) -> Tensor:
     """Straight colours without the background's share in the soft rim: those of the object's inside nearby."""
+    height, width = rgba.shape[:2]
     inside = (rgba[..., 3:] >= 0.95).float()
     known = torch.cat([rgba[..., :3] * inside, inside], dim=-1).permute(2, 0, 1)[None]
-    reach = max(1, round(max(rgba.shape[:2]) / u2net.INPUT_SIDE))
-    width = 2 * (2 * reach) + 1
-    rows = F.avg_pool2d(known, (width, 1), stride=1, padding=(width // 2, 0))
-    near = F.avg_pool2d(rows, (1, width), stride=1, padding=(0, width // 2))[0].permute(1, 2, 0)
+    reach = max(1, round(max(height, width) / u2net.INPUT_SIDE))  # pixels of the picture in one of the network
+    coarse = F.avg_pool2d(known, reach, ceil_mode=True)
+    coarse = F.avg_pool2d(coarse, 5, stride=1, padding=2)
+    near = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
     colour = torch.where(near[..., 3:] > 0, near[..., :3] / near[..., 3:].clamp_min(1e-6), rgba[..., :3])
     return torch.cat([torch.where(inside > 0, rgba[..., :3], colour), rgba[..., 3:]], dim=-1)
