@@ -29,7 +29,7 @@ from nova3d.views import ViewSet
 
 INDEX = "index.json"
 FORMAT = 2
-_NAME_BYTES = 100  # of a member of a USTAR archive
+NAME_BYTES = 100  # of a member's name in a USTAR header
 _WHITE = 1  # the format whose colours were composited on white before they were stored
 
 
@@ -71,12 +71,8 @@ def write_object(path: Path, members: Mapping[str, bytes], writer: str) -> None:
         writer: names the process that writes.
 
     Raises:
-        InputError: where a member's name is longer than a tar can hold.
         OSError: where it cannot be written; no part stays.
     """
-    for name in members:
-        if len(name.encode()) > _NAME_BYTES:
-            raise InputError(f"object '{name[:40]}...': its name is too long for the members of a tar")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{writer}.part")
     try:
@@ -355,7 +351,11 @@ def _is_range(place: Any) -> bool:
 
 
 def _append(tar: tarfile.TarFile, name: str, content: bytes) -> list[int]:
-    """Add a member without time or owner; returns its content's offset and size."""
+    """Add a member without time or owner; returns its content's offset and size.
+
+    A name that does not fit the header stands in a PAX header before it.
+    """
+    tar.format = tarfile.USTAR_FORMAT if len(name.encode()) <= NAME_BYTES else tarfile.PAX_FORMAT
     header = tarfile.TarInfo(name)
     header.size = len(content)
     tar.addfile(header, io.BytesIO(content))

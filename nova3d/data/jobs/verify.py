@@ -14,7 +14,7 @@ from nova3d import normals
 from nova3d.cameras import Cameras
 from nova3d.data.jobs.devices import core_count
 from nova3d.data.jobs.pack import SPLITS
-from nova3d.data.shards import INDEX, ShardReader, read_picture
+from nova3d.data.shards import INDEX, NAME_BYTES, ShardReader, read_picture
 from nova3d.errors import InputError
 from nova3d.utils import provenance
 from nova3d.utils.progress import Progress
@@ -93,7 +93,7 @@ def _check_headers(reader: ShardReader, row: int) -> str:
             for name, (offset, size) in sample["members"].items():
                 file.seek(offset - tarfile.BLOCKSIZE)
                 header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "strict")
-                if (header.name, header.size) != (f"{sample['uid']}.{name}", size):
+                if (header.name, header.size) != (f"{sample['uid']}.{name}"[:NAME_BYTES], size):
                     return f"object '{sample['uid']}': '{name}' is not where the index of '{path}' says"
     except (OSError, tarfile.TarError) as error:
         return f"object '{sample['uid']}': '{path}' is damaged: {error}"
