@@ -512,6 +512,7 @@ def notes(health: dict[str, Any], agreement: "InputAgreement | None") -> list[st
         f"From the camera of the picture, the mesh's outline has an IoU of {agreement.input_iou:.2f} with the "
         f"picture's, and its colours differ by {agreement.input_psnr:.1f} dB (PSNR on the object).",
         *lines,
+        *_texture_notes(health),
         "All views are at elevation 0: top and underside of the object are guesses of the reconstruction.",
     ]
 
@@ -540,6 +541,19 @@ def picture_notes(cut: images.CutOut, elevation_deg: float, cameras: Cameras) ->
             f"from {own:.0f} degrees and cannot use this: the object comes out tilted."
         )
     return facts, warnings
+
+
+def _texture_notes(health: dict[str, Any]) -> list[str]:
+    """Whose colours the texture has, where trusted views paint over others."""
+    lines = []
+    if "trusted_share" in health:
+        lines.append(f"The picture paints {100 * health['trusted_share']:.0f} % of the texture, which it sees.")
+    if health.get("mirrored_share", 0) > 0.005:
+        lines.append(
+            f"{100 * health['mirrored_share']:.0f} % has the picture's colours carried through to the sides and the "
+            "back: there the model's own colours were measured to be further from the truth."
+        )
+    return lines
 
 
 def warnings_of(health: dict[str, Any], agreement: "InputAgreement | None") -> list[str]:
