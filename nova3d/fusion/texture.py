@@ -23,7 +23,7 @@ from nova3d.cameras import Cameras
 from nova3d.fusion import export
 from nova3d.fusion.atlas import Atlas, unwrap
 from nova3d.fusion.config import TextureConfig
-from nova3d.fusion.levelling import Levelling, level
+from nova3d.fusion.levelling import Levelling, SurfacePoints, level
 from nova3d.fusion.occupancy import pixel_size
 from nova3d.rendering.raster import barycentric, nearest_faces
 from nova3d.views import ViewSet
@@ -34,6 +34,7 @@ Fill = Callable[[Tensor], Tensor]
 _CHUNK = 1 << 16  # points at a time
 _FADE = 0.3  # world units over which the shift of the field's colours fades
 _FULL_COSINE = 0.35  # from which on a trusted view alone paints what it sees; below, it fades to `min_cos`
+_LEVELLED = 30_000  # points of the surface at which colours are compared
 _FILL = 0.6  # share of an atlas that its charts cover, about
 
 
@@ -296,11 +297,12 @@ def texture_mesh(
     colours, weight, belief = colour_points(vertices, unit, views, fill)
     over, shares = None, {"unseen_share": float((weight <= 0).float().mean())}
     if trusted:
-        picture, share = paint_trusted(vertices, unit, trusted)
-        levelling = level(solid, colours, picture, share)
+        at = SurfacePoints.spread(solid, _LEVELLED)
+        plain, _, _ = colour_points(at.points, at.normals, views, fill)
+        levelling = level(solid, at, plain, *paint_trusted(at.points, at.normals, trusted))
         over = Overpaint(trusted, levelling, texture_size(solid, trusted, config))
         levelled = levelling.apply(colours, levelling.offset)
-        colours, shares = _painted_over(levelled, belief, weight > 0, picture, share)
+        colours, shares = _painted_over(levelled, belief, weight > 0, *paint_trusted(vertices, unit, trusted))
     welded = export.coloured(solid, colours.numpy())
     if config.mode == "vertex":
         return welded, welded, {**shares, "atlas": "none"}
@@ -351,7 +353,7 @@ def bake(
         shares: of the charts' texels, as in the report of `texture_mesh`.
     """
     size = views.config.size
-    texels = Texels.of(mesh, atlas, size)
+    ids, texels = texels_of(mesh, atlas, size)
     colours, weight, belief = colour_points(texels.points, texels.normals, views, fill)
     shares = {"unseen_share": float((weight <= 0).float().mean()) if len(weight) else 1.0}
     if over is not None:
@@ -359,42 +361,29 @@ def bake(
         levelled = over.levelling.apply(colours, texels.interpolate(over.levelling.offset))
         layers = torch.cat([levelled, belief[:, None], (weight > 0).float()[:, None]], dim=1)
         if over.size != size:
-            coarse = torch.from_numpy(spread_out(texels.ids, layers.numpy(), size))
-            texels = Texels.of(mesh, atlas, over.size)
+            coarse = torch.from_numpy(spread_out(ids, layers.numpy(), size))
             size = over.size
-            layers = images.interpolate(coarse, size, size).reshape(size * size, -1)[texels.ids]
+            ids, texels = texels_of(mesh, atlas, size)
+            layers = images.interpolate(coarse, size, size).reshape(size * size, -1)[ids]
         picture, share = paint_trusted(texels.points, texels.normals, over.trusted)
         colours, shares = _painted_over(layers[:, :3], layers[:, 3], layers[:, 4] > 0.5, picture, share)
-    texture = spread_out(texels.ids, colours.numpy(), size)
+    texture = spread_out(ids, colours.numpy(), size)
     return (texture * 255).round().clip(0, 255).astype(np.uint8), shares
 
 
-@dataclass(frozen=True)
-class Texels:
-    """The m texels that an atlas covers.
+def texels_of(mesh: trimesh.Trimesh, atlas: Atlas, size: int) -> tuple[np.ndarray, SurfacePoints]:
+    """The texels that a mesh's atlas covers.
 
-    ids: [m] int64, flat numbers. corners: [m,3] int64, the mesh's vertices around each. weights: [m,3] float64, their
-    weights. points, normals: [m,3] float32, on the mesh's surface; normals are unit vectors.
+    Args:
+        mesh: the surface.
+        atlas: its UV atlas.
+        size: side of the texture in texels.
+
+    Returns:
+        Their flat numbers [m] int64, row 0 on top, and where they are on the surface.
     """
-
-    ids: np.ndarray
-    corners: np.ndarray
-    weights: np.ndarray
-    points: Tensor
-    normals: Tensor
-
-    @staticmethod
-    def of(mesh: trimesh.Trimesh, atlas: Atlas, size: int) -> "Texels":
-        """The texels of a mesh's atlas in a texture of `size` texels a side."""
-        ids, face, weights = rasterize_atlas(atlas, size)
-        corners = atlas.source[atlas.faces[face]]
-        points = torch.from_numpy(np.einsum("mk,mkc->mc", weights, mesh.vertices[corners])).float()
-        normals = np.einsum("mk,mkc->mc", weights, mesh.vertex_normals[corners])
-        return Texels(ids, corners, weights, points, F.normalize(torch.from_numpy(normals).float(), dim=-1))
-
-    def interpolate(self, values: Tensor) -> Tensor:
-        """Values [n,c] float32 at the mesh's vertices to the texels, [m,c] float32."""
-        return torch.from_numpy(np.einsum("mk,mkc->mc", self.weights, values.numpy()[self.corners])).float()
+    ids, face, weights = rasterize_atlas(atlas, size)
+    return ids, SurfacePoints.of(mesh, atlas.source[atlas.faces[face]], weights)
 
 
 def spread_out(ids: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:

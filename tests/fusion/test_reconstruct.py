@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,33 @@ def test_progress_runs_to_one_and_can_stop_the_run(shapes, f_views):
 def test_presets_load(name):
     config = configs.load(FusionConfig, ROOT / f"configs/fusion/{name}.yaml")
     assert config.optim.steps >= 100
+
+
+def texture_of(mesh: Any) -> np.ndarray:
+    return np.asarray(mesh.visual.material.baseColorTexture)
+
+
+def test_trust_that_tells_no_view_apart_changes_nothing(shapes, f_views):
+    plain = reconstruct(f_views, shapes.short_config())
+    every = replace(f_views, trusted=(True,) * len(f_views))
+    detail = replace(shapes.draw(shapes.letter_f(), orbit(8, size=96)[[0]]), trusted=(True,))
+    trusted = reconstruct(every, shapes.short_config(), detail=detail)
+    assert np.array_equal(plain.mesh.vertices, trusted.mesh.vertices)
+    assert np.array_equal(texture_of(plain.mesh), texture_of(trusted.mesh))
+    assert plain.report.keys() == trusted.report.keys()
+
+
+def test_a_trusted_view_paints_the_front_at_its_own_resolution(shapes, f_views):
+    dark = f_views.rgb * 0.6 + 0.4 * (1 - f_views.mask[..., None])
+    views = replace(f_views, rgb=torch.cat([f_views.rgb[:1], dark[1:]]), trusted=(True,) + (False,) * 7)
+    detail = replace(shapes.draw(shapes.letter_f(), orbit(8, size=192)[[0]]), trusted=(True,))
+    result = reconstruct(views, shapes.short_config(texture={"size": 64}), detail=detail)
+    assert max(texture_of(result.mesh).shape) > 64
+    assert 0.15 < result.report["trusted_share"] < 0.5 and result.report["mirrored_share"] == 0
+    again = shapes.draw(result.mesh, detail.cameras)
+    inside = (again.mask[0] > 0.99) & (detail.mask[0] > 0.99)
+    # The front is red of one level. The other views show it at 0.6 of that.
+    assert float((again.rgb - detail.rgb)[0][inside].abs().median()) < 0.01
+    back = shapes.draw(result.mesh, f_views.cameras[[4]]).rgb[0][f_views.mask[4] > 0.99]
+    found = back.median(dim=0).values
+    assert float(found[2] - found[:2].max()) > 0.3  # blue as before, though the front says nothing of blue

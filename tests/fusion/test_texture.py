@@ -7,7 +7,7 @@ from nova3d.cameras import orbit
 from nova3d.fusion import export, texture
 from nova3d.fusion.atlas import unwrap
 from nova3d.fusion.config import TextureConfig
-from nova3d.fusion.levelling import Levelling
+from nova3d.fusion.levelling import ColourTransform, Levelling
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
@@ -171,7 +171,8 @@ def test_other_views_are_levelled_to_the_trusted_one(shapes, ball_views, name):
     mesh = painted(solid, spoilt(views, name), detail)
     found = hidden_psnr(mesh, views, shapes)
     unlevelled = hidden_psnr(painted(solid, spoilt(views, name), None), views, shapes)
-    assert found > 40 and (found > unlevelled + 15 or name == "none")
+    assert found > {"none": 50, "hue": 35}.get(name, 45)
+    assert found > unlevelled + 15 or name == "none"
     assert psnr(shapes.draw(mesh, detail.cameras), detail) > 45
 
 
@@ -184,8 +185,8 @@ def steps_at_the_border(mesh: trimesh.Trimesh, shapes) -> float:
     return float(steps[:, edges[0] : edges[1]].mean() / beside.mean())
 
 
-def nothing_levelled(mesh: trimesh.Trimesh, colours: torch.Tensor, *_: torch.Tensor) -> Levelling:
-    return Levelling(torch.eye(3), torch.zeros(3), torch.zeros_like(colours))
+def nothing_levelled(mesh: trimesh.Trimesh, *_: object) -> Levelling:
+    return Levelling(ColourTransform.identity(), torch.zeros(len(mesh.vertices), 3))
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name != "none"])
