@@ -1,7 +1,8 @@
 """How far a model's views can be believed: weights of evidence for a solid, measured on objects with known views.
 
 A calibration belongs to one model and lies in its folder as calibration.json. It travels with the views that the model
-makes, in transforms.json, so that fusion needs no model. `nova3d.volume` uses it; scripts/calibrate.py makes it.
+makes, in transforms.json, so that fusion needs no model. `nova3d.volume` and `nova3d.fusion.texture` use it;
+scripts/calibrate.py makes it.
 """
 
 import math
@@ -24,12 +25,14 @@ _VIEWS = 16  # for which the votes are measured
 
 @dataclass(frozen=True)
 class Calibration:
-    """Weights of evidence in log-odds: what makes a point belong to the object.
+    """Weights of evidence in log-odds, of what makes a point belong to the object, and of colours and normals.
 
     Attributes:
         object: for each of OFFSETS_DEG, the vote of a view at that azimuth from the trusted one where it shows object.
         background: the same where it shows background.
         prior: weights of `nova3d.volume.prior_features` of the inflated outline.
+        colours: for each of OFFSETS_DEG, the share in [0,1] of a view's colours at that azimuth in those of the object;
+            the rest are the trusted picture's own, carried through the object.
         inflated_normals: share in [0,1] of the inflated outline's normals in those of the input view; the rest are the
             model's.
         facts: how it was measured, for readers: objects, figures, what it was fitted on.
@@ -38,6 +41,7 @@ class Calibration:
     object: tuple[float, ...]
     background: tuple[float, ...]
     prior: tuple[float, ...]
+    colours: tuple[float, ...] = (1.0,) * len(OFFSETS_DEG)
     inflated_normals: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -53,6 +57,18 @@ class Calibration:
         shares = offset_shares(offsets)
         for_object, for_background = (shares @ shares.new_tensor(votes) for votes in (self.object, self.background))
         return for_object, for_background
+
+    def colour_shares(self, offsets: Tensor) -> Tensor:
+        """The shares of views in the object's colours, interpolated between the offsets that were measured.
+
+        Args:
+            offsets: [v] float, azimuth from the trusted view in radians, any sign.
+
+        Returns:
+            [v] float32 in [0,1].
+        """
+        shares = offset_shares(offsets)
+        return (shares / shares.sum(dim=1, keepdim=True)) @ shares.new_tensor(self.colours)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -75,11 +91,14 @@ class Calibration:
         names = [f.name for f in fields(Calibration)]
         if not isinstance(content, Mapping) or set(content) != set(names):
             raise InputError(f"{source}: a calibration has the keys {', '.join(names)}")
-        lengths = {"object": len(OFFSETS_DEG), "background": len(OFFSETS_DEG), "prior": PRIOR_TERMS}
+        offsets = dict.fromkeys(("object", "background", "colours"), len(OFFSETS_DEG))
+        lengths = {**offsets, "prior": PRIOR_TERMS}
         for name, length in lengths.items():
             values = content[name]
             if not isinstance(values, list | tuple) or len(values) != length or not all(map(_is_finite, values)):
                 raise InputError(f"{source}: '{name}' of the calibration must be {length} finite numbers")
+        if not all(0 <= share <= 1 for share in content["colours"]):
+            raise InputError(f"{source}: 'colours' of the calibration must be numbers from 0 to 1")
         share = content["inflated_normals"]
         if not _is_finite(share) or not 0 <= share <= 1 or not isinstance(content["facts"], Mapping):
             raise InputError(f"{source}: 'inflated_normals' must be a number from 0 to 1 and 'facts' an object")

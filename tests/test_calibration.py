@@ -16,6 +16,7 @@ CALIBRATION = Calibration(
     object=tuple(range(1, 9)),
     background=tuple(-2.0 * k for k in range(1, 9)),
     prior=(0.5, 1.0, 0.25, -0.125, 0.0),
+    colours=(0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
     inflated_normals=0.25,
     facts={"objects": 12},
 )
@@ -35,7 +36,9 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
         ({"background": 3}, "'background' of the calibration must be 8 finite numbers"),
         ({"prior": [1e400, 1, 1, 1, 1]}, "not valid JSON"),
         ({"inflated_normals": 1.5}, "'inflated_normals' must be a number from 0 to 1"),
-        ({"more": 1}, "a calibration has the keys object, background, prior, inflated_normals, facts"),
+        ({"more": 1}, "a calibration has the keys object, background, prior, colours, inflated_normals"),
+        ({"colours": [1.0] * 7 + [1.5]}, "'colours' of the calibration must be numbers from 0 to 1"),
+        ({"colours": [1.0] * 7}, "'colours' of the calibration must be 8 finite numbers"),
     ],
 )
 def test_a_file_is_not_believed_before_it_is_checked(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -50,6 +53,13 @@ def test_votes_are_those_of_the_offset_whatever_its_sign_and_linear_between() ->
     expected = torch.tensor([1.0, 1, 1, 8, 1.5, 1] + [4.0] * 9)
     torch.testing.assert_close(for_object, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(for_background, -2 * expected, atol=2e-4, rtol=0)
+
+
+def test_shares_of_colours_do_not_depend_on_how_many_views_there_are() -> None:
+    expected = torch.tensor([0.8, 0.5, 0.1, 0.75])
+    offsets = torch.tensor([22.5, -90.0, 180.0, 33.75]).deg2rad()
+    for count in (1, 4):
+        torch.testing.assert_close(CALIBRATION.colour_shares(offsets.repeat(count))[:4], expected, atol=1e-4, rtol=0)
 
 
 def test_few_views_weigh_as_much_as_sixteen() -> None:

@@ -42,6 +42,7 @@ class Sample:
 
     columns, height: [n,n] as `nova3d.volume.solid_of` takes them. hull: bool [n,n,n] of the true views. angles: mean
     degrees between the true normals of view 0 and mixtures of generated and inflated ones, with SHARES of the latter.
+    colours: [8,4], see `colour_moments`.
     """
 
     features: Tensor
@@ -50,6 +51,7 @@ class Sample:
     height: Tensor
     hull: Tensor
     angles: tuple[float, ...]
+    colours: Tensor
 
 
 def calibrate_model(
@@ -118,10 +120,48 @@ def sample_of(views: ViewSet, truth: ViewSet) -> Sample:
     votes = shown(inside, masks[1:], cameras[1:]).T @ shares
     features = torch.cat([prior_features(height[columns].repeat(_NODES), inside[:, 2]), votes], dim=-1)
     hull = carve(points, truth.mask, truth.cameras).reshape((_NODES,) * 3)
-    inflated = inflated_views(truth.straight_alpha(0), cameras, only=[0]).normals
-    mixtures = [F.normalize(torch.lerp(views.normals[:1], inflated, share), dim=-1) for share in SHARES]
+    inflated = inflated_views(truth.straight_alpha(0), cameras)
+    mixtures = [F.normalize(torch.lerp(views.normals[:1], inflated.normals[:1], share), dim=-1) for share in SHARES]
     angles = [float(normal_angle(mixed, truth.normals[:1], truth.mask[:1])["mean"]) for mixed in mixtures]
-    return Sample(features, hull[:, columns].flatten().float(), columns, height, hull, tuple(angles))
+    return Sample(
+        features,
+        hull[:, columns].flatten().float(),
+        columns,
+        height,
+        hull,
+        tuple(angles),
+        colour_moments(views, inflated, truth),
+    )
+
+
+def colour_moments(views: ViewSet, inflated: ViewSet, truth: ViewSet) -> Tensor:
+    """How far a model's colours and the picture's own, carried through the object, are from the truth.
+
+    The model's colours are shifted first, so that the mean of the views nearest to the picture is the picture's. Fusion
+    levels them by what picture and views show of one surface.
+
+    Args:
+        views: generated ones, whose view 0 shows the true picture.
+        inflated: the views of the picture's inflated outline.
+        truth: the true views, of the same cameras.
+
+    Returns:
+        [8,4] float64 sums for each of OFFSETS_DEG over the pixels that all three show, with g, p and t for the three
+        colours: of (t - p) (g - p), (g - p)^2, (t - g)^2 and (t - p)^2.
+    """
+    sets = (views, inflated, truth)
+    made, through, true = (torch.stack([s.straight_alpha(i)[..., :3] for i in range(len(s))]).double() for s in sets)
+    inside = torch.stack([s.mask > 0.5 for s in sets]).all(dim=0)
+    near = [1, len(views) - 1]
+    if bool((views.mask[near] > 0.5).any()):
+        made = made + true[0][truth.mask[0] > 0.5].mean(dim=0) - made[near][views.mask[near] > 0.5].mean(dim=0)
+    made = made.clamp(0, 1)
+    g, p = made - through, true - through
+    products = torch.stack([p * g, g * g, (p - g) ** 2, p * p], dim=-1).sum(dim=3) * inside[..., None]
+    azimuths = views.cameras.azimuth_elevation()[:, 0]
+    shares = offset_shares(azimuths[1:] - azimuths[0])
+    shares = (shares / shares.sum(dim=1, keepdim=True)).double()
+    return shares.T @ products[1:].sum(dim=(1, 2))
 
 
 def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
@@ -133,7 +173,9 @@ def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
 
     Returns:
         The calibration. Its facts hold the number of objects and means over them: `volume_iou` with the true hull of
-        the solids, `inflated_volume_iou` of the inflated outlines, `normals_deg` of view 0 with each of SHARES.
+        the solids, `inflated_volume_iou` of the inflated outlines, `normals_deg` of view 0 with each of SHARES;
+        `colour_error_ratio`, for each of OFFSETS_DEG, is the model's squared colour error over that of the picture's
+        colours carried through the object.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = [torch.randperm(len(s.truth), generator=generator)[:_POINTS] for s in samples]
@@ -153,17 +195,21 @@ def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
     angles = np.array([s.angles for s in samples])
     # Squares, because normals that are far off on some objects are worse than ones a little off on all.
     share = SHARES[int(np.square(angles).mean(axis=0).argmin())]
+    common, apart, of_model, of_picture = torch.stack([s.colours for s in samples]).sum(dim=0).T
+    colours = (common / apart.clamp_min(1e-9)).clamp(0, 1)  # the least squares of t - p by g - p
     inflated = [_volume_iou(_inflated(s), s.hull) for s in samples]
     facts = {
         "objects": len(samples),
         "volume_iou": round(scores[shift], 4),
         "inflated_volume_iou": round(float(np.mean(inflated)), 4),
         "normals_deg": [round(float(angle), 2) for angle in angles.mean(axis=0)],
+        "colour_error_ratio": [round(float(ratio), 2) for ratio in of_model / of_picture.clamp_min(1e-9)],
     }
     return Calibration(
         tuple((slopes * (1 - mean)).tolist()),
         tuple((-slopes * mean).tolist()),
         tuple(prior.tolist()),
+        tuple(colours.tolist()),
         share,
         facts,
     )

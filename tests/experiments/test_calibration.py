@@ -61,6 +61,20 @@ def test_views_that_are_right_get_the_votes_and_those_that_are_wrong_none(truths
     assert facts["normals_deg"][0] < 1e-3 and calibration.inflated_normals == 0  # the true ones were given
 
 
+def test_colours_are_believed_where_they_are_true(truths: list[ViewSet]) -> None:
+    """Views within 67.5 degrees of the input have the true colours, the others noise."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for truth in truths:
+        noise = torch.rand(truth.rgb.shape, generator=generator) * truth.mask[..., None] + 1 - truth.mask[..., None]
+        noise[[0, 1, 2, 3, 13, 14, 15]] = truth.rgb[[0, 1, 2, 3, 13, 14, 15]]
+        samples.append(sample_of(replace(truth, rgb=noise), truth))
+    calibration = fit_calibration(samples)
+    ratio = calibration.facts["colour_error_ratio"]
+    assert min(calibration.colours[:3]) > 0.8 and max(calibration.colours[3:]) < 0.3
+    assert max(ratio[:3]) < 0.5 and min(ratio[3:]) > 1
+
+
 def test_the_nearer_normals_of_the_input_are_chosen(truths: list[ViewSet]) -> None:
     wrong = [sample_of(replace(t, normals=t.normals.flip(-1)), t) for t in truths[:4]]
     calibration = fit_calibration(wrong)
