@@ -24,6 +24,7 @@ from nova3d.metrics.views import (
     registered_psnr,
     ssim,
     ssim_own_range,
+    ssim_own_range_cropped,
     ssim_uniform7_u8,
 )
 from nova3d.views import ViewSet
@@ -112,6 +113,7 @@ for _metric in (
     ViewMetric("ssim", lambda pred, ref: ssim(pred.rgb, ref.rgb)),
     ViewMetric("ssim_foreground", lambda pred, ref: foreground_ssim(pred.rgb, ref.rgb, ref.mask)),
     ViewMetric("ssim_own_range", lambda pred, ref: ssim_own_range(pred.rgb, ref.rgb)),
+    ViewMetric("ssim_own_range_cropped", lambda pred, ref: ssim_own_range_cropped(pred.rgb, ref.rgb)),
     ViewMetric("ssim_uniform7_u8", lambda pred, ref: ssim_uniform7_u8(pred.rgb, ref.rgb)),
     ViewMetric("lpips_vgg", network=lambda weights, device: perceptual.Lpips("vgg", weights).to(device)),
     ViewMetric("lpips_alex", network=lambda weights, device: perceptual.Lpips("alex", weights).to(device)),

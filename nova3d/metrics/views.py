@@ -168,9 +168,28 @@ def ssim_own_range(pred: Tensor, ref: Tensor) -> Tensor:
     picture holds black and white, and is stricter elsewhere: SSIM with range r is SSIM with range 1 of the pictures
     divided by r. Two flat pictures, where the original divides zero by zero, are taken at range 1.
     """
-    spread = torch.maximum(_spread(pred), _spread(ref))
-    spread = torch.where(spread > 0, spread, 1.0)
-    return ssim(pred / spread, ref / spread)
+    return ssim(*_on_own_range(pred, ref))
+
+
+def ssim_own_range_cropped(pred: Tensor, ref: Tensor) -> Tensor:
+    """`ssim_own_range` without the 5 pixels along the border, as torchmetrics averaged before its version 1.5.0.
+
+    Published rows of SyncDreamer's script were computed so. On pictures with a white border, where every local SSIM is
+    1, the uncropped mean is higher.
+
+    Args:
+        pred: predicted images [n,h,w,3], float in [0,1].
+        ref: reference images, likewise.
+
+    Returns:
+        SSIM [n].
+
+    Raises:
+        InputError: where the images are smaller than the window.
+    """
+    reach = SSIM_WINDOW // 2
+    local = _local_ssim(*_on_own_range(pred, ref))[..., reach:-reach, reach:-reach]
+    return local.flatten(1).mean(dim=1).to(pred)
 
 
 def ssim_uniform7_u8(pred: Tensor, ref: Tensor) -> Tensor:
@@ -324,6 +343,13 @@ def _local_mean(image: Floats) -> Floats:
     for axis in (-2, -1):
         image = ndimage.correlate1d(image, window / window.sum(), axis, mode="mirror")
     return image
+
+
+def _on_own_range(pred: Tensor, ref: Tensor) -> tuple[Tensor, Tensor]:
+    """Each pair divided by the larger of its two spreads; two flat pictures stay as they are."""
+    spread = torch.maximum(_spread(pred), _spread(ref))
+    spread = torch.where(spread > 0, spread, 1.0)
+    return pred / spread, ref / spread
 
 
 def _spread(pictures: Tensor) -> Tensor:

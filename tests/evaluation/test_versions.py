@@ -30,6 +30,7 @@ VIEWS = {
     "ssim": (1, {"ssim": 0.7900855}),
     "ssim_foreground": (1, {"ssim_foreground": 0.6333932}),
     "ssim_own_range": (1, {"ssim_own_range": 0.7898622}),
+    "ssim_own_range_cropped": (1, {"ssim_own_range_cropped": 0.6660815}),
     "ssim_uniform7_u8": (1, {"ssim_uniform7_u8": 0.7629258}),
     "mask_iou": (1, {"mask_iou": 0.8194444}),
     "normals": (

@@ -5,7 +5,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from nova3d.metrics import psnr, ssim
-from nova3d.metrics.views import psnr_u8, ssim_own_range, ssim_uniform7_u8
+from nova3d.metrics.views import psnr_u8, ssim_own_range, ssim_own_range_cropped, ssim_uniform7_u8
 
 
 @pytest.fixture
@@ -50,3 +50,16 @@ def test_white_against_white():
     white = torch.ones(1, 16, 16, 3)
     assert float(ssim_own_range(white, white)) == pytest.approx(1.0)
     assert float(psnr_u8(white, white)) == 100.0
+
+
+def test_ssim_own_range_cropped_is_torchmetrics_before_1_5(pair):
+    """Its map of the local SSIM without the 5 pixels along the border; on a white border the whole mean is higher."""
+    pred, ref = (pictures.permute(0, 3, 1, 2) for pictures in pair)
+    pairs = zip(pred, ref, strict=True)
+    maps = [structural_similarity_index_measure(a[None], b[None], return_full_image=True) for a, b in pairs]
+    expected = [float(full[..., 5:-5, 5:-5].mean()) for _, full in maps]
+    assert ssim_own_range_cropped(*pair).tolist() == pytest.approx(expected, abs=1e-5)
+    framed = [torch.ones(3, 44, 40, 3) for _ in range(2)]
+    for picture, inner in zip(framed, pair, strict=True):
+        picture[:, 10:-10, 10:-10] = inner
+    assert (ssim_own_range_cropped(*framed) < ssim_own_range(*framed)).all()
