@@ -4,6 +4,7 @@ Aligning forgives what a user would see, such as a wrong size or a turned object
 alone: tables print it beside the one in the known frame. No alignment mirrors, so a mirrored mesh stays wrong.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from nova3d.evaluation.folders import ObjectFolder
 from nova3d.evaluation.protocols import ALIGNMENTS, MeshRules, Protocol
 from nova3d.evaluation.shape_figures import FrontView, front_view, shape_figures
 
+log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 Row = dict[str, float]
 
@@ -27,6 +29,7 @@ _SAMPLES = 4000  # points of each mesh for the search; what is found is applied 
 _ICP_STEPS = 50
 _ICP_SETTLED = 1e-7  # longest sides; the change of the mean distance at which ICP stops
 _MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])  # left and right as the input camera sees them
+_OTHER_UNITS = 3.0  # times as long: more is no error of a method but another unit
 _SAME = 1e-9  # longest sides; an alignment that differs by less from another scores what that one does
 
 
@@ -44,7 +47,10 @@ class MeshScorer:
 
     def score(self, prediction: ObjectFolder) -> Row:
         """Column -> value; raises InputError where the prediction is missing or unusable."""
-        row, missing = score_meshes(metrics.read_surface(prediction.mesh(self.name)), self.ref, self.rules, self.seed)
+        pred = metrics.read_surface(prediction.mesh(self.name))
+        if line := units_fault(pred, self.ref, self.rules):
+            log.warning("%s: %s", self.name, line)
+        row, missing = score_meshes(pred, self.ref, self.rules, self.seed)
         self.missing |= missing
         return row
 
@@ -103,6 +109,28 @@ def score_meshes(
         InputError: where the prediction has no surface.
     """
     return score_unit(metrics.moved(pred, ref.transform) if rules.frame == "shared" else pred, ref, rules, seed)
+
+
+def units_fault(pred: trimesh.Trimesh, ref: MeshReference, rules: MeshRules) -> str:
+    """Why a prediction and its reference seem to be in different units, "" where they do not.
+
+    Args:
+        pred: the predicted mesh, in the frame that `rules.frame` names.
+        ref: the reference.
+        rules: whose `frame` tells what the prediction must fit.
+
+    Returns:
+        A sentence where one is more than three times as long as the other.
+    """
+    shown = metrics.moved(pred, ref.transform) if rules.frame == "shared" else pred
+    ratio = float(shown.extents.max())  # the reference's longest side is 1
+    if 1 / _OTHER_UNITS <= ratio <= _OTHER_UNITS:
+        return ""
+    return (
+        f"the predicted mesh is {ratio:.3g} times as long as the reference: are they in different units or frames? "
+        "Distances in the known frame mean little then; a mesh of `generate` belongs beside a reference whose longest "
+        "side is 1 around the origin"
+    )
 
 
 def score_unit(

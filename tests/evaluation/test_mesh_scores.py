@@ -5,8 +5,8 @@ import trimesh
 from nova3d.errors import InputError
 from nova3d.evaluation import chamfer
 from nova3d.evaluation.mesh_metrics import Surface, moved, to_unit
-from nova3d.evaluation.mesh_scores import align, icp
-from nova3d.evaluation.protocols import ALIGNMENTS
+from nova3d.evaluation.mesh_scores import MeshReference, align, icp, units_fault
+from nova3d.evaluation.protocols import ALIGNMENTS, MeshRules
 
 
 def hook() -> trimesh.Trimesh:
@@ -81,3 +81,13 @@ def test_only_what_is_wanted_is_found_and_names_are_checked():
 def test_a_mesh_without_surface_is_refused():
     with pytest.raises(InputError, match="no surface"):
         align(trimesh.Trimesh(np.zeros((3, 3)), [[0, 1, 2]], process=False), hook(), ["bbox"])
+
+
+def test_a_reference_in_other_units_is_noticed():
+    rules = MeshRules(points=("area",), surface_samples=100, ious=(), mirror_margin=False)
+    millimetres = moved(hook(), similarity(0, 1000.0, [0, 0, 0]))
+    ref = MeshReference.prepare(millimetres, rules, 0)
+    assert "0.001 times as long as the reference: are they in different units" in units_fault(hook(), ref, rules)
+    assert units_fault(moved(millimetres, similarity(30, 2.0, [50, 0, 0])), ref, rules) == ""
+    unit = MeshRules(points=("area",), surface_samples=100, ious=(), mirror_margin=False, frame="unit")
+    assert units_fault(hook(), ref, unit) == "" and "1e+03 times" in units_fault(millimetres, ref, unit)
