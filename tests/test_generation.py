@@ -1,4 +1,4 @@
-"""The folder of `generate`: the earlier result stays whole until the new one is, and one process at a time writes it."""
+"""The folder of `generate`: the earlier result stays whole until the new one is, and one process writes it."""
 
 from pathlib import Path
 from typing import Any
