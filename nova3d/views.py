@@ -1,4 +1,4 @@
-"""ViewSet: views of one object with normals, masks and cameras; the currency between the stages.
+"""ViewSet: views of one object with normals, masks and cameras; the data passed between the stages.
 
 Folder format: `rgb/000.png ...` (straight-alpha RGBA), `normal/000.png ...` (encoded world normals, RGB),
 `transforms.json` (see `nova3d.transforms`; frames in view order) and `record.json` (provenance). `detail/` is a view

@@ -17,7 +17,7 @@ from nova3d.errors import InputError
 from nova3d.evaluation import baselines
 from nova3d.evaluation import mesh_metrics as metrics
 from nova3d.evaluation.folders import ObjectFolder
-from nova3d.evaluation.protocols import ALIGNMENTS, MeshRules, Protocol
+from nova3d.evaluation.protocols import MESH_REGISTRATIONS, MeshRules, Protocol
 from nova3d.evaluation.shape_figures import FrontView, front_view, shape_figures
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def align(pred: trimesh.Trimesh, ref: trimesh.Trimesh, wanted: Sequence[str], se
     Args:
         pred: the predicted mesh.
         ref: the reference in the unit frame (box centred, longest side 1), in which all is measured.
-        wanted: names of protocols.ALIGNMENTS.
+        wanted: names of protocols.MESH_REGISTRATIONS.
             known: no change.
             bbox: the prediction's own box is centred and scaled to longest side 1.
             bbox_yaw: it is turned about +Y, then boxed likewise; the multiple of 15 degrees with the least two-way
@@ -214,8 +214,8 @@ def align(pred: trimesh.Trimesh, ref: trimesh.Trimesh, wanted: Sequence[str], se
     Raises:
         InputError: for another name, or a mesh without surface.
     """
-    if unknown := [name for name in wanted if name not in ALIGNMENTS]:
-        raise InputError(f"alignment '{unknown[0]}' is not one of {', '.join(ALIGNMENTS)}")
+    if unknown := [name for name in wanted if name not in MESH_REGISTRATIONS]:
+        raise InputError(f"alignment '{unknown[0]}' is not one of {', '.join(MESH_REGISTRATIONS)}")
     found = {"known": np.eye(4)}
     if any(name != "known" for name in wanted):
         found["bbox"] = metrics.to_unit(pred)

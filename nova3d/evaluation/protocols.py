@@ -17,7 +17,7 @@ FAILURES = ("refuse", "score")
 EDGES = ("blended", "hard")
 FRAMES = ("shared", "unit")
 POINTS = ("area", "visible16")
-ALIGNMENTS = ("known", "bbox", "bbox_yaw", "bbox_yaw_icp", "bbox_yaw_icp_scale")
+MESH_REGISTRATIONS = ("known", "bbox", "bbox_yaw", "bbox_yaw_icp", "bbox_yaw_icp_scale")
 _IOU = re.compile(r"iou[1-9]\d*_(flood)|iou64_(mesh2sdf)")
 SPHERE = "sphere26"
 
@@ -170,7 +170,7 @@ class Protocol:
 
     def _check_meshes(self, rules: MeshRules) -> None:
         self._each_of("meshes.frame", (rules.frame,), FRAMES)
-        self._each_of("meshes.alignments", rules.alignments, ALIGNMENTS)
+        self._each_of("meshes.alignments", rules.alignments, MESH_REGISTRATIONS)
         self._each_of("meshes.points", rules.points, POINTS)
         for iou in rules.ious:
             if not _IOU.fullmatch(iou):

@@ -56,7 +56,10 @@ class FieldConfig:
     colour_hidden: int = 64
     """Width of the colour network's two hidden layers. Wonder3D: 64."""
     inv_s: float = 60.0
-    """1/s at the start. NeuS and Wonder3D: exp(3) = 20 on a sphere; a visual hull is a better first guess."""
+    """Inverse standard deviation s of the NeuS paper at the start. NeuS and Wonder3D start at exp(3) = 20 on a sphere.
+
+    A visual hull is a better first guess, so the start is sharper here.
+    """
     normals: str = "analytic"
     """analytic, or tetrahedral: finite differences over a cell of the finest open level, as in Neuralangelo."""
     radius: float = 0.6

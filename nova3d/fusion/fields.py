@@ -240,18 +240,18 @@ class ConflictField(nn.Module):
 
 
 class Sharpness(nn.Module):
-    """NeuS's inverse standard deviation 1/s as exp(10 v), where v is learned."""
+    """The inverse standard deviation s of the NeuS paper (`inv_s` in its released code), as exp(10 v) of a learned v."""
 
     def __init__(self, inv_s: float) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.tensor(math.log(inv_s) / 10))
 
     def forward(self) -> Tensor:
-        """1/s as a scalar tensor, float32 in [1, 1e4]."""
+        """The inverse standard deviation as a scalar tensor, float32 in [1, 1e4], per world unit."""
         return torch.exp(self.value * 10).clamp(1.0, 1e4)
 
     def item(self) -> float:
-        """1/s as a number."""
+        """The inverse standard deviation as a number."""
         return float(self.forward().detach())
 
 

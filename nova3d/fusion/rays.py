@@ -257,7 +257,7 @@ def importance_sample(
         cached_sdf: [z,y,x] float32, node values over [-radius, radius]^3.
         radius: half the side of that box.
         samples: number of samples k.
-        inv_s: sharpness 1/s.
+        inv_s: inverse standard deviation s of the NeuS paper, above 0, per world unit.
         generator: for stratified random samples; None takes the strata's middles.
 
     Returns:
@@ -309,12 +309,12 @@ def trilinear(grid: Tensor, x: Tensor, radius: float) -> Tensor:
 def alpha_from_sdf(sdf: Tensor, inv_s: Tensor | float) -> Tensor:
     """Opacity of the sections between samples (NeuS eq. 13).
 
-    alpha_i = max((Phi(f_i) - Phi(f_i+1)) / Phi(f_i), 0), where Phi is the sigmoid with scale `inv_s`. The values at
+    alpha_i = max((Phi(f_i) - Phi(f_i+1)) / Phi(f_i), 0), where Phi(f) = sigmoid(inv_s f). The values at
     both ends of a section are used, so sections of any length are right and no slope has to be estimated.
 
     Args:
         sdf: [r,k] float32 at sorted samples.
-        inv_s: sharpness 1/s.
+        inv_s: inverse standard deviation s of the NeuS paper, above 0, per world unit.
 
     Returns:
         [r,k-1] float32 in [0,1].
@@ -345,7 +345,7 @@ def sample_weights(sdf: Tensor, inv_s: Tensor | float) -> Tensor:
 
     Args:
         sdf: [r,k] float32 at sorted samples.
-        inv_s: sharpness 1/s.
+        inv_s: inverse standard deviation s of the NeuS paper, above 0, per world unit.
 
     Returns:
         [r,k] float32 in [0,1]; each ray's sum is at most 1.

@@ -1,11 +1,13 @@
-"""Alignment attention: where the RGB and the normal sequence exchange (paper II-C, algorithms 1 and 2).
+"""Geometry-temporal alignment (GTA) attention between the RGB and the normal sequence (paper II-C).
 
-The task axis is folded into the tokens for queries, keys and values alike::
+Algorithm 1 gives each query of either task the keys and values of both tasks. Algorithm 2 places it in a spatial and in
+a temporal form, each between self-attention and cross-attention. Both forms fold the task axis into the tokens, for
+queries, keys and values alike::
 
-    spatial:  (b t v) l c -> (b v) (t l) c    RGB and normal of the same view exchange
-    temporal: (b t l) v c -> (b l) (t v) c    one latent position of both tasks exchanges across all views
+    spatial:  (b t v) l c -> (b v) (t l) c    the tokens of one view attend to its RGB and normal tokens
+    temporal: (b t l) v c -> (b l) (t v) c    one latent position attends to itself in all views of both tasks
 
-This is algorithm 1 without its copies and without any order of the batch to get wrong.
+This is algorithm 1 without copies of keys and values, and independent of the batch order.
 Axes: b object, t task, v view, l = h*w tokens, c channels.
 """
 
@@ -25,8 +27,8 @@ ALIGNMENT_INITS: tuple[AlignmentInit, ...] = ("copied", "random", "wonder3d")
 MAX_ATTENTION_BATCH = 65_535
 
 
-def attend(attention: Attention, x: Tensor, limit: int = MAX_ATTENTION_BATCH) -> Tensor:
-    """Self-attention in parts along the batch, whose rows are independent.
+def attention_in_chunks(attention: Attention, x: Tensor, limit: int = MAX_ATTENTION_BATCH) -> Tensor:
+    """Self-attention in chunks of the batch, whose rows are independent.
 
     Args:
         attention: diffusers' module.
@@ -38,16 +40,21 @@ def attend(attention: Attention, x: Tensor, limit: int = MAX_ATTENTION_BATCH) ->
     """
     if len(x) <= limit:
         return attention(x)
-    return torch.cat([attention(part) for part in x.split(limit)])
+    return torch.cat([attention(chunk) for chunk in x.split(limit)])
 
 
 class AlignmentAttention(nn.Module):
-    """Pre-norm residual attention over the tokens of all tasks.
+    """Pre-norm residual attention over the tokens of all tasks: one alignment unit of a transformer block.
+
+    The unit of another arm is a subclass of this class. `initialise` of a subclass sets every parameter that is not of
+    a linear layer or a LayerNorm, because `NovaUNet.from_svd` constructs the network without storage and resets only
+    those layers. A unit gets the tokens alone: no cameras and no view angles.
 
     Args:
         dim: c, the width of the tokens.
         heads: of the attention; dim is divided among them.
-        fold: whether the task axis is folded with "spatial" or "temporal" tokens.
+        fold: the form, "spatial" or "temporal". It is kept for subclasses that differ by form; this class computes
+            both alike.
     """
 
     def __init__(self, dim: int, heads: int, fold: Literal["spatial", "temporal"]):
@@ -74,7 +81,7 @@ class AlignmentAttention(nn.Module):
             raise ValueError(f"batch {x.shape[0]} does not hold {tasks} tasks of {inner}")
         # Both forms fold (b t i) n c -> (b i) (t n) c; only the meaning of the inner axis i differs.
         tokens = rearrange(self.norm(x), "(b t i) n c -> (b i) (t n) c", t=tasks, i=inner)
-        return rearrange(attend(self.attn, tokens), "(b i) (t n) c -> (b t i) n c", t=tasks, i=inner)
+        return rearrange(attention_in_chunks(self.attn, tokens), "(b i) (t n) c -> (b t i) n c", t=tasks, i=inner)
 
     @torch.no_grad()
     def initialise(self, init: AlignmentInit, norm: nn.LayerNorm, attention: Attention) -> None:
@@ -108,8 +115,9 @@ class Arm:
     """The units of the temporal blocks."""
 
 
-# Every arm by its name, the value of NovaUNet's `alignment`. `cross_domain` is Wonder3D's: spatial only, between
-# self-attention and cross-attention; the same operation as `gta_spatial`, usually with its own initialisation.
+# Every arm by its name, the value of NovaUNet's `alignment`; an arm of another package adds itself. `cross_domain` is
+# Wonder3D's attention. It has the units of `gta_spatial` in the same place. The two differ by `alignment_init` alone,
+# which is "wonder3d" for `cross_domain` in the ablations and "copied" for `gta_spatial`.
 ALIGNMENTS: dict[str, Arm] = {
     "none": Arm(),
     "cross_domain": Arm(spatial=AlignmentAttention),

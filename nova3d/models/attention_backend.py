@@ -13,11 +13,13 @@ AttentionBackend = Literal["sdpa", "products"]
 
 
 def pick_attention(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    """The faster backend for a device and the dtype of the products.
+    """The backend for training on a device, by the dtype of the products.
 
-    On CPUs torch's scaled_dot_product_attention in bfloat16, and its backward most of all, is slower than two batched
-    products with the same result up to rounding (benchmarks/attention.py). Everywhere else it is the faster one, and
-    it does not hold the matrix of weights in memory.
+    Measured with a backward pass on a CPU (docs/results/model.md): in bfloat16 two batched products are faster than
+    torch's scaled_dot_product_attention at every shape of ours, with the same result up to rounding. In float32 they
+    are slower, or equal within 10 %. Without a backward pass the products lose in bfloat16 too at 512 tokens, so the
+    choice is made for training alone. GPUs are not measured. There the fused kernel is the usual choice: it does not
+    hold the matrix of weights in memory.
 
     Args:
         device: where the network runs.

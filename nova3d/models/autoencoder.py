@@ -1,4 +1,4 @@
-"""SVD's autoencoder, usable at small widths and with a guided decoder; encoding to moments, decoding by videos."""
+"""SVD's autoencoder, usable at small widths and with a guided decoder."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ from nova3d.models.streaming import decode_in_pieces
 
 
 class VideoAutoencoder(AutoencoderKLTemporalDecoder):
-    """diffusers' AutoencoderKLTemporalDecoder with the temporal convolutions' fast path, `norm_groups` and a guide.
+    """diffusers' AutoencoderKLTemporalDecoder with the temporal convolutions' fast path, `norm_groups` and guide pictures.
 
-    With the default of 32 groups and no guide it loads SVD's weights and computes SVD's function. guide_channels:
-    channels of the pictures that the decoder also sees, 0 for none (GuidedTemporalDecoder).
+    With the default of 32 groups and no guide picture it loads SVD's weights and computes SVD's function.
+    guide_channels: channels of the guide pictures that the decoder also sees, 0 for none (GuidedTemporalDecoder).
     """
 
     @register_to_config
@@ -50,10 +50,10 @@ class VideoAutoencoder(AutoencoderKLTemporalDecoder):
             )
         fold_temporal_convs(self)
         if guide_channels:
-            GuidedTemporalDecoder.adopt(self.decoder, guide_channels)
+            GuidedTemporalDecoder.convert_in_place(self.decoder, guide_channels)
 
     def decode_guided(self, latents: Tensor, guide: Tensor, num_frames: int) -> Tensor:
-        """Decode [n,4,h,w] unscaled latents with a guide [n,g,H,W]; returns [n,3,H,W]."""
+        """Decode [n,4,h,w] unscaled latents with guide pictures [n,g,H,W]; returns [n,3,H,W]."""
         indicator = latents.new_zeros(len(latents) // num_frames, num_frames)
         return self.decoder(latents, indicator, num_frames, guide)
 
@@ -109,7 +109,7 @@ def decode(
         latents: [b,t,v,4,h,w], scaled.
         views: frames in a piece of a layer's work, 0 for all.
         rows: rows of a frame in a piece, 0 for all.
-        guide: [b,t,v,g,H,W] for an autoencoder with a guided decoder, else None.
+        guide: [b,t,v,g,H,W] guide pictures for an autoencoder with a guided decoder, else None.
 
     Returns:
         [b,t,v,3,H,W] in [-1,1].

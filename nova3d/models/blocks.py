@@ -26,7 +26,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from einops import rearrange
 from torch import Tensor, nn
 
-from nova3d.models.alignment import ALIGNMENTS, AlignmentAttention, AlignmentInit, attend
+from nova3d.models.alignment import ALIGNMENTS, AlignmentAttention, AlignmentInit, attention_in_chunks
 from nova3d.models.row_attention import RowAttention
 from nova3d.tasks import Task
 
@@ -49,7 +49,7 @@ class SpatialBlock(BasicTransformerBlock):
 
     def forward(self, x: Tensor, context: Tensor, views: int, row: RowContext | None = None) -> Tensor:
         """context [b,t,k,d]; `row` where the block has row attention."""
-        x = x + attend(self.attn1, self.norm1(x))
+        x = x + attention_in_chunks(self.attn1, self.norm1(x))
         if self.row_attention is not None:
             assert row is not None
             x = x + self.row_attention(x, row.azimuths, context.shape[1], row.rows)
@@ -60,7 +60,12 @@ class SpatialBlock(BasicTransformerBlock):
 
 
 class TemporalBlock(TemporalBasicTransformerBlock):
-    """x [(b t v), l, c], attends over v at each token: the temporal part of algorithm 2, in SVD's true order."""
+    """x [(b t v), l, c], attends over v at each token: the temporal part of algorithm 2.
+
+    The order is that of SVD's block: feed-forward in, self-attention, alignment, cross-attention, feed-forward.
+    Algorithm 2 omits the two feed-forward layers. It draws the temporal ResBlock here, which SVD runs before the
+    spatial block.
+    """
 
     alignment: AlignmentAttention | None
 
@@ -69,7 +74,7 @@ class TemporalBlock(TemporalBasicTransformerBlock):
         tokens = x.shape[1]
         x = rearrange(x, "(n v) l c -> (n l) v c", v=views)
         x = x + self.ff_in(self.norm_in(x)) if self.is_res else self.ff_in(self.norm_in(x))
-        x = x + attend(self.attn1, self.norm1(x))
+        x = x + attention_in_chunks(self.attn1, self.norm1(x))
         if self.alignment is not None:
             x = x + self.alignment(x, (context.shape[1], tokens))
         x = x + cross_attention(self, x, context.flatten(0, 1), repeats=tokens)
@@ -91,7 +96,7 @@ def cross_attention(block: SpatialBlock | TemporalBlock, x: Tensor, context: Ten
 
 
 class SpatioTemporalTransformer(TransformerSpatioTemporalModel):
-    """diffusers' TransformerSpatioTemporalModel over spatial and temporal blocks that know of tasks.
+    """diffusers' TransformerSpatioTemporalModel over spatial and temporal blocks that take the task axis.
 
     `azimuths` [b,v] is set by NovaUNet.forward before its blocks run, where they have row attention: the arguments by
     which diffusers' UNet blocks call a transformer have no place for it.
@@ -132,7 +137,7 @@ class SpatioTemporalTransformer(TransformerSpatioTemporalModel):
         return block(*arguments)
 
 
-def adopt(
+def convert_in_place(
     transformer: TransformerSpatioTemporalModel, alignment: str, init: AlignmentInit, row_attention: bool = False
 ) -> None:
     """Turn a diffusers transformer and its blocks into ours, in place, with fresh units.

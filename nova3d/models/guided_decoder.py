@@ -1,4 +1,4 @@
-"""A temporal decoder that also sees a picture at full resolution."""
+"""A temporal decoder with a guide picture as its second input."""
 
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
@@ -6,18 +6,20 @@ from torch import Tensor, nn
 
 
 class GuidedTemporalDecoder(TemporalDecoder):
-    """SVD's temporal decoder that also sees a picture at full resolution, in the manner of the asymmetric autoencoders
-    used for inpainting (Zhu et al. 2023).
+    """SVD's temporal decoder with a second input, the guide picture, at the resolution of the output.
 
-    After every up block a convolution of the guide, reduced to the block's resolution, is added. The convolutions start
-    at zero, so a decoder is its plain self until they are trained, and it is that without a guide.
+    Asymmetric autoencoders for inpainting have such an input (Zhu et al. 2023). After every up block a convolution of
+    the guide picture, reduced to the block's resolution, is added. The convolutions start at zero. Until they are
+    trained, and without a guide picture, the decoder computes SVD's function.
+
+    It has nothing to do with classifier-free guidance.
     """
 
     guides: nn.ModuleList
 
     @staticmethod
-    def adopt(decoder: TemporalDecoder, channels: int) -> None:
-        """Turn a plain decoder into a guided one, in place, for guides of `channels` channels."""
+    def convert_in_place(decoder: TemporalDecoder, channels: int) -> None:
+        """Turn a plain decoder into a guided one, in place, for guide pictures of `channels` channels."""
         decoder.__class__ = GuidedTemporalDecoder
         widths = [block.resnets[-1].spatial_res_block.out_channels for block in decoder.up_blocks]
         decoder.guides = nn.ModuleList([nn.Conv2d(channels, width, 3, padding=1) for width in widths])
@@ -34,7 +36,7 @@ class GuidedTemporalDecoder(TemporalDecoder):
             sample: [n,4,h,w] unscaled latents, n = videos * num_frames.
             image_only_indicator: [videos,num_frames] zeros.
             num_frames: frames of a video.
-            guide: [n,g,H,W] at the resolution of the output, or None.
+            guide: [n,g,H,W] guide pictures at the resolution of the output, or None.
 
         Returns:
             [n,3,H,W].
@@ -51,6 +53,6 @@ class GuidedTemporalDecoder(TemporalDecoder):
 
 
 def guide_features(conv: nn.Module, guide: Tensor, like: Tensor) -> Tensor:
-    """What a guide [n,g,H,W] adds to the output `like` [n,c,h,w] of an up block: area means, convolved."""
+    """What guide pictures [n,g,H,W] add to the output `like` [n,c,h,w] of an up block: area means, convolved."""
     h, w = like.shape[-2:]
     return conv(F.adaptive_avg_pool2d(guide, (h, w)).to(like.dtype))

@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from nova3d.models.alignment import attend
+from nova3d.models.alignment import attention_in_chunks
 
 HARMONICS = 2  # of the azimuth, and of the column's phase
 
@@ -74,4 +74,4 @@ class RowAttention(nn.Module):
         position = self.position(row_features(azimuths, columns).to(x.dtype))
         position = repeat(position, "b v w c -> (b t v) (h w) c", t=tasks, h=rows)
         tokens = rearrange(self.norm(x) + position, "(n v) (h w) c -> (n h) (v w) c", v=views, h=rows)
-        return rearrange(attend(self.attn, tokens), "(n h) (v w) c -> (n v) (h w) c", h=rows, v=views)
+        return rearrange(attention_in_chunks(self.attn, tokens), "(n h) (v w) c -> (n v) (h w) c", h=rows, v=views)

@@ -31,7 +31,7 @@ def decode_in_pieces(
 ) -> Tensor:
     """One video's latents [v,4,h,w], not scaled, to pictures [v,3,H,W]: `decoder(latents, zeros, v)` to rounding.
 
-    guide: [v,g,H,W] for a guided decoder (nova3d.models.guided_decoder), else None.
+    guide: guide pictures [v,g,H,W] for a guided decoder (nova3d.models.guided_decoder), else None.
     views: pictures in a piece, 0 for all; rows: rows of each, at every resolution, 0 for whole pictures. A temporal
     layer's piece holds as many pixels, of all views. Raises InputError where the weights are elsewhere (sequential
     offload hands them only to whole layers).

@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemp
 from torch import Tensor
 
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, AlignmentInit
-from nova3d.models.blocks import SpatioTemporalTransformer, ViewEmbedding, adopt, fold_temporal_convs, group_norms
+from nova3d.models.blocks import SpatioTemporalTransformer, ViewEmbedding, convert_in_place, fold_temporal_convs, group_norms
 from nova3d.models.svd import SVD_FPS_ID, SVD_MOTION_ID, LoadReport, load_svd
 from nova3d.tasks import TASKS, Task
 
@@ -23,8 +23,7 @@ class NovaUNet(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
     """diffusers' UNetSpatioTemporalConditionModel plus view and task labels and alignment attention.
 
     Args:
-        alignment: a name of ALIGNMENTS: "none", "cross_domain", "gta" (paper Table I), "gta_spatial" or
-            "gta_temporal".
+        alignment: a name of nova3d.models.alignment.ALIGNMENTS.
         alignment_init: "copied", "random" or "wonder3d", see AlignmentAttention.initialise.
         id_mode: "fold" drops SVD's fps and motion ids: their constant share belongs in the bias, so
             projection_class_embeddings_input_dim is addition_time_embed_dim, derived where None. "constant" keeps
@@ -99,7 +98,7 @@ class NovaUNet(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
         self.view_embedding = ViewEmbedding(block_out_channels[0] * 4)
         for module in list(self.modules()):
             if isinstance(module, TransformerSpatioTemporalModel):
-                adopt(module, alignment, alignment_init, row_attention)
+                convert_in_place(module, alignment, alignment_init, row_attention)
         fold_temporal_convs(self)
 
     @classmethod
@@ -152,8 +151,11 @@ class NovaUNet(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
         if len(tasks) != t:
             raise ValueError(f"sample holds {t} tasks, but {len(tasks)} were named")
         emb = self._embed(c_noise, noise_aug, cameras, tuple(tasks), sample.dtype)
-        context = image_embeds.to(sample.dtype)[:, None].expand(-1, t, -1, -1)  # b t k d: its shape tells blocks t
-        # All zeros: frames are never told apart as still images; diffusers reads the view count off its shape.
+        # diffusers' UNet blocks pass three arguments on to ours, and three facts travel beside the tokens [(b t v),...]:
+        # - t is read off the shape of the context [b,t,k,d], a view of the picture's one embedding.
+        # - v is read off the shape of the indicator [(b t),v]. Its zeros say that no frame is a still image.
+        # - Azimuths [b,v] have no argument: they are set on the transformers, which hand them to row attention.
+        context = image_embeds.to(sample.dtype)[:, None].expand(-1, t, -1, -1)
         indicator = sample.new_zeros(b * t, v)
         if self.config.row_attention:
             for module in self.modules():

@@ -148,11 +148,11 @@ def draw(
     for index in indices:
         rng = generator(seed, step, index)
         u = torch.rand((), generator=rng)
-        not_alone = config.drop_both + config.drop_clip
+        drop_embeds_share = config.drop_both + config.drop_clip
         rows.append(
             Draws(
-                drop_embeds=u < not_alone,
-                drop_latents=(u < config.drop_both) | ((u >= not_alone) & (u < not_alone + config.drop_latent)),
+                drop_embeds=u < drop_embeds_share,
+                drop_latents=(u < config.drop_both) | ((u >= drop_embeds_share) & (u < drop_embeds_share + config.drop_latent)),
                 sigma=schedule.draw(step, 1, rng)[0],
                 noise_aug=(config.condition_mean + config.condition_std * torch.randn((), generator=rng)).exp(),
                 posterior=torch.randn(latent_shape, generator=rng),

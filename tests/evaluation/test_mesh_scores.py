@@ -6,7 +6,7 @@ from nova3d.errors import InputError
 from nova3d.evaluation import chamfer
 from nova3d.evaluation.mesh_metrics import Surface, moved, to_unit
 from nova3d.evaluation.mesh_scores import MeshReference, align, icp, units_fault
-from nova3d.evaluation.protocols import ALIGNMENTS, MeshRules
+from nova3d.evaluation.protocols import MESH_REGISTRATIONS, MeshRules
 
 
 def hook() -> trimesh.Trimesh:
@@ -38,7 +38,7 @@ def test_each_alignment_undoes_what_it_may_and_no_more():
         moved(ref, similarity(*how))
         for how in ((0, 1.3, [0.2, 0, 0.1]), (97, 1.0, [0.1, 0, 0]), (97, 0.8, [0.2, -0.1, 0]))
     )
-    found = {name: align(mesh, ref, ALIGNMENTS) for name, mesh in (("b", boxed), ("t", turned), ("s", tilted))}
+    found = {name: align(mesh, ref, MESH_REGISTRATIONS) for name, mesh in (("b", boxed), ("t", turned), ("s", tilted))}
     assert all(np.array_equal(transforms["known"], np.eye(4)) for transforms in found.values())
     assert left_over(found["b"]["bbox"], boxed, ref) < 1e-9
     assert left_over(found["t"]["bbox"], turned, ref) > 0.3
@@ -51,7 +51,7 @@ def test_each_alignment_undoes_what_it_may_and_no_more():
 def test_no_alignment_mirrors():
     ref = hook()
     mirrored = moved(ref, np.diag([-1.0, 1, 1, 1]))
-    for name, transform in align(mirrored, ref, ALIGNMENTS).items():
+    for name, transform in align(mirrored, ref, MESH_REGISTRATIONS).items():
         assert np.linalg.det(transform[:3, :3]) > 0, name
         assert chamfer(moved(mirrored, transform), ref, 3000) > 2 * chamfer(ref, ref, 3000), name
 

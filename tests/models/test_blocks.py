@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from nova3d.models.alignment import attend
+from nova3d.models.alignment import attention_in_chunks
 from nova3d.models.blocks import (
     TemporalConv,
     ViewEmbedding,
-    adopt,
+    convert_in_place,
     cross_attention,
     fold_temporal_convs,
     group_norms,
@@ -23,7 +23,7 @@ def test_cross_attention_over_one_token_is_a_broadcast() -> None:
 
     torch.manual_seed(0)
     transformer = TransformerSpatioTemporalModel(2, 16, in_channels=32, cross_attention_dim=12)
-    adopt(transformer, "none", "copied")
+    convert_in_place(transformer, "none", "copied")
     for block in (*transformer.transformer_blocks, *transformer.temporal_transformer_blocks):
         x, context = torch.randn(6, 5, 32), torch.randn(3, 1, 12)  # two rows for each of three contexts
         full = block.attn2(block.norm2(x), encoder_hidden_states=context.repeat_interleave(2, dim=0))
@@ -43,7 +43,7 @@ def test_blocks_hand_their_layout_to_the_unit(kind: str) -> None:
     torch.manual_seed(0)
     b, t, v, l, c = 2, 2, 3, 5, 32
     transformer = TransformerSpatioTemporalModel(2, 16, in_channels=c, cross_attention_dim=12)
-    adopt(transformer, "gta", "copied")
+    convert_in_place(transformer, "gta", "copied")
     blocks = transformer.transformer_blocks if kind == "spatial" else transformer.temporal_transformer_blocks
     block, context = blocks[0], torch.randn(b, 1, 1, 12).expand(b, t, 1, 12)
     nn.init.normal_(block.alignment.attn.to_out[0].weight, std=0.2)
@@ -72,7 +72,7 @@ def test_attention_in_parts_of_the_batch_is_the_same_attention(limit: int) -> No
     attention, x = Attention(query_dim=16, heads=2, dim_head=8), torch.randn(7, 5, 16)
     calls: list[int] = []
     attention.register_forward_pre_hook(lambda _, given: calls.append(len(given[0])))
-    torch.testing.assert_close(attend(attention, x, limit), attention(x), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(attention_in_chunks(attention, x, limit), attention(x), atol=1e-6, rtol=1e-5)
     assert max(calls[:-1]) <= limit and sum(calls[:-1]) == 7
 
 
