@@ -98,16 +98,16 @@ def load(
     """
     merged: dict[str, Any] = {}
     if path is not None:
-        content = _parsed(yaml_text.read_mapping, Path(path))
+        content = _parse(yaml_text.read_mapping, Path(path))
         _merge(merged, schema, schema, content, str(path), "")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"override '{override}' is not of the form key=value")
         source = f"override '{override}'"
-        _merge(merged, schema, schema, _nested(key, _override_value(schema, key, text, source)), source, "")
+        _merge(merged, schema, schema, _nest(key, _override_value(schema, key, text, source)), source, "")
     for key, value in (values or {}).items():
-        _merge(merged, schema, schema, _nested(key, value), f"'{key}'", "")
+        _merge(merged, schema, schema, _nest(key, value), f"'{key}'", "")
     return cast(Schema, _instance(schema, merged, str(path or "config"), ""))
 
 
@@ -280,7 +280,7 @@ def _to_plain(value: Any) -> Any:
     return [_to_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
+def _nest(key: str, value: Any) -> dict[str, Any]:
     for name in reversed(key.split(".")):
         value = {name: value}
     return cast(dict[str, Any], value)
@@ -298,11 +298,11 @@ def _override_value(schema: type, key: str, text: str, source: str) -> Any:
     plain = _plain(hint)[0]
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
     if _inner(plain) is not str or quoted:
-        return _parsed(yaml_text.parse, text, source)
+        return _parse(yaml_text.parse, text, source)
     return None if _is_optional(plain) and text in yaml_text.NULLS else text
 
 
-def _parsed(parse: Callable[..., Any], *arguments: Any) -> Any:
+def _parse(parse: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return parse(*arguments)
     except InputError as error:

@@ -91,7 +91,7 @@ def inflated_views(rgba: Tensor, cameras: Cameras, supersample: int = 3, only: S
     colour = _opaque(fine)
     chosen = list(range(len(cameras))) if only is None else list(only)
     views = [_render_rows(solid, colour, azimuths[view], pixel / supersample) for view in chosen]
-    layers = torch.from_numpy(np.stack([_reduced(view, supersample) for view in views]))
+    layers = torch.from_numpy(np.stack([_block_means(view, supersample) for view in views]))
     colours, normals, mask = layers[..., :3], layers[..., 3:6], layers[..., 6]
     normals = torch.nn.functional.normalize(normals, dim=-1) * (mask > 0)[..., None]
     rgb = colours + (1 - mask[..., None])
@@ -275,7 +275,7 @@ def _opaque(rgba: Floats) -> Floats:
     return np.where(alpha > 0, rgba[..., :3], mean).clip(0, 1).astype(np.float32)
 
 
-def _reduced(layers: Floats, factor: int) -> Floats:
+def _block_means(layers: Floats, factor: int) -> Floats:
     """[h*factor,w*factor,c] to [h,w,c] by the mean of every block."""
     h, w, c = layers.shape
     return layers.reshape(h // factor, factor, w // factor, factor, c).mean(axis=(1, 3), dtype=np.float32)

@@ -78,7 +78,7 @@ def _attention(options: Namespace) -> None:
 
     flags = {"held_out": options.objects, "out": options.out, "names": common.names(options.names or None)}
     settings = common.load_config(AttentionConfig, "ablation", options, flags)
-    settings = select_arms(settings, _chosen("arm", options.arms, list(select_arms(settings).arms)))
+    settings = select_arms(settings, _choose("arm", options.arms, list(select_arms(settings).arms)))
     device = common.pick_device(options.device)
     with common.progress_bar("attention suite") as bar:
         report, path = attention_suite(settings, device, options.workers, options.retry, bar)
@@ -94,8 +94,8 @@ def _fusion(options: Namespace) -> None:
 
     settings = common.load_config(FusionConfig, "fusion", options)
     objects = meshes_in(Path(options.objects), options.names.split(",") if options.names else [])
-    faults = _chosen("fault", options.faults, [case.fault for case in SUITE])
-    arms = _chosen("arm", options.arms, [case.arm for case in SUITE])
+    faults = _choose("fault", options.faults, [case.fault for case in SUITE])
+    arms = _choose("arm", options.arms, [case.arm for case in SUITE])
     cases = tuple(case for case in SUITE if case.fault in faults and case.arm in arms)
     out = writable_folder(options.out or "outputs/fusion-suite")
     with common.progress_bar("fusion suite") as bar:
@@ -106,7 +106,7 @@ def _fusion(options: Namespace) -> None:
     print(f"written: {(out / 'report.md').resolve()}")
 
 
-def _chosen(what: str, wanted: str, there: Sequence[str]) -> list[str]:
+def _choose(what: str, wanted: str, there: Sequence[str]) -> list[str]:
     """The names of `wanted` ("A,B") in the order of `there`; all where nothing is wanted."""
     names = list(dict.fromkeys(there))
     asked = [name for name in wanted.split(",") if name]

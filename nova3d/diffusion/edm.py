@@ -37,6 +37,8 @@ def precondition(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def weight(sigma: Tensor) -> Tensor:
     """The loss weight lambda(sigma) = (1 + sigma^2) / sigma^2 on the denoiser's squared error (eq. 12).
 
+    `loss` includes it.
+
     Args:
         sigma: float, any shape: noise levels above 0.
 
@@ -253,7 +255,7 @@ def view_scales(kind: Guidance, low: float, high: float, azimuths: Tensor) -> Te
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scales: Tensor) -> Tensor:
-    """Classifier-free guidance, u + s (c - u).
+    """Classifier-free guidance, u + s (c - u) of the conditional c and the unconditional u.
 
     It may be applied to the network's output or to the denoised estimate: the map between them is affine.
 

@@ -227,7 +227,7 @@ def compare(
     chosen = _metrics(tables, metrics)
     family = max(1, sum(style(metric).ranked for metric in chosen) * len(methods))
     pairs = [(metric, method) for metric in chosen for method in methods]
-    found = [_paired(tables[method], base, metric, confidence, resamples, seed, family) for metric, method in pairs]
+    found = [_pair(tables[method], base, metric, confidence, resamples, seed, family) for metric, method in pairs]
     tested = [result.p if style(metric).ranked else math.nan for (metric, _), result in zip(pairs, found, strict=True)]
     corrected = statistics.holm(tested)
     rows = [
@@ -283,9 +283,7 @@ def _metrics(tables: Mapping[str, Table], wanted: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted)) or shared
 
 
-def _paired(
-    table: Table, base: Table, metric: str, confidence: float, resamples: int, seed: int, family: int
-) -> Paired:
+def _pair(table: Table, base: Table, metric: str, confidence: float, resamples: int, seed: int, family: int) -> Paired:
     objects = sorted({*table.objects, *base.objects})
     values, baseline = ([t.rows.get(name, {}).get(metric, math.nan) for name in objects] for t in (table, base))
     return statistics.paired(values, baseline, confidence, resamples=resamples, seed=seed, family=family)

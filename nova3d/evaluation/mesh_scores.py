@@ -146,7 +146,7 @@ def score_unit(
     for name, transform in align(pred, ref.mesh, rules.alignments, seed).items():
         found = next((s for s in scored if float(np.abs(s[0] - transform).max()) < _SAME), None)
         if found is None:
-            found = (transform, *_placed(pred, surface, transform, ref, rules))
+            found = (transform, *_score_aligned(pred, surface, transform, ref, rules))
             scored.append(found)
         ending = "" if name == "known" else f"_{name}"
         row |= {f"{column}{ending}": value for column, value in found[1].items()}
@@ -160,7 +160,7 @@ def score_unit(
     return row, missing
 
 
-def _placed(
+def _score_aligned(
     pred: trimesh.Trimesh, surface: metrics.Surface | None, transform: Floats, ref: MeshReference, rules: MeshRules
 ) -> tuple[dict[str, float], dict[str, str]]:
     """The columns of one alignment without its ending, and why some could not be computed."""

@@ -299,8 +299,8 @@ def _table(
     failures = {
         name: text for name in evaluation.objects if (text := _failure([scores[run][name].failure for run in runs]))
     }
-    kept = {seed: _computed(found, not_computed) for seed, found in rows.items()}
-    kept_baselines = {label: _computed(found, not_computed) for label, found in of_baselines.items()}
+    kept = {seed: _drop_not_computed(found, not_computed) for seed, found in rows.items()}
+    kept_baselines = {label: _drop_not_computed(found, not_computed) for label, found in of_baselines.items()}
     name, code = evaluation.protocol.name, evaluation.protocol.hash
     facts = {**networks.facts(), **evaluation.notes}
     if len(kept) == 1:
@@ -313,7 +313,7 @@ def _failure(reasons: Sequence[str]) -> str:
     return "; ".join(where + reason for where, reason in said if reason)
 
 
-def _computed(rows: Rows, not_computed: Mapping[str, str]) -> Rows:
+def _drop_not_computed(rows: Rows, not_computed: Mapping[str, str]) -> Rows:
     return {
         name: {metric: value for metric, value in row.items() if metric not in not_computed}
         for name, row in rows.items()

@@ -68,7 +68,7 @@ def mean_interval(
         z = math.sqrt(n / (n - 1)) * float(stats.t.ppf((1 + confidence) / 2, n - 1))
     ends = np.array([-z, z])
     if method == "bca":
-        ends = _corrected(ends, x, means)
+        ends = _bca_quantiles(ends, x, means)
     low, high = np.quantile(means, stats.norm.cdf(ends))
     return Interval(mean, float(low), float(high), n, confidence)
 
@@ -80,7 +80,7 @@ def _resampled_means(x: Floats, resamples: int, seed: int) -> Floats:
     return np.concatenate([x[generator.integers(0, len(x), (size, len(x)))].mean(axis=1) for size in sizes])
 
 
-def _corrected(ends: Floats, x: Floats, means: Floats) -> Floats:
+def _bca_quantiles(ends: Floats, x: Floats, means: Floats) -> Floats:
     """BCa's normal quantiles (Efron 1987, eq. 2.3) in place of `ends` [2]; unchanged where all values are equal."""
     deviations = x - x.mean()
     spread = float((deviations**2).sum())

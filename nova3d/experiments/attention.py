@@ -211,7 +211,7 @@ def attention_suite(
     progress = progress or silent
     config = select_arms(config)
     protocol = configs.load(Protocol, config.protocol, config.protocol_changes)
-    base, names = _checked(config)
+    base, names = _check(config)
     out = writable_folder(config.out)
     with locked(out, "another study"):
         dataset = MultiViewDataset(base.data.shards, base.data.input_views)
@@ -239,7 +239,7 @@ def attention_suite(
             "held out": f"{len(names)} objects of '{config.held_out}'",
         }
         facts = provenance.without_folders(facts)
-        measured = {arm: _measured([run for run in runs if run.arm == arm]) for arm in config.arms}
+        measured = {arm: _mean_figures([run for run in runs if run.arm == arm]) for arm in config.arms}
         report = AttentionReport(found, compare(found, config.baseline), costs, measured, config.baseline, facts)
         record = provenance.record("attention-suite", config, device=device, workers=workers)
         return report, report.save(out, record)
@@ -348,7 +348,7 @@ def _model(base: TrainConfig, arm: AttentionArm) -> UNetConfig:
     return replace(base.model, alignment=arm.alignment, alignment_init=arm.init)
 
 
-def _checked(config: AttentionConfig) -> tuple[TrainConfig, tuple[str, ...]]:
+def _check(config: AttentionConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     """The training config and the held-out objects; raises InputError for whatever would end the suite later."""
     base = configs.load(TrainConfig, config.train, config.train_changes)
     check(base)
@@ -371,7 +371,7 @@ def _checked(config: AttentionConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     return base, names
 
 
-def _measured(runs: list[Training]) -> dict[str, float]:
+def _mean_figures(runs: list[Training]) -> dict[str, float]:
     """Means over an arm's runs of the logged seconds per step and of the last logged loss; nan without a log."""
     found: dict[str, list[Any]] = {"seconds": [], "loss": []}
     for run in runs:

@@ -172,7 +172,7 @@ def measure(truth: GroundTruth, case: Case, out: Path, config: FusionConfig, dev
     if case.arm in BASELINES:
         mesh, solid = BASELINES[case.arm](views, config)
     else:
-        mesh, solid, found = _fused(truth, views, case, config, device, changed, patches)
+        mesh, solid, found = _fuse(truth, views, case, config, device, changed, patches)
     seconds, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
     folder = out / f"{case.fault}-{case.arm.replace(' ', '_')}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def measure(truth: GroundTruth, case: Case, out: Path, config: FusionConfig, dev
     )
 
 
-def _fused(
+def _fuse(
     truth: GroundTruth,
     views: ViewSet,
     case: Case,

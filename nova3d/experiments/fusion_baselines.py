@@ -30,7 +30,7 @@ def carve(views: ViewSet, config: FusionConfig) -> tuple[trimesh.Trimesh, trimes
     if hull is None:
         raise InputError("the views' masks have no common object")
     solid = clean(decimate(clean(hull, config.extract.min_component), config.extract.faces), 0.0)
-    return _textured(solid, views, config), solid
+    return _texture(solid, views, config), solid
 
 
 def poisson(views: ViewSet, config: FusionConfig) -> tuple[trimesh.Trimesh, trimesh.Trimesh]:
@@ -55,7 +55,7 @@ def poisson(views: ViewSet, config: FusionConfig) -> tuple[trimesh.Trimesh, trim
     surface.remove_vertices_by_mask(np.asarray(support) < np.quantile(np.asarray(support), _POISSON_TRIM))
     raw = trimesh.Trimesh(np.asarray(surface.vertices), np.asarray(surface.triangles), process=False)
     solid = clean(raw, config.extract.min_component)
-    return _textured(solid, views, config), solid
+    return _texture(solid, views, config), solid
 
 
 def _seen_normals(
@@ -71,7 +71,7 @@ def _seen_normals(
     return torch.where(weight[:, None] > 0, F.normalize(colours * 2 - 1, dim=-1), outward)
 
 
-def _textured(solid: trimesh.Trimesh, views: ViewSet, config: FusionConfig) -> trimesh.Trimesh:
+def _texture(solid: trimesh.Trimesh, views: ViewSet, config: FusionConfig) -> trimesh.Trimesh:
     """The surface coloured by the views as a fit's is, and grey in place of the fit's colour field."""
     seen_by = texture.make_projector(views, views.cameras, solid, torch.zeros_like(views.mask), config.texture)
     return texture.texture_mesh(solid, seen_by, lambda points: torch.full((len(points), 3), 0.5))[0]

@@ -65,7 +65,7 @@ def load_ground_truth(path: Path, cache: Path) -> GroundTruth:
     surface = sample_surface(plain, SURFACE_SAMPLES, 0)
     if kept.is_file():
         content = torch.load(kept, weights_only=True)
-        views, between = (_unpacked(content[key]) for key in ("views", "between"))
+        views, between = (_unpack(content[key]) for key in ("views", "between"))
         return GroundTruth(path.stem, views, between, surface, content["seen"].numpy())
     views = render_object(path, preset(RIG, SIZE), light="flat")
     between = render_object(path, orbit(16, size=SIZE, start_azimuth_deg=180 / 16), light="flat")
@@ -73,15 +73,15 @@ def load_ground_truth(path: Path, cache: Path) -> GroundTruth:
     either = Surface(np.tile(surface.points, (2, 1)), np.concatenate([surface.normals, -surface.normals]))
     seen: NDArray[np.bool_] = np.logical_or(*visible(either, plain).reshape(2, -1))
     with replacing(kept) as aside:
-        torch.save({"views": _packed(views), "between": _packed(between), "seen": torch.from_numpy(seen)}, aside)
+        torch.save({"views": _pack(views), "between": _pack(between), "seen": torch.from_numpy(seen)}, aside)
     return GroundTruth(path.stem, views, between, surface, seen)
 
 
-def _packed(views: ViewSet) -> dict[str, Tensor]:
+def _pack(views: ViewSet) -> dict[str, Tensor]:
     return {"rgb": views.rgb, "normals": views.normals, "mask": views.mask, "c2w": views.cameras.c2w}
 
 
-def _unpacked(content: dict[str, Tensor]) -> ViewSet:
+def _unpack(content: dict[str, Tensor]) -> ViewSet:
     rig = preset(RIG, SIZE)
     cameras = Cameras(content["c2w"], rig.intrinsics, rig.width, rig.height, rig.model)
     return ViewSet(content["rgb"], content["normals"], content["mask"], cameras)
@@ -148,7 +148,7 @@ def plant_conflicts(views: ViewSet, seed: int, count: int = 4) -> tuple[ViewSet,
                 length = (2 + 2 * float(torch.rand(1, generator=generator))) * h / 256
                 shift = torch.tensor([math.cos(angle), math.sin(angle)]) * length
                 for images in (rgb, normals):
-                    images[view][disc] = _shifted(images[view], shift)[disc]
+                    images[view][disc] = _shift(images[view], shift)[disc]
                 normals[view] = F.normalize(normals[view], dim=-1)
             else:
                 roll = 1 + int(torch.randint(2, (1,), generator=generator))
@@ -165,7 +165,7 @@ def _distance(centre: Tensor, h: int, w: int) -> Tensor:
     return ((rows - centre[0]).float() ** 2 + (columns - centre[1]).float() ** 2).sqrt()
 
 
-def _shifted(image: Tensor, shift: Tensor) -> Tensor:
+def _shift(image: Tensor, shift: Tensor) -> Tensor:
     """[h,w,c] read `shift` (x, y) pixels away, bilinearly."""
     h, w = image.shape[:2]
     rows, columns = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")

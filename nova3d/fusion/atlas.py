@@ -137,7 +137,7 @@ def project_charts(mesh: trimesh.Trimesh, size: int, margin: int) -> tuple[np.nd
         chart = _charts(mesh, axis + len(_AXES) * layer)
         corners, depth = _flatten(mesh, axis, chart)
         uv = _pack(corners, chart, size, margin)
-        hidden = _overlapped(uv * size, depth, chart, size)
+        hidden = _overlapped_faces(uv * size, depth, chart, size)
         if len(hidden) == 0:
             break
         layer[hidden] = layer.max() + (1 if attempt < _ROUNDS - 1 else 1 + np.arange(len(hidden)))
@@ -233,7 +233,7 @@ def _shelves(boxes: np.ndarray, size: int) -> np.ndarray | None:
     return places
 
 
-def _overlapped(pixels: np.ndarray, depth: np.ndarray, chart: np.ndarray, size: int) -> np.ndarray:
+def _overlapped_faces(pixels: np.ndarray, depth: np.ndarray, chart: np.ndarray, size: int) -> np.ndarray:
     """Faces that lie under another one of their chart at the centre of a texel."""
     corners, z = torch.from_numpy(pixels), torch.from_numpy(depth - depth.min() + 1)
     near, far = (nearest_faces(corners, d, size, size, False).flatten() for d in (z, z.max() + 1 - z))

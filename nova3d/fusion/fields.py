@@ -240,7 +240,7 @@ class ConflictField(nn.Module):
 
 
 class Sharpness(nn.Module):
-    """The inverse standard deviation s of the NeuS paper (`inv_s` in its released code), as exp(10 v) of a learned v."""
+    """The inverse standard deviation s of the NeuS paper, `inv_s` in its released code: exp(10 v), v learned."""
 
     def __init__(self, inv_s: float) -> None:
         super().__init__()

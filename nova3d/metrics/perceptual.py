@@ -95,7 +95,7 @@ class Lpips(nn.Module):
         self.name = f"lpips_{net}"
         self.features = _vgg16() if net == "vgg" else _alexnet()
         self.taps = _TAPS[net]
-        source = Path(weights) if weights is not None else _published(net)
+        source = Path(weights) if weights is not None else _published_weights(net)
         state = _read(source, f"LPIPS ({net})")
         prefixed = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
         self._fill(self.features, prefixed, source)
@@ -244,7 +244,7 @@ def _alexnet() -> nn.Sequential:
     )
 
 
-def _published(net: str) -> Path:
+def _published_weights(net: str) -> Path:
     """torchvision's published weights in torch hub's cache, fetched where possible and checked by their name."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / _FILES[net]
     if not path.is_file():

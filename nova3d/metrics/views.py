@@ -85,7 +85,7 @@ def psnr_union(pred: Tensor, ref: Tensor, pred_mask: Tensor, ref_mask: Tensor) -
 
 def psnr_u8(pred: Tensor, ref: Tensor) -> Tensor:
     """PSNR after rounding both to 8 bits, as of 8-bit files (EscherNet, OpenCV's PSNR); dB [n] of [n,h,w,3]."""
-    return psnr(_rounded(pred), _rounded(ref))
+    return psnr(_round_to_8_bit(pred), _round_to_8_bit(ref))
 
 
 def registered_psnr(pred: Tensor, ref: Tensor, max_shift: int = 4, background: float = 1.0) -> Tensor:
@@ -357,7 +357,7 @@ def _spread(pictures: Tensor) -> Tensor:
     return (flat.amax(dim=1) - flat.amin(dim=1))[:, None, None, None]
 
 
-def _rounded(pictures: Tensor) -> Tensor:
+def _round_to_8_bit(pictures: Tensor) -> Tensor:
     return (pictures.clamp(0, 1) * 255).round() / 255
 
 

@@ -15,7 +15,7 @@ from nova3d.models.streaming import decode_in_pieces
 
 
 class VideoAutoencoder(AutoencoderKLTemporalDecoder):
-    """diffusers' AutoencoderKLTemporalDecoder with the temporal convolutions' fast path, `norm_groups` and guide pictures.
+    """diffusers' AutoencoderKLTemporalDecoder with fast temporal convolutions, `norm_groups` and guide pictures.
 
     With the default of 32 groups and no guide picture it loads SVD's weights and computes SVD's function.
     guide_channels: channels of the guide pictures that the decoder also sees, 0 for none (GuidedTemporalDecoder).

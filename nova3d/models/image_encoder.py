@@ -137,7 +137,7 @@ def clip_layout(
     for name in known:
         found = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)", name)
         if found is None:
-            taken[renamed(name, _CLIP_NAMES)] = Taken(prefix + name, _transposed if name == "proj" else as_stored)
+            taken[renamed(name, _CLIP_NAMES)] = Taken(prefix + name, _transpose if name == "proj" else as_stored)
             continue
         layer, rest = f"vision_model.encoder.layers.{found[1]}", found[2]
         if rest in ("attn.in_proj_weight", "attn.in_proj_bias"):
@@ -173,7 +173,7 @@ def _pair(size: Any) -> tuple[int, int]:
     return (int(size[0]), int(size[1])) if isinstance(size, tuple | list) else (int(size), int(size))
 
 
-def _transposed(tensor: Tensor) -> Tensor:
+def _transpose(tensor: Tensor) -> Tensor:
     return tensor.T
 
 

@@ -68,10 +68,10 @@ def _layers(decoder: TemporalDecoder, guide: Tensor | None) -> Iterator[nn.Modul
         yield from block.resnets
         yield from block.upsamplers or ()
         if guide is not None:
-            yield _guided(decoder.guides[index], guide)
+            yield _guide_layer(decoder.guides[index], guide)
 
 
-def _guided(conv: nn.Module, guide: Tensor) -> Layer:
+def _guide_layer(conv: nn.Module, guide: Tensor) -> Layer:
     def run(x: Tensor, which: slice) -> Tensor:
         return x + guide_features(conv, guide[which], x)
 

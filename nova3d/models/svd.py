@@ -200,7 +200,7 @@ def _plan_unet(
     unet_class: "type[NovaUNet]", component: Component, config: dict[str, Any]
 ) -> "tuple[NovaUNet, LoadReport]":
     """The model without storage, and the report on how the component's tensors fit it."""
-    unet = _built(unet_class, component, config)
+    unet = _build(unet_class, component, config)
     new = set(unet.new_parameter_names)
     expected = {name: shape for name, shape in _shapes(unet).items() if name not in new}
     folds = unet.config.id_mode == "fold"
@@ -217,16 +217,16 @@ def _plan_unet(
 
 
 def _plan_vae(component: Component) -> tuple[VideoAutoencoder, LoadReport]:
-    vae = _built(VideoAutoencoder, component, {})
+    vae = _build(VideoAutoencoder, component, {})
     return vae, _check_keys(vae, _shapes(vae), component)
 
 
 def _plan_image_encoder(component: Component) -> tuple[CLIPVisionModelWithProjection, LoadReport]:
-    encoder = _built(empty_image_encoder, component, {})
+    encoder = _build(empty_image_encoder, component, {})
     return encoder, _check_keys(encoder, _shapes(encoder), component)
 
 
-def _built(make: Callable[..., Any], component: Component, config: dict[str, Any]) -> Any:
+def _build(make: Callable[..., Any], component: Component, config: dict[str, Any]) -> Any:
     """The model without storage, as the source's config and then `config` want it."""
     try:
         with torch.device("meta"):

@@ -14,7 +14,13 @@ from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemp
 from torch import Tensor
 
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, AlignmentInit
-from nova3d.models.blocks import SpatioTemporalTransformer, ViewEmbedding, convert_in_place, fold_temporal_convs, group_norms
+from nova3d.models.blocks import (
+    SpatioTemporalTransformer,
+    ViewEmbedding,
+    convert_in_place,
+    fold_temporal_convs,
+    group_norms,
+)
 from nova3d.models.svd import SVD_FPS_ID, SVD_MOTION_ID, LoadReport, load_svd
 from nova3d.tasks import TASKS, Task
 
@@ -151,7 +157,7 @@ class NovaUNet(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
         if len(tasks) != t:
             raise ValueError(f"sample holds {t} tasks, but {len(tasks)} were named")
         emb = self._embed(c_noise, noise_aug, cameras, tuple(tasks), sample.dtype)
-        # diffusers' UNet blocks pass three arguments on to ours, and three facts travel beside the tokens [(b t v),...]:
+        # What our transformers must know beside their tokens goes through diffusers' UNet blocks like this:
         # - t is read off the shape of the context [b,t,k,d], a view of the picture's one embedding.
         # - v is read off the shape of the indicator [(b t),v]. Its zeros say that no frame is a still image.
         # - Azimuths [b,v] have no argument: they are set on the transformers, which hand them to row attention.

@@ -45,7 +45,7 @@ from nova3d.models.denoiser import (  # noqa: E402
 )
 from nova3d.models.svd import LoadReport, load_svd_parts  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
-from nova3d.tasks import TASKS, ConditionKind, Task  # noqa: E402
+from nova3d.tasks import CONDITIONS, TASKS, Task  # noqa: E402
 from nova3d.utils import hub, provenance, resources  # noqa: E402
 from nova3d.utils.files import read_json, write_json, write_text  # noqa: E402
 from nova3d.views import ViewSet  # noqa: E402
@@ -178,7 +178,8 @@ class Nova3DPipeline(DiffusionPipeline):
         image_encoder: gives the input picture's CLIP embedding; None where the UNet was trained without one.
         size: pixels of a side of the square views.
         camera_preset: the name of the cameras (`nova3d.cameras.preset`) that the UNet was trained on.
-        condition: what the UNet's condition latents show, "picture" or "inflated" (nova3d.models.denoiser).
+        condition: what the UNet's condition latents show, "picture" or "inflated" (nova3d.models.denoiser). It is a
+            plain `str`, because diffusers warns at every load about a `Literal` among these parameters.
         sigma_min: the lowest noise level above 0.
         sigma_max: the noise level that sampling starts from.
         rho: curvature of the Karras noise levels.
@@ -188,6 +189,9 @@ class Nova3DPipeline(DiffusionPipeline):
         guidance_high: the default of `guidance_scale`'s second value.
 
     The defaults are those of Stable Video Diffusion.
+
+    Raises:
+        InputError: for another `condition`.
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
@@ -205,7 +209,7 @@ class Nova3DPipeline(DiffusionPipeline):
         image_encoder: CLIPVisionModelWithProjection | None = None,
         size: int = 256,
         camera_preset: str = "ortho16",
-        condition: ConditionKind = "picture",
+        condition: str = "picture",
         sigma_min: float = 0.002,
         sigma_max: float = 700.0,
         rho: float = 7.0,
@@ -215,6 +219,8 @@ class Nova3DPipeline(DiffusionPipeline):
         guidance_high: float = 2.5,
     ):
         super().__init__()
+        if condition not in CONDITIONS:
+            raise InputError(f"condition must be one of {', '.join(CONDITIONS)}, got '{condition}'")
         self.register_modules(unet=unet, vae=vae, image_encoder=image_encoder)
         self.register_to_config(
             size=size,

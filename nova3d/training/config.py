@@ -48,7 +48,7 @@ class UNetConfig:
     norm_groups: int = 32
     """Groups of the group norms; they divide every width."""
     alignment: str = "gta"
-    """none, cross_domain, gta, gta_spatial or gta_temporal (nova3d.models.alignment)."""
+    """Which blocks have alignment units: none, cross_domain, gta, gta_spatial or gta_temporal (`ALIGNMENTS`)."""
     alignment_init: str = "copied"
     """How the attention of the alignment units starts: copied, random or wonder3d (nova3d.models.alignment)."""
     row_attention: bool = False

@@ -148,11 +148,11 @@ def draw(
     for index in indices:
         rng = generator(seed, step, index)
         u = torch.rand((), generator=rng)
-        drop_embeds_share = config.drop_both + config.drop_clip
+        p_embeds = config.drop_both + config.drop_clip  # probability of dropped embeddings
         rows.append(
             Draws(
-                drop_embeds=u < drop_embeds_share,
-                drop_latents=(u < config.drop_both) | ((u >= drop_embeds_share) & (u < drop_embeds_share + config.drop_latent)),
+                drop_embeds=u < p_embeds,
+                drop_latents=(u < config.drop_both) | ((u >= p_embeds) & (u < p_embeds + config.drop_latent)),
                 sigma=schedule.draw(step, 1, rng)[0],
                 noise_aug=(config.condition_mean + config.condition_std * torch.randn((), generator=rng)).exp(),
                 posterior=torch.randn(latent_shape, generator=rng),
@@ -176,25 +176,25 @@ def make_batch(items: list[Item], draws: Draws, encoder: LatentEncoder) -> Batch
     """
     device = torch.device(encoder.device)
 
-    def moved(tensor: Tensor) -> Tensor:
+    def move(tensor: Tensor) -> Tensor:
         return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
     moments = torch.stack([encoder.moments(item) for item in items])
     embeds = [item.embeds for item in items if item.embeds is not None]
     conditions = [item.condition for item in items if item.condition is not None]
     return Batch(
-        x0=sample_moments(moments, moved(draws.posterior), float(encoder.vae.config.scaling_factor)),
-        noise=moved(draws.noise),
-        sigma=moved(draws.sigma),
-        pictures=moved(torch.stack([item.picture for item in items])),
-        noise_aug=moved(draws.noise_aug),
-        picture_noise=moved(draws.picture_noise),
-        drop_embeds=moved(draws.drop_embeds),
-        drop_latents=moved(draws.drop_latents),
-        cameras=moved(torch.stack([item.cameras for item in items])),
+        x0=sample_moments(moments, move(draws.posterior), float(encoder.vae.config.scaling_factor)),
+        noise=move(draws.noise),
+        sigma=move(draws.sigma),
+        pictures=move(torch.stack([item.picture for item in items])),
+        noise_aug=move(draws.noise_aug),
+        picture_noise=move(draws.picture_noise),
+        drop_embeds=move(draws.drop_embeds),
+        drop_latents=move(draws.drop_latents),
+        cameras=move(torch.stack([item.cameras for item in items])),
         uids=tuple(item.uid for item in items),
-        embeds=moved(torch.stack(embeds)) if len(embeds) == len(items) else None,
-        condition=moved(torch.stack(conditions).float()) if len(conditions) == len(items) else None,
+        embeds=move(torch.stack(embeds)) if len(embeds) == len(items) else None,
+        condition=move(torch.stack(conditions).float()) if len(conditions) == len(items) else None,
     )
 
 

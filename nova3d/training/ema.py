@@ -84,13 +84,13 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: Decay, device: str | None = None):
         self.decay, self.updates = decay, 0
-        self.weights: dict[str, Tensor] = {k: _copied(v, device) for k, v in _trained(model)}
+        self.weights: dict[str, Tensor] = {k: _copy(v, device) for k, v in _trainable_parameters(model)}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Follow `model` by one step; raises KeyError where its weights' names changed."""
         self.updates += 1
-        pairs = [(_local(self.weights[name]), _local(value)) for name, value in _trained(model)]
+        pairs = [(_local(self.weights[name]), _local(value)) for name, value in _trainable_parameters(model)]
         averages = [average for average, _ in pairs]
         values = [value.to(average.device, torch.float32, non_blocking=True) for average, value in pairs]
         torch._foreach_lerp_(averages, values, 1 - self.decay(self.updates))
@@ -98,19 +98,19 @@ class EMA:
     def copy_to(self, model: nn.Module) -> None:
         """Write the averages into `model`."""
         with torch.no_grad():
-            for name, value in _trained(model):
+            for name, value in _trainable_parameters(model):
                 _local(value).copy_(_local(self.weights[name]))
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """`model` with the averages inside the block, and its own weights again after it."""
-        kept = {name: _copied(value, "cpu", value.dtype) for name, value in _trained(model)}
+        kept = {name: _copy(value, "cpu", value.dtype) for name, value in _trainable_parameters(model)}
         self.copy_to(model)
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, value in _trained(model):
+                for name, value in _trainable_parameters(model):
                     _local(value).copy_(_local(kept[name]))
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,12 +158,12 @@ def _local(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def _copied(value: Tensor, device: str | None, dtype: torch.dtype = torch.float32) -> Tensor:
+def _copy(value: Tensor, device: str | None, dtype: torch.dtype = torch.float32) -> Tensor:
     copy = value.detach().to(dtype).clone()
     return copy.to(device) if device else copy
 
 
-def _trained(model: nn.Module) -> list[tuple[str, Tensor]]:
+def _trainable_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, parameter.data) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 

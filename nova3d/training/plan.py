@@ -132,7 +132,7 @@ def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
         gradients=4 * trained,
         optimizer=trained * moment_bytes(optim.name),
         averages=averages,
-        frozen=_frozen(config),
+        frozen=_frozen_bytes(config),
         activations=allocations.peak,
         flops=3.0 * counter.get_total_flops() * config.batch_size * micro,
         micro_steps=micro,
@@ -180,7 +180,7 @@ def dry_run(config: TrainConfig, device: str, peak: float = 0.0) -> Iterator[str
     yield f"loss          {values.get('loss', float('nan')):>14.4f}"
 
 
-def _frozen(config: TrainConfig) -> int:
+def _frozen_bytes(config: TrainConfig) -> int:
     if not config.svd:
         return 0
     encoder_needed = not config.data.cache or bool(config.validate_every)
@@ -218,8 +218,8 @@ class _Allocations(TorchDispatchMode):
                 self._known.add(storage)
                 self.alive += storage.nbytes()
                 self.peak = max(self.peak, self.alive)
-                weakref.finalize(storage, self._freed, storage.nbytes())
+                weakref.finalize(storage, self._free, storage.nbytes())
         return result
 
-    def _freed(self, size: int) -> None:
+    def _free(self, size: int) -> None:
         self.alive -= size

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object, get_int_from_env
 from torch import Tensor
 
 from nova3d.errors import InputError
+from nova3d.tasks import TASKS
 from nova3d.training.checkpoint import load_checkpoint, save_checkpoint
 from nova3d.training.config import OptimConfig, TrainConfig
 from nova3d.training.data import Draws, Prefetcher, make_batch
@@ -31,7 +32,7 @@ RANK_VARIABLES = ["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RA
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """How a run ended.
 
     Attributes:
@@ -47,7 +48,7 @@ class Outcome:
 
 def train(
     config: TrainConfig, device: str, progress: Progress = silent, stop: Callable[[], bool] = lambda: False
-) -> Outcome:
+) -> TrainingResult:
     """Train to `config.steps`, resuming where `config.resume` says.
 
     Every draw is a function of (seed, step, index in the global batch), so a resumed run repeats the uninterrupted one.
@@ -71,7 +72,7 @@ def train(
         return training_loop(prepare(config, device), progress, stop)
 
 
-def training_loop(run: Run, progress: Progress = silent, stop: Callable[[], bool] = lambda: False) -> Outcome:
+def training_loop(run: Run, progress: Progress = silent, stop: Callable[[], bool] = lambda: False) -> TrainingResult:
     """The loop of `train`, for a run that is set up."""
     config, out, accelerator, main = run.config, run.out, run.accelerator, run.accelerator.is_main_process
     start = load_checkpoint(out, run.load_state, run.identity, config.resume, run.collectives)
@@ -113,9 +114,9 @@ def training_loop(run: Run, progress: Progress = silent, stop: Callable[[], bool
         accelerator.end_training()
     if done < config.steps:
         log.info("asked to stop: saved '%s'; the same command resumes from there", checkpoint)
-        return Outcome(False, done, checkpoint)
+        return TrainingResult(False, done, checkpoint)
     save_model(run, out / "model", done)
-    return Outcome(True, done, out / "model")
+    return TrainingResult(True, done, out / "model")
 
 
 def train_step(
@@ -160,9 +161,11 @@ def train_step(
     norms = gradient_norms(run.model, run.new_parameters)
     norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), config.optim.max_grad_norm)
     asked_to_stop = torch.tensor([float(stop())], device=accelerator.device)
-    per_task = torch.stack(micro_losses).mean(dim=(0, 1))
-    rgb, normal, stopping = accelerator.reduce(torch.cat([per_task, asked_to_stop]), "mean").tolist()
-    values = {"loss": (rgb + normal) / 2, "loss_rgb": rgb, "loss_normal": normal, "grad_norm": float(norm)}
+    task_means = torch.stack(micro_losses).mean(dim=(0, 1))
+    *per_task, stopping = accelerator.reduce(torch.cat([task_means, asked_to_stop]), "mean").tolist()
+    values = {"loss": sum(per_task) / len(per_task)}
+    values |= {f"loss_{task.name.lower()}": value for task, value in zip(TASKS, per_task, strict=True)}
+    values["grad_norm"] = float(norm)
 
     if reason := run.bad_steps.check(values["loss"], values["grad_norm"]):
         everyone = gather_object(uids)

@@ -63,7 +63,7 @@ class Validation:
         for weights, average in (("raw", None), ("ema", self.run.ema)):
             with sampling_pipeline(self.run, average) as pipeline:
                 means[weights] = self._score(pipeline, step, weights)
-            log.info("validation at step %d, %s weights: %s", step, weights, _rounded(means[weights]))
+            log.info("validation at step %d, %s weights: %s", step, weights, _round(means[weights]))
         if accelerator.is_main_process:
             lines = [{"step": step, "weights": weights, **values} for weights, values in means.items()]
             append_lines(self.run.out / VALIDATION, lines)
@@ -196,5 +196,5 @@ def _picture(path: Path, truth: ViewSet, result: ViewSet) -> None:
     images.save_image(path, images.grid(torch.cat(rows), len(shown)))
 
 
-def _rounded(values: dict[str, float]) -> dict[str, float]:
+def _round(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in values.items()}

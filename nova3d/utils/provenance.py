@@ -45,7 +45,7 @@ def record(stage: str, config: Any = None, **facts: Any) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "versions": {name: metadata.version(name) for name in _PACKAGES if _installed(name)},
+        "versions": {name: metadata.version(name) for name in _PACKAGES if _is_installed(name)},
         "config": without_folders(settings),
         "config_hash": hash_json(settings),
         **without_folders(facts),
@@ -154,7 +154,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         metadata.version(name)
     except metadata.PackageNotFoundError:

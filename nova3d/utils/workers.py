@@ -48,7 +48,7 @@ def in_parts(work: Work, workers: int, device: str, tell: Callable[[], None]) ->
             process.terminate()
             process.join()
     tell()
-    _raise_first([(process.exitcode, _received(pipe)) for process, pipe in processes])
+    _raise_first([(process.exitcode, _receive(pipe)) for process, pipe in processes])
 
 
 def _worker(work: Work, part: int, parts: int, device: str, pipe: Connection) -> None:
@@ -68,7 +68,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _received(pipe: Connection) -> str | None:
+def _receive(pipe: Connection) -> str | None:
     """What a finished worker sent: "" for done, the message of an InputError, None where it died before."""
     try:
         return str(pipe.recv())

@@ -1,5 +1,6 @@
 """What can be asked of the pipeline: forms of output, seeds, precision, offload, compilation; and what is refused."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,21 @@ def test_saving_and_loading_keeps_weights_in_the_dtype_asked_for(
     assert bool(torch.isfinite(loaded(red, **QUICK).views[0].rgb).all())
     up = Nova3DPipeline.load(tmp_path, variant=variant or "")  # float32, whatever is stored
     assert up.unet.dtype == torch.float32
+
+
+def test_an_unknown_condition_is_refused(pipeline: Nova3DPipeline) -> None:
+    with pytest.raises(InputError, match="condition must be one of picture, inflated, got 'inverted'"):
+        Nova3DPipeline(pipeline.unet, pipeline.vae, condition="inverted")
+
+
+def test_loading_logs_no_warning(
+    pipeline: Nova3DPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline.save_pretrained(tmp_path)
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    with caplog.at_level(logging.WARNING, "diffusers"):
+        Nova3DPipeline.from_pretrained(tmp_path)
+    assert [record.message for record in caplog.records] == []
 
 
 def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What ships: every YAML loads, the launchers' files are accelerate's, the paper's run has the paper's numbers."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from nova3d import config as configs
 from nova3d.errors import InputError
+from nova3d.models.alignment import ALIGNMENTS
 from nova3d.training.autoencoder import AutoencoderTrainConfig
 from nova3d.training.config import TrainConfig, check, micro_steps, preset_overrides
 from nova3d.training.loss import TrainingModule
@@ -110,6 +112,11 @@ def test_files_of_earlier_versions_with_empty_texts_and_zeros_are_read_as_unset(
 @pytest.mark.parametrize("schema", [TrainConfig, AutoencoderTrainConfig])
 def test_every_key_is_documented(schema: type) -> None:
     assert [key.name for key in configs.fields(schema) if not key.text] == []
+
+
+def test_the_text_of_the_alignment_names_every_arm() -> None:
+    text = {key.name: key.text for key in configs.fields(TrainConfig)}["model.alignment"]
+    assert [name for name in ALIGNMENTS if not re.search(rf"\b{name}\b", text)] == []
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AssetOutcome:
     """Where one planned object stands.
 
     Attributes:
@@ -119,7 +119,7 @@ class Outcome:
     row: dict[str, Any]
 
 
-def outcomes(out: Path, assets: Iterable[Asset], strikes: int) -> dict[str, Outcome]:
+def outcomes(out: Path, assets: Iterable[Asset], strikes: int) -> dict[str, AssetOutcome]:
     """Return every asset's outcome by uid; a failure is given up after `strikes` attempts."""
     latest: dict[str, dict[str, Any]] = {row["uid"]: row for row in read_rows(out)}
     tars = {path.stem for path in (out / "objects").glob("*/*.tar")}
@@ -128,11 +128,11 @@ def outcomes(out: Path, assets: Iterable[Asset], strikes: int) -> dict[str, Outc
         row = latest.get(asset.uid, {})
         state, attempts = row.get("state", "queued"), row.get("attempt", 0)
         if asset.uid in tars:
-            found[asset.uid] = Outcome("done", "", "", 0, row)
+            found[asset.uid] = AssetOutcome("done", "", "", 0, row)
         elif state == "refused" or (state == "failed" and attempts >= strikes):
-            found[asset.uid] = Outcome(state, row["reason"], row["message"], attempts, row)
+            found[asset.uid] = AssetOutcome(state, row["reason"], row["message"], attempts, row)
         else:
-            found[asset.uid] = Outcome("waiting", "", "", attempts if state == "failed" else 0, row)
+            found[asset.uid] = AssetOutcome("waiting", "", "", attempts if state == "failed" else 0, row)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from nova3d.data import duplicates
 from nova3d.data.jobs.config import RenderConfig, rig_digest
-from nova3d.data.jobs.journal import Outcome, object_path, outcomes, uid_hash
+from nova3d.data.jobs.journal import AssetOutcome, object_path, outcomes, uid_hash
 from nova3d.data.jobs.plan import Plan
 from nova3d.data.shards import INDEX, ShardWriter, read_object
 from nova3d.errors import InputError
@@ -92,7 +92,7 @@ def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress
         )
     digest = rig_digest(config.cameras())
     facts = {uid: _facts(out, uid, digest) for uid, outcome in found.items() if outcome.state == "done"}
-    never = Outcome("waiting", "", "", 0, {})
+    never = AssetOutcome("waiting", "", "", 0, {})
     rows = [_row(row, found.get(row["uid"], never), facts.get(row["uid"])) for row in plan.rows()]
     _mark_duplicates(rows, facts)
     rows.sort(key=lambda row: uid_hash(row["uid"]))
@@ -144,7 +144,7 @@ def _facts(out: Path, uid: str, digest: str) -> dict[str, Any]:
     return facts
 
 
-def _row(planned: dict[str, Any], outcome: Outcome, facts: dict[str, Any] | None) -> dict[str, Any]:
+def _row(planned: dict[str, Any], outcome: AssetOutcome, facts: dict[str, Any] | None) -> dict[str, Any]:
     """Return a manifest row: the object and its outcome, nothing of when, where and by which worker."""
     row = {"message": "", "shard": ""} | {key: value for key, value in planned.items() if key != "path"}
     row |= {key: facts[key] for key in _FROM_OBJECT} if facts else {"measures": {}, "tags": []}

@@ -81,12 +81,12 @@ def make_object(seed: int, number: int, kind: str | None = None) -> trimesh.Scen
         turn = rotation("y", float(rng.uniform(-0.8, 0.8)))
         pieces = [piece.moved(turn=turn) for piece in pieces]
     scene = trimesh.Scene()
-    for index, piece in enumerate(_placed(pieces)):
+    for index, piece in enumerate(_place(pieces)):
         scene.add_geometry(_mesh(piece), node_name=f"part{index}", geom_name=f"part{index}")
     return scene
 
 
-def _placed(pieces: list[Piece]) -> list[Piece]:
+def _place(pieces: list[Piece]) -> list[Piece]:
     """Pieces centred above the origin, on the ground, with a longest side of 1."""
     low = np.min([piece.surface.vertices.min(axis=0) for piece in pieces], axis=0)
     high = np.max([piece.surface.vertices.max(axis=0) for piece in pieces], axis=0)
@@ -145,7 +145,7 @@ def _around(
     return texture
 
 
-def _turned(
+def _turn(
     rng: Generator, corners: Sequence[tuple[float, ...]], side: tuple[int, int], radius: float, **shape: Unpack[Section]
 ) -> Piece:
     """A surface of revolution whose labels lie between two corners of its profile.
@@ -203,7 +203,7 @@ def can(rng: Generator) -> list[Piece]:
         (0.9 * r, 1),
         (0.86 * r, lid),
     ]
-    return [_turned(rng, [*corners, (0, lid)], (2, 3), 0.03, **_section(rng))]
+    return [_turn(rng, [*corners, (0, lid)], (2, 3), 0.03, **_section(rng))]
 
 
 def bottle(rng: Generator) -> list[Piece]:
@@ -214,7 +214,7 @@ def bottle(rng: Generator) -> list[Piece]:
     waist = float(rng.uniform(0.85, 1.1)) * r
     body = [(0, 0.0), (0.95 * r, 0), (r, 0.04), (waist, shoulder / 2), (r, shoulder), (neck, throat), (neck, 0.88)]
     shape = _section(rng)
-    pieces = [_turned(rng, [*body, (0, 0.88)], (2, 4), float(rng.uniform(0.04, 0.15)), **shape)]
+    pieces = [_turn(rng, [*body, (0, 0.88)], (2, 4), float(rng.uniform(0.04, 0.15)), **shape)]
     wide = neck * float(rng.uniform(1.1, 1.6))
     cap, _ = fillet([(0, 0.86), (wide, 0.86), (wide * float(rng.uniform(0.7, 1.0)), 1.0), (0, 1.0)], 0.02)
     pieces.append(_plain(rng, revolve(cap, 32, depth=shape.get("depth", 1.0)), make_palette(rng)))
@@ -234,7 +234,7 @@ def vase(rng: Generator) -> list[Piece]:
         corners += [(rim, top), (0.8 * rim, top - 0.25), (0.0, top - 0.3)]
     else:
         corners += [(0.0, top + float(rng.uniform(0, 0.15)))]
-    return [_turned(rng, corners, (3, 18), 0.02, **_section(rng))]
+    return [_turn(rng, corners, (3, 18), 0.02, **_section(rng))]
 
 
 def cup(rng: Generator) -> list[Piece]:
@@ -252,7 +252,7 @@ def cup(rng: Generator) -> list[Piece]:
         *map(tuple, np.maximum(inside, [0.02, 0]).tolist()),
         (0.0, floor),
     ]
-    pieces = [_turned(rng, corners, (2, 11), 0.02)]
+    pieces = [_turn(rng, corners, (2, 11), 0.02)]
     if rng.random() < 0.65 and height > 0.4:
         angle = float(rng.choice([0.0, 0.4, -0.4])) + np.pi / 2 * float(rng.choice([1, -1]))
         turns = [angle, angle + np.pi] if rng.random() < 0.2 else [angle]
@@ -307,7 +307,7 @@ def block(rng: Generator) -> list[Piece]:
     return [Piece(surface, texture).moved(scale=scale, turn=turn)]
 
 
-def _painted(rng: Generator, primitives: Sequence[Primitive], blend: float, palette: Palette) -> Piece:
+def _paint(rng: Generator, primitives: Sequence[Primitive], blend: float, palette: Palette) -> Piece:
     """A soft union whose parts are painted: each in a colour, some patterned, the front of the first one marked."""
     surface, part = soft_union(primitives, blend)
     vertices = surface.vertices
@@ -393,7 +393,7 @@ def figure(rng: Generator) -> list[Piece]:
     if rng.random() < 0.5:
         tail = centre + np.array([0, 0.1, -1.15]) * body
         parts.append(_primitive("ellipsoid", tail, (0.05, 0.06, 0.16), 2, rotation("x", float(rng.uniform(0.2, 1.2)))))
-    toy = _painted(rng, parts, float(rng.uniform(0.04, 0.14)), make_palette(rng))
+    toy = _paint(rng, parts, float(rng.uniform(0.04, 0.14)), make_palette(rng))
     pieces = [toy]
     size = head * float(rng.uniform(0.14, 0.26))
     ball = revolve(np.stack([np.sin(t := np.linspace(0, np.pi, 13)), -np.cos(t)], axis=1), 20)
@@ -425,7 +425,7 @@ def blob(rng: Generator) -> list[Piece]:
         hole = rng.uniform(0.06, 0.12)
         place = [float(rng.uniform(-0.1, 0.1)), float(rng.uniform(-0.1, 0.1)), 0]
         parts.append(_primitive("cylinder", place, (hole, 2.0, 0.02), 0, rotation("x", np.pi / 2), hole=True))
-    return [_painted(rng, parts, float(rng.uniform(0.03, 0.15)), make_palette(rng))]
+    return [_paint(rng, parts, float(rng.uniform(0.03, 0.15)), make_palette(rng))]
 
 
 def shoe(rng: Generator) -> list[Piece]:
@@ -442,7 +442,7 @@ def shoe(rng: Generator) -> list[Piece]:
     ]
     opening = (0, sole + 0.25 + tall, -0.26), (0.65 * wide, 0.12 + tall / 2, 0.65 * wide)
     parts.append(_primitive("ellipsoid", *opening, hole=True))
-    piece = _painted(rng, parts, 0.07, make_palette(rng))
+    piece = _paint(rng, parts, 0.07, make_palette(rng))
     return [piece.moved(turn=rotation("y", float(rng.choice([np.pi / 2, -np.pi / 2, 0.6, -0.6]))))]
 
 
@@ -512,7 +512,7 @@ def stack(rng: Generator) -> list[Piece]:
     pieces: list[Piece] = []
     height, wide = 0.0, 1.0
     for _ in range(int(rng.integers(2, 5))):
-        layer = _placed(makers[int(rng.integers(len(makers)))](rng))
+        layer = _place(makers[int(rng.integers(len(makers)))](rng))
         squash = rng.uniform(0.35, 0.9)
         wide *= float(rng.uniform(0.6, 1.0))
         placed = [piece.moved((0, 0, 0), wide * np.array([1, squash, 1])) for piece in layer]
@@ -531,7 +531,7 @@ def lamp(rng: Generator) -> list[Piece]:
     crown = shade * float(rng.uniform(0.2, 0.9))
     slope = on_curve([(shade, low), ((shade + crown) * 0.52, (low + 1) / 2), (crown, 1)], 10)
     hood = [(0.0, low), (0.95 * shade, low - 0.05), *map(tuple, slope.tolist()), (0.0, 1.0)]
-    pieces.append(_turned(rng, hood, (3, 11), 0.02, **_section(rng)))
+    pieces.append(_turn(rng, hood, (3, 11), 0.02, **_section(rng)))
     return pieces
 
 
@@ -552,7 +552,7 @@ def basket(rng: Generator) -> list[Piece]:
     foot, wall = r * float(rng.uniform(0.6, 1.0)), 0.03
     corners = [(0.0, 0.0), (foot, 0), (r, height), (r - wall, height), (foot - wall, 0.06), (0.0, 0.06)]
     shape = _section(rng)
-    pieces = [_turned(rng, corners, (1, 2), 0.02, **shape)]
+    pieces = [_turn(rng, corners, (1, 2), 0.02, **shape)]
     arc = np.linspace(0, np.pi, 24)
     rise = float(rng.uniform(0.3, 0.6))
     path = np.stack([(r - wall / 2) * np.cos(arc), 0.93 * height + rise * np.sin(arc), 0 * arc], axis=1)
@@ -567,7 +567,7 @@ def kettle(rng: Generator) -> list[Piece]:
     r, height = float(rng.uniform(0.28, 0.42)), float(rng.uniform(0.4, 0.7))
     side = on_curve([(0.75 * r, 0), (r, 0.4 * height), (0.55 * r, height)], 14)
     lid = [(0.2 * r, height + 0.08), (0.08 * r, height + 0.1), (0.14 * r, height + 0.16), (0.0, height + 0.18)]
-    pieces = [_turned(rng, [(0.0, 0.0), *map(tuple, side.tolist()), *lid], (2, 10), 0.02)]
+    pieces = [_turn(rng, [(0.0, 0.0), *map(tuple, side.tolist()), *lid], (2, 10), 0.02)]
     texture = _trim(rng, pieces[0])
     spout = on_curve([(0.8 * r, 0.3 * height), (1.25 * r, 0.5 * height), (1.6 * r, 0.95 * height)], 14)
     widths = np.linspace(0.1, 0.045, 14)
