@@ -62,7 +62,7 @@ def main() -> None:
         rows[name] = json.loads((folder / "row.json").read_text())
         print(name, *(f"{label} {rows[name][key]:.{digits}f}" for label, (key, digits) in COLUMNS.items()), flush=True)
     for number, part in enumerate(rows_of_sheet(names)):
-        images.save_image(options.out / f"sheet{number}.png", sheet([options.out / name for name in part]))
+        images.save_image(options.out / f"sheet{number}.png", sheet({options.out / name: found[name] for name in part}))
     text = table(rows)
     write_text(options.out / "table.md", text)
     print(text)
@@ -120,8 +120,8 @@ def rows_of_sheet(names: list[str], at_once: int = 10) -> Iterator[list[str]]:
         yield names[start : start + at_once]
 
 
-def sheet(folders: list[Path]) -> Any:
-    """[h,w,3] a row per output folder of `generate`: the picture, then its mesh from SIDES_DEG."""
+def sheet(pictures: dict[Path, Path]) -> Any:
+    """[h,w,3] a row per output folder of `generate`: its picture, then its mesh from SIDES_DEG."""
     import torch
 
     from nova3d import images
@@ -129,9 +129,8 @@ def sheet(folders: list[Path]) -> Any:
     from nova3d.data import render_object
 
     shown = []
-    for folder in folders:
-        sample = json.loads((folder / "record.json").read_text())["config"]["sample"]
-        picture = images.frame_object(images.read_rgba(sample["image"]), SHEET_PX, 1 / SHEET_SPAN)
+    for folder, file in pictures.items():
+        picture = images.frame_object(images.read_rgba(file), SHEET_PX, 1 / SHEET_SPAN)
         cameras = orbit(360 // 45, size=SHEET_PX, span=SHEET_SPAN)[[angle // 45 for angle in SIDES_DEG]]
         drawn = render_object(folder / "mesh.glb", cameras, supersample=2, light="flat", normalise=False)
         shaded = render_object(folder / "mesh.glb", cameras[[1]], supersample=2, normalise=False)

@@ -510,7 +510,7 @@ def notes(health: dict[str, Any], agreement: "InputAgreement | None") -> list[st
         return lines
     return [
         f"From the camera of the picture, the mesh's outline has an IoU of {agreement.input_iou:.2f} with the "
-        f"picture's, and its colours differ by {agreement.input_psnr:.1f} dB (PSNR on the object).",
+        f"picture's, and its colours a PSNR of {agreement.input_psnr:.1f} dB on the object.",
         *lines,
         *_texture_notes(health),
         "All views are at elevation 0: top and underside of the object are guesses of the reconstruction.",
