@@ -13,5 +13,5 @@ class Task(IntEnum):
 
 TASKS: tuple[Task, ...] = (Task.RGB, Task.NORMAL)
 
-ConditionKind = Literal["picture", "inflated"]  # of the UNet's condition latents, see nova3d.models.denoiser
+ConditionKind = Literal["picture", "inflated"]  # of the UNet's condition latents, see nova3d.models.conditioning
 CONDITIONS: tuple[ConditionKind, ...] = ("picture", "inflated")

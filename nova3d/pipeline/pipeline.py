@@ -36,7 +36,7 @@ from nova3d.errors import InputError, first_line  # noqa: E402
 from nova3d.inflate import inflated_views  # noqa: E402
 from nova3d.metrics import task_iou  # noqa: E402
 from nova3d.models.autoencoder import VideoAutoencoder, decode  # noqa: E402
-from nova3d.models.denoiser import (  # noqa: E402
+from nova3d.models.conditioning import (  # noqa: E402
     Conditioning,
     Denoiser,
     condition,
@@ -178,7 +178,7 @@ class Nova3DPipeline(DiffusionPipeline):
         image_encoder: gives the input picture's CLIP embedding; None where the UNet was trained without one.
         size: pixels of a side of the square views.
         camera_preset: the name of the cameras (`nova3d.cameras.preset`) that the UNet was trained on.
-        condition: what the UNet's condition latents show, "picture" or "inflated" (nova3d.models.denoiser). It is a
+        condition: what the UNet's condition latents show, "picture" or "inflated" (nova3d.models.conditioning). It is a
             plain `str`, because diffusers warns at every load about a `Literal` among these parameters.
         sigma_min: the lowest noise level above 0.
         sigma_max: the noise level that sampling starts from.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nova3d.data.shards import ShardReader, shard_hash
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder
-from nova3d.models.denoiser import inflated_guide
+from nova3d.models.conditioning import inflated_guide
 from nova3d.normals import rotate
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.checkpoint import load_checkpoint, read_states, save_checkpoint, write_states

@@ -83,7 +83,7 @@ class PipelineConfig:
     camera_preset: str = "ortho16"
     """The cameras of the views. It must be the rig of the shards."""
     condition: str = "picture"
-    """What the UNet's condition latents show: picture, or inflated (nova3d.models.denoiser)."""
+    """What the UNet's condition latents show: picture, or inflated (nova3d.models.conditioning)."""
     sigma_min: float = 0.002
     """The last noise level before zero."""
     sigma_max: float = 700.0

@@ -33,7 +33,7 @@ from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_moments
-from nova3d.models.denoiser import clip_pixels, inflated_guide
+from nova3d.models.conditioning import clip_pixels, inflated_guide
 from nova3d.tasks import TASKS
 from nova3d.transforms import cameras_to_transforms
 from nova3d.utils import provenance

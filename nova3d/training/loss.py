@@ -8,7 +8,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from nova3d.diffusion import edm
 from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
-from nova3d.models.denoiser import Conditioning, embed_picture, unet_input
+from nova3d.models.conditioning import Conditioning, embed_picture, unet_input
 from nova3d.models.unet import NovaUNet
 from nova3d.tasks import TASKS, Task
 from nova3d.training.data import Batch

@@ -8,7 +8,7 @@ from torch import nn
 
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder
-from nova3d.models.denoiser import clip_pixels, condition
+from nova3d.models.conditioning import clip_pixels, condition
 from nova3d.models.image_encoder import OpenClipImageEncoder, image_encoder_from_open_clip
 
 open_clip = pytest.importorskip("open_clip", reason="the extra nova3d[clip] is not installed")

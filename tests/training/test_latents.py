@@ -13,7 +13,7 @@ from nova3d.data.augment import UNCHANGED, Augmentation
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
-from nova3d.models.denoiser import inflated_guide
+from nova3d.models.conditioning import inflated_guide
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.config import DataConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig, noise_schedule

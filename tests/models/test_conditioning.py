@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nova3d.cameras import preset
-from nova3d.models.denoiser import (
+from nova3d.models.conditioning import (
     CLIP_MEAN,
     CLIP_STD,
     Conditioning,
