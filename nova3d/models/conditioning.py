@@ -1,4 +1,4 @@
-"""The denoiser D(x, sigma) of NovaUNet under its condition, what the UNet is told about the input picture.
+"""Conditioning: what the UNet is told about the input picture.
 
 The condition is SVD's: the picture's CLIP embedding and VAE latents. CLIP sees the clean picture. The mode of the VAE's
 posterior is used WITHOUT the scaling factor. Dropped conditions are zeros. Two kinds of latents are known:
@@ -11,7 +11,6 @@ posterior is used WITHOUT the scaling factor. Dropped conditions are zeros. Two 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,6 @@ from nova3d.cameras import Cameras
 from nova3d.diffusion import edm
 from nova3d.inflate import inflated_views
 from nova3d.models.autoencoder import encode_mode
-from nova3d.models.unet import NovaUNet
-from nova3d.tasks import TASKS
 
 # OpenAI CLIP's channel statistics, part of SVD's preprocessing.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -39,7 +36,7 @@ class Conditioning:
         image_embeds: [b,1,d], CLIP's embedding of the picture.
         latent: unscaled; [b,4,h,w], shared by all views and tasks, or [b,t,v,4,h,w].
         noise_aug: [b], deviation of the noise that was added to the picture's pixels.
-        guide: [b,t,v,4,H,W], what a guided decoder sees, or None.
+        guide: [b,t,v,4,H,W] guide pictures, a guided decoder's second input, or None.
     """
 
     image_embeds: Tensor
@@ -148,7 +145,8 @@ def condition_inflated(
     Args:
         image_encoder: None gives embeddings of zeros.
         vae: encodes the frames, one task at a time.
-        guide: [b,t,v,4,H,W], see `inflated_guide`. Its first three channels are encoded; a guided decoder sees it all.
+        guide: [b,t,v,4,H,W] guide pictures of `inflated_guide`. Their first three channels are encoded; a guided
+            decoder sees all four.
         width: d of the embeddings where there is no image encoder.
 
     Returns:
@@ -188,7 +186,7 @@ def unet_input(noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tens
 
 
 def inflated_guide(rgba: Tensor, cameras: Cameras, only: Sequence[int] | None = None) -> Tensor:
-    """What the condition `inflated` and a guided decoder see of one picture.
+    """The guide pictures of one picture, for the condition `inflated` and for a guided decoder.
 
     Args:
         rgba: [H,W,4] float in [0,1], straight alpha, as view 0's camera sees the object.
@@ -203,52 +201,3 @@ def inflated_guide(rgba: Tensor, cameras: Cameras, only: Sequence[int] | None = 
     mask = views.mask[..., None]
     layers = [torch.cat([views.rgb * 2 - 1, mask], dim=-1), torch.cat([views.normals, mask], dim=-1)]
     return torch.stack(layers).permute(0, 1, 4, 2, 3).contiguous()
-
-
-@dataclass(frozen=True)
-class Denoiser:
-    """cond: b objects. cameras [v,2]: azimuth relative to the input view and elevation, radians. scales [v]: guidance
-    of each view; where all are 1 the unconditional half is not computed."""
-
-    unet: NovaUNet
-    cond: Conditioning
-    cameras: Tensor
-    scales: Tensor
-
-    @cached_property
-    def guided(self) -> bool:
-        """Whether any view's scale asks for the unconditional half."""
-        return bool((self.scales != 1).any())
-
-    def __call__(self, x: Tensor, sigma: Tensor, batch: int = 0, sequential: bool = False) -> Tensor:
-        """The estimate of x0, float32 [b,t,v,4,h,w], of noisy latents x (the same shape) at the scalar level sigma.
-
-        batch: objects that go through the network together, 0 for all. sequential: the conditional and the
-        unconditional half one after the other. The two tasks of an object always go together: they talk. None of
-        this changes the result beyond rounding.
-        """
-        size = batch or len(x)
-        outputs = [
-            self._output(x[i : i + size], sigma, self.cond[i : i + size], sequential) for i in range(0, len(x), size)
-        ]
-        return edm.denoised(torch.cat(outputs), x, sigma)
-
-    def _output(self, x: Tensor, sigma: Tensor, cond: Conditioning, sequential: bool) -> Tensor:
-        if not self.guided:
-            return self._network(x, sigma, cond)
-        halves = [cond, cond.unconditional()]
-        if sequential:
-            conditional, unconditional = (self._network(x, sigma, half) for half in halves)
-        else:
-            together = self._network(x.repeat(2, *[1] * (x.dim() - 1)), sigma, Conditioning.cat(halves))
-            conditional, unconditional = together.chunk(2)
-        return edm.guide(conditional, unconditional, self.scales)
-
-    def _network(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        levels = sigma.expand(len(x))
-        noisy = unet_input(x, levels, cond).to(self.unet.dtype)
-        # The levels stay float32: in half precision c_noise of neighbouring steps would be the same number.
-        cameras = self.cameras.expand(len(x), -1, -1)
-        _, _, _, c_noise = edm.precondition(levels)
-        output = self.unet(noisy, c_noise, cond.image_embeds, cond.noise_aug, cameras, TASKS)
-        return output.sample.float()

@@ -38,11 +38,11 @@ from nova3d.metrics import task_iou  # noqa: E402
 from nova3d.models.autoencoder import VideoAutoencoder, decode  # noqa: E402
 from nova3d.models.conditioning import (  # noqa: E402
     Conditioning,
-    Denoiser,
     condition,
     condition_inflated,
     inflated_guide,
 )
+from nova3d.models.denoiser import Denoiser  # noqa: E402
 from nova3d.models.svd import LoadReport, load_svd_parts  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
 from nova3d.tasks import CONDITIONS, TASKS, Task  # noqa: E402

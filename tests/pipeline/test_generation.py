@@ -17,7 +17,7 @@ from nova3d.cameras import preset
 from nova3d.diffusion import view_scales
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
-from nova3d.models.conditioning import Denoiser
+from nova3d.models.denoiser import Denoiser
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.pipeline import outline_agreement, pixel_noise_generator, to_views
 from nova3d.tasks import TASKS, Task
