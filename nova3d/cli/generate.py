@@ -117,6 +117,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     from nova3d.fusion.export import check_output, maps_folder, write_maps
     from nova3d.generation import write_fusion_report
     from nova3d.utils import provenance
+    from nova3d.utils.files import locked, writable_folder
     from nova3d.views import load_detail
 
     out = check_output(options.out)
@@ -131,25 +132,26 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
         placement = moved @ placement
     device = common.pick_device(options.device)
     checkpoint = maps_folder(out) / "fit.pt"
-    if not options.resume:
-        checkpoint.unlink(missing_ok=True)
-    with common.progress_bar("fusing") as bar:
-        result = fuse(views, settings, device, bar, checkpoint, detail)
-    entry = provenance.record(
-        "fusion",
-        settings,
-        views=Path(options.views).absolute().name,
-        layout=loaded.layout,
-        placement=placement.matrix.tolist(),
-        seed=settings.optim.seed,
-        device=device,
-        timings=result.timings,
-        report=result.report,
-    )
-    result.save(out, entry)
-    folder = write_maps(out, result.cameras, result.conflict)
-    page = write_fusion_report(out, folder, views, result, entry)
-    provenance.write(folder, entry | {"history": result.history})
+    with locked(writable_folder(checkpoint.parent), "another reconstruction"):
+        if not options.resume:
+            checkpoint.unlink(missing_ok=True)
+        with common.progress_bar("fusing") as bar:
+            result = fuse(views, settings, device, bar, checkpoint, detail)
+        entry = provenance.record(
+            "fusion",
+            settings,
+            views=Path(options.views).absolute().name,
+            layout=loaded.layout,
+            placement=placement.matrix.tolist(),
+            seed=settings.optim.seed,
+            device=device,
+            timings=result.timings,
+            report=result.report,
+        )
+        result.save(out, entry)
+        folder = write_maps(out, result.cameras, result.conflict)
+        page = write_fusion_report(out, folder, views, result, entry)
+        provenance.write(folder, entry | {"history": result.history})
     report = result.report
     print(
         f"{report['faces']} faces, {report['components']} component(s), "
