@@ -34,12 +34,22 @@ _ALIGNED = 1e-3  # of a pose's entries
 
 
 def columns_are_rays(cameras: Cameras, trusted: int) -> bool:
-    """Whether the trusted camera looks along the world's z axis, upright and orthographic, at the world's origin."""
+    """Whether the trusted camera is orthographic with square pixels, and looks upright along the world's z axis.
+
+    Args:
+        cameras: v cameras.
+        trusted: index of the trusted view.
+
+    Returns:
+        Whether columns of a grid along z are rays of that camera.
+    """
     camera = cameras[trusted].to("cpu")
     centre = (camera.intrinsics[0, 2:] - torch.tensor([camera.width, camera.height]) / 2).abs().max()
     turned = (camera.c2w[0, :3, :3] - torch.eye(3)).abs().max()
     moved = camera.c2w[0, :2, 3].abs().max()
-    return camera.model == "orthographic" and float(max(turned, moved)) < _ALIGNED and float(centre) < 0.5
+    focal_x, focal_y = camera.intrinsics[0, :2].tolist()
+    aligned = float(max(turned, moved)) < _ALIGNED and float(centre) < 0.5 and abs(focal_x / focal_y - 1) < _ALIGNED
+    return camera.model == "orthographic" and aligned
 
 
 def prior_features(height: Tensor, depth: Tensor) -> Tensor:

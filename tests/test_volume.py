@@ -145,7 +145,8 @@ def test_the_log_odds_are_the_sum_of_the_votes() -> None:
 def test_other_rigs_are_told_apart() -> None:
     assert columns_are_rays(CAMERAS, 0) and not columns_are_rays(CAMERAS, 4)
     shifted = Cameras(CAMERAS.c2w, CAMERAS.intrinsics + torch.tensor([0, 0, 3.0, 0]), SIZE, SIZE)
-    for other in (orbit(16, 20.0, SIZE), orbit(16, size=SIZE, model="perspective"), shifted):
+    flat = Cameras(CAMERAS.c2w, CAMERAS.intrinsics * torch.tensor([1, 0.9, 1, 1]), SIZE, SIZE)
+    for other in (orbit(16, 20.0, SIZE), orbit(16, size=SIZE, model="perspective"), shifted, flat):
         assert not columns_are_rays(other, 0)
         with pytest.raises(ValueError, match="does not look along the world's z axis"):
             consistent_volume(random_masks(0), other, 0, torch.zeros(SIZE, SIZE), EVEN)

@@ -75,18 +75,19 @@ class Snapshot:
         for name, module in state.modules().items():
             module.load_state_dict(tensors[name])
 
-    def save(self, path: Path, config: FusionConfig, views: ViewSet | None) -> None:
+    def save(self, path: Path, config: FusionConfig, views: ViewSet | None, detail: ViewSet | None = None) -> None:
         """Write a file that `load` accepts for the same config and views.
 
         Args:
             path: the file.
             config: of the fit.
             views: of the fit; None: they are not checked when the file is loaded.
+            detail: of the fit.
 
         Raises:
             InputError: where it cannot be written.
         """
-        content = vars(self) | {"config": _config_key(config), "views": _fingerprint(views) if views else None}
+        content = vars(self) | {"config": _config_key(config), "views": _fingerprint(views, detail) if views else None}
         try:
             with replacing(path) as aside:
                 torch.save(content, aside)
@@ -94,12 +95,13 @@ class Snapshot:
             raise InputError(f"cannot save the fit to '{path}': {error.strerror or error}") from error
 
     @staticmethod
-    def load(path: Path, state: FusionState) -> bool:
+    def load(path: Path, state: FusionState, detail: ViewSet | None = None) -> bool:
         """Restore a state from a file where it is of this very run; otherwise log why it is not.
 
         Args:
             path: the file, which may be missing.
             state: a fit that has not begun.
+            detail: of the fit.
 
         Returns:
             Whether the state was restored.
@@ -114,7 +116,7 @@ class Snapshot:
             log.warning("'%s' cannot be read (%s): starting anew", path, first_line(error))
             return False
         other = "config" if config != _config_key(state.config) else ""
-        other = other or ("set of views" if views not in (None, _fingerprint(state.views)) else "")
+        other = other or ("set of views" if views not in (None, _fingerprint(state.views, detail)) else "")
         if other:
             log.warning("'%s' is of another %s: starting anew", path, other)
             return False
@@ -131,9 +133,10 @@ def _config_key(config: FusionConfig) -> str:
     return hash_json(kept)
 
 
-def _fingerprint(views: ViewSet) -> str:
+def _fingerprint(views: ViewSet, detail: ViewSet | None) -> str:
     digest = hashlib.sha256()
-    for tensor in (views.rgb, views.normals, views.mask, views.cameras.c2w, views.cameras.intrinsics):
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    digest.update(repr(views.trusted).encode())
+    for part in (views, detail) if detail else (views,):
+        for tensor in (part.rgb, part.normals, part.mask, part.cameras.c2w, part.cameras.intrinsics):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    digest.update(repr((views.trusted, views.calibration)).encode())
     return digest.hexdigest()

@@ -66,7 +66,7 @@ def fit(
     started = saved = time.perf_counter()
     state = initial_state(views, config, detail)
     config = state.config
-    if not (checkpoint and Snapshot.load(checkpoint, state)):
+    if not (checkpoint and Snapshot.load(checkpoint, state, detail)):
         fit_to_hull(state)
     snapshot, seconds_before, steps = Snapshot.of(state), state.seconds, config.optim.steps
     while state.step < steps and (done := _share_done(state, seconds)) < 1:
@@ -84,7 +84,7 @@ def fit(
         if state.step - snapshot.step >= _SNAPSHOT_EVERY:
             snapshot = Snapshot.of(state)
         if checkpoint and time.perf_counter() - saved > _SAVE_SECONDS:
-            Snapshot.of(state).save(checkpoint, config, state.views)
+            Snapshot.of(state).save(checkpoint, config, state.views, detail)
             saved = time.perf_counter()
         done = max(done, state.step / steps)
         left = state.seconds / max(done, 1e-6) * (1 - done)

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nova3d import images
+from nova3d.calibration import Calibration
 from nova3d.cameras import preset
 from nova3d.diffusion import view_scales
 from nova3d.errors import InputError
+from nova3d.inflate import inflated_views
 from nova3d.models import NovaUNet
 from nova3d.models.denoiser import Denoiser
 from nova3d.pipeline import Nova3DPipeline
@@ -112,6 +114,25 @@ def test_the_outlines_of_both_tasks_are_compared_before_one_cuts_the_other(
     assert len(found) == 2 and found[0].shape == (16,) and bool(((found[0] >= 0) & (found[0] <= 1)).all())
     assert torch.equal(found[0], pipeline(red, keep_input=True).task_iou[0])  # of what was drawn, not of what is kept
     assert pipeline(red, output_type="latent").task_iou is None
+
+
+def test_views_carry_the_model_s_calibration_and_the_normals_that_it_asks_for(
+    make_pipeline: Callable[..., Nova3DPipeline], red: Tensor, tmp_path: Path
+) -> None:
+    pipeline = make_pipeline()
+    plain = pipeline(red).views[0]
+    assert plain.calibration is None and plain.trusted == (True, *[False] * 15)
+    pipeline.calibration = Calibration((0.1,) * 8, (-0.1,) * 8, (0.0,) * 5, inflated_normals=1.0)
+    pipeline.save_pretrained(tmp_path)
+    again = Nova3DPipeline.from_pretrained(tmp_path)
+    assert again.calibration == pipeline.calibration
+    views = again(red).views[0]
+    assert views.calibration == pipeline.calibration
+    framed = images.frame_object(red, SIZE)
+    inflated = inflated_views(framed, views.cameras, only=[0]).normals[0]
+    torch.testing.assert_close(views.normals[0], inflated * (views.mask[0] > 0)[..., None])
+    torch.testing.assert_close(views.normals[1:], plain.normals[1:])
+    assert again(red, keep_input=False).views[0].trusted == (False,) * 16
 
 
 def test_keep_input_and_framed(pipeline: Nova3DPipeline, same: Same, red: Tensor) -> None:
