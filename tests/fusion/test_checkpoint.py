@@ -110,6 +110,10 @@ def turned(views):
     return replace(views, cameras=replace(views.cameras, c2w=c2w))
 
 
+def trusted(views):
+    return replace(views, trusted=(True, *[False] * (len(views) - 1)))
+
+
 @pytest.mark.parametrize(
     ("change", "spoil", "message"),
     [
@@ -117,6 +121,7 @@ def turned(views):
         ({"encoding": {"levels": 4}}, None, "is of another config: starting anew"),
         ({}, other_colour, "is of another set of views: starting anew"),
         ({}, turned, "is of another set of views: starting anew"),
+        ({}, trusted, "is of another set of views: starting anew"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_not_used(shapes, f_views, interrupted, caplog, change, spoil, message):
