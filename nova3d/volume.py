@@ -177,9 +177,9 @@ def consistent_volume(
             the one among `masks`.
 
     Returns:
-        solid: bool [n,n,n] (z, y, x) over [-radius, radius]^3. It covers the trusted outline's columns and no others,
-            and has as many parts as these.
-        known: [v,h,w] float32, 0 where a view contradicts the solid, otherwise 1; 1 everywhere in the trusted view.
+        The solid, bool [n,n,n] (z, y, x) over [-radius, radius]^3, which covers the trusted outline's columns and no
+        others, and has as many parts as these; and known, [v,h,w] float32, which is 0 where a view contradicts the
+        solid and 1 elsewhere, in the trusted view everywhere.
 
     Raises:
         ValueError: where the trusted camera does not look along the z axis.

@@ -29,6 +29,7 @@ _SLAB = 1 << 23  # nodes of one slab of marching cubes, which bounds its memory
 # strictly inside its edge, also in float32, and is identified by it. It moves by a five-hundredth of a step at most.
 _NEAR, _FAR = 2e-3, 16.0
 _NEW_SHARE = 0.3  # of a component's cells that no larger one covers, if it is to be kept
+_NEW_CELLS = 12  # at least: less is a crumb on the rim
 _FLAT = 1e-12  # world units^2: a face with less area has no direction
 
 
@@ -270,7 +271,7 @@ def _needed(cells: np.ndarray, component: np.ndarray, area: np.ndarray) -> np.nd
     for part in np.argsort(-area):
         own = np.unique(cells[component == part])
         new = np.setdiff1d(own, covered, assume_unique=True)
-        if len(new) > _NEW_SHARE * len(own):
+        if not needed.any() or len(new) > max(_NEW_SHARE * len(own), _NEW_CELLS):
             needed[part] = True
             covered = np.union1d(covered, own)
     return needed

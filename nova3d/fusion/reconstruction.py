@@ -132,7 +132,8 @@ def reconstruct(
             true = views[[state.trusted]] if detail is None else detail
             step = 2 * config.field.radius / config.extract.resolution
             outline = Outline.of(true.mask[0], true.cameras, step)
-            sdf = outline.bound(sdf, state.evaluate_grid(), state.hull, step)
+            cached = torch.minimum(state.evaluate_grid(), state.hull.distance + state.margin)  # as `bounded_sdf`
+            sdf = outline.bound(sdf, cached, state.hull, step)
             cells_at = outline.cells_at(step)
         solid = isosurface.extract_mesh(sdf, box, config.extract, config.field.radius, cells_at)
 

@@ -124,8 +124,14 @@ class FusionState:
 
     @torch.no_grad()
     def bounded_sdf(self, x: Tensor) -> Tensor:
-        """The SDF [n] at points x [n,3], kept positive beyond the hull's margin, where no surface may be."""
-        return torch.maximum(self.sdf.sdf(x), self.hull.signed_distance(x) - self.margin)
+        """The SDF [n] at points x [n,3], kept positive beyond the hull's margin, where no surface may be.
+
+        With a trusted outline it is also kept negative deeper than the margin in the consistent volume: what views
+        that contradict each other agree on there is not for one of them to carve away.
+        """
+        to_hull = self.hull.signed_distance(x)
+        bounded = torch.maximum(self.sdf.sdf(x), to_hull - self.margin)
+        return bounded if self.trusted is None else torch.minimum(bounded, to_hull + self.margin)
 
     @torch.no_grad()
     def surface_colours(self, x: Tensor) -> Tensor:
