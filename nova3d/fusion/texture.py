@@ -33,7 +33,11 @@ Fill = Callable[[Tensor], Tensor]
 
 _CHUNK = 1 << 16  # points at a time
 _FADE = 0.3  # world units over which the shift of the field's colours fades
-_FULL_COSINE = 0.35  # from which on a trusted view alone paints what it sees; below, it fades to `min_cos`
+_FULL_COSINE = 0.35  # from which on a trusted view alone paints what it sees; below, it fades out
+_GRAZING = 0.02  # least cosine at which a trusted view sees a point at all
+_SHARP_COSINE = 0.5  # from which on what a trusted view does not see takes its colours as they are
+_RIM = 0.04  # world units from the outline, within which colours count less in soft ones
+_BLUR = 0.02  # world units, standard deviation of soft colours
 _LEVELLED = 30_000  # points of the surface at which colours are compared
 _FILL = 0.6  # share of an atlas that its charts cover, about
 
@@ -58,13 +62,24 @@ class Projector:
 
 
 @dataclass(frozen=True)
+class TrustedProjector(Projector):
+    """Trusted views, which also colour what they do not see.
+
+    soft: [v,3,h,w] float32, the colours without rim and fine detail. A side that the view sees edge-on takes them, for
+    it would smear single pixels of the outline, which often have some of the background's colour.
+    """
+
+    soft: Tensor
+
+
+@dataclass(frozen=True)
 class Overpaint:
     """What trusted views paint over all other colours.
 
     trusted: their projectors, of one resolution each. levelling: of the other colours. size: of the texture.
     """
 
-    trusted: tuple[Projector, ...]
+    trusted: tuple[TrustedProjector, ...]
     levelling: Levelling
     size: int
 
@@ -137,7 +152,7 @@ def make_projector(
     return Projector(straight, trust, depth, pixel_size(cameras), cameras, config, belief)
 
 
-def trusted_projector(views: ViewSet, mesh: trimesh.Trimesh, config: TextureConfig) -> Projector:
+def trusted_projector(views: ViewSet, mesh: trimesh.Trimesh, config: TextureConfig) -> TrustedProjector:
     """Prepare trusted views, which paint over others, for colouring a mesh.
 
     `erode_px` counts their own pixels. Beyond the eroded mask, the nearest colour inside it goes on.
@@ -151,16 +166,31 @@ def trusted_projector(views: ViewSet, mesh: trimesh.Trimesh, config: TextureConf
         The projector.
     """
     colours, trust = _straight(views, max(1, round(config.erode_px)) if config.erode_px > 0 else 0)
-    for picture, weight in zip(colours, trust, strict=True):
+    pixel = pixel_size(views.cameras)
+    soft = colours.clone()
+    for picture, smooth, weight in zip(colours, soft, trust, strict=True):
         inside = weight[0].numpy() > 0.5
         if inside.any():
-            _, (row, column) = ndimage.distance_transform_edt(~inside, return_indices=True)
-            picture[:] = picture[:, row, column]
+            picture[:] = _continued(picture, inside)
+            smooth[:] = _softened(picture, inside, pixel)
     depth = depth_maps(mesh, views.cameras)[:, None]
-    plain = replace(config, power=1.0, top_views=None)
-    return Projector(
-        colours, trust, depth, pixel_size(views.cameras), views.cameras, plain, belief=torch.ones(len(views))
-    )
+    plain = replace(config, power=1.0, top_views=None, min_cos=_GRAZING)
+    return TrustedProjector(colours, trust, depth, pixel, views.cameras, plain, torch.ones(len(views)), soft)
+
+
+def _continued(picture: Tensor, inside: np.ndarray) -> Tensor:
+    """A picture [3,h,w] in which pixels that are not `inside` [h,w] have the colour of the nearest one that is."""
+    _, (row, column) = ndimage.distance_transform_edt(~inside, return_indices=True)
+    return picture[:, row, column]
+
+
+def _softened(picture: Tensor, inside: np.ndarray, pixel: float) -> Tensor:
+    """A picture [3,h,w] blurred over its `inside` [h,w], where pixels far from the outline count most."""
+    depth = ndimage.distance_transform_edt(inside).clip(max=_RIM / pixel) ** 2
+    total = ndimage.gaussian_filter(depth.astype(np.float32), _BLUR / pixel)
+    summed = [ndimage.gaussian_filter((c * depth).astype(np.float32), _BLUR / pixel) for c in picture.numpy()]
+    known = total > 1e-3 * float(total.max())
+    return _continued(torch.from_numpy(np.stack(summed) / np.maximum(total, 1e-12)), known)
 
 
 def _straight(views: ViewSet, erode: int) -> tuple[Tensor, Tensor]:
@@ -200,7 +230,9 @@ def blend_views(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tens
     return torch.cat(colours), torch.cat(weights), torch.cat(beliefs)
 
 
-def paint_trusted(points: Tensor, normals: Tensor, trusted: tuple[Projector, ...]) -> tuple[Tensor, Tensor]:
+def paint_trusted(
+    points: Tensor, normals: Tensor, trusted: tuple[TrustedProjector, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Colour surface points by trusted views, whether these see them or not.
 
     Args:
@@ -209,20 +241,36 @@ def paint_trusted(points: Tensor, normals: Tensor, trusted: tuple[Projector, ...
         trusted: one or more projectors of `trusted_projector`.
 
     Returns:
-        colours: [n,3] float32. Where no view sees the point, what the first view shows in front of it.
+        seen: [n,3] float32, the colours where the views see the points.
+        through: [n,3] float32, what the first view shows in front of a point or behind it, carried through the object;
+            `soft` on sides that it would see edge-on.
         share: [n] float32 in [0,1], how well the views see the point: 1 from a good angle, 0 where none sees it.
     """
-    colours, shares = [], []
+    seen_colours, through, shares = [], [], []
     for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True):
         seen = [project(p, n, views) for views in trusted]
         rgb, weight = torch.cat([rgb for rgb, _ in seen]), torch.cat([weight for _, weight in seen])
         total = weight.sum(dim=0)
         blended = (rgb * weight[..., None]).sum(dim=0) / total.clamp_min(1e-8)[:, None]
-        colours.append(torch.where(total[:, None] > 0, blended, rgb[0]))
-        least = trusted[0].config.min_cos
-        share = ((weight.amax(dim=0) - least) / max(_FULL_COSINE - least, 1e-6)).clamp(0, 1)
-        shares.append(share * share * (3 - 2 * share))
-    return torch.cat(colours), torch.cat(shares)
+        share = _smooth_step((weight.amax(dim=0) - _GRAZING) / (_FULL_COSINE - _GRAZING))
+        first = trusted[0].cameras[0]
+        edge_on = 1 - _smooth_step((_towards(p, first)[0] * n).sum(dim=-1).abs() / _SHARP_COSINE)
+        soft = _sampled(trusted[0].soft[:1], first.project(p)[0], first)[0]
+        seen_colours.append(blended)
+        through.append(torch.where(total[:, None] > 0, blended, torch.lerp(rgb[0], soft, edge_on[:, None])))
+        shares.append(share)
+    return torch.cat(seen_colours), torch.cat(through), torch.cat(shares)
+
+
+def _smooth_step(x: Tensor) -> Tensor:
+    x = x.clamp(0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def _sampled(pictures: Tensor, pixels: Tensor, cameras: Cameras) -> Tensor:
+    """[v,n,c] bilinear values of pictures [v,c,h,w] at pixels [v,n,2]; those beyond the border are the border's."""
+    grid = (pixels / pixels.new_tensor([cameras.width, cameras.height]) * 2 - 1)[:, None]
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)[:, :, 0].permute(0, 2, 1)
 
 
 def project(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, Tensor]:
@@ -241,7 +289,7 @@ def project(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, 
     pixels, depth = cameras.project(points)
     size = pixels.new_tensor([cameras.width, cameras.height])
     grid = (pixels / size * 2 - 1)[:, None]
-    rgb = F.grid_sample(views.colours, grid, padding_mode="border", align_corners=False)[:, :, 0].permute(0, 2, 1)
+    rgb = _sampled(views.colours, pixels, cameras)
     trust = F.grid_sample(views.trust, grid, padding_mode="zeros", align_corners=False)[:, 0, 0]
     surface = F.grid_sample(views.depth, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0, 0]
     cosine = (_towards(points, cameras) * normals[None]).sum(dim=-1)
@@ -275,7 +323,7 @@ def colour_points(points: Tensor, normals: Tensor, views: Projector, fill: Fill)
 
 
 def texture_mesh(
-    solid: trimesh.Trimesh, views: Projector, fill: Fill, trusted: tuple[Projector, ...] = ()
+    solid: trimesh.Trimesh, views: Projector, fill: Fill, trusted: tuple[TrustedProjector, ...] = ()
 ) -> tuple[trimesh.Trimesh, trimesh.Trimesh, dict[str, Any]]:
     """Colour a mesh as `TextureConfig` says.
 
@@ -299,7 +347,8 @@ def texture_mesh(
     if trusted:
         at = SurfacePoints.spread(solid, _LEVELLED)
         plain, _, _ = colour_points(at.points, at.normals, views, fill)
-        levelling = level(solid, at, plain, *paint_trusted(at.points, at.normals, trusted))
+        target, _, share = paint_trusted(at.points, at.normals, trusted)
+        levelling = level(solid, at, plain, target, share)
         over = Overpaint(trusted, levelling, texture_size(solid, trusted, config))
         levelled = levelling.apply(colours, levelling.offset)
         colours, shares = _painted_over(levelled, belief, weight > 0, *paint_trusted(vertices, unit, trusted))
@@ -314,26 +363,27 @@ def texture_mesh(
     return mesh, welded, {**shares, "atlas": atlas.kind}
 
 
-def texture_size(mesh: trimesh.Trimesh, trusted: tuple[Projector, ...], config: TextureConfig) -> int:
+def texture_size(mesh: trimesh.Trimesh, trusted: tuple[TrustedProjector, ...], config: TextureConfig) -> int:
     """Side of a texture whose texels are about as large as the trusted views' pixels, within the config's limits."""
     texel = min(views.tolerance for views in trusted)
     return int(np.clip(64 * round(np.sqrt(mesh.area / _FILL) / texel / 64), config.size, max(config.size, config.most)))
 
 
 def _painted_over(
-    colours: Tensor, belief: Tensor, seen: Tensor, picture: Tensor, share: Tensor
+    colours: Tensor, belief: Tensor, others: Tensor, seen: Tensor, through: Tensor, share: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """Colours [n,3] with the trusted `picture` [n,3] over them, and the shares of the report.
+    """Colours [n,3] with those of trusted views over them, and the shares of the report.
 
-    belief, share: [n] in [0,1]. seen: bool [n], whether another view sees the point.
+    belief: [n] in [0,1]. others: bool [n], whether another view sees the point. seen, through, share: of
+    `paint_trusted`.
     """
-    own = ((1 - share) * belief)[:, None]
+    hidden = torch.lerp(through, colours, belief[:, None])
     shares = {
-        "unseen_share": float((~seen & (share <= 0)).float().mean()),
+        "unseen_share": float((~others & (share <= 0)).float().mean()),
         "trusted_share": float(share.mean()),
         "mirrored_share": float(((1 - share) * (1 - belief)).mean()),
     }
-    return (own * colours + (1 - own) * picture).clamp(0, 1), shares
+    return torch.lerp(hidden, seen, share[:, None]).clamp(0, 1), shares
 
 
 def bake(
@@ -365,8 +415,8 @@ def bake(
             size = over.size
             ids, texels = texels_of(mesh, atlas, size)
             layers = images.interpolate(coarse, size, size).reshape(size * size, -1)[ids]
-        picture, share = paint_trusted(texels.points, texels.normals, over.trusted)
-        colours, shares = _painted_over(layers[:, :3], layers[:, 3], layers[:, 4] > 0.5, picture, share)
+        painted = paint_trusted(texels.points, texels.normals, over.trusted)
+        colours, shares = _painted_over(layers[:, :3], layers[:, 3], layers[:, 4] > 0.5, *painted)
     texture = spread_out(ids, colours.numpy(), size)
     return (texture * 255).round().clip(0, 255).astype(np.uint8), shares
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -218,6 +220,24 @@ def test_what_is_not_believed_takes_the_picture_s_own_colours(shapes, ball_views
     through = (found[0.0].rgb[8] - views.rgb[0].flip(1))[inside]
     assert float(-10 * torch.log10(through.square().mean())) > 30  # the back is the front's mirror image
     assert psnr(found[1.0][[8]], views[[8]]) > 40
+
+
+def test_a_side_seen_edge_on_does_not_smear_the_outline_s_pixels(shapes):
+    """A black box whose picture has a grey rim of three pixels: its sides are black."""
+    box = trimesh.creation.box((0.6, 0.8, 0.5)).subdivide_to_size(0.1)
+    black = export.coloured(box, np.full((len(box.vertices), 3), 0.05, np.float32))
+    views, detail = shapes.draw(black, orbit(16, size=64)), shapes.draw(black, orbit(16, size=256)[[0]])
+    rim = detail.mask - torch.nn.functional.max_pool2d(-detail.mask[:, None], 7, 1, 3)[:, 0].neg()
+    detail = replace(detail, rgb=detail.rgb + 0.5 * rim[..., None])
+    others = views[list(range(1, 16))]
+    config, belief = TextureConfig(size=256), torch.zeros(15)
+    seen_by = texture.make_projector(others, others.cameras, box, torch.zeros_like(others.mask), config, belief)
+    trusted = (texture.trusted_projector(detail, box, config),)
+    mesh = texture.texture_mesh(box, seen_by, lambda p: torch.full((len(p), 3), 0.5), trusted)[0]
+    side = shapes.draw(mesh, views.cameras[[4, 12]])
+    assert float(side.rgb[side.mask > 0.99].median()) < 0.15
+    front = shapes.draw(mesh, detail.cameras)
+    assert psnr(front, detail) > 25  # the rim is painted where the picture sees it
 
 
 def test_the_texture_grows_with_the_trusted_picture(ball_views):
