@@ -31,7 +31,7 @@ from nova3d.transforms import cameras_to_transforms
 SOFT_IOU, PSNR = 0.99, 30.0
 SIZE, VIEWS, ELEVATION, AZIMUTH = 256, 4, 15.0, 20.0  # a flat object is in no view edge-on
 # Samples per pixel and axis of nova3d, per pixel of Blender: few at first, more where the two differ.
-SAMPLING = ((2, 8), (4, 64))
+SAMPLING = ((2, 8), (8, 128))
 HOPELESS = 0.9  # soft IoU that more samples do not mend
 SURELY = 0.99  # coverage of a pixel that counts as the object's
 

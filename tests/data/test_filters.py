@@ -124,6 +124,12 @@ def test_surfaces_without_normals_are_transparent(rig: Cameras) -> None:
     assert Reason.TRANSPARENT in codes(holes, rig)
 
 
+def test_a_toon_outline_is_tagged_and_kept(rig: Cameras) -> None:
+    outlined = replace(ball(rig), facts=FACTS | {"inverted_hull": 0.5})
+    result = apply_filters(outlined, rig, FilterConfig())
+    assert result.tags == [Reason.INVERTED_HULL] and result.reject is None
+
+
 def test_magenta_is_a_missing_texture(rig: Cameras) -> None:
     good = ball(rig)
     rgba = good.rgba.clone()

@@ -31,6 +31,27 @@ def test_decimation_never_pinches_a_closed_mesh(faces):
     assert smaller.volume > 0.5 * mesh.volume
 
 
+def test_what_was_pinched_is_apart_when_vertices_are_welded_by_position():
+    smaller = decimate(struts(), 2000)
+    places, place = np.unique(np.asarray(smaller.vertices, np.float32), axis=0, return_inverse=True)
+    assert len(places) == len(smaller.vertices)
+    welded = trimesh.Trimesh(places, place.reshape(-1)[smaller.faces], process=False)
+    assert welded.is_watertight and welded.is_winding_consistent
+
+
+def test_health_welds_by_position():
+    box = trimesh.creation.box()
+    loose = trimesh.Trimesh(box.vertices[box.faces.reshape(-1)], np.arange(36).reshape(-1, 3), process=False)
+    assert health(loose)["watertight"] and health(loose)["boundary_edges"] == 0
+    touching = health(trimesh.Trimesh(*two_boxes("edge"), process=False))
+    assert touching["watertight"] and touching["non_manifold_edges"] == 1
+    opened = health(trimesh.Trimesh(loose.vertices, loose.faces[1:], process=False))
+    assert not opened["watertight"] and opened["boundary_edges"] == 3
+    turned = np.array(box.faces)
+    turned[0] = turned[0, ::-1]
+    assert not health(trimesh.Trimesh(box.vertices, turned, process=False))["watertight"]
+
+
 def test_a_ball_stays_a_ball():
     mesh = trimesh.creation.icosphere(subdivisions=5, radius=0.4)
     smaller = decimate(mesh, 1000)

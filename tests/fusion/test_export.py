@@ -1,5 +1,6 @@
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from nova3d.errors import InputError
 from nova3d.fusion import export, texture
 from nova3d.fusion.atlas import unwrap
 from nova3d.fusion.config import TextureConfig
+from nova3d.rendering.meshes import load_mesh
 
 
 @pytest.fixture
@@ -113,3 +115,61 @@ def test_obj_shows_its_texture_unchanged_in_any_viewer(quad, tmp_path):
     assert [float(v) for v in rows["Kd"].split()] == [1, 1, 1]  # viewers multiply it onto the map
     assert [float(v) for v in rows["Ks"].split()] == [0, 0, 0]
     assert rows["map_Kd"].strip() == "quad.png"
+
+
+def glb_tree(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    tree: dict[str, Any] = json.loads(data[20 : 20 + struct.unpack("<I", data[12:16])[0]])
+    return tree
+
+
+def test_glb_has_short_indices_targets_and_plain_names(quad, tmp_path):
+    tree = glb_tree(export.write(tmp_path / "a.glb", quad, quad, {}))
+    primitive = tree["meshes"][0]["primitives"][0]
+    indices = tree["accessors"][primitive["indices"]]
+    assert indices["componentType"] == 5123  # 16 bits
+    assert tree["bufferViews"][indices["bufferView"]]["target"] == 34963
+    for accessor in primitive["attributes"].values():
+        assert tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] == 34962
+    assert [tree[k][0]["name"] for k in ("nodes", "meshes", "materials")] == ["mesh", "mesh", "material"]
+    assert tree["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"] == {"index": 0}
+
+
+def test_indices_that_do_not_fit_have_32_bits(tmp_path):
+    ball = trimesh.creation.icosphere(subdivisions=7)
+    assert len(ball.vertices) > 65535
+    colours = np.ones((len(ball.vertices), 3))
+    mesh = export.coloured(ball, colours)
+    path = export.write(tmp_path / "a.glb", mesh, mesh)
+    tree = glb_tree(path)
+    assert tree["accessors"][tree["meshes"][0]["primitives"][0]["indices"]]["componentType"] == 5125
+    assert len(load_mesh(path).faces) == len(ball.faces)
+
+
+def test_extras_hold_no_path_and_no_command_line(quad, tmp_path):
+    record = {
+        "command": ["generate.py", "--image", "/home/me/secret/a.png"],
+        "image": "/home/me/secret/a.png",
+        "deep": [{"model": "C:\\Users\\me\\model", "note": "2/3 of it"}],
+    }
+    path = export.write(tmp_path / "a.glb", quad, quad, record)
+    kept = glb_tree(path)["asset"]["extras"]["nova3d"]
+    assert kept == {"image": "a.png", "deep": [{"model": "model", "note": "2/3 of it"}]}
+    assert b"secret" not in path.read_bytes() and b"Users" not in path.read_bytes()
+
+
+def test_obj_writes_a_position_once(tmp_path):
+    box = trimesh.creation.box()
+    corners = box.faces.reshape(-1)
+    uv = np.tile([[0.0, 0], [1, 0], [1, 1]], (12, 1))
+    faces = np.arange(36).reshape(-1, 3)
+    pixels = np.full((4, 4, 3), 200, np.uint8)
+    mesh = export.textured(box.vertices[corners], faces, uv, pixels, np.repeat(box.face_normals, 3, axis=0))
+    path = export.write(tmp_path / "a.obj", mesh, mesh)
+    lines = path.read_text().splitlines()
+    counts = {key: sum(line.startswith(f"{key} ") for line in lines) for key in ("v", "vt", "vn", "f")}
+    assert counts == {"v": 8, "vt": 3, "vn": 6, "f": 12}
+    read = load_mesh(path)
+    order = lambda t: t.reshape(12, 9)[np.lexsort(t.reshape(12, 9).T)]  # noqa: E731
+    np.testing.assert_allclose(order(read.vertices[read.faces].numpy()), order(box.vertices[box.faces]), atol=1e-6)
+    assert (read.textures[0] * 255).round().unique().tolist() == [200]

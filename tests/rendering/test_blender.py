@@ -141,6 +141,61 @@ def test_colours_of_flat_light_are_the_base_colours(
         assert (where[..., 3] == 1).all() and (where[..., :3] - expected).abs().max() < tolerance
 
 
+UV = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
+FOUR = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]]).repeat(8, 0).repeat(8, 1)
+SQUARE = np.array([[-0.5, -0.5, 0], [0.5, -0.5, 0], [0.5, 0.5, 0], [-0.5, 0.5, 0]])
+UNLIT: dict[str, Any] = {"extensions": {"KHR_materials_unlit": {}}}
+MOVED = {"KHR_texture_transform": {"offset": [0.3, 0.1], "rotation": 0.4, "scale": [1.5, 0.7]}}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "info", "uv", "material"),
+    [
+        ({}, {}, UV, {}),
+        ({"wrapS": 33071, "wrapT": 33648}, {}, UV * 3 - 1, {}),
+        ({"wrapS": 33648, "wrapT": 10497}, {}, UV * 3 - 1, {}),
+        ({"magFilter": 9728}, {"extensions": MOVED}, UV, {}),
+        ({}, {"texCoord": 1}, UV, {}),
+        ({}, {}, UV, {"alphaMode": "MASK", "alphaCutoff": 0.6}),
+    ],
+    ids=["plain", "clamp and mirror", "mirror and repeat", "transform", "second set", "mask"],
+)
+def test_the_picture_is_that_of_the_raster_engine(
+    blender: BlenderEngine, tmp_path: Path, gltf: Callable[[], Any], sampler: Any, info: Any, uv: Any, material: Any
+) -> None:
+    file = gltf()
+    texture = file.texture(FOUR)
+    file.json["textures"][texture]["sampler"] = file.add("samplers", sampler)
+    surface = file.material((1, 0.8, 0.9, 1), texture, **UNLIT, **material)
+    file.json["materials"][surface]["pbrMetallicRoughness"]["baseColorTexture"] |= info
+    colours = [[1, 1, 1, 0.3], [0.5, 1, 1, 0.9], [1, 1, 0.5, 0.9], [1, 1, 1, 0.3]]
+    attributes = {"TEXCOORD_0": uv, "TEXCOORD_1": 1 - UV, "COLOR_0": colours, "NORMAL": [[0, 0, 1]] * 4}
+    file.node(mesh=file.mesh(SQUARE, [0, 1, 2, 0, 2, 3], surface, **attributes))
+    path, rig = file.save(tmp_path / "a.gltf"), cameras.orbit(1, size=48)
+    ours, reference = draw(blender, path, rig), draw(make_engine(EngineConfig(light="flat", supersample=4)), path, rig)
+    assert (ours.rgba[..., 3] - reference.rgba[..., 3]).abs().mean() < 0.01
+    both = (ours.rgba[..., 3] > 0.99) & (reference.rgba[..., 3] > 0.99)
+    assert both.float().mean() > 0.1
+    # A repeating texture mixes with its other side at its edges in Blender alone: a few pixels differ.
+    apart = (ours.rgba - reference.rgba)[both].abs().amax(dim=-1)
+    assert apart.median() < 0.02 and (apart > 0.1).float().mean() < 0.25
+    assert ours.facts["textures"] == reference.facts["textures"] == 1
+
+
+def test_an_outline_is_drawn_from_its_front_alone(
+    blender: BlenderEngine, tmp_path: Path, gltf: Callable[[], Any]
+) -> None:
+    file = gltf()
+    ball = trimesh.creation.icosphere(2, 0.5)
+    red, black = (file.material((*c, 1), doubleSided=False, **UNLIT) for c in ((1, 0, 0), (0, 0, 0)))
+    file.node(mesh=file.mesh(ball.vertices * 0.95, ball.faces, red))
+    file.node(mesh=file.mesh(ball.vertices, ball.faces[:, ::-1], black))
+    path, rig = file.save(tmp_path / "a.gltf"), cameras.orbit(1, size=48)
+    ours, reference = draw(blender, path, rig), draw(make_engine(EngineConfig(light="flat", supersample=4)), path, rig)
+    assert ours.rgba[0, 24, 24].tolist() == pytest.approx([1, 0, 0, 1], abs=0.01)
+    assert (ours.rgba - reference.rgba).abs().mean() < 0.01
+
+
 def test_vertex_colours_without_a_material_are_drawn(blender: BlenderEngine, lopsided_file: Path) -> None:
     ours, reference = draw(blender, lopsided_file), draw(make_engine(EngineConfig(light="flat")), lopsided_file)
     both = (ours.rgba[..., 3] == 1) & (reference.rgba[..., 3] == 1)
