@@ -62,7 +62,9 @@ class _Reader:
     def parts(self) -> list[Part]:
         """The triangles of the default scene, placed, in the order of its nodes."""
         shapes: dict[Any, list[_Shape]] = {}
-        parts = []
+        # A shape that is used often is placed at once: sixty thousand nodes may name one mesh.
+        parts: list[Part] = []
+        places: dict[int, tuple[Part, list[Floats]]] = {}
         for index in self._visible():
             node = self.nodes[index]
             if "mesh" not in node:
@@ -72,10 +74,14 @@ class _Reader:
             if key not in shapes:
                 shapes[key] = list(self._shapes(self.document.entry("meshes", node["mesh"]), weights))
             for shape in shapes[key]:
-                for part in self._placed(shape, index):
-                    self._count(len(part.faces))
-                    parts.append(part)
-        return parts
+                if "skin" in node and shape.joints is not None and shape.weights is not None:
+                    self._count(len(shape.part.faces))
+                    parts.append(self._skinned(shape, self.document.entry("skins", node["skin"])))
+                    continue
+                matrices = self._matrices(index)
+                self._count(len(shape.part.faces) * len(matrices))
+                places.setdefault(id(shape.part), (shape.part, []))[1].extend(matrices)
+        return [_placed(part, np.stack(matrices)) for part, matrices in places.values()] + parts
 
     def _count(self, triangles: int) -> None:
         self.triangles += triangles
@@ -135,7 +141,8 @@ class _Reader:
             listed = [k for k in range(len(self.nodes)) if k not in self.parent]
         for index in listed:
             self.document.entry("nodes", index)
-        roots = [k for k in dict.fromkeys(listed) if not self._below(k, set(listed))]
+        named = set(listed)
+        roots = [k for k in dict.fromkeys(listed) if not self._below(k, named)]
         stack = roots[::-1]
         while stack:
             index = stack.pop()
@@ -262,17 +269,12 @@ class _Reader:
 
     # Placing
 
-    def _placed(self, shape: _Shape, index: int) -> Iterator[Part]:
-        node = self.nodes[index]
-        if "skin" in node and shape.joints is not None and shape.weights is not None:
-            yield self._skinned(shape, self.document.entry("skins", node["skin"]))
-            return
-        instances = node.get("extensions", {}).get("EXT_mesh_gpu_instancing")
+    def _matrices(self, index: int) -> list[Floats]:
+        """The transforms of a node's mesh to the world: its own, or one for each of its instances."""
+        instances = self.nodes[index].get("extensions", {}).get("EXT_mesh_gpu_instancing")
         if instances is None:
-            yield _moved(shape.part, self.world[index])
-            return
-        for local in self._instances(instances.get("attributes", {})):
-            yield _moved(shape.part, self.world[index] @ local)
+            return [self.world[index]]
+        return [self.world[index] @ local for local in self._instances(instances.get("attributes", {}))]
 
     def _instances(self, attributes: dict[str, Any]) -> Floats:
         """The transforms [n,4,4] of EXT_mesh_gpu_instancing."""
@@ -333,14 +335,28 @@ def _faces(corners: NDArray[np.int64], mode: int, count: int) -> NDArray[np.int6
     return faces[~bridges]
 
 
-def _moved(part: Part, matrix: Floats) -> Part:
-    """A part under an affine transform; a mirror keeps the faces turned outwards."""
-    if np.array_equal(matrix, np.eye(4)):
+def _placed(part: Part, matrices: Floats) -> Part:
+    """A part at each of the affine transforms [k,4,4]; a mirror keeps the faces turned outwards."""
+    if len(matrices) == 1 and np.array_equal(matrices[0], np.eye(4)):
         return part
-    linear = matrix[:3, :3]
-    normals = None if part.normals is None else part.normals @ _cofactors(linear[None])[0].T
-    faces = part.faces if np.linalg.det(linear) >= 0 else part.faces[:, ::-1]
-    return replace(part, positions=part.positions @ linear.T + matrix[:3, 3], faces=faces, normals=normals)
+    count, size = len(matrices), len(part.positions)
+    linear = matrices[:, :3, :3]
+    positions = part.positions @ linear.transpose(0, 2, 1) + matrices[:, None, :3, 3]
+    normals = None
+    if part.normals is not None:
+        normals = (part.normals @ _cofactors(linear).transpose(0, 2, 1)).reshape(-1, 3)
+    faces = np.tile(part.faces, (count, 1, 1))
+    mirrored = np.linalg.det(linear) < 0
+    faces[mirrored] = faces[mirrored][:, :, ::-1]
+    faces += size * np.arange(count)[:, None, None]
+    return replace(
+        part,
+        positions=positions.reshape(-1, 3),
+        faces=faces.reshape(-1, 3),
+        normals=normals,
+        uv=None if part.uv is None else np.tile(part.uv, (count, 1)),
+        colours=None if part.colours is None else np.tile(part.colours, (count, 1)),
+    )
 
 
 def _cofactors(linear: Floats) -> Floats:
