@@ -299,7 +299,7 @@ def test_numbers_switches_and_lists_are_read_from_their_text() -> None:
         ("pair=[1,x]", r"pair\[1\]: 'x' is not of the type int"),
         ("names=x", "names: 'x' is not of the type list"),
         ("colour=red", "unknown key 'colour'; the keys here are out, title, names"),
-        ("siz=3", "did you mean 'size'"),
+        ("outt=3", "did you mean 'out'"),
     ],
 )
 def test_a_value_of_another_type_is_named_and_only_a_near_key_is_suggested(override: str, message: str) -> None:
