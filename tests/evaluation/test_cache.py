@@ -116,5 +116,5 @@ def test_several_processes_give_the_same(folders):
 
 def test_a_bad_reference_ends_the_run(folders):
     (folders[0] / "a.ply").write_text("no mesh")
-    with pytest.raises(InputError, match=r"a\.ply' cannot be read as a mesh"):
+    with pytest.raises(InputError, match=r"a\.ply' cannot be read: it is not a PLY file"):
         run(folders)

@@ -177,7 +177,7 @@ def test_a_failed_object_scores_as_if_nothing_had_been_returned_and_is_named(fol
     assert table.rows["hat"]["f_score_0.02"] < 0.01 and table.rows["hat"]["iou16_flood"] < 0.01
     assert table.rows["hat"]["cd_l2_area500"] > table.rows["cup"]["cd_l2_area500"]
     assert list(table.failures) == ["hat"]
-    assert "000.png" in table.failures["hat"] and "no surface" in table.failures["hat"]
+    assert "000.png" in table.failures["hat"] and "has no extent" in table.failures["hat"]
     with pytest.raises(InputError, match=r"000.png"):
         score(predictions, references, QUICK)
 
