@@ -38,11 +38,11 @@ MOST_ELEVATION_ERROR_DEG = 5.0
 _DETAIL_PX = 1024  # of the object's longest side, at most, in the picture that fusion gets
 
 _CUTOUT_WORDS = {
-    "alpha": "by the picture's own transparency",
-    "plain": "of its background of one colour",
-    "model": "by a network (U-2-Net)",
-    "mask": "by the mask that was given",
-    "none": "not at all",
+    "alpha": "cut out by the picture's own transparency",
+    "plain": "cut out of its background of one colour",
+    "model": "cut out by a network (U-2-Net)",
+    "mask": "cut out by the mask that was given",
+    "none": "not cut out",
 }
 
 
@@ -530,7 +530,7 @@ def picture_notes(cut: images.CutOut, elevation_deg: float, cameras: Cameras) ->
     """
     own = math.degrees(float(cameras.azimuth_elevation()[0, 1]))
     facts = [
-        f"The object was cut out {_CUTOUT_WORDS[cut.method]}; views/mask.png is the mask.",
+        f"The object was {_CUTOUT_WORDS[cut.method]}; views/mask.png is the mask.",
         f"The picture is taken as orthographic and from {own:.0f} degrees above the object. In a photograph, near "
         "parts are larger.",
     ]

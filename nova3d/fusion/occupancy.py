@@ -12,8 +12,8 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.fusion.config import HullConfig
-from nova3d.fusion.rays import MASK_LEVEL, trilinear
-from nova3d.hull import carve, dilate
+from nova3d.fusion.rays import trilinear
+from nova3d.hull import MASK_LEVEL, carve, dilate
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)

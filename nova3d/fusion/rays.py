@@ -15,12 +15,12 @@ from torch import Tensor
 
 from nova3d.errors import InputError
 from nova3d.fusion.config import SamplingConfig
+from nova3d.hull import MASK_LEVEL, dilate
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
 BACKENDS = ("torch", "nerfacc")
-MASK_LEVEL = 0.5  # coverage above which a pixel shows the object
 
 
 class RayBatch(NamedTuple):
@@ -52,7 +52,7 @@ class PixelSampler:
         origins, directions = views.cameras.rays()
         ring = max(1, round(config.ring_px * h / 256))
         foreground = views.mask > MASK_LEVEL
-        near = F.max_pool2d((views.mask > 0.02).float()[:, None], 2 * ring + 1, 1, ring)[:, 0] > 0
+        near = dilate((views.mask > 0.02).float(), ring) > 0
         near &= foreground.flatten(1).any(dim=1)[:, None, None]
         if known is not None:  # pixels that say nothing are never drawn
             near &= known > 0

@@ -25,6 +25,7 @@ from nova3d.fusion.atlas import Atlas, unwrap
 from nova3d.fusion.config import TextureConfig
 from nova3d.fusion.levelling import Levelling, SurfacePoints, level
 from nova3d.fusion.occupancy import pixel_size
+from nova3d.hull import dilate
 from nova3d.rendering.raster import barycentric, nearest_faces
 from nova3d.views import ViewSet
 
@@ -199,7 +200,7 @@ def _straight(views: ViewSet, erode: int) -> tuple[Tensor, Tensor]:
     mask = views.mask[:, None]
     # Undo the composite on white where a pixel shows enough of the object.
     straight = (views.rgb.permute(0, 3, 1, 2) - (1 - mask)) / mask.clamp_min(0.1)
-    solid = -F.max_pool2d(-mask, 2 * erode + 1, 1, erode)
+    solid = -dilate(-views.mask, erode)[:, None]
     return straight.clamp(0, 1), solid.clamp(0, 1) ** 2
 
 
