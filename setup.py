@@ -8,5 +8,9 @@ RESOURCES = {"nova3d.configs": "configs", "nova3d.assets": "assets"}
 setup(
     packages=[*find_namespace_packages(include=["nova3d*"]), *RESOURCES],
     package_dir=RESOURCES,
-    package_data={package: ["**/*"] for package in RESOURCES} | {"nova3d.report": ["*.css", "*.js", "vendor/*"]},
+    package_data={
+        **{package: ["**/*"] for package in RESOURCES},
+        "nova3d": ["py.typed"],
+        "nova3d.report": ["*.css", "*.js", "vendor/*"],
+    },
 )

@@ -5,6 +5,7 @@
 
 import importlib
 import sys
+from pathlib import Path
 
 from nova3d.cli import common
 
@@ -35,7 +36,7 @@ def main(verb: str | None = None) -> None:
     """
     if verb is None:
         parser = common.parser("NOVA3D: one picture to 16 views and a textured mesh.", "python -m nova3d sample --help")
-        parser.prog = "python -m nova3d"
+        parser.prog = "python -m nova3d" if Path(sys.argv[0]).name == "__main__.py" else "nova3d"
         parser.add_argument("verb", choices=VERBS, metavar="VERB", help=", ".join(VERBS))
         verb = str(parser.parse_args(sys.argv[1:2]).verb)
         sys.argv = [f"{parser.prog} {verb}", *sys.argv[2:]]  # the first is the name in usage lines

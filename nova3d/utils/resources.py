@@ -35,9 +35,10 @@ def find(name: str | Path, kind: Kind, stage: str = "") -> Path:
     """The path of something shipped, by name, or of the user's own, by path.
 
     Args:
-        name: a shipped name ("nova3d-el0"; a config with its stage: "fusion/cpu"), or a path. A shipped name wins over
-            a file of the working directory; "./cpu" is always a path. A path below `configs/` or `assets/` that does
-            not exist in the working directory is looked up among what is shipped.
+        name: a shipped name, or a path. A shipped name wins over a file of the working directory; "./cpu" is always a
+            path. A path below `configs/` or `assets/` that does not exist in the working directory is looked up among
+            what is shipped. A config's name has its stage ("fusion/cpu"); the bare name is enough where only one stage
+            has it. The bundled model "nova3d-mini" is also called "mini".
         kind: "config", "protocol", "model" (a folder in diffusers' layout) or "asset" (any file or folder; by path
             only).
         stage: the folder of `configs/` in which a config's name is looked up first: "fusion" makes "cpu" enough.
@@ -60,10 +61,15 @@ def locate(name: str | Path, kind: Kind, stage: str = "") -> Path | None:
     """As `find`, with None where nothing is found, for names that may also be a hub id."""
     text = str(name)
     folder = root() / _FOLDERS[kind]
-    if kind != "asset" and text in names(kind, stage):
-        return folder / text if kind == "model" else folder / stage / f"{text}.yaml"
-    if kind == "config" and stage and text in names(kind):
-        return folder / f"{text}.yaml"
+    if kind == "model" and (shipped := {text, f"nova3d-{text}"} & set(names(kind))):
+        return folder / shipped.pop()
+    if kind in ("config", "protocol") and text in names(kind, stage):
+        return folder / stage / f"{text}.yaml"
+    if kind == "config":
+        every = names(kind)
+        same = [text] if text in every else [each for each in every if not stage and each.partition("/")[2] == text]
+        if len(same) == 1:
+            return folder / f"{same[0]}.yaml"
     for path in (Path(name), root() / name):
         if path.is_dir() if kind == "model" else path.is_file() or (kind == "asset" and path.is_dir()):
             return path

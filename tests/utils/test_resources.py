@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
         ("fusion/cpu", "config", "sample", "configs/fusion/cpu.yaml"),
         ("configs/fusion/cpu.yaml", "config", "fusion", "configs/fusion/cpu.yaml"),
         ("nova3d-el0", "protocol", "", "configs/eval/nova3d-el0.yaml"),
+        ("cpu", "config", "", "configs/fusion/cpu.yaml"),
         ("nova3d-mini", "model", "", "assets/nova3d-mini"),
+        ("mini", "model", "", "assets/nova3d-mini"),
         ("assets/nova3d-mini", "model", "", "assets/nova3d-mini"),
         ("assets/objects", "asset", "", "assets/objects"),
         ("assets/images/owl.png", "asset", "", "assets/images/owl.png"),
@@ -52,6 +54,8 @@ def test_a_path_of_the_users_own_is_taken_as_it_is(tmp_path: Path, monkeypatch: 
 def test_what_is_nowhere_is_refused_with_the_shipped_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"config 'cpv' is neither a file nor one of cpu, draft, gpu, paper$"):
         find("cpv", "config", "fusion")
+    with pytest.raises(InputError, match="config 'mini' is neither a file nor one of ablation/attention, "):
+        find("mini", "config")  # several stages have one
     with pytest.raises(InputError, match=r"model 'nova3d-maxi' is neither a folder nor one of nova3d-mini$"):
         find("nova3d-maxi", "model")
     monkeypatch.chdir(ROOT.parent)
@@ -63,35 +67,71 @@ def test_what_is_nowhere_is_refused_with_the_shipped_names(tmp_path: Path, monke
     assert "published" not in names("protocol")
 
 
-def test_an_installed_package_has_them_too(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built without a network and installed without dependencies: the folder to put first on the path."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source, wheels, target = folder / "source", folder / "wheels", folder / "target"
     source.mkdir()
     for name in ("nova3d", "configs", "assets"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    flags = ["-q", "--no-deps", "--no-build-isolation", "--no-index", "--no-compile", "--disable-pip-version-check"]
-    subprocess.run([sys.executable, "-m", "pip", "install", *flags, "--target", target, source], check=True)
-    asked = [["cpu", "config", "fusion"], ["mini", "protocol", ""], ["nova3d-mini", "model", ""]]
-    program = (
-        "import json, sys; sys.path.insert(0, sys.argv[1]); from nova3d.utils import resources\n"
-        "print(json.dumps([str(resources.find(*names)) for names in json.loads(sys.argv[2])]))"
-    )
-    command = [sys.executable, "-c", program, str(target), json.dumps(asked)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    found = [Path(path).relative_to(target) for path in json.loads(done.stdout)]
-    assert found == [
-        Path("nova3d/configs/fusion/cpu.yaml"),
-        Path("nova3d/configs/eval/mini.yaml"),
-        Path("nova3d/assets/nova3d-mini"),
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    alone = ["--no-deps", "--no-index"]
+    subprocess.run([*pip, "wheel", *alone, "--no-build-isolation", "--wheel-dir", wheels, source], check=True)
+    (wheel,) = wheels.iterdir()
+    assert wheel.stat().st_size < 60e6
+    subprocess.run([*pip, "install", *alone, "--no-compile", "--target", target, wheel], check=True)
+    return target
+
+
+def run_installed(target: Path, folder: Path, *command: str | Path) -> str:
+    """What a command prints in `folder`, with the installed package first on the path."""
+    environment = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_installed_package_has_everything_and_finds_it_by_name(installed: Path, tmp_path: Path) -> None:
+    asked = [
+        ["cpu", "config"],
+        ["cpu", "config", "fusion"],
+        ["mini", "protocol"],
+        ["mini", "model"],
+        ["assets/images/horse.png", "asset"],
     ]
-    environment = os.environ | {"PYTHONPATH": str(target)}
-    command = [sys.executable, "-m", "nova3d", "doctor", "--model", "nova3d-mini"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert f"{target / 'nova3d/assets/nova3d-mini'}: found, checksums fit" in done.stdout
-    inside = {path.relative_to(target / "nova3d") for path in (target / "nova3d").rglob("*") if path.is_file()}
+    program = (
+        "import json, sys, nova3d; from nova3d.utils import resources\n"
+        "print(json.dumps([nova3d.__file__, *(str(resources.find(*names)) for names in json.loads(sys.argv[1]))]))"
+    )
+    paths = json.loads(run_installed(installed, tmp_path, sys.executable, "-c", program, json.dumps(asked)))
+    assert [Path(path).relative_to(installed / "nova3d").as_posix() for path in paths] == [
+        "__init__.py",
+        "configs/fusion/cpu.yaml",
+        "configs/fusion/cpu.yaml",
+        "configs/eval/mini.yaml",
+        "assets/nova3d-mini",
+        "assets/images/horse.png",
+    ]
+    inside = {path.relative_to(installed / "nova3d") for path in (installed / "nova3d").rglob("*") if path.is_file()}
     for folder in ("configs", "assets"):
         shipped = {path.relative_to(root()) for path in (root() / folder).rglob("*") if path.is_file()}
         assert shipped <= inside
     code = {path.relative_to(ROOT / "nova3d") for path in (ROOT / "nova3d").rglob("*.py")}
     assert code <= inside
+    assert Path("py.typed") in inside
+
+
+def test_an_installed_package_runs_in_any_folder(installed: Path, tmp_path: Path) -> None:
+    command = installed / "bin" / "nova3d"
+    assert run_installed(installed, tmp_path, command, "generate", "--help").startswith("usage: nova3d generate ")
+    shown = run_installed(installed, tmp_path, command, "doctor", "--model", "mini")
+    assert f"{installed / 'nova3d/assets/nova3d-mini'}: found, checksums fit" in shown
+    program = (
+        "from nova3d import Nova3DPipeline; from nova3d.generation import default_config\n"
+        "pipeline = Nova3DPipeline.load(default_config().sample.model)\n"
+        "print(pipeline.config.steps, sum(p.numel() for p in pipeline.unet.parameters()) > 1e6)"
+    )
+    assert run_installed(installed, tmp_path, sys.executable, "-c", program).split() == ["3", "True"]
