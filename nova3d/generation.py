@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,6 +159,7 @@ def generate(
     device: str = "cpu",
     progress: Progress | None = None,
     pipeline: "Nova3DPipeline | None" = None,
+    on_views: Callable[[ViewSet], None] | None = None,
 ) -> Generated:
     """One picture to views, normal maps, a textured mesh and a report, as `scripts/generate.py` makes them.
 
@@ -168,6 +170,7 @@ def generate(
         device: where the networks and the fusion run.
         progress: called as (done, total, stage) while it samples and fuses.
         pipeline: the loaded model, for many pictures in a row. None: it is loaded as `config.sample` says.
+        on_views: called with the views as soon as they are sampled, before they are fused.
 
     Returns:
         The paths of what was written: `out`/views, `out`/mesh.glb, `out`/report.html, `out`/record.json,
@@ -182,7 +185,7 @@ def generate(
     sampling = replace(config.sample, image=str(image or config.sample.image), out=str(folder / "views"))
     config = replace(config, out=str(folder), sample=sampling)
     with locked(folder, "another generation"), filling(folder, stale=("turntable.*",)) as aside:
-        made = _generate_into(aside, config, device, progress, pipeline)
+        made = _generate_into(aside, config, device, progress, pipeline, on_views)
     return made.moved(folder)
 
 
@@ -192,6 +195,7 @@ def _generate_into(
     device: str,
     progress: Progress | None,
     pipeline: "Nova3DPipeline | None",
+    on_views: Callable[[ViewSet], None] | None,
 ) -> Generated:
     """What `generate` does, in a folder that is not yet the user's."""
     from nova3d.evaluation.input_view import input_agreement
@@ -207,6 +211,8 @@ def _generate_into(
     view_folder = folder / "views"
     views, detail, cut = _sample_into(view_folder, sampling, device, progress, pipeline)
     timings["views"] = time.perf_counter() - started
+    if on_views:
+        on_views(views)
 
     result = reconstruct(views, config.fusion, device, progress, detail=detail)
     timings |= {f"fusion: {name}": seconds for name, seconds in result.timings.items()}
