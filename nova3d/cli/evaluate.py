@@ -23,7 +23,9 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument(
         "--predictions", type=Path, nargs="+", required=True, help="folder of predicted objects; several are seeds"
     )
-    arguments.add_argument("--references", type=Path, required=True, help="folder of reference objects")
+    arguments.add_argument(
+        "--references", type=Path, required=True, help="folder of reference objects; views are drawn from meshes alone"
+    )
     arguments.add_argument("--out", type=Path, required=True, help="folder for scores.md, .tex, .csv and .json")
     arguments.add_argument(
         "--workers", type=int, default=1, help="processes that share the objects; on cuda each has a GPU of its own"

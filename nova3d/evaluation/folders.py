@@ -23,6 +23,8 @@ class ObjectFolder:
     be of the protocol's rig."""
     assume: layouts.Assume = field(default_factory=layouts.Assume)
     """What that layout does not say."""
+    names: tuple[str, ...] = ()
+    """The objects that count; empty means all that there are."""
 
     @staticmethod
     def open(path: str | Path, role: str, layout: str = "auto", assume: layouts.Assume | None = None) -> "ObjectFolder":
@@ -33,7 +35,8 @@ class ObjectFolder:
 
     def objects(self, kinds: tuple[str, ...], rules: ViewRules) -> list[str]:
         """The names, sorted, of all objects with something of `kinds`."""
-        names = {path.name if path.is_dir() else path.stem for path in self.root.iterdir() if _is_object(path)}
+        found = {path.name if path.is_dir() else path.stem for path in self.root.iterdir() if _is_object(path)}
+        names = found.intersection(self.names) if self.names else found
         return sorted(name for name in names if any(self.holds(name, kind, rules) for kind in kinds))
 
     def holds(self, name: str, kind: str, rules: ViewRules) -> bool:

@@ -18,6 +18,7 @@ from nova3d.evaluation.cache import PREDICTION, REFERENCES, ObjectScores, ScoreC
 from nova3d.evaluation.folders import ObjectFolder, common_kinds
 from nova3d.evaluation.mesh_scores import MeshScorer
 from nova3d.evaluation.protocols import Protocol
+from nova3d.evaluation.references import with_views
 from nova3d.evaluation.tables import Rows, Table
 from nova3d.evaluation.view_scores import Networks, TextureScorer, ViewScorer
 from nova3d.metrics.registry import with_companions
@@ -50,7 +51,8 @@ def score(
 
     Args:
         predictions: one folder, or one per seed of the same method.
-        references: folder of the reference objects.
+        references: folder of the reference objects. Where the protocol scores views and the folder holds meshes
+            alone, true views are drawn from them into `cache` (`nova3d.evaluation.references`).
         protocol: what is scored and how; None is `Protocol()`, which is configs/eval/nova3d-el0.yaml.
         layout: of the predicted views (`nova3d.layouts`); the references' is told by their files.
         assume: what that layout does not say.
@@ -109,11 +111,19 @@ def score_methods(
     Raises:
         InputError: as `score` does.
     """
-    runs = {run: folder for of_method in methods.values() for run, folder in of_method.items()}
-    evaluation = Evaluation.match(runs, references, protocol or Protocol(), layout, assume)
-    networks = Networks.load(evaluation.image_metrics, weights or {}, device if workers == 1 else "cpu")
+    protocol = protocol or Protocol()
+    given = ObjectFolder.open(references, "references")
+    runs = {
+        run: ObjectFolder.open(folder, "predictions", layout, assume)
+        for of_method in methods.values()
+        for run, folder in of_method.items()
+    }
     with tempfile.TemporaryDirectory() as temporary:
-        kept = evaluation.cache(Path(cache or temporary), networks)
+        folder = Path(cache or temporary)
+        refs, made = with_views(given, list(runs.values()), protocol, folder, workers, progress or silent)
+        evaluation = Evaluation.match(runs, refs, protocol, made)
+        networks = Networks.load(evaluation.image_metrics, weights or {}, device if workers == 1 else "cpu")
+        kept = evaluation.cache(folder, networks)
         kept.remove_stale()
         _fill(evaluation, kept, networks, str(device), workers, weights or {}, progress or silent)
         scores = {run: {name: kept.read(run, name) for name in evaluation.objects} for run in (REFERENCES, *runs)}
@@ -132,24 +142,18 @@ class Evaluation:
     kinds: tuple[str, ...]
     """What is scored (protocols.KINDS)."""
     notes: Mapping[str, str]
-    """Facts on what is not scored, for the table."""
+    """Facts for the table: references that were drawn here, and what is not scored."""
 
     @staticmethod
     def match(
-        runs: Mapping[str, str | Path],
-        references: str | Path,
-        protocol: Protocol,
-        layout: str = "auto",
-        assume: layouts.Assume | None = None,
+        runs: Mapping[str, ObjectFolder], refs: ObjectFolder, protocol: Protocol, facts: Mapping[str, str]
     ) -> "Evaluation":
         """Match folders; raises InputError that names what is missing or does not go together."""
-        refs = ObjectFolder.open(references, "references")
-        folders = {run: ObjectFolder.open(path, "predictions", layout, assume) for run, path in runs.items()}
-        if len({folder.root.resolve() for folder in folders.values()}) != len(folders) or not folders:
+        if len({folder.root.resolve() for folder in runs.values()}) != len(runs) or not runs:
             raise InputError("give one predictions folder, or several different ones, one per seed")
         objects = sorted(protocol.objects) or refs.objects(protocol.kinds, protocol.views)
-        kinds, notes = _kinds(list(folders.values()), refs, objects, protocol)
-        return Evaluation(protocol, refs, folders, tuple(objects), kinds, notes)
+        kinds, notes = _kinds(list(runs.values()), refs, objects, protocol)
+        return Evaluation(protocol, refs, runs, tuple(objects), kinds, {**facts, **notes})
 
     @property
     def image_metrics(self) -> tuple[str, ...]:

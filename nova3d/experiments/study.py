@@ -23,18 +23,16 @@ import torch
 
 from nova3d import config as configs
 from nova3d.cameras import Cameras, preset
-from nova3d.data import render_object
 from nova3d.data.shards import INDEX, ShardReader
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table, score_methods
+from nova3d.evaluation.references import write_reference
 from nova3d.evaluation.tables import Rows, hardware
 from nova3d.evaluation.view_scores import scored_views
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.generation import SampleConfig, generate_views, load_pipeline, model_hashes
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.rendering.glb import glb_bytes
-from nova3d.rendering.mesh_files import MESH_SUFFIXES, read_scene
-from nova3d.rendering.meshes import assemble
+from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, read_json, replacing, write_json
 from nova3d.utils.progress import Progress
@@ -171,7 +169,7 @@ def make(study: Study, part: int, parts: int, device: str, tell: Callable[[], No
         if not study.settled("references", name):
             with replacing(study.references / name) as folder:
                 folder.mkdir()
-                write_reference(study.source, name, rig, folder)
+                _write_truth(study.source, name, rig, folder)
             tell()
     for generator in study.generators:
         stage, pipeline = f"views/{generator.folder}", None
@@ -190,7 +188,7 @@ def make(study: Study, part: int, parts: int, device: str, tell: Callable[[], No
             tell()
 
 
-def write_reference(source: Path, name: str, rig: Cameras, folder: Path) -> None:
+def _write_truth(source: Path, name: str, rig: Cameras, folder: Path) -> None:
     """An object's true views and, where the source has one, its mesh in their frame."""
     if (source / INDEX).is_file():
         reader = ShardReader(source)
@@ -201,12 +199,7 @@ def write_reference(source: Path, name: str, rig: Cameras, folder: Path) -> None
         reader.views([sample["uid"] for sample in reader.samples].index(name)).save(folder)
         return
     path = next(source / f"{name}{suffix}" for suffix in MESH_SUFFIXES if (source / f"{name}{suffix}").is_file())
-    render_object(path, rig).save(folder)
-    parts = read_scene(path).parts
-    scale, centre = assemble(parts).normalisation()
-    placed = [replace(part, positions=(part.positions - centre.numpy()) * scale) for part in parts]
-    with replacing(folder / "mesh.glb") as aside:
-        aside.write_bytes(glb_bytes(placed))
+    write_reference(path, rig, folder)
 
 
 # Raise it when the same model and settings give other views. 2: straight alpha, and noise by seed and object.
