@@ -10,15 +10,17 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_args
 
-from torch import Tensor
-
-from nova3d.cameras import Cameras
 from nova3d.config import Sentinel
 from nova3d.errors import InputError
 from nova3d.rendering.file_access import LIMITS, Limits
-from nova3d.rendering.meshes import Mesh
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nova3d.cameras import Cameras
+    from nova3d.rendering.meshes import Mesh
 
 # Name: "module:factory". Modules are imported when an engine is made, so that no engine needs another's packages.
 ENGINES = {
@@ -79,14 +81,14 @@ class Rendered:
         mesh: the mesh as `load_mesh` read it, before scaling; None where the engine reads files in another way.
     """
 
-    rgba: Tensor
-    normals: Tensor
-    depth: Tensor
+    rgba: "Tensor"
+    normals: "Tensor"
+    depth: "Tensor"
     facts: dict[str, Any] = field(default_factory=dict)
-    mesh: Mesh | None = None
+    mesh: "Mesh | None" = None
 
 
-def mesh_facts(mesh: Mesh) -> dict[str, Any]:
+def mesh_facts(mesh: "Mesh") -> dict[str, Any]:
     """The facts that every engine reports of a mesh, JSON values.
 
     Args:
@@ -116,7 +118,7 @@ class Engine(Protocol):
         """Return name, version, device and the settings that change pixels, for the JSON of every object."""
         ...
 
-    def render(self, path: Path, cameras: Cameras, on_view: ViewCallback, /) -> Rendered:
+    def render(self, path: Path, cameras: "Cameras", on_view: ViewCallback, /) -> Rendered:
         """Render one mesh file.
 
         Args:
