@@ -3,8 +3,9 @@
 The names below load their modules on first use, so that configs, `--help` and errors stay fast.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nova3d.utils import lazy
 
 if TYPE_CHECKING:
     from nova3d.cameras import Cameras as Cameras
@@ -17,15 +18,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "Cameras": "nova3d.cameras",
-    "Nova3DPipeline": "nova3d.pipeline",
-    "NovaUNet": "nova3d.models.unet",
-    "ViewSet": "nova3d.views",
-    "generate": "nova3d.generation",
-    "reconstruct": "nova3d.fusion",
-    "render_object": "nova3d.data",
-}
 __all__ = [
     "Cameras",
     "Nova3DPipeline",
@@ -36,13 +28,15 @@ __all__ = [
     "reconstruct",
     "render_object",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'nova3d' has no attribute '{name}'")
-    return getattr(importlib.import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy.exports(
+    __name__,
+    {
+        "cameras": ["Cameras"],
+        "data": ["render_object"],
+        "fusion": ["reconstruct"],
+        "generation": ["generate"],
+        "models.unet": ["NovaUNet"],
+        "pipeline": ["Nova3DPipeline"],
+        "views": ["ViewSet"],
+    },
+)

@@ -6,7 +6,7 @@ the vertical is not here: any rendered view may be the input view (MultiViewData
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,36 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nova3d.cameras import Cameras
+from nova3d.data.config import AugmentConfig
 from nova3d.errors import InputError
 from nova3d.views import ViewSet
 
 STREAM = 2  # of the random numbers; MultiViewDataset.address uses 0 and 1
 SAME_POSE = 1e-4
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-
-
-@dataclass
-class AugmentConfig:
-    """What may change; the defaults change nothing."""
-
-    mirror: float = 0.0
-    """Share of the samples that are mirrored, left to right."""
-    scale: list[float] = field(default_factory=lambda: [1.0, 1.0])
-    """Least and greatest factor of the size."""
-    hue_deg: float = 0.0
-    """The colour circle turns by up to so many degrees, either way."""
-    saturation: float = 0.0
-    """Saturation is multiplied by a factor between 1 - x and 1 + x."""
-    brightness: float = 0.0
-    """Brightness is multiplied by a factor between 1 - x and 1 + x."""
-    light: float = 0.0
-    """A directional light from a random side multiplies the brightness by 1 + light where a surface faces it, by
-    1 - light where it faces away."""
-
-    @property
-    def active(self) -> bool:
-        """Whether any sample can come out changed."""
-        return self != AugmentConfig()
 
 
 @dataclass(frozen=True)

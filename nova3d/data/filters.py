@@ -7,7 +7,7 @@ cannot be judged from pictures alone. Wonder3D dropped a tenth of its objects fo
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nova3d.cameras import Cameras
+from nova3d.data.config import FilterConfig
 from nova3d.errors import InputError
 from nova3d.images import srgb_to_linear
 from nova3d.rendering.engine import Rendered
@@ -24,53 +25,6 @@ _MAX_PIXELS = 1 << 15  # pixels that colour and normals are judged on; more does
 _GRAZING = 0.25  # cosine to the view below which a depth gradient says little
 _STEP = 0.25  # pixels; a larger second difference of the depth is an edge, not a surface
 _MIN_PIXELS = 200  # pixels; a lattice of bars has too few to be judged by
-
-
-@dataclass
-class FilterConfig:
-    """Thresholds. A measure on the wrong side of its threshold tags the object; the codes in `reject` refuse it."""
-
-    empty_view: float = 0.0005
-    """A view with less coverage shows nothing (0.0005: 33 pixels of 256x256)."""
-    empty_views: float = 0.25
-    """blank_render above this share of such views; a card seen edge-on (2 of 16) is thin instead."""
-    darkness: float = 2 / 255
-    """blank_render where no pixel of any view is brighter (sRGB); below 2/255 a picture is a silhouette."""
-    border: float = 0.004
-    """clipped where a view's outermost pixels are covered by more than this share (0.004: 4 of 1020 pixels)."""
-    coverage: float = 0.02
-    """tiny_coverage below this mean share of the picture, as when a stray speck shrinks the object."""
-    thin: float = 0.05
-    """thin below this ratio of the smallest view's area to the largest's."""
-    opacity: float = 0.8
-    """transparent below this mean opacity of the surface."""
-    mask_agreement: float = 0.95
-    """transparent where a smaller share of the colour mask's pixels have a normal."""
-    overexposed: float = 0.05
-    """emissive above this share of covered pixels clipped at white."""
-    colour_spread: float = 0.02
-    """untextured below this relative deviation of the colours from a uniform matt surface under any light."""
-    magenta: float = 0.01
-    """missing_texture above this share of pure magenta, Blender's colour of a missing picture."""
-    normals_angle_deg: float = 75.0
-    """The largest angle between a normal and the depth's normal at which they agree. Smooth shading of coarse meshes is
-    up to 50 degrees off, pixels that mix two faces up to 70, a flipped face 180."""
-    normals_agree: float = 0.9
-    """normals_disagree where a smaller share of the pixels agree."""
-    inverted_hull: float = 0.0
-    """inverted_hull above this share of faces that are a toon outline: a shell turned inside out around the object."""
-    reject: list[str] = field(
-        default_factory=lambda: [
-            "blank_render",
-            "clipped",
-            "tiny_coverage",
-            "thin",
-            "transparent",
-            "missing_texture",
-            "normals_disagree",
-        ]
-    )
-    """The codes that refuse an object; the others only tag it."""
 
 
 @dataclass(frozen=True)

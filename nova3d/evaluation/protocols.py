@@ -3,10 +3,7 @@
 import re
 from dataclasses import asdict, dataclass, field
 
-from nova3d.cameras import preset
 from nova3d.errors import InputError
-from nova3d.evaluation.mesh_metrics import VERSIONS
-from nova3d.metrics.registry import VIEW_METRICS, with_companions
 from nova3d.utils.provenance import hash_json
 
 # Part of every hash: raise it when a choice that all protocols share changes. A metric has a version of its own.
@@ -127,9 +124,12 @@ class Protocol:
     textures: TextureRules = field(default_factory=TextureRules)
 
     def __post_init__(self) -> None:
+        from nova3d.cameras import preset
+        from nova3d.metrics.registry import VIEW_METRICS
+
         self._each_of("kinds", self.kinds, KINDS)
         self._each_of("failures", (self.failures,), FAILURES)
-        self._check_views(self.views)
+        self._check_views(self.views, tuple(VIEW_METRICS))
         self._check_meshes(self.meshes)
         self._each_of("textures.metrics", self.textures.metrics, tuple(VIEW_METRICS))
         if min(self.textures.size, self.textures.supersample) < 1:
@@ -138,6 +138,8 @@ class Protocol:
             raise InputError(f"protocol '{self.name}': hull_cells must not be negative")
         if self.textures.cameras != SPHERE:
             preset(self.textures.cameras)
+        if self.views.cameras != "any":
+            preset(self.views.cameras)
 
     @property
     def hash(self) -> str:
@@ -150,6 +152,9 @@ class Protocol:
 
     def versions(self) -> dict[str, int]:
         """Metric -> its declared version, of all metrics that the protocol's kinds ask for."""
+        from nova3d.evaluation.mesh_metrics import VERSIONS
+        from nova3d.metrics.registry import VIEW_METRICS, with_companions
+
         named = {"views": self.views.metrics, "textures": self.textures.metrics}
         images = (name for kind in self.kinds for name in with_companions(named.get(kind, ())))
         found = {name: VIEW_METRICS[name].version for name in images}
@@ -158,11 +163,9 @@ class Protocol:
             found |= {name: VERSIONS[name] for name in (*self.meshes.points, *ious, "watertight", "shape")}
         return found
 
-    def _check_views(self, rules: ViewRules) -> None:
-        self._each_of("views.metrics", rules.metrics, tuple(VIEW_METRICS))
+    def _check_views(self, rules: ViewRules, metrics: tuple[str, ...]) -> None:
+        self._each_of("views.metrics", rules.metrics, metrics)
         self._each_of("views.edges", (rules.edges,), EDGES)
-        if rules.cameras != "any":
-            preset(rules.cameras)
         if min(rules.count, rules.size, *rules.scored, *rules.shifts, 0) < 0:
             raise InputError(f"protocol '{self.name}': views.count, size, scored and shifts must not be negative")
         if not 0 <= rules.background <= 1:

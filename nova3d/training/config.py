@@ -3,17 +3,17 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from nova3d.config import Sentinel
-from nova3d.data import augment
-from nova3d.data.augment import AugmentConfig
-from nova3d.diffusion import NoiseSchedule
+from nova3d.data.config import AugmentConfig
 from nova3d.errors import InputError
-from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS
 from nova3d.tasks import CONDITIONS
 from nova3d.utils import yaml_text
 from nova3d.utils.resources import Shipped
+
+if TYPE_CHECKING:
+    from nova3d.diffusion import NoiseSchedule
 
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 TRACKERS = ("tensorboard", "wandb")
@@ -271,6 +271,9 @@ def check(config: TrainConfig) -> None:
     Raises:
         InputError: naming the key.
     """
+    from nova3d.data import augment
+    from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS
+
     optim, data, health, noise = config.optim, config.data, config.health, config.noise
     counts = (config.steps, config.batch_size, config.log_every, config.checkpoint_every, config.keep_checkpoints)
     demands: list[tuple[bool, str]] = [
@@ -334,8 +337,10 @@ def check(config: TrainConfig) -> None:
         raise InputError(f"noise.stages: {error}") from error
 
 
-def noise_schedule(config: NoiseConfig) -> NoiseSchedule:
+def noise_schedule(config: NoiseConfig) -> "NoiseSchedule":
     """The stages of a config; raises ValueError where they are not [first step, mean, deviation] in order."""
+    from nova3d.diffusion import NoiseSchedule
+
     return NoiseSchedule([(int(start), mean, std) for start, mean, std in config.stages])
 
 

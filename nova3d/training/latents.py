@@ -19,13 +19,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPVisionModelWithProjection
 
 from nova3d import images
 from nova3d.data.augment import UNCHANGED, Augmentation, AugmentConfig, draw
@@ -40,6 +39,9 @@ from nova3d.utils import provenance
 from nova3d.utils.files import read_json, replacing, write_text
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModelWithProjection
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -210,7 +212,7 @@ class LatentEncoder:
 def cache_identity(
     dataset: MultiViewDataset,
     vae: VideoAutoencoder,
-    image_encoder: CLIPVisionModelWithProjection | None,
+    image_encoder: "CLIPVisionModelWithProjection | None",
     condition: str = "picture",
 ) -> dict[str, Any]:
     """What a latent cache depends on.
@@ -242,7 +244,7 @@ def build_cache(
     folder: str | Path,
     dataset: MultiViewDataset,
     vae: VideoAutoencoder,
-    image_encoder: CLIPVisionModelWithProjection | None,
+    image_encoder: "CLIPVisionModelWithProjection | None",
     part: tuple[int, int] = (0, 1),
     objects_per_file: int = OBJECTS_PER_FILE,
     on_corrupt: str = "fail",
@@ -402,7 +404,7 @@ def _encode(
     dataset: MultiViewDataset,
     row: int,
     vae: VideoAutoencoder,
-    image_encoder: CLIPVisionModelWithProjection | None,
+    image_encoder: "CLIPVisionModelWithProjection | None",
     condition: str,
     bf16: bool,
 ) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
 """The training loss: EDM's, in the network's output space (paper appendix VI, corrected as in nova3d.diffusion.edm)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection
 
 from nova3d.diffusion import edm
 from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
@@ -12,6 +12,9 @@ from nova3d.models.conditioning import Conditioning, embed_picture, unet_input
 from nova3d.models.unet import NovaUNet
 from nova3d.tasks import TASKS, Task
 from nova3d.training.data import Batch
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModelWithProjection
 
 
 class TrainingModule(nn.Module):
@@ -26,7 +29,7 @@ class TrainingModule(nn.Module):
         vae: frozen.
     """
 
-    def __init__(self, unet: NovaUNet, image_encoder: CLIPVisionModelWithProjection | None, vae: VideoAutoencoder):
+    def __init__(self, unet: NovaUNet, image_encoder: "CLIPVisionModelWithProjection | None", vae: VideoAutoencoder):
         super().__init__()
         self.unet = unet
         trained = image_encoder is not None and any(p.requires_grad for p in image_encoder.parameters())
@@ -39,7 +42,7 @@ class TrainingModule(nn.Module):
         return self._frozen[0]  # type: ignore[return-value]
 
     @property
-    def image_encoder(self) -> CLIPVisionModelWithProjection | None:
+    def image_encoder(self) -> "CLIPVisionModelWithProjection | None":
         """The image encoder, trained or frozen; None where the model has none."""
         return self.trained_encoder if self.trained_encoder is not None else self._frozen[1]
 

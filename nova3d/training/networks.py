@@ -4,6 +4,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from nova3d.utils.compat import ensure_torchvision
+
+ensure_torchvision()  # before anything imports transformers
+
+# ruff: noqa: E402
 import torch
 from safetensors import SafetensorError
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection

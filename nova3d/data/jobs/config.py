@@ -2,18 +2,18 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from nova3d import config as configs
-from nova3d.cameras import Cameras, preset
 from nova3d.config import Sentinel
-from nova3d.data import filters
-from nova3d.data.filters import FilterConfig
-from nova3d.data.sources import SourceConfig
+from nova3d.data.config import FilterConfig
+from nova3d.data.sources.base import SourceConfig
 from nova3d.errors import InputError
 from nova3d.rendering.engine import LIGHTS, EngineConfig
-from nova3d.transforms import cameras_to_transforms
 from nova3d.utils import provenance
+
+if TYPE_CHECKING:
+    from nova3d.cameras import Cameras
 
 LAUNCHERS = ("local", "slurm", "ray")
 GPU_DEVICES = ("cuda", "optix")
@@ -96,12 +96,16 @@ class RenderConfig:
     val_share: float = 0.01
     """About this share of the objects goes to val/, chosen by hash of the uid; at least one of several, unless 0."""
 
-    def cameras(self) -> Cameras:
+    def cameras(self) -> "Cameras":
         """Return the rig that every object is rendered with."""
+        from nova3d.cameras import preset
+
         return preset(self.preset, self.size)
 
     def check(self) -> None:
         """Raise InputError for the first value that makes no sense."""
+        from nova3d.data import filters
+
         pool = self.pool
         rules = [
             (self.size >= 1, f"size must be at least 1, got {self.size}"),
@@ -133,8 +137,10 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def rig_digest(cameras: Cameras) -> str:
+def rig_digest(cameras: "Cameras") -> str:
     """Return 16 hex digits that name a rig: poses, intrinsics, size and model."""
+    from nova3d.transforms import cameras_to_transforms
+
     return provenance.hash_json(cameras_to_transforms(cameras))
 
 
