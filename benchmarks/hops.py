@@ -104,7 +104,7 @@ def between_calls(hops: Hops, first: int) -> Callable[..., Any]:
 def sample(hops: Hops) -> None:
     """One picture to 16 views on disk, with the bundled model."""
     import nova3d.pipeline.pipeline  # noqa: F401  before the recording: functions that run on import are not counted
-    from nova3d.generation import SampleConfig, sample_views
+    from nova3d.sampling import SampleConfig, sample_views
 
     with tempfile.TemporaryDirectory() as out:
         config = SampleConfig(

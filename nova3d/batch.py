@@ -10,8 +10,9 @@ from typing import Any, Literal
 from nova3d import config as configs
 from nova3d import images
 from nova3d.errors import InputError
-from nova3d.generation import GenerateConfig, generate, load_pipeline
+from nova3d.generation import GenerateConfig, generate
 from nova3d.layouts.base import files_in
+from nova3d.sampling import load_pipeline
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import read_json, writable_folder, write_json
 from nova3d.utils.progress import Progress

@@ -11,7 +11,8 @@ from PIL import Image
 
 from nova3d import batch, config
 from nova3d.errors import InputError
-from nova3d.generation import GenerateConfig, SampleConfig
+from nova3d.generation import GenerateConfig
+from nova3d.sampling import SampleConfig
 from nova3d.utils import provenance
 from tests.helpers.commands import call_script
 

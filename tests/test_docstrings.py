@@ -14,7 +14,7 @@ PUBLIC = {
     "nova3d.generation": ["Generated", "default_config"],
     "nova3d.cameras": ["look_from", "orbit", "preset"],
     "nova3d.normals": ["encode", "decode", "to_world", "to_camera", "rotate"],
-    "nova3d.pipeline.pipeline": ["Nova3DOutput"],
+    "nova3d.pipeline": ["Nova3DOutput"],
     "nova3d.models": ["AlignmentAttention"],
     "nova3d.models.svd": ["LoadReport"],
     "nova3d.diffusion": [

@@ -78,11 +78,11 @@ def sample(argv: Sequence[str] | None = None) -> None:
         "Generate 16 views and 16 normal maps of the object in a picture.",
         "python scripts/sample.py --config configs/sample/mini.yaml image=photo.png out=outputs/views seed=1",
     )
-    common.add_config(arguments, "configs/sample/mini.yaml", "nova3d.generation:SampleConfig")
+    common.add_config(arguments, "configs/sample/mini.yaml", "nova3d.sampling:SampleConfig")
     common.add_device(arguments)
     options = arguments.parse_intermixed_args(argv)
 
-    from nova3d.generation import SampleConfig, sample_views
+    from nova3d.sampling import SampleConfig, sample_views
 
     settings = common.load_config(SampleConfig, "sample", options)
     with common.progress_bar("sampling") as bar:

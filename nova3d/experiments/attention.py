@@ -25,10 +25,10 @@ from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.formats import TextRow, TextTable
 from nova3d.experiments import study as studies
 from nova3d.experiments.reproduce import fit_to_model
-from nova3d.generation import SampleConfig
 from nova3d.models import NovaUNet
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, AlignmentInit
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
+from nova3d.sampling import SampleConfig
 from nova3d.tasks import TASKS
 from nova3d.training.config import TrainConfig, UNetConfig, check, micro_steps
 from nova3d.training.networks import build_module

@@ -17,11 +17,11 @@ from torch import Tensor
 from nova3d.calibration import OFFSETS_DEG, Calibration, offset_shares
 from nova3d.data.shards import ShardReader
 from nova3d.errors import InputError
-from nova3d.generation import SampleConfig, generate_views, load_pipeline, model_hashes
 from nova3d.hull import carve
 from nova3d.inflate import inflate, inflated_views
 from nova3d.metrics import normal_angle
-from nova3d.pipeline.pipeline import model_folder
+from nova3d.pipeline.folder import model_folder, model_hashes
+from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.utils import provenance
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet

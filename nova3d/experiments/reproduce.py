@@ -19,7 +19,7 @@ from nova3d.evaluation.statistics import Interval
 from nova3d.evaluation.tables import interval_text
 from nova3d.experiments import study as studies
 from nova3d.fusion import FusionConfig
-from nova3d.generation import SampleConfig
+from nova3d.sampling import SampleConfig
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, locked, writable_folder, write_text
 from nova3d.utils.progress import Progress, silent

@@ -30,9 +30,10 @@ from nova3d.evaluation.references import write_reference
 from nova3d.evaluation.tables import Rows, hardware
 from nova3d.evaluation.view_scores import scored_views
 from nova3d.fusion import FusionConfig, reconstruct
-from nova3d.generation import SampleConfig, generate_views, load_pipeline, model_hashes
 from nova3d.pipeline import Nova3DPipeline
+from nova3d.pipeline.folder import model_hashes
 from nova3d.rendering.mesh_files import MESH_SUFFIXES
+from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, read_json, replacing, write_json
 from nova3d.utils.progress import Progress

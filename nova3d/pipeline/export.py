@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from nova3d.errors import InputError
-from nova3d.pipeline.pipeline import COMPONENTS, Nova3DPipeline
+from nova3d.pipeline.folder import COMPONENTS
+from nova3d.pipeline.pipeline import Nova3DPipeline
 from nova3d.utils import hub, provenance
 from nova3d.utils.files import read_json, write_json, write_text
 

@@ -1,12 +1,10 @@
 """Nova3DPipeline: one picture of an object to 16 consistent views and 16 normal maps."""
 
 import itertools
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, get_args
 
 from nova3d.utils.compat import ensure_torchvision
 
@@ -15,12 +13,11 @@ ensure_torchvision()  # before anything imports diffusers
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from diffusers import DiffusionPipeline  # noqa: E402
-from diffusers.utils import BaseOutput  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import CLIPVisionModelWithProjection  # noqa: E402
 
-from nova3d import images, normals  # noqa: E402
+from nova3d import images  # noqa: E402
 from nova3d.calibration import Calibration  # noqa: E402
 from nova3d.cameras import Cameras, preset  # noqa: E402
 from nova3d.diffusion import (  # noqa: E402
@@ -33,8 +30,6 @@ from nova3d.diffusion import (  # noqa: E402
     view_scales,
 )
 from nova3d.errors import InputError, first_line  # noqa: E402
-from nova3d.inflate import inflated_views  # noqa: E402
-from nova3d.metrics import task_iou  # noqa: E402
 from nova3d.models.autoencoder import VideoAutoencoder, decode  # noqa: E402
 from nova3d.models.conditioning import (  # noqa: E402
     Conditioning,
@@ -45,128 +40,27 @@ from nova3d.models.conditioning import (  # noqa: E402
 from nova3d.models.denoiser import Denoiser  # noqa: E402
 from nova3d.models.svd import LoadReport, load_svd_parts  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
-from nova3d.tasks import CONDITIONS, TASKS, Task  # noqa: E402
-from nova3d.utils import hub, provenance, resources  # noqa: E402
+from nova3d.pipeline.folder import COMPONENTS, CUSTOM_PIPELINE, check_folder, model_folder  # noqa: E402
+from nova3d.pipeline.memory import Memory, fit_in_memory  # noqa: E402
+from nova3d.pipeline.outputs import (  # noqa: E402
+    Nova3DOutput,
+    OutputType,
+    outline_agreement,
+    postprocess,
+    to_views,
+)
+from nova3d.tasks import CONDITIONS, TASKS  # noqa: E402
+from nova3d.utils import hub  # noqa: E402
 from nova3d.utils.files import read_json, write_json, write_text  # noqa: E402
-from nova3d.views import ViewSet  # noqa: E402
 
-log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-OutputType = Literal["views", "pil", "np", "pt", "latent"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-COMPONENTS = ("unet", "vae", "image_encoder")
-# What a model_index.json may name for each. diffusers imports what stands there.
-_CLASSES: dict[str, list[list[str | None]]] = {
-    "unet": [["nova3d.models.unet", "NovaUNet"]],
-    "vae": [["nova3d.models.autoencoder", "VideoAutoencoder"]],
-    "image_encoder": [["transformers", "CLIPVisionModelWithProjection"], [None, None]],
-}
-_MOST_PIXELS, _MOST_STEPS = 4096, 10_000  # of a view's side, of one sampling
-
-SMALLEST_STRIP = 8  # rows; below that a strip is mostly the rows it carries for its neighbours
 
 # Added to a picture's seed: the sampler's own seed would repeat its first numbers in the pixels. torch's CPU generator
 # keeps the low 32 bits of a seed, so the offset must lie in those.
 PIXEL_NOISE_SEED = 0x9E37_79B9
 
 # Saved with a model, so that DiffusionPipeline finds the class by the name in model_index.json.
-CUSTOM_PIPELINE = "pipeline"
 CUSTOM_PIPELINE_CODE = "from nova3d.pipeline import Nova3DPipeline as Nova3DPipeline\n"
-
-
-@dataclass
-class Nova3DOutput(BaseOutput):
-    """What Nova3DPipeline returns: one entry per picture. Fields that `output_type` does not ask for are None."""
-
-    views: list[ViewSet] | None = None
-    """For "views": b view sets of 16 views."""
-    rgb: list[list[Image.Image]] | np.ndarray | Tensor | None = None
-    """The views' colours on white. "pil": b lists of v pictures; "np": float32 [b,v,h,w,3] in [0,1]; "pt": float32
-    [b,v,3,h,w] in [0,1]."""
-    normals: list[list[Image.Image]] | np.ndarray | Tensor | None = None
-    """The normal maps in the same forms: (n + 1) / 2 of unit vectors in the input view's frame, background mid-grey."""
-    task_iou: Tensor | None = None
-    """float32 [b,v] in [0,1], for all but "latent": how far colours and normals show one outline
-    (`nova3d.metrics.task_iou`), measured before the normals cut out the colours."""
-    latents: Tensor | None = None
-    """For "latent": float32 [b,t,v,4,h,w], scaled as the UNet sees them, tasks in the order of `nova3d.tasks`."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Sizes of the pieces of work; they change memory and time, and the result by no more than rounding.
-
-    batch: pictures that are encoded and denoised together, 0 for all. sequential_guidance: the two passes of guidance
-    one after the other instead of as one batch. decode_views: views that the autoencoder decodes together, 0 for all.
-    decode_rows: rows of them, 0 for whole pictures. The decoder's temporal layers still see all views of a video and
-    its normalisations all of their pixels, see nova3d.models.streaming.
-    """
-
-    batch: int = 0
-    sequential_guidance: bool = False
-    decode_views: int = 0
-    decode_rows: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "decode_views", "decode_rows"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 (all) or more, got {getattr(self, name)}")
-
-    def __str__(self) -> str:
-        return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
-
-    def less_for_encoding(self, pictures: int) -> "Memory | None":
-        """One picture at a time; None where it is so already."""
-        return replace(self, batch=1) if min(self.batch or pictures, pictures) > 1 else None
-
-    def less_for_denoising(self, pictures: int, guided: bool) -> "Memory | None":
-        """Sequential guidance (where there is guidance), then one picture at a time; None where nothing is left."""
-        if guided and not self.sequential_guidance:
-            return replace(self, sequential_guidance=True)
-        return self.less_for_encoding(pictures)
-
-    def less_for_decoding(self, views: int, height: int) -> "Memory | None":
-        """Half the views, down to one, then half the rows; None where nothing is left to cut."""
-        together = min(self.decode_views or views, views)
-        if together > 1:
-            return replace(self, decode_views=together // 2)
-        rows = min(self.decode_rows or height, height) // 2
-        return replace(self, decode_views=1, decode_rows=rows) if rows >= SMALLEST_STRIP else None
-
-
-# For a machine that has little: the smallest pieces that do not yet cost much time.
-LOW_MEMORY = Memory(batch=1, sequential_guidance=True, decode_views=1, decode_rows=64)
-
-
-def fit_in_memory(
-    stage: str, memory: Memory, run: Callable[[Memory], Result], less: Callable[[Memory], Memory | None]
-) -> tuple[Result, Memory]:
-    """`run(memory)`, again with `less(memory)` for as long as the device runs out of memory.
-
-    Returns the result and the memory settings it was made with, and logs them once if they are not the given ones.
-    Raises InputError where nothing smaller is left.
-    """
-    chosen = memory
-    while True:
-        try:
-            result = run(chosen)
-            break
-        except torch.OutOfMemoryError as error:
-            problem = str(error).splitlines()[0] if str(error) else "out of memory"
-        # Out of the except block: the error's traceback holds the tensors of the call that failed.
-        following = less(chosen)
-        if following is None:
-            raise InputError(
-                f"{stage} does not fit into the device's memory even with {chosen} ({problem}): load the model with "
-                "dtype=float16 or bfloat16, use enable_model_cpu_offload() (low_memory=true in the configs), or "
-                "another device"
-            )
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        chosen = following
-    if chosen != memory:
-        log.warning("%s ran out of memory; it went on, with the same result, with %s", stage, chosen)
-    return result, chosen
 
 
 class Nova3DPipeline(DiffusionPipeline):
@@ -570,11 +464,7 @@ class Nova3DPipeline(DiffusionPipeline):
             InputError: where the model is missing, damaged or not finite.
         """
         wanted, path = dtype_named(dtype), model_folder(name)
-        if not (path / "model_index.json").is_file():
-            raise InputError(f"'{name}' is not a model folder: it has no model_index.json")
-        if (path / "SHA256SUMS").is_file() and (faults := provenance.verify_checksums(path)):
-            raise InputError(f"model '{name}' is damaged: {faults[0]}")
-        _check_index(path, str(name))
+        check_folder(path, str(name))
         try:
             pipeline: Nova3DPipeline = cls.from_pretrained(
                 path, dtype=wanted, variant=variant or hub.only_variant(path), local_files_only=True
@@ -628,37 +518,6 @@ class Nova3DPipeline(DiffusionPipeline):
         """model_index.json with this class in the place of the one that a folder's own code names."""
         content: dict[str, Any] = super()._dict_from_json_file(json_file)
         return content | {"_class_name": cls.__name__}
-
-
-def model_folder(name: str | Path) -> Path:
-    """The folder of a model given as a folder, a shipped model's name or a hub id.
-
-    Raises InputError where a hub id cannot be fetched. A folder that is not there is returned as it is.
-    """
-    found = resources.locate(name, "model")
-    if found is not None:
-        return found
-    return hub.download(str(name)) if hub.is_hub_id(name) else Path(name)
-
-
-def _check_index(folder: Path, name: str) -> None:
-    """Raise InputError unless a model_index.json describes a model of this project, before anything is imported."""
-    index = read_json(folder / "model_index.json", dict, "model index")
-    own = Nova3DPipeline.__name__
-    if index.get("_class_name") not in (own, [CUSTOM_PIPELINE, own]):
-        raise InputError(
-            f"model '{name}' is no {own}: its model_index.json names {str(index.get('_class_name'))[:80]!r}"
-        )
-    for part, known in _CLASSES.items():
-        if index.get(part, [None, None]) not in known:
-            raise InputError(f"model '{name}': {part} is {str(index.get(part))[:80]!r} and not {known[0][1]}")
-    for key, most in (("size", _MOST_PIXELS), ("steps", _MOST_STEPS)):
-        value = index.get(key, 1)
-        if type(value) is not int or not 1 <= value <= most:
-            raise InputError(f"model '{name}': {key} must be a whole number from 1 to {most}, not {str(value)[:40]}")
-    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickles and not any(folder.rglob("*.safetensors")):
-        raise InputError(f"model '{name}' has {pickles[0]}, a pickle, which can run code when opened: get .safetensors")
 
 
 def dtype_named(name: str | torch.dtype) -> torch.dtype:
@@ -737,52 +596,3 @@ def prepare_image(
     if rgba.shape[0] != rgba.shape[1]:
         raise InputError(f"{name} is said to be framed but is not square: {tuple(rgba.shape[:2])}")
     return images.resize(rgba, size)
-
-
-def to_views(
-    decoded: Tensor, cameras: Cameras, kept: Tensor | None = None, calibration: Calibration | None = None
-) -> ViewSet:
-    """Decoded pictures as a ViewSet; the mask is the length of the decoded normal vectors.
-
-    Args:
-        decoded: float [t,v,3,h,w] in [-1,1].
-        cameras: of the v views.
-        kept: the framed picture [h,w,4] in [0,1] that view 0 shows instead of its own colours and mask.
-        calibration: of the model, for the views to carry. With a kept picture it says how much of the normals of the
-            picture's inflated outline is mixed into view 0's.
-
-    Returns:
-        v views on white.
-    """
-    rgb = (decoded[Task.RGB].permute(0, 2, 3, 1) + 1) / 2
-    normal, mask = normals.decode((decoded[Task.NORMAL].permute(0, 2, 3, 1) + 1) / 2)
-    mask = ((mask - 0.3) / 0.4).clamp(0, 1)  # decoded lengths are soft over more than the outline: sharpen
-    if kept is not None:
-        rgb[0], mask[0] = images.composite(kept), kept[..., 3]
-    rgb = rgb * (mask > 0)[..., None] + (mask <= 0)[..., None].float()
-    trusted = tuple(kept is not None and view == 0 for view in range(len(mask)))
-    if kept is not None and calibration is not None and calibration.inflated_normals > 0:
-        inflated = inflated_views(kept, cameras, only=[0]).normals[0]
-        normal[0] = torch.nn.functional.normalize(torch.lerp(normal[0], inflated, calibration.inflated_normals), dim=-1)
-    return ViewSet(rgb, normal * (mask > 0)[..., None], mask, cameras, trusted, calibration)
-
-
-def outline_agreement(decoded: Tensor) -> Tensor:
-    """[v] `metrics.task_iou` of decoded pictures [t,v,3,h,w] in [-1,1]."""
-    rgb, vectors = (decoded[task].permute(0, 2, 3, 1) for task in (Task.RGB, Task.NORMAL))
-    return task_iou((rgb + 1) / 2, vectors)
-
-
-def postprocess(views: list[ViewSet], output_type: OutputType, task_iou: Tensor) -> Nova3DOutput:
-    """View sets in the form asked for, and their task_iou [b,v]; see Nova3DOutput."""
-    if output_type == "views":
-        return Nova3DOutput(views=views, task_iou=task_iou)
-    rgb, normal = torch.stack([v.rgb for v in views]), torch.stack([(v.normals + 1) / 2 for v in views])
-    return Nova3DOutput(rgb=_in_form(rgb, output_type), normals=_in_form(normal, output_type), task_iou=task_iou)
-
-
-def _in_form(frames: Tensor, output_type: OutputType) -> Any:
-    """[b,v,h,w,3] in [0,1] as lists of PIL pictures, a numpy array, or a tensor with channels before rows."""
-    if output_type == "pil":
-        return [[Image.fromarray(frame) for frame in images.to_uint8(views)] for views in frames]
-    return frames.numpy() if output_type == "np" else frames.permute(0, 1, 4, 2, 3).contiguous()

@@ -20,7 +20,7 @@ from nova3d.utils.resources import Shipped
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = {
     "generate": "nova3d.generation:GenerateConfig",
-    "sample": "nova3d.generation:SampleConfig",
+    "sample": "nova3d.sampling:SampleConfig",
     "reconstruct": "nova3d.fusion:FusionConfig",
     "train": "nova3d.training.config:TrainConfig",
     "train_autoencoder": "nova3d.training.autoencoder:AutoencoderTrainConfig",

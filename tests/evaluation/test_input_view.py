@@ -8,9 +8,9 @@ from nova3d.cameras import preset
 from nova3d.errors import InputError
 from nova3d.evaluation.input_view import draw_input_view, input_agreement
 from nova3d.fusion.export import coloured, textured
-from nova3d.generation import notes, warnings_of
 from nova3d.images import frame_object
 from nova3d.metrics import INPUT_SIZE
+from nova3d.notes import mesh_notes, mesh_warnings
 
 CAMERA = preset("ortho16", 128)[0]
 HEALTH = {"components": 1, "faces": 12, "watertight": True, "unseen_share": 0.1, "conflict_mean": 0.0}
@@ -71,9 +71,9 @@ def test_a_mesh_out_of_the_picture_is_refused() -> None:
 
 def test_what_falls_below_a_threshold_is_said() -> None:
     good = input_agreement(box((0.2, 0.5, 0.7)), picture_of((0.2, 0.5, 0.7)), CAMERA)
-    assert warnings_of(HEALTH, good) == []
-    assert any("IoU of 0.9" in line or "IoU of 1.00" in line for line in notes(HEALTH, good))
+    assert mesh_warnings(HEALTH, good) == []
+    assert any("IoU of 0.9" in line or "IoU of 1.00" in line for line in mesh_notes(HEALTH, good))
     bad = input_agreement(box((0.9, 0.9, 0.9), 0.3), picture_of((0.2, 0.5, 0.7)), CAMERA)
-    said = " ".join(warnings_of(HEALTH | {"components": 3, "conflict_mean": 0.2}, bad))
+    said = " ".join(mesh_warnings(HEALTH | {"components": 3, "conflict_mean": 0.2}, bad))
     for part in ("outline (IoU 0.45)", "colours (", "in 3 parts where the picture shows 1 part", "contradict"):
         assert part in said

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from nova3d import generation, images
 from nova3d.errors import InputError
-from nova3d.generation import SampleConfig, generate_views
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.export import export_model
+from nova3d.pipeline.folder import model_hashes
+from nova3d.sampling import SampleConfig, generate_views, sample_views
 
 Make = Callable[..., Nova3DPipeline]
 Same = Callable[..., bool]
@@ -192,10 +193,10 @@ def test_a_hub_id_works_as_a_folder_does(
     assert Nova3DPipeline.load("someone/model").config.size == 16
     Nova3DPipeline.from_pretrained("someone/model", revision="v1")
     assert asked == [("someone/model", {}), ("someone/model", {"revision": "v1"})]
-    assert set(generation.model_hashes("someone/model")) == set(generation.model_hashes(tmp_path / "copy"))
+    assert set(model_hashes("someone/model")) == set(model_hashes(tmp_path / "copy"))
     images.save_image(tmp_path / "red.png", red)
     config = SampleConfig(str(tmp_path / "red.png"), "someone/model", str(tmp_path / "views"), steps=1)
-    folder, *_ = generation.sample_views(config, "cpu")
+    folder, *_ = sample_views(config, "cpu")
     assert len(json.loads((folder / "record.json").read_text())["model"]) == 3
 
 

@@ -21,7 +21,8 @@ from nova3d.inflate import inflated_views
 from nova3d.models import NovaUNet
 from nova3d.models.denoiser import Denoiser
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline.pipeline import outline_agreement, pixel_noise_generator, to_views
+from nova3d.pipeline.outputs import outline_agreement, to_views
+from nova3d.pipeline.pipeline import pixel_noise_generator
 from nova3d.tasks import TASKS, Task
 from nova3d.views import ViewSet
 

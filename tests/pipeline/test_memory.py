@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline.pipeline import LOW_MEMORY, Memory, fit_in_memory, pixel_noise_generator
+from nova3d.pipeline.memory import LOW_MEMORY, Memory, fit_in_memory
+from nova3d.pipeline.pipeline import pixel_noise_generator
 
 Make = Callable[..., Nova3DPipeline]
 GUIDED: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": (1.0, 2.0)}

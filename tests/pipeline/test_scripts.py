@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nova3d import config, generation, images, layouts
+from nova3d import config, images, layouts
 from nova3d.cameras import orbit
-from nova3d.generation import GenerateConfig, SampleConfig, detail_view, sample_views
+from nova3d.generation import GenerateConfig
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline.pipeline import LOW_MEMORY, Memory
+from nova3d.pipeline.folder import model_limits
+from nova3d.pipeline.memory import LOW_MEMORY, Memory
+from nova3d.sampling import SampleConfig, detail_view, load_pipeline, sample_views
 from nova3d.views import ViewSet, load_detail, match_detail
 from tests.helpers.commands import run_script
 
@@ -93,10 +95,10 @@ def test_a_config_s_options_reach_the_pipeline(model: Path, monkeypatch: pytest.
     monkeypatch.setattr(Nova3DPipeline, "compile_unet", lambda self: compiled.append("yes"))
     monkeypatch.setattr(Nova3DPipeline, "enable_model_cpu_offload", lambda self, device: offloaded.append(device))
     settings = SampleConfig(model=str(model), dtype="bfloat16", low_memory=True, compile=True)
-    pipeline = generation.load_pipeline(settings, "cuda:1")  # left on the CPU, for the hooks to move
+    pipeline = load_pipeline(settings, "cuda:1")  # left on the CPU, for the hooks to move
     assert pipeline.memory == LOW_MEMORY and pipeline.unet.dtype == torch.bfloat16
     assert (compiled, offloaded, pipeline.device.type) == (["yes"], ["cuda:1"], "cpu")
-    plain = generation.load_pipeline(SampleConfig(model=str(model)), "cpu")
+    plain = load_pipeline(SampleConfig(model=str(model)), "cpu")
     assert plain.memory == Memory() and plain.unet.dtype == torch.float32 and len(compiled) == len(offloaded) == 1
 
 
@@ -119,7 +121,7 @@ def test_a_contact_sheet_lies_beside_the_views(model: Path, picture: Path, tmp_p
 
 
 def test_a_model_s_limits_are_read_from_its_card(model: Path) -> None:
-    assert generation.model_limits(str(model)) == []
+    assert model_limits(str(model)) == []
     (model / "README.md").write_text("# M\n\n- no\n\n## Limits\n- It **works**\n  at 16 px.\n- <b>\n\n## More\n- no\n")
-    assert generation.model_limits(str(model)) == ["It works at 16 px.", "<b>"]
-    assert len(generation.model_limits("nova3d-mini")) >= 3
+    assert model_limits(str(model)) == ["It works at 16 px.", "<b>"]
+    assert len(model_limits("nova3d-mini")) >= 3

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from nova3d import cameras
 from nova3d.data.shards import ShardWriter, encode_views
 from nova3d.models.autoencoder import VideoAutoencoder
-from nova3d.training.autoencoder import start_as_block_average
+from nova3d.training.block_average import start_as_block_average
 from nova3d.training.config import (
     DataConfig,
     HealthConfig,

@@ -1,0 +1,100 @@
+"""The folder of a trained model: found by its name, and checked before anything of it is imported or loaded."""
+
+import re
+from pathlib import Path
+
+from nova3d.errors import InputError
+from nova3d.utils import hub, provenance, resources
+from nova3d.utils.files import read_json
+
+COMPONENTS = ("unet", "vae", "image_encoder")
+PIPELINE_CLASS = "Nova3DPipeline"
+CUSTOM_PIPELINE = "pipeline"  # the folder's own file by which DiffusionPipeline finds the class
+# What a model_index.json may name for each. diffusers imports what stands there.
+_CLASSES: dict[str, list[list[str | None]]] = {
+    "unet": [["nova3d.models.unet", "NovaUNet"]],
+    "vae": [["nova3d.models.autoencoder", "VideoAutoencoder"]],
+    "image_encoder": [["transformers", "CLIPVisionModelWithProjection"], [None, None]],
+}
+_MOST_PIXELS, _MOST_STEPS = 4096, 10_000  # of a view's side, of one sampling
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder of a model.
+
+    Args:
+        name: a folder, the name of a shipped model or a hub id.
+
+    Returns:
+        The folder. One that is not there is returned as it is.
+
+    Raises:
+        InputError: where a hub id cannot be fetched.
+    """
+    found = resources.locate(name, "model")
+    if found is not None:
+        return found
+    return hub.download(str(name)) if hub.is_hub_id(name) else Path(name)
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Check that a folder holds a whole model of this project whose files are safe to open.
+
+    Args:
+        folder: as `model_folder` gives it.
+        name: what the user called it, for messages.
+
+    Raises:
+        InputError: where model_index.json is missing or describes something else, where a file differs from its
+            checksum, and where the weights are pickles.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"'{name}' is not a model folder: it has no model_index.json")
+    if (folder / "SHA256SUMS").is_file() and (faults := provenance.verify_checksums(folder)):
+        raise InputError(f"model '{name}' is damaged: {faults[0]}")
+    index = read_json(folder / "model_index.json", dict, "model index")
+    if index.get("_class_name") not in (PIPELINE_CLASS, [CUSTOM_PIPELINE, PIPELINE_CLASS]):
+        raise InputError(
+            f"model '{name}' is no {PIPELINE_CLASS}: its model_index.json names {str(index.get('_class_name'))[:80]!r}"
+        )
+    for part, known in _CLASSES.items():
+        if index.get(part, [None, None]) not in known:
+            raise InputError(f"model '{name}': {part} is {str(index.get(part))[:80]!r} and not {known[0][1]}")
+    for key, most in (("size", _MOST_PIXELS), ("steps", _MOST_STEPS)):
+        value = index.get(key, 1)
+        if type(value) is not int or not 1 <= value <= most:
+            raise InputError(f"model '{name}': {key} must be a whole number from 1 to {most}, not {str(value)[:40]}")
+    pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles and not any(folder.rglob("*.safetensors")):
+        raise InputError(f"model '{name}' has {pickles[0]}, a pickle, which can run code when opened: get .safetensors")
+
+
+def model_hashes(name: str | Path) -> dict[str, str]:
+    """SHA-256 of every weight file of a model, by its path inside the model folder.
+
+    Args:
+        name: a folder, the name of a shipped model or a hub id.
+
+    Returns:
+        The digests in hexadecimal, in the order of the paths.
+    """
+    folder = model_folder(name)
+    return {str(p.relative_to(folder)): provenance.hash_file(p) for p in sorted(folder.rglob("*.safetensors"))}
+
+
+def model_limits(name: str | Path) -> list[str]:
+    """What a model cannot do: the points of the section "Limits" of its card.
+
+    Args:
+        name: a folder, the name of a shipped model or a hub id.
+
+    Returns:
+        The points as plain text; empty where there is no card, or no such section.
+    """
+    card = model_folder(name) / "README.md"
+    if not card.is_file():
+        return []
+    text = card.read_text(encoding="utf-8", errors="replace")
+    section = re.search(r"^## Limits\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    points = re.findall(r"^- (.+(?:\n {2}.+)*)", section[1], re.MULTILINE) if section else []
+    return [" ".join(point.replace("**", "").split()) for point in points]

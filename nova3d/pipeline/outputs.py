@@ -1,0 +1,91 @@
+"""What the pipeline returns: decoded pictures as view sets, PIL pictures, arrays or tensors."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nova3d.utils.compat import ensure_torchvision
+
+ensure_torchvision()  # before anything imports diffusers
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from diffusers.utils import BaseOutput  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from nova3d import images, normals  # noqa: E402
+from nova3d.calibration import Calibration  # noqa: E402
+from nova3d.cameras import Cameras  # noqa: E402
+from nova3d.inflate import inflated_views  # noqa: E402
+from nova3d.metrics import task_iou  # noqa: E402
+from nova3d.tasks import Task  # noqa: E402
+from nova3d.views import ViewSet  # noqa: E402
+
+OutputType = Literal["views", "pil", "np", "pt", "latent"]
+
+
+@dataclass
+class Nova3DOutput(BaseOutput):
+    """What Nova3DPipeline returns: one entry per picture. Fields that `output_type` does not ask for are None."""
+
+    views: list[ViewSet] | None = None
+    """For "views": b view sets of 16 views."""
+    rgb: list[list[Image.Image]] | np.ndarray | Tensor | None = None
+    """The views' colours on white. "pil": b lists of v pictures; "np": float32 [b,v,h,w,3] in [0,1]; "pt": float32
+    [b,v,3,h,w] in [0,1]."""
+    normals: list[list[Image.Image]] | np.ndarray | Tensor | None = None
+    """The normal maps in the same forms: (n + 1) / 2 of unit vectors in the input view's frame, background mid-grey."""
+    task_iou: Tensor | None = None
+    """float32 [b,v] in [0,1], for all but "latent": how far colours and normals show one outline
+    (`nova3d.metrics.task_iou`), measured before the normals cut out the colours."""
+    latents: Tensor | None = None
+    """For "latent": float32 [b,t,v,4,h,w], scaled as the UNet sees them, tasks in the order of `nova3d.tasks`."""
+
+
+def to_views(
+    decoded: Tensor, cameras: Cameras, kept: Tensor | None = None, calibration: Calibration | None = None
+) -> ViewSet:
+    """Decoded pictures as a ViewSet; the mask is the length of the decoded normal vectors.
+
+    Args:
+        decoded: float [t,v,3,h,w] in [-1,1].
+        cameras: of the v views.
+        kept: the framed picture [h,w,4] in [0,1] that view 0 shows instead of its own colours and mask.
+        calibration: of the model, for the views to carry. With a kept picture it says how much of the normals of the
+            picture's inflated outline is mixed into view 0's.
+
+    Returns:
+        v views on white.
+    """
+    rgb = (decoded[Task.RGB].permute(0, 2, 3, 1) + 1) / 2
+    normal, mask = normals.decode((decoded[Task.NORMAL].permute(0, 2, 3, 1) + 1) / 2)
+    mask = ((mask - 0.3) / 0.4).clamp(0, 1)  # decoded lengths are soft over more than the outline: sharpen
+    if kept is not None:
+        rgb[0], mask[0] = images.composite(kept), kept[..., 3]
+    rgb = rgb * (mask > 0)[..., None] + (mask <= 0)[..., None].float()
+    trusted = tuple(kept is not None and view == 0 for view in range(len(mask)))
+    if kept is not None and calibration is not None and calibration.inflated_normals > 0:
+        inflated = inflated_views(kept, cameras, only=[0]).normals[0]
+        normal[0] = torch.nn.functional.normalize(torch.lerp(normal[0], inflated, calibration.inflated_normals), dim=-1)
+    return ViewSet(rgb, normal * (mask > 0)[..., None], mask, cameras, trusted, calibration)
+
+
+def outline_agreement(decoded: Tensor) -> Tensor:
+    """[v] `metrics.task_iou` of decoded pictures [t,v,3,h,w] in [-1,1]."""
+    rgb, vectors = (decoded[task].permute(0, 2, 3, 1) for task in (Task.RGB, Task.NORMAL))
+    return task_iou((rgb + 1) / 2, vectors)
+
+
+def postprocess(views: list[ViewSet], output_type: OutputType, task_iou: Tensor) -> Nova3DOutput:
+    """View sets in the form asked for, and their task_iou [b,v]; see Nova3DOutput."""
+    if output_type == "views":
+        return Nova3DOutput(views=views, task_iou=task_iou)
+    rgb, normal = torch.stack([v.rgb for v in views]), torch.stack([(v.normals + 1) / 2 for v in views])
+    return Nova3DOutput(rgb=_in_form(rgb, output_type), normals=_in_form(normal, output_type), task_iou=task_iou)
+
+
+def _in_form(frames: Tensor, output_type: OutputType) -> Any:
+    """[b,v,h,w,3] in [0,1] as lists of PIL pictures, a numpy array, or a tensor with channels before rows."""
+    if output_type == "pil":
+        return [[Image.fromarray(frame) for frame in images.to_uint8(views)] for views in frames]
+    return frames.numpy() if output_type == "np" else frames.permute(0, 1, 4, 2, 3).contiguous()

@@ -1,0 +1,264 @@
+"""One picture to a folder of views and normal maps."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from torch import Tensor
+
+from nova3d import images
+from nova3d.cameras import Cameras
+from nova3d.config import Sentinel
+from nova3d.errors import InputError
+from nova3d.utils import provenance
+from nova3d.utils.files import filling, locked, writable_folder
+from nova3d.utils.progress import Progress
+from nova3d.utils.resources import Shipped
+from nova3d.views import ViewSet
+
+if TYPE_CHECKING:
+    from nova3d.pipeline import Nova3DPipeline
+
+_DETAIL_PX = 1024  # of the object's longest side, at most, in the picture that fusion gets
+
+
+@dataclass
+class SampleConfig:
+    """The keys of `scripts/sample.py`."""
+
+    image: Annotated[str, Shipped("asset")] = "assets/images/horse.png"
+    """The picture: a file. Its object is cut out as `cutout` says."""
+    model: Annotated[str, Shipped("model")] = "assets/nova3d-mini"
+    """A model folder, the name of a shipped model or a hub id."""
+    out: str = "outputs/views"
+    """The view folder to write."""
+    steps: Annotated[int | None, Sentinel(0)] = None
+    """Denoising steps; the pipeline calls them num_inference_steps. null: the model's own."""
+    solver: str | None = None
+    """euler or heun. null: the model's own."""
+    guidance_low: Annotated[float | None, Sentinel(-1)] = None
+    """Guidance scale at the input view (triangle) or at the first view (linear). null: the model's own."""
+    guidance_high: Annotated[float | None, Sentinel(-1)] = None
+    """Guidance scale behind the object (triangle), at the last view (linear) or everywhere (constant). null: the
+    model's own. Low and high of 1 turn guidance off at half the time."""
+    guidance_kind: str = "triangle"
+    """triangle: over the azimuth. linear: over the views, as SVD. constant: guidance_high everywhere."""
+    noise_aug: float = 0.02
+    """Standard deviation of the noise on the condition picture, pixels in [-1,1]; the pipeline's noise_aug_strength."""
+    keep_input: bool = True
+    """View 0 shows the input picture itself."""
+    framed: bool = False
+    """The picture is already what view 0's camera sees."""
+    cutout: str = "auto"
+    """What cuts the object out. alpha: the picture's own. plain: a background of one colour. model: U-2-Net. none: the
+    whole picture is the object. auto: alpha where it separates an object, else plain, else model."""
+    mask: str | None = None
+    """A picture of the same size whose white is the object, instead of `cutout`. null: none."""
+    elevation_deg: float = 0.0
+    """Degrees from which the picture looks down on the object. It is recorded and compared with the model's input view.
+    A model for level pictures cannot use it: a warning says so."""
+    max_megapixels: float = images.MAX_MEGAPIXELS
+    """Millions of pixels above which a picture is refused before it is decoded."""
+    seed: int = 0
+    """Of all noise."""
+    dtype: str = "float32"
+    """Of the networks: float32, float16, bfloat16. The sampler's state is always float32."""
+    low_memory: bool = False
+    """The smallest pieces, and on an accelerator only the network that works: less memory, more time, the same
+    result."""
+    compile: bool = False
+    """torch.compile of the UNet: pays only where many pictures follow one another."""
+
+
+def sample_views(
+    config: SampleConfig,
+    device: str,
+    progress: Progress | None = None,
+    pipeline: "Nova3DPipeline | None" = None,
+) -> tuple[Path, ViewSet, ViewSet | None, images.CutOut]:
+    """One picture to a view folder. The picture is read, and its mask written, before the model is loaded.
+
+    Args:
+        config: the settings.
+        device: where the networks run.
+        progress: called as (steps done, steps, "sampling").
+        pipeline: the loaded model. None: it is loaded as `config` says.
+
+    Returns:
+        The view folder, the views, the input picture at its own resolution as view 0 sees it (None where view 0 is
+        generated too), and the picture with its object cut out.
+
+    Raises:
+        InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], an unwritable folder, and
+            where another process samples into it.
+    """
+    folder = writable_folder(config.out)
+    with locked(folder, "another sampling"), filling(folder, stale=("detail",)) as aside:
+        views, detail, cut = write_views(aside, config, device, progress, pipeline)
+    return folder, views, detail, cut
+
+
+def write_views(
+    folder: Path,
+    config: SampleConfig,
+    device: str,
+    progress: Progress | None,
+    pipeline: "Nova3DPipeline | None",
+) -> tuple[ViewSet, ViewSet | None, images.CutOut]:
+    """One picture to a view folder that no other process writes.
+
+    Args:
+        folder: the folder to write; it is made where it is missing.
+        config: the settings; `out` is not read.
+        device: where the networks run.
+        progress: called as (steps done, steps, "sampling").
+        pipeline: the loaded model. None: it is loaded as `config` says.
+
+    Returns:
+        The views, the detail view and the picture with its object cut out, as `sample_views` gives them.
+
+    Raises:
+        InputError: for an unreadable picture, mask or model, and an elevation outside [-90,90].
+    """
+    if not -90 <= config.elevation_deg <= 90:
+        raise InputError(f"elevation_deg {config.elevation_deg:g} is not within -90 and 90")
+    cut = images.cut_out(
+        config.image,
+        config.cutout,  # type: ignore[arg-type]  # refused there otherwise
+        config.mask,
+        max_megapixels=config.max_megapixels,
+        crop=not config.framed,
+    )
+    folder.mkdir(exist_ok=True)
+    images.save_image(folder / "mask.png", cut.mask)
+    pipeline = pipeline or load_pipeline(config, device)
+    started = time.perf_counter()
+    views, task_iou = generate_views(pipeline, cut.rgba, config, progress)
+    seconds = round(time.perf_counter() - started, 2)
+    detail = detail_view(cut.rgba, views.cameras[0], config.framed) if config.keep_input else None
+    record = run_record("sample", config, config, device, task_iou=task_iou, seconds=seconds, cutout=cut.facts())
+    views.save(folder, record, detail)
+    images.save_image(folder / "contact_sheet.png", views.contact_sheet())
+    return views, detail, cut
+
+
+def detail_view(picture: Tensor, camera: Cameras, framed: bool = False) -> ViewSet:
+    """The input picture at its own resolution, as view 0's camera sees it.
+
+    Args:
+        picture: float [h,w,4] in [0,1], straight alpha; some pixels are object.
+        camera: view 0's camera, of any square size.
+        framed: the picture is already what the camera sees.
+
+    Returns:
+        One trusted view without normals. Its object is as large as in the picture, but no longer than 1,024 px, and
+        the view is no smaller than the camera's.
+    """
+    rows, columns = torch.nonzero(picture[..., 3] > 0.5, as_tuple=True)
+    longest = int(max(rows.max() - rows.min(), columns.max() - columns.min())) + 1
+    side = picture.shape[0] if framed else longest / images.FOREGROUND_RATIO
+    size = max(round(side * min(1.0, _DETAIL_PX / longest)), camera.width)
+    rgba = images.resize(picture, size) if framed else images.frame_object(picture, size)
+    return ViewSet.from_rgba(rgba[None], None, camera.resized(size, size), trusted=(True,))
+
+
+def generate_views(
+    pipeline: "Nova3DPipeline", picture: Tensor, config: SampleConfig, progress: Progress | None = None
+) -> tuple[ViewSet, list[float]]:
+    """The views of one picture, sampled as `config` says; the model decides what it leaves open.
+
+    Args:
+        pipeline: as `load_pipeline` gives it.
+        picture: float [h,w,4] in [0,1], straight alpha.
+        config: the settings; `image`, `model`, `out`, `dtype`, `low_memory` and `compile` are not read.
+        progress: called as (steps done, steps, "sampling").
+
+    Returns:
+        The views, and for each of them how far its colours and normals show one outline (`nova3d.metrics.task_iou`).
+
+    Raises:
+        InputError: as the pipeline does.
+    """
+    options: dict[str, Any] = {}
+    if progress:
+
+        def report(
+            pipeline: "Nova3DPipeline", step: int, timestep: Tensor, tensors: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
+            progress(step + 1, pipeline.num_timesteps, "sampling")
+            return tensors
+
+        options["callback_on_step_end"] = report
+    own = pipeline.config
+    output = pipeline(
+        picture,
+        num_inference_steps=config.steps,
+        guidance_scale=(
+            own.guidance_low if config.guidance_low is None else config.guidance_low,
+            own.guidance_high if config.guidance_high is None else config.guidance_high,
+        ),
+        guidance_kind=config.guidance_kind,  # type: ignore[arg-type]  # refused by the pipeline otherwise
+        solver=config.solver,
+        noise_aug_strength=config.noise_aug,
+        seed=config.seed,
+        keep_input=config.keep_input,
+        framed=config.framed,
+        **options,
+    )
+    return output.views[0], [round(value, 4) for value in output.task_iou[0].tolist()]
+
+
+def load_pipeline(config: SampleConfig, device: str) -> "Nova3DPipeline":
+    """The config's model with its memory modes, ready for many pictures; its progress bar is off.
+
+    Args:
+        config: the settings; `model`, `dtype`, `low_memory` and `compile` are read.
+        device: where the networks run.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        InputError: where the model cannot be loaded.
+    """
+    from nova3d.pipeline import Nova3DPipeline
+    from nova3d.pipeline.memory import LOW_MEMORY
+
+    offload = config.low_memory and device != "cpu"
+    pipeline = Nova3DPipeline.load(config.model, "cpu" if offload else device, config.dtype)
+    pipeline.set_progress_bar_config(disable=True)  # the progress callback takes its place
+    if config.low_memory:
+        pipeline.set_memory(**asdict(LOW_MEMORY))
+    if offload:
+        pipeline.enable_model_cpu_offload(device=device)
+    if config.compile:
+        pipeline.compile_unet()
+    return pipeline
+
+
+def run_record(stage: str, config: Any, sampling: SampleConfig, device: str, **facts: Any) -> dict[str, Any]:
+    """The provenance of a run that samples views.
+
+    Args:
+        stage: "sample" or "generate".
+        config: the stage's settings.
+        sampling: the settings of the sampling in it.
+        device: where the networks ran.
+        **facts: further entries.
+
+    Returns:
+        The record, with the hashes of the picture and of the model's weights.
+    """
+    from nova3d.pipeline.folder import model_hashes
+
+    return provenance.record(
+        stage,
+        config,
+        image={"file": sampling.image, "sha256": provenance.hash_file(sampling.image)},
+        model=model_hashes(sampling.model),
+        seed=sampling.seed,
+        device=device,
+        **facts,
+    )
