@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nova3d.data.jobs.config import RenderConfig
 
 CONFIG = "configs/render/mini.yaml"
+_NEEDS = {"retry": " --reason timeout", "pack-views": " --views renders"}  # what the verb cannot do without
 
 
 def render(argv: Sequence[str] | None = None) -> None:
@@ -24,11 +25,12 @@ def render(argv: Sequence[str] | None = None) -> None:
     )
     steps = arguments.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (_, summary) in VERBS.items():
+        example = f"python scripts/render.py {name}{_NEEDS.get(name, '')} --config {CONFIG} out=data/shards"
         step = steps.add_parser(
             name,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"example:\n  python scripts/render.py {name} --config {CONFIG} out=data/shards",
+            epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         common.add_config(step, CONFIG, "nova3d.data.jobs.config:RenderConfig")
@@ -39,6 +41,10 @@ def render(argv: Sequence[str] | None = None) -> None:
             step.add_argument("--reason", action="append", required=True, help="as in `status`; may be repeated")
         if name == "pack":
             step.add_argument("--incomplete", action="store_true", help="pack what there is, objects may be missing")
+        if name == "pack-views":
+            step.add_argument("--views", required=True, metavar="FOLDER", help="a folder with a view folder per object")
+            step.add_argument("--layout", default="auto", help="of the view folders (default: from the files)")
+            step.add_argument("--assume", action="append", default=[], metavar="KEY=VALUE", help="see `evaluate`")
         if name == "verify":
             step.add_argument("--deep", action="store_true", help="read every byte and decode every picture")
         if name in ("sheet", "attribution"):
@@ -111,6 +117,17 @@ def _pack(settings: "RenderConfig", options: argparse.Namespace) -> None:
     print(f"shards: {packed}")
 
 
+def _pack_views(settings: "RenderConfig", options: argparse.Namespace) -> None:
+    from nova3d import config
+    from nova3d.data.jobs.pack_views import pack_views
+    from nova3d.layouts import Assume
+
+    assume = config.load(Assume, overrides=options.assume)
+    with common.progress_bar("packing") as bar:
+        packed = pack_views(options.views, settings, options.layout, assume, bar)
+    print(f"shards: {packed}")
+
+
 def _verify(settings: "RenderConfig", options: argparse.Namespace) -> None:
     from nova3d.data.jobs.verify import verify
 
@@ -157,6 +174,7 @@ VERBS: dict[str, tuple[Callable[["RenderConfig", argparse.Namespace], None], str
     "status": (_status, "where a job stands, also from another terminal while it runs"),
     "retry": (_retry, "queue failed objects again, by reason"),
     "pack": (_pack, "write the shards of a rendered job"),
+    "pack-views": (_pack_views, "write shards of view folders that were made elsewhere"),
     "verify": (_verify, "check packed shards"),
     "sheet": (_sheet, "contact sheets of the renders, doubtful ones first"),
     "attribution": (_attribution, "credits of what was packed"),

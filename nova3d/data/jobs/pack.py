@@ -81,6 +81,31 @@ def manifest_rows(out: str | Path) -> list[dict[str, Any]]:
     return [row for path in files for row in read_json_lines(path, "manifest")]
 
 
+def clear_split(folder: Path) -> None:
+    """Remove the shards of a split that has no objects any more.
+
+    Args:
+        folder: the split's.
+    """
+    for name in (INDEX, "record.json", MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+    for shard in folder.glob("shard-*.tar"):
+        shard.unlink()
+
+
+def split_content(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of the files that make up a split.
+
+    Args:
+        folder: the split's; it may not exist.
+
+    Returns:
+        Name -> bytes and time in nanoseconds.
+    """
+    paths = [*folder.glob("shard-*.tar"), folder / INDEX, folder / MANIFEST]
+    return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()}
+
+
 def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress | None) -> Packed:
     out, assets = Path(config.out), plan.assets()
     found = outcomes(out, assets, config.pool.strikes)
@@ -102,7 +127,7 @@ def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress
         chosen = [row for row in rows if row["split"] == split]
         members = [row for row in chosen if row["state"] == "done"]
         folder = out / split
-        before = _content(folder)
+        before = split_content(folder)
         if members:
             writer = ShardWriter(folder, config.cameras(), config.samples_per_shard)
             for row in members:
@@ -113,11 +138,11 @@ def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress
                     progress(packed, total, "packing")
             writer.close({"rig": digest, "engines": _engines(facts[row["uid"]] for row in members)})
         else:
-            _clear(folder)
+            clear_split(folder)
         if chosen:
             manifest = "".join(json.dumps(row, sort_keys=True) + "\n" for row in chosen)
             write_text(folder / MANIFEST, manifest, keep_equal=True)
-        if _content(folder) != before:
+        if split_content(folder) != before:
             changed = True
             if chosen:
                 provenance.write(folder, provenance.record("render", config))
@@ -170,17 +195,3 @@ def _engines(facts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     if len(found) > 1:
         log.warning("%d different engines rendered these objects: %s", len(found), "; ".join(found))
     return [json.loads(engine) for engine in found]
-
-
-def _clear(folder: Path) -> None:
-    """Remove the shards of a split that has no objects any more."""
-    for name in (INDEX, "record.json", MANIFEST):
-        (folder / name).unlink(missing_ok=True)
-    for shard in folder.glob("shard-*.tar"):
-        shard.unlink()
-
-
-def _content(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and time of the files that make up a split."""
-    paths = [*folder.glob("shard-*.tar"), folder / INDEX, folder / MANIFEST]
-    return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()}

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,23 @@ def split_of(uid: str, val_share: float) -> str:
     return "val" if _split_hash(uid) < val_share * 2**64 else "train"
 
 
+def choose_splits(uids: Sequence[str], val_share: float, counted: Sequence[str]) -> dict[str, str]:
+    """Choose train or val for every object by `split_of`. Few objects still make a validation split.
+
+    Args:
+        uids: all objects.
+        val_share: about this share goes to val.
+        counted: the objects that will be there. Of several, one goes to val where none would, unless the share is 0.
+
+    Returns:
+        uid -> "train" or "val".
+    """
+    splits = {uid: split_of(uid, val_share) for uid in uids}
+    if val_share and len(counted) > 1 and all(splits[uid] == "train" for uid in counted):
+        splits[min(counted, key=_split_hash)] = "val"
+    return splits
+
+
 def _split_hash(uid: str) -> int:
     # Salted, or the plan's order, also a hash of the uid, would put all of val/ first.
     return int.from_bytes(hashlib.sha256(f"split {uid}".encode()).digest()[:8])
@@ -232,16 +249,15 @@ def _decide(assets: Iterable[Asset], config: RenderConfig) -> list[dict[str, Any
     rows: list[dict[str, Any]] = []
     planned = 0
     for asset in sorted(assets, key=lambda a: uid_hash(a.uid)):
-        row = replace(asset, split=split_of(asset.uid, config.val_share)).to_row()
+        row = asset.to_row()
         if allowed and asset.licence.lower() not in allowed:
             rows.append(row | {"state": "refused", "reason": Reason.LICENCE.value})
         elif not config.limit or planned < config.limit:
             planned += 1
             rows.append(row | {"state": "planned", "reason": ""})
-    chosen = [row for row in rows if row["state"] == "planned"]
-    if config.val_share and len(chosen) > 1 and all(row["split"] == "train" for row in chosen):
-        min(chosen, key=lambda row: _split_hash(row["uid"]))["split"] = "val"  # few objects; training validates on one
-    return rows
+    planned_uids = [row["uid"] for row in rows if row["state"] == "planned"]
+    splits = choose_splits([row["uid"] for row in rows], config.val_share, planned_uids)
+    return [row | {"split": splits[row["uid"]]} for row in rows]
 
 
 def _processors(config: RenderConfig) -> int:

@@ -1,0 +1,158 @@
+"""Packing view folders, ours or other tools', into training shards."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nova3d import layouts
+from nova3d.cameras import Cameras
+from nova3d.data.jobs.config import RenderConfig, rig_digest
+from nova3d.data.jobs.journal import uid_hash
+from nova3d.data.jobs.pack import MANIFEST, SPLITS, Packed, clear_split, split_content
+from nova3d.data.jobs.plan import PLAN, choose_splits
+from nova3d.data.shards import ShardWriter, encode_views
+from nova3d.data.sources.base import Asset, licence_rows, uid_of
+from nova3d.data.sources.licences import spdx
+from nova3d.errors import InputError
+from nova3d.rendering.reasons import Reason
+from nova3d.utils import provenance
+from nova3d.utils.files import locked, readable, write_text
+from nova3d.utils.progress import Progress, silent
+from nova3d.views import ViewSet
+
+log = logging.getLogger(__name__)
+_SAME_CAMERA = 1e-3  # world units of poses, pixels of intrinsics
+
+
+def pack_views(
+    views: str | Path,
+    config: RenderConfig,
+    layout: str = "auto",
+    assume: layouts.Assume | None = None,
+    progress: Progress | None = None,
+) -> Packed:
+    """Write train/ and val/ of view folders: shards in order of sha256(uid), an index and a manifest.
+
+    A folder's name is the object's uid. All objects must have normals and the cameras of the first one. Of several
+    objects at least one goes to val/, unless `config.val_share` is 0. The same input gives the same shards.
+
+    Args:
+        views: a folder with one view folder per object, and licences.json where there is one (`licence_rows`).
+        config: `out`, `samples_per_shard`, `val_share`, `size`, `licences`, `exclude`, `limit` and `source.licences`
+            count. Pictures of another size are resized to `size`.
+        layout: of the view folders (`nova3d.layouts`).
+        assume: what that layout does not say.
+        progress: called after every object.
+
+    Returns:
+        What was packed.
+
+    Raises:
+        InputError: naming the folder, where views cannot be read, have no normals or other cameras; where `config.out`
+            is a render job, or cannot be written; where no object is left.
+    """
+    folder, out = Path(views), Path(config.out)
+    if not folder.is_dir():
+        raise InputError(f"folder of view folders '{folder}' does not exist")
+    if (out / PLAN).is_file():
+        raise InputError(f"'{out}' is a render job: its shards are of its own objects; choose another folder")
+    rows = _rows(folder, config)
+    try:
+        with locked(out, name="pack", wait=True):
+            return _write(rows, config, layout, assume, progress or silent)
+    except OSError as error:
+        raise InputError(f"cannot pack '{out}': {error.strerror or error}") from error
+
+
+def _rows(folder: Path, config: RenderConfig) -> list[dict[str, Any]]:
+    """The manifest's rows in the order of the shards, what is refused by its licence included."""
+    licences = licence_rows(config.source.licences, folder)
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        uid = uid_of(path.name)
+        if uid in found:
+            raise InputError(f"'{found[uid]}' and '{path}' have the same uid '{uid}': rename one of them")
+        found[uid] = path
+    allowed = {spdx(name).lower() for name in config.licences}
+    rows: list[dict[str, Any]] = []
+    for uid in sorted(found.keys() - set(config.exclude), key=uid_hash):
+        asset = _asset(uid, found[uid], licences)
+        refused = bool(allowed) and asset.licence.lower() not in allowed
+        if refused or not config.limit or sum(row["state"] == "done" for row in rows) < config.limit:
+            state = ("refused", Reason.LICENCE.value) if refused else ("done", "")
+            rows.append(asset.to_row() | {"state": state[0], "reason": state[1], "message": "", "shard": ""})
+    chosen = [row["uid"] for row in rows if row["state"] == "done"]
+    if not chosen:
+        raise InputError(f"'{folder}' has no view folders to pack (one per object), or `licences` refuses them all")
+    splits = choose_splits([row["uid"] for row in rows], config.val_share, chosen)
+    return [row | {"split": splits[row["uid"]]} for row in rows]
+
+
+def _asset(uid: str, path: Path, licences: Mapping[str, Mapping[str, Any]]) -> Asset:
+    row = licences.get(path.name, {})
+    return Asset(
+        uid=uid,
+        source="views",
+        path=str(path),
+        url=str(row.get("url") or row.get("source_repo") or ""),
+        licence=spdx(str(row.get("licence", ""))),
+        attribution=str(row.get("attribution", "")),
+        title=str(row.get("title") or readable(path.name)),
+        category=str(row.get("category", "")),
+    )
+
+
+def _write(
+    rows: list[dict[str, Any]], config: RenderConfig, layout: str, assume: layouts.Assume | None, progress: Progress
+) -> Packed:
+    out = Path(config.out)
+    total = sum(row["state"] == "done" for row in rows)
+    rig: Cameras | None = None
+    counts: dict[str, int] = {}
+    changed, packed = False, 0
+    for split in SPLITS:
+        chosen = [row for row in rows if row["split"] == split]
+        members = [row for row in chosen if row["state"] == "done"]
+        before = split_content(out / split)
+        writer = None
+        for row in members:
+            views = layouts.read(row["path"], layout, config.size, assume)
+            rig = rig or views.cameras
+            _check(views, rig, row["path"])
+            writer = writer or ShardWriter(out / split, rig, config.samples_per_shard)
+            facts = {key: row[key] for key in ("uid", "source", "url", "licence", "attribution", "title", "category")}
+            writer.add(row["uid"], encode_views(row["uid"], views, facts | {"rig": rig_digest(rig)}))
+            row["shard"] = writer.samples[-1]["shard"]
+            packed += 1
+            progress(packed, total, "packing")
+        if writer and rig:
+            writer.close({"rig": rig_digest(rig), "engines": []})
+        else:
+            clear_split(out / split)
+        if chosen:
+            lines = [{key: value for key, value in row.items() if key != "path"} for row in chosen]
+            manifest = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+            write_text(out / split / MANIFEST, manifest, keep_equal=True)
+        if split_content(out / split) != before:
+            changed = True
+            if chosen:
+                provenance.write(out / split, provenance.record("pack views", config))
+        counts[split] = len(members)
+    return Packed(out, counts, changed)
+
+
+def _check(views: ViewSet, rig: Cameras, path: str) -> None:
+    if not views.has_normals:
+        raise InputError(f"'{path}' has no normal maps, which training needs")
+    ours = (len(views), views.cameras.width, views.cameras.height, views.cameras.model)
+    wanted = (len(rig), rig.width, rig.height, rig.model)
+    if ours != wanted:
+        said = [f"{model} {count} views of {w}x{h}" for count, w, h, model in (ours, wanted)]
+        raise InputError(f"'{path}' has {said[0]} where others have {said[1]}: shards have one rig, pack them apart")
+    same = torch.allclose(views.cameras.c2w, rig.c2w, atol=_SAME_CAMERA)
+    if not same or not torch.allclose(views.cameras.intrinsics, rig.intrinsics, atol=_SAME_CAMERA):
+        raise InputError(f"'{path}' has other cameras than the objects before it: shards have one rig, pack them apart")
