@@ -3,14 +3,14 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nova3d import config as configs
-from nova3d.fusion.config import FusionConfig
 from nova3d.notes import mesh_notes, mesh_warnings, model_note, picture_notes, picture_warnings
-from nova3d.sampling import SampleConfig, run_record, write_views
+from nova3d.sampling import run_record, write_views
+from nova3d.settings import GenerateConfig
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import filling, locked, readable, writable_folder
 from nova3d.utils.progress import Progress
@@ -22,22 +22,6 @@ if TYPE_CHECKING:
     from nova3d.pipeline import Nova3DPipeline
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class GenerateConfig:
-    """The keys of `scripts/generate.py`."""
-
-    out: str = "outputs/demo"
-    """The folder to write."""
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    """Picture to views; `sample.out` is OUT/views whatever it says."""
-    fusion: FusionConfig = field(default_factory=FusionConfig)
-    """Views to mesh."""
-    turntable_frames: int = 36
-    """Pictures of the film of one turn, turntable.mp4."""
-    turntable_size: int = 320
-    """Their side in pixels."""
 
 
 @dataclass(frozen=True)

@@ -1,75 +1,26 @@
 """One picture to a folder of views and normal maps."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nova3d import images
 from nova3d.cameras import Cameras
-from nova3d.config import Sentinel
 from nova3d.errors import InputError
+from nova3d.settings import SampleConfig
 from nova3d.utils import provenance
 from nova3d.utils.files import filling, locked, writable_folder
 from nova3d.utils.progress import Progress
-from nova3d.utils.resources import Shipped
 from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
     from nova3d.pipeline import Nova3DPipeline
 
 _DETAIL_PX = 1024  # of the object's longest side, at most, in the picture that fusion gets
-
-
-@dataclass
-class SampleConfig:
-    """The keys of `scripts/sample.py`."""
-
-    image: Annotated[str, Shipped("asset")] = "assets/images/horse.png"
-    """The picture: a file. Its object is cut out as `cutout` says."""
-    model: Annotated[str, Shipped("model")] = "assets/nova3d-mini"
-    """A model folder, the name of a shipped model or a hub id."""
-    out: str = "outputs/views"
-    """The view folder to write."""
-    steps: Annotated[int | None, Sentinel(0)] = None
-    """Denoising steps; the pipeline calls them num_inference_steps. null: the model's own."""
-    solver: str | None = None
-    """euler or heun. null: the model's own."""
-    guidance_low: Annotated[float | None, Sentinel(-1)] = None
-    """Guidance scale at the input view (triangle) or at the first view (linear). null: the model's own."""
-    guidance_high: Annotated[float | None, Sentinel(-1)] = None
-    """Guidance scale behind the object (triangle), at the last view (linear) or everywhere (constant). null: the
-    model's own. Low and high of 1 turn guidance off at half the time."""
-    guidance_kind: str = "triangle"
-    """triangle: over the azimuth. linear: over the views, as SVD. constant: guidance_high everywhere."""
-    noise_aug: float = 0.02
-    """Standard deviation of the noise on the condition picture, pixels in [-1,1]; the pipeline's noise_aug_strength."""
-    keep_input: bool = True
-    """View 0 shows the input picture itself."""
-    framed: bool = False
-    """The picture is already what view 0's camera sees."""
-    cutout: str = "auto"
-    """What cuts the object out. alpha: the picture's own. plain: a background of one colour. model: U-2-Net. none: the
-    whole picture is the object. auto: alpha where it separates an object, else plain, else model."""
-    mask: str | None = None
-    """A picture of the same size whose white is the object, instead of `cutout`. null: none."""
-    elevation_deg: float = 0.0
-    """Degrees from which the picture looks down on the object. It is recorded and compared with the model's input view.
-    A model for level pictures cannot use it: a warning says so."""
-    max_megapixels: float = images.MAX_MEGAPIXELS
-    """Millions of pixels above which a picture is refused before it is decoded."""
-    seed: int = 0
-    """Of all noise."""
-    dtype: str = "float32"
-    """Of the networks: float32, float16, bfloat16. The sampler's state is always float32."""
-    low_memory: bool = False
-    """The smallest pieces, and on an accelerator only the network that works: less memory, more time, the same
-    result."""
-    compile: bool = False
-    """torch.compile of the UNet: pays only where many pictures follow one another."""
 
 
 def sample_views(

@@ -4,4 +4,4 @@
 from nova3d.cli import main
 
 if __name__ == "__main__":
-    main("inspect_weights")
+    main("inspect")

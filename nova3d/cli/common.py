@@ -1,6 +1,7 @@
 """What the verbs share: arguments, configs by name, logging, the progress bar, and exit codes."""
 
 import argparse
+import difflib
 import importlib
 import io
 import logging
@@ -9,15 +10,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from tqdm import tqdm
 
 from nova3d import config
 from nova3d.errors import InputError, first_line
+from nova3d.utils import yaml_text
 from nova3d.utils.progress import Progress
 from nova3d.utils.resources import Shipped, find, locate
 
@@ -25,21 +28,104 @@ Schema = TypeVar("Schema")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose --help lists every key of the verb's config."""
+    """An argument parser of a verb: `key=value` anywhere, every key of its config in --help, errors in one line."""
 
-    schema: str | None = None
-    """The config's dataclass as "module:Class". Only --help imports it, since most of these modules import torch."""
+    schemas: dict[str, str]
+    """Title in --help -> a config's dataclass as "module:Class". They are imported for --help and completion only."""
+    stage: str
+    """The folder of `configs/` in which --config is looked up."""
+    flags: dict[str, str]
+    """An option's name in the parsed arguments -> the config key that it stands for."""
+    takes_files: bool
+    """Whether arguments without "=" are files."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.schemas, self.stage, self.flags, self.takes_files = {}, "", {}, False
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse a command line.
+
+        `key=value` is the option --key where there is one and the config has no such key. What --help calls overrides
+        ends in `overrides`, files in `files`, and in `flags` the values of options that stand for config keys.
+
+        Args:
+            argv: the words; None takes them from the command line.
+
+        Returns:
+            The values.
+
+        Raises:
+            SystemExit: with code 2 and one line on stderr for what the verb does not know, with 0 after --help.
+        """
+        words = [self._as_option(word) for word in (sys.argv[1:] if argv is None else argv)]
+        options, unknown = self.parse_known_intermixed_args(words)
+        rest = [*getattr(options, "overrides", []), *self._taken_too_much(options)]
+        if not hasattr(options, "overrides"):
+            unknown += rest
+        if unknown:
+            self.error(f"unknown argument '{unknown[0]}'{self._near(unknown[0])}")
+        options.files = [word for word in rest if "=" not in word or Path(word).exists()] if self.takes_files else []
+        options.overrides = [word for word in rest if word not in options.files]
+        given = {key: getattr(options, name) for name, key in self.flags.items()}
+        options.flags = {key: value for key, value in given.items() if value is not None}
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line on stderr and exit code 2.
+
+        Args:
+            message: what is wrong.
+        """
+        sys.stderr.write(f"error: {message}; {self.prog} --help lists what there is\n")
+        sys.exit(2)
 
     def format_help(self) -> str:
-        """The help, with the config's keys before the example."""
-        text = super().format_help()
-        if self.schema is None:
-            return text
-        module, _, name = self.schema.partition(":")
-        keys = config.help_text(getattr(importlib.import_module(module), name))
-        body, example, rest = text.rpartition("\nexample:\n")
-        title = "config keys, with the defaults of what --config leaves out:"
-        return f"{body}\n{title}\n{keys}\n{example}{rest}"
+        """The help, with the keys of the configs before the example."""
+        body, example, rest = super().format_help().rpartition("\nexample:\n")
+        for title, schema in self.schemas.items():
+            body += f"\n{title}\n{config.help_text(load_schema(schema))}\n"
+        return f"{body}{example}{rest}"
+
+    def option_strings(self) -> dict[str, Sequence[str]]:
+        """Every option -> the values that it may have; empty where it may have others, or none."""
+        return {
+            text: [str(choice) for choice in action.choices or ()]
+            for action in self._actions
+            for text in action.option_strings
+        }
+
+    def config_keys(self) -> list[str]:
+        """The keys of the verb's configs, each once; those below a name that a user chooses are left out."""
+        every = (key.name for schema in self.schemas.values() for key in config.fields(load_schema(schema)))
+        return list(dict.fromkeys(name for name in every if ".NAME" not in name))
+
+    def _as_option(self, word: str) -> str:
+        key, equals, _ = word.partition("=")
+        option = f"--{key.replace('_', '-')}"
+        known = equals and key and option in self._option_string_actions and not Path(word).exists()
+        return f"--{key.replace('_', '-')}{word[len(key) :]}" if known and key not in self.config_keys() else word
+
+    def _taken_too_much(self, options: argparse.Namespace) -> list[str]:
+        """Take the overrides out of options of several files, among which argparse counts them."""
+        overrides: list[str] = []
+        for action in self._actions:
+            if action.option_strings and action.nargs == "+" and "=" not in str(action.metavar):
+                given = getattr(options, action.dest) or []
+                found = [str(word) for word in given if "=" in str(word) and not Path(word).exists()]
+                setattr(options, action.dest, [word for word in given if str(word) not in found])
+                overrides += found
+        return overrides
+
+    def _near(self, word: str) -> str:
+        near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
+        return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def load_schema(name: str) -> type:
+    """The dataclass that "module:Class" names."""
+    module, _, cls = name.partition(":")
+    return cast(type, getattr(importlib.import_module(module), cls))
 
 
 def parser(description: str, example: str) -> Parser:
@@ -51,28 +137,53 @@ def parser(description: str, example: str) -> Parser:
     )
 
 
-def add_config(arguments: Parser, default: str | None, schema: str | None = None) -> None:
+def add_config(arguments: Parser, default: str | None, schema: str | None = None, stage: str = "") -> None:
     """Add `--config`, `key=value` overrides, and the keys of the config to --help.
 
     Args:
         arguments: the verb's parser.
         default: the config that is read where none is given, None where the verb chooses.
         schema: the config's dataclass as "module:Class".
+        stage: the folder of `configs/` in which a bare name is looked up.
     """
     shown = f" (default: {default})" if default else ""
     arguments.add_argument("--config", default=default, help=f"YAML file, or the name of a shipped config{shown}")
+    arguments.stage = stage
     add_overrides(arguments, schema)
 
 
 def add_overrides(arguments: Parser, schema: str | None = None) -> None:
-    """Add `key=value` overrides, and the keys of `schema` ("module:Class") to --help."""
+    """Add `key=value` overrides, `--print-config`, and the keys of `schema` ("module:Class") to --help."""
     arguments.add_argument("overrides", nargs="*", metavar="key=value", help="override any config key")
-    arguments.schema = schema
+    arguments.add_argument("--print-config", action="store_true", help="print the merged config as YAML and stop")
+    if schema:
+        arguments.schemas["config keys, with the defaults of what --config leaves out:"] = schema
+
+
+def add_files(arguments: Parser, what: str) -> None:
+    """Take arguments without "=" as files, which `parse` leaves in `files`; `what` names one in --help."""
+    arguments.takes_files = True
+    overrides = next(action for action in arguments._actions if action.dest == "overrides")
+    overrides.metavar, overrides.help = f"{what} | key=value", f"{what.lower()}, or an override of any config key"
+
+
+def add_flag(arguments: Parser, option: str, key: str, text: str, **settings: Any) -> None:
+    """Add an option that stands for a config key and beats `key=value`.
+
+    Args:
+        arguments: the verb's parser.
+        option: as "--out".
+        key: the dotted key.
+        text: what --help says.
+        **settings: more of `argparse.ArgumentParser.add_argument`.
+    """
+    action = arguments.add_argument(option, help=f"{text} (same as {key}=)", **settings)
+    arguments.flags[action.dest] = key
 
 
 def add_device(arguments: argparse.ArgumentParser) -> None:
     """Add `--device`, for `pick_device`."""
-    arguments.add_argument("--device", default="", help="cpu, cuda, ... (default: cuda where there is one)")
+    arguments.add_argument("--device", default="", help="cpu, cuda, mps ... (default: a GPU where there is one)")
 
 
 def load_config(
@@ -83,25 +194,30 @@ def load_config(
     Args:
         schema: a dataclass.
         stage: the folder of `configs/` in which a bare name is looked up.
-        options: what `add_config` added: `config` and `overrides`.
-        flags: dotted key -> value of options that stand for a config key; None values were not given. They beat
+        options: what `Parser.parse` returns.
+        flags: dotted key -> value, for more options that stand for a config key; None values were not given. They beat
             overrides.
 
     Returns:
-        An instance of `schema`.
+        An instance of `schema`. With --print-config it is printed, and the program ends.
 
     Raises:
         InputError: for an unknown config, key or value.
     """
-    path = find(options.config, "config", stage)
-    values = {key: value for key, value in (flags or {}).items() if value is not None}
+    path = find(options.config, "protocol") if stage == "eval" else find(options.config, "config", stage)
+    given = getattr(options, "flags", {}) | dict(flags or {})
+    values = {key: value for key, value in given.items() if value is not None}
     settings = config.load(schema, path, options.overrides, values)
     marked = [(key.name, mark) for key in config.fields(schema) for mark in key.marks if isinstance(mark, Shipped)]
     for name, mark in marked:
         value = operator.attrgetter(name)(settings)
         if isinstance(value, str) and (found := locate(value, mark.kind, mark.stage)):
             values[name] = str(found)
-    return config.load(schema, path, options.overrides, values)
+    settings = config.load(schema, path, options.overrides, values)
+    if getattr(options, "print_config", False):
+        sys.stdout.write(yaml_text.dump(config.to_dict(settings)))
+        sys.exit(0)
+    return settings
 
 
 def names(text: str | None) -> list[str] | None:

@@ -28,14 +28,19 @@ OPTIONAL = {
 }
 
 
-def doctor(argv: Sequence[str] | None = None) -> None:
-    """Report what this machine has and lacks for nova3d."""
+def doctor_parser() -> common.Parser:
+    """The arguments of `doctor`."""
     parser = common.parser(
         "Report what this machine has and lacks for nova3d; exit code 2 when something it needs is missing.",
-        "python scripts/doctor.py",
+        "nova3d doctor",
     )
     parser.add_argument("--model", default="assets/nova3d-mini", help="model folder to check (default: %(default)s)")
-    asked = parser.parse_args(argv).model
+    return parser
+
+
+def doctor(argv: Sequence[str] | None = None) -> None:
+    """Report what this machine has and lacks for nova3d."""
+    asked = doctor_parser().parse(argv).model
     faults = [*check_machine(), *check_packages(), *check_model(locate(asked, "model") or Path(asked))]
     if faults:
         raise InputError(f"{len(faults)} problem(s): {'; '.join(faults)}")

@@ -10,16 +10,20 @@ from nova3d.utils import provenance
 from nova3d.utils.resources import find
 
 
-def evaluate(argv: Sequence[str] | None = None) -> None:
-    """Score predictions against references and print the table; the same command goes on where it ended."""
+def evaluate_parser() -> common.Parser:
+    """The arguments of `evaluate`."""
     arguments = common.parser(
         "Score DIR/<object>/ (views, a mesh.glb or both) or DIR/<object>.glb against references laid out alike.",
-        "python scripts/evaluate.py --protocol nova3d-el0 --predictions outputs/gso --references data/gso "
-        "--out outputs/scores",
+        "nova3d evaluate --protocol nova3d-el0 --predictions outputs/gso --references data/gso --out outputs/scores",
     )
     arguments.add_argument(
-        "--protocol", default="nova3d-el0", help="a shipped protocol's name or a YAML file (default: %(default)s)"
+        "--protocol",
+        "--config",
+        dest="config",
+        default="nova3d-el0",
+        help="a shipped protocol's name or a YAML file (default: %(default)s)",
     )
+    arguments.stage = "eval"
     arguments.add_argument(
         "--predictions", type=Path, nargs="+", required=True, help="folder of predicted objects; several are seeds"
     )
@@ -49,18 +53,26 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--published", action="store_true", help="quote published numbers below the table")
     common.add_device(arguments)
     common.add_overrides(arguments, "nova3d.evaluation:Protocol")
-    options = arguments.parse_intermixed_args(argv)
+    return arguments
+
+
+def evaluate(argv: Sequence[str] | None = None) -> None:
+    """Score predictions against references and print the table; the same command goes on where it ended."""
+    options = evaluate_parser().parse(argv)
+
+    from nova3d.evaluation import Protocol
+
+    protocol = common.load_config(Protocol, "eval", options)
+    if wrong := [text for text in options.weights if "=" not in text]:
+        raise InputError(f"--weights '{wrong[0]}' is not of the form METRIC=FILE")
 
     from nova3d import layouts
-    from nova3d.evaluation import Protocol, Table, score
+    from nova3d.evaluation import Table, score
     from nova3d.evaluation.comparison import compare, compare_with_floors
     from nova3d.evaluation.published import Published
     from nova3d.evaluation.tables import hardware
     from nova3d.utils.files import writable_folder
 
-    if wrong := [text for text in options.weights if "=" not in text]:
-        raise InputError(f"--weights '{wrong[0]}' is not of the form METRIC=FILE")
-    protocol = config.load(Protocol, find(options.protocol, "protocol"), options.overrides)
     assume = config.load(layouts.Assume, overrides=options.assume)
     baseline = Table.load(options.baseline) if options.baseline else None
     if baseline and baseline.protocol_hash != protocol.hash:  # before the work, not after it

@@ -9,42 +9,49 @@ from nova3d.cli import common
 from nova3d.errors import InputError
 
 if TYPE_CHECKING:
-    from nova3d.generation import GenerateConfig
+    from nova3d.settings import GenerateConfig
+
+
+def generate_parser() -> common.Parser:
+    """The arguments of `generate`."""
+    arguments = common.parser(
+        "One picture to 16 views, 16 normal maps, a textured mesh and a report. Several pictures, a folder or a "
+        "pattern: all of them, each into a folder of its own below OUT; what is done is kept.",
+        "nova3d generate photo.png --out outputs/photo sample.seed=1",
+    )
+    common.add_config(arguments, "mini", "nova3d.settings:GenerateConfig", "generate")
+    common.add_files(arguments, "PICTURE")
+    arguments.add_argument(
+        "--image", nargs="+", default=[], help="the same: a picture (sample.image=), several, a folder or a pattern"
+    )
+    _add_sampling(arguments, "sample.")
+    common.add_flag(arguments, "--out", "out", "the output folder")
+    common.add_device(arguments)
+    return arguments
+
+
+def _add_sampling(arguments: common.Parser, prefix: str) -> None:
+    common.add_flag(arguments, "--mask", f"{prefix}mask", "white where the object is", metavar="FILE")
+    common.add_flag(
+        arguments, "--cutout", f"{prefix}cutout", "alpha, plain, model, none or auto, the default", metavar="METHOD"
+    )
+    common.add_flag(arguments, "--model", f"{prefix}model", "a model folder, a shipped model or a hub id")
+    common.add_flag(arguments, "--seed", f"{prefix}seed", "of all noise", metavar="N")
 
 
 def generate(argv: Sequence[str] | None = None) -> None:
     """One picture to 16 views, 16 normal maps, a textured mesh and a report."""
-    arguments = common.parser(
-        "One picture to 16 views, 16 normal maps, a textured mesh and a report. Several pictures, a folder or a "
-        "pattern: all of them, each into a folder of its own below OUT; what is done is kept.",
-        "python scripts/generate.py --image photo.png --out outputs/photo sample.seed=1",
-    )
-    common.add_config(arguments, "configs/generate/mini.yaml", "nova3d.generation:GenerateConfig")
-    arguments.add_argument("--image", nargs="+", help="the picture (same as sample.image=), or several, or a folder")
-    arguments.add_argument("--mask", metavar="FILE", help="white where the object is (same as sample.mask=)")
-    arguments.add_argument(
-        "--cutout", metavar="METHOD", help="auto, alpha, plain, model or none (same as sample.cutout=)"
-    )
-    arguments.add_argument("--model", help="a model folder (same as sample.model=)")
-    arguments.add_argument("--out", help="the output folder (same as out=)")
-    common.add_device(arguments)
-    options = arguments.parse_intermixed_args(argv)
+    options = generate_parser().parse(argv)
+    given = [*options.files, *options.image]
+
+    from nova3d.settings import GenerateConfig
+
+    one = given[0] if len(given) == 1 else None
+    settings = common.load_config(GenerateConfig, "generate", options, {"sample.image": one})
 
     from nova3d import batch, generation
 
-    named = options.image or []  # argparse counts the overrides after --image among the pictures
-    given = [text for text in named if "=" not in text or Path(text).exists()]
-    options.overrides += [text for text in named if text not in given]
-    one = given[0] if batch.is_one_file(given) else None
-    flags = {
-        "sample.image": one,
-        "sample.mask": options.mask,
-        "sample.cutout": options.cutout,
-        "sample.model": options.model,
-        "out": options.out,
-    }
-    settings = common.load_config(generation.GenerateConfig, "generate", options, flags)
-    if given and one is None:
+    if given and not batch.is_one_file(given):
         return _generate_all(batch.find_pictures(given), settings, options.device)
     with common.progress_bar("generating") as bar:
         made = generation.generate(config=settings, device=common.pick_device(options.device), progress=bar)
@@ -72,47 +79,80 @@ def _generate_all(pictures: "Sequence[Path]", settings: "GenerateConfig", device
     print(f"summary: {summary}")
 
 
-def sample(argv: Sequence[str] | None = None) -> None:
-    """Generate 16 views and 16 normal maps of the object in a picture."""
+def sample_parser() -> common.Parser:
+    """The arguments of `sample`."""
     arguments = common.parser(
         "Generate 16 views and 16 normal maps of the object in a picture.",
-        "python scripts/sample.py --config configs/sample/mini.yaml image=photo.png out=outputs/views seed=1",
+        "nova3d sample photo.png --out outputs/views seed=1",
     )
-    common.add_config(arguments, "configs/sample/mini.yaml", "nova3d.sampling:SampleConfig")
+    common.add_config(arguments, "mini", "nova3d.settings:SampleConfig", "sample")
+    common.add_files(arguments, "PICTURE")
+    arguments.add_argument("--image", nargs="+", default=[], metavar="PICTURE", help="the same (same as image=)")
+    _add_sampling(arguments, "")
+    common.add_flag(arguments, "--out", "out", "the view folder to write")
     common.add_device(arguments)
-    options = arguments.parse_intermixed_args(argv)
+    return arguments
 
-    from nova3d.sampling import SampleConfig, sample_views
 
-    settings = common.load_config(SampleConfig, "sample", options)
+def sample(argv: Sequence[str] | None = None) -> None:
+    """Generate 16 views and 16 normal maps of the object in a picture."""
+    options = sample_parser().parse(argv)
+    given = [*options.files, *options.image]
+    if len(given) > 1:
+        raise InputError(f"sample takes one picture, and {len(given)} are given; `nova3d generate` takes several")
+
+    from nova3d.settings import SampleConfig
+
+    settings = common.load_config(SampleConfig, "sample", options, {"image": given[0] if given else None})
+
+    from nova3d.sampling import sample_views
+
     with common.progress_bar("sampling") as bar:
         folder, views, *_ = sample_views(settings, common.pick_device(options.device), bar)
     print(f"{len(views)} views and normal maps: {folder.resolve()}")
 
 
-def reconstruct(argv: Sequence[str] | None = None) -> None:
-    """Fuse a folder of views into a textured mesh with a report."""
+def reconstruct_parser() -> common.Parser:
+    """The arguments of `reconstruct`."""
     arguments = common.parser(
         "Fuse the views of one object into a textured mesh. The folder may be ours (rgb/, normal/, transforms.json), a "
         "transforms.json of any tool, or the output of a published method: docs/layouts.md lists them.",
-        "python scripts/reconstruct.py --views outputs/mug --out outputs/mug.glb --config configs/fusion/cpu.yaml",
+        "nova3d reconstruct outputs/mug --out outputs/mug.glb --config cpu",
     )
-    arguments.add_argument("--views", required=True, metavar="FOLDER", help="a view folder")
+    common.add_config(arguments, "cpu", "nova3d.fusion:FusionConfig", "fusion")
+    common.add_files(arguments, "FOLDER")
+    arguments.add_argument("--views", metavar="FOLDER", help="the same: a view folder")
     arguments.add_argument("--layout", default="auto", help="the folder's layout (default: told from its files)")
     arguments.add_argument(
         "--assume", nargs="+", default=[], metavar="KEY=VALUE", help="what a layout does not say: elevation_deg=30, ..."
     )
     arguments.add_argument("--out", required=True, metavar="FILE", help="the mesh to write: .glb, .obj, .ply or .stl")
-    arguments.add_argument(
-        "--time-budget", type=float, metavar="S", help="seconds, which the schedule is hurried to meet"
+    common.add_flag(
+        arguments,
+        "--time-budget",
+        "optim.time_budget",
+        "seconds, which the schedule is hurried to meet",
+        type=float,
+        metavar="S",
     )
     arguments.add_argument("--resume", action="store_true", help="continue the fit an interrupted run has saved")
     common.add_device(arguments)
-    common.add_config(arguments, "configs/fusion/cpu.yaml", "nova3d.fusion:FusionConfig")
-    options = arguments.parse_intermixed_args(argv)
+    return arguments
+
+
+def reconstruct(argv: Sequence[str] | None = None) -> None:
+    """Fuse a folder of views into a textured mesh with a report."""
+    options = reconstruct_parser().parse(argv)
+    folders = [*options.files, *([options.views] if options.views else [])]
+
+    from nova3d.fusion import FusionConfig
+
+    settings = common.load_config(FusionConfig, "fusion", options)
+    if len(folders) != 1:
+        raise InputError(f"reconstruct takes one view folder, and {len(folders) or 'none'} is given")
+    (folder_of_views,) = folders
 
     from nova3d import layouts
-    from nova3d.fusion import FusionConfig
     from nova3d.fusion import reconstruct as fuse
     from nova3d.fusion.export import check_output, maps_folder, write_maps
     from nova3d.generation import write_fusion_report
@@ -121,12 +161,11 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     from nova3d.views import load_detail
 
     out = check_output(options.out)
-    settings = common.load_config(FusionConfig, "fusion", options, {"optim.time_budget": options.time_budget or None})
     assume = config.load(layouts.Assume, overrides=options.assume)
-    loaded = layouts.load(options.views, options.layout, assume=assume)
+    loaded = layouts.load(folder_of_views, options.layout, assume=assume)
     views, placement, detail = loaded.views, loaded.placement, None
     if loaded.layout == "nova3d":
-        detail = load_detail(options.views)
+        detail = load_detail(folder_of_views)
     else:  # ours are in their place, even where a generated object is a little off
         views, moved = layouts.normalise(views)
         placement = moved @ placement
@@ -140,7 +179,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
         entry = provenance.record(
             "fusion",
             settings,
-            views=Path(options.views).absolute().name,
+            views=Path(folder_of_views).absolute().name,
             layout=loaded.layout,
             placement=placement.matrix.tolist(),
             seed=settings.optim.seed,
@@ -160,7 +199,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
         f"poses moved {report['rotation_deg_mean']:.2f} degrees, {report['seconds']:.0f} s"
     )
     if not placement.is_identity:
-        print(f"the mesh is in nova3d's frame; record.json's `placement` leads there from that of '{options.views}'")
+        print(f"the mesh is in nova3d's frame; record.json's `placement` leads there from that of '{folder_of_views}'")
     print(f"conflict maps, refined cameras, record and pictures: {folder}")
     print(f"report: {page}")
     print(out)

@@ -1,4 +1,4 @@
-"""The verb render: a render job from its plan to checked shards, with a verb of its own for each step."""
+"""The verbs render and pack: a render job from its plan to checked shards, with a word of its own for each step."""
 
 import argparse
 import signal
@@ -13,51 +13,73 @@ from nova3d.errors import InputError
 if TYPE_CHECKING:
     from nova3d.data.jobs.config import RenderConfig
 
-CONFIG = "configs/render/mini.yaml"
-_NEEDS = {"retry": " --reason timeout", "pack-views": " --views renders"}  # what the verb cannot do without
+CONFIG = "mini"
+_NEEDS = {"retry": " --reason timeout", "pack-views": " --views renders"}  # what the step cannot do without
+
+
+def render_parser(step: str = "run") -> common.Parser:
+    """The arguments of a step of `render`, a key of STEPS."""
+    _, summary = STEPS[step]
+    others = "".join(f"\n  render {name:12}{text}" for name, (_, text) in STEPS.items())
+    arguments = common.parser(
+        f"{summary[0].upper()}{summary[1:]}.\n\nsteps, each with its own --help (without one: run):{others}",
+        f"nova3d render {step}{_NEEDS.get(step, '')} --config {CONFIG} "
+        + ("source.path=objects out=data/shards" if step in ("plan", "run") else "out=data/shards"),
+    )
+    common.add_config(arguments, CONFIG, "nova3d.data.jobs.config:RenderConfig", "render")
+    if step == "run":
+        text = "run the code that engine.name=package.module:factory names"
+        arguments.add_argument("--allow-code", action="store_true", help=text)
+    if step == "retry":
+        arguments.add_argument("--reason", action="append", required=True, help="as in `status`; may be repeated")
+    if step == "pack":
+        common.add_files(arguments, "FOLDER")
+        arguments.add_argument("--incomplete", action="store_true", help="pack what there is, objects may be missing")
+    if step == "pack-views":
+        arguments.add_argument(
+            "--views", required=True, metavar="FOLDER", help="a folder with a view folder per object"
+        )
+    if step in ("pack", "pack-views"):
+        arguments.add_argument("--layout", default="auto", help="of the view folders (default: from the files)")
+        arguments.add_argument("--assume", action="append", default=[], metavar="KEY=VALUE", help="see `evaluate`")
+    if step == "verify":
+        arguments.add_argument("--deep", action="store_true", help="read every byte and decode every picture")
+    if step in ("sheet", "attribution"):
+        arguments.add_argument("--out", metavar="FOLDER", help="where to write (default: the job folder)")
+    else:
+        common.add_flag(arguments, "--out", "out", "the job folder", metavar="FOLDER")
+    if step == "sheet":
+        arguments.add_argument("--count", type=int, default=40, help="objects to show (default: %(default)s)")
+    return arguments
 
 
 def render(argv: Sequence[str] | None = None) -> None:
     """Render meshes into training shards: plan, run, look, mend, pack, check."""
-    arguments = common.parser(
-        "Render meshes into training shards: plan, run, look, mend, pack, check.",
-        f"python scripts/render.py run --config {CONFIG} source.path=objects out=data/shards",
-    )
-    steps = arguments.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, (_, summary) in VERBS.items():
-        example = f"python scripts/render.py {name}{_NEEDS.get(name, '')} --config {CONFIG} out=data/shards"
-        step = steps.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        common.add_config(step, CONFIG, "nova3d.data.jobs.config:RenderConfig")
-        if name == "run":
-            text = "run the code that engine.name=package.module:factory names"
-            step.add_argument("--allow-code", action="store_true", help=text)
-        if name == "retry":
-            step.add_argument("--reason", action="append", required=True, help="as in `status`; may be repeated")
-        if name == "pack":
-            step.add_argument("--incomplete", action="store_true", help="pack what there is, objects may be missing")
-        if name == "pack-views":
-            step.add_argument("--views", required=True, metavar="FOLDER", help="a folder with a view folder per object")
-            step.add_argument("--layout", default="auto", help="of the view folders (default: from the files)")
-            step.add_argument("--assume", action="append", default=[], metavar="KEY=VALUE", help="see `evaluate`")
-        if name == "verify":
-            step.add_argument("--deep", action="store_true", help="read every byte and decode every picture")
-        if name in ("sheet", "attribution"):
-            step.add_argument("--out", default="", metavar="FOLDER", help="where to write (default: the job folder)")
-        if name == "sheet":
-            step.add_argument("--count", type=int, default=40, help="objects to show (default: %(default)s)")
-    options = arguments.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    step = words.pop(0) if words and words[0] in STEPS else "run"
+    if words and "=" not in words[0] and not words[0].startswith("-"):
+        raise InputError(f"render: '{words[0]}' is none of the steps {', '.join(STEPS)}")
+    _run_step(step, words)
+
+
+def pack_parser() -> common.Parser:
+    """The arguments of `pack`."""
+    return render_parser("pack")
+
+
+def pack(argv: Sequence[str] | None = None) -> None:
+    """Write training shards of a rendered job, or of a folder of view folders that were made elsewhere."""
+    _run_step("pack", list(sys.argv[1:] if argv is None else argv))
+
+
+def _run_step(step: str, words: Sequence[str]) -> None:
+    options = render_parser(step).parse(words)
 
     from nova3d.data.jobs.config import RenderConfig
 
     settings = common.load_config(RenderConfig, "render", options)
     settings.check()
-    function, _ = VERBS[options.verb]
+    function, _ = STEPS[step]
     function(settings, options)
 
 
@@ -109,6 +131,12 @@ def _retry(settings: "RenderConfig", options: argparse.Namespace) -> None:
 
 
 def _pack(settings: "RenderConfig", options: argparse.Namespace) -> None:
+    if options.files:
+        if len(options.files) > 1:
+            raise InputError(f"pack takes one folder of view folders, and {len(options.files)} are given")
+        options.views = options.files[0]
+        return _pack_views(settings, options)
+
     from nova3d.data.jobs import job
     from nova3d.data.jobs.pack import pack
 
@@ -167,13 +195,13 @@ def _doctor(settings: "RenderConfig", options: argparse.Namespace) -> None:
     print(f"ready to render into '{Path(settings.out)}'")
 
 
-# Verb of the job -> its function and its line in --help.
-VERBS: dict[str, tuple[Callable[["RenderConfig", argparse.Namespace], None], str]] = {
+# Step of a job -> its function and its line in --help.
+STEPS: dict[str, tuple[Callable[["RenderConfig", argparse.Namespace], None], str]] = {
     "plan": (_plan, "decide what to render and estimate the cost"),
     "run": (_run, "render what is not done yet, then pack; plans first where there is no plan"),
     "status": (_status, "where a job stands, also from another terminal while it runs"),
     "retry": (_retry, "queue failed objects again, by reason"),
-    "pack": (_pack, "write the shards of a rendered job"),
+    "pack": (_pack, "write the shards of a rendered job, or of a FOLDER of view folders"),
     "pack-views": (_pack_views, "write shards of view folders that were made elsewhere"),
     "verify": (_verify, "check packed shards"),
     "sheet": (_sheet, "contact sheets of the renders, doubtful ones first"),

@@ -9,41 +9,42 @@ from nova3d.errors import InputError
 
 TABLES = ("table1", "mesh", "texture", "fusion-ablation", "attention-ablation")
 SUITE_CONFIGS = {"attention": "configs/ablation/attention.yaml", "fusion": "configs/fusion/cpu.yaml"}
-ABLATE_EXAMPLE = """python scripts/ablate.py --suite attention --objects GSO --out outputs/attention budget=flops
-  python scripts/ablate.py --suite fusion --objects GSO --out outputs/fusion-suite --config configs/fusion/cpu.yaml"""
+ABLATE_EXAMPLE = """nova3d ablate --suite attention --objects GSO --out outputs/attention budget=flops
+  nova3d ablate --suite fusion --objects GSO --out outputs/fusion-suite --config configs/fusion/cpu.yaml"""
+
+
+def reproduce_parser() -> common.Parser:
+    """The arguments of `reproduce`."""
+    arguments = common.parser(
+        "Make a table of the paper anew: generate, reconstruct, score, and print ours beside the paper's. The same "
+        "command goes on where it was interrupted.",
+        "nova3d reproduce table1 --model assets/nova3d-mini --objects GSO --out outputs/reproduce",
+    )
+    arguments.add_argument("table", choices=TABLES)
+    common.add_flag(arguments, "--model", "sample.model", "a model folder, a shipped model or a hub id")
+    common.add_flag(arguments, "--objects", "objects", "a folder of meshes")
+    arguments.add_argument("--names", metavar="A,B", help="only these objects")
+    arguments.add_argument("--seeds", metavar="0,1", help="seeds to sample with")
+    common.add_flag(arguments, "--out", "out", "the output folder")
+    arguments.add_argument("--workers", type=int, default=1, help="processes; on cuda each has a GPU of its own")
+    arguments.add_argument("--retry", action="store_true", help="try objects again that failed")
+    common.add_device(arguments)
+    common.add_config(arguments, None, "nova3d.experiments.config:ReproduceConfig", "reproduce")
+    return arguments
 
 
 def reproduce(argv: Sequence[str] | None = None) -> None:
     """Make a table of the paper anew: generate, reconstruct, score, and print ours beside the paper's."""
-    arguments = common.parser(
-        "Make a table of the paper anew: generate, reconstruct, score, and print ours beside the paper's. The same "
-        "command goes on where it was interrupted.",
-        "python scripts/reproduce.py table1 --model assets/nova3d-mini --objects GSO --out outputs/reproduce",
-    )
-    arguments.add_argument("table", choices=TABLES)
-    arguments.add_argument("--model", help="a model folder (same as sample.model=)")
-    arguments.add_argument("--objects", help="a folder of meshes (same as objects=)")
-    arguments.add_argument("--names", metavar="A,B", help="only these objects")
-    arguments.add_argument("--seeds", metavar="0,1", help="seeds to sample with")
-    arguments.add_argument("--out", help="the output folder (same as out=)")
-    arguments.add_argument("--workers", type=int, default=1, help="processes; on cuda each has a GPU of its own")
-    arguments.add_argument("--retry", action="store_true", help="try objects again that failed")
-    common.add_device(arguments)
-    common.add_config(arguments, None, "nova3d.experiments.reproduce:ReproduceConfig")
-    options = arguments.parse_intermixed_args(argv)
+    options = reproduce_parser().parse(argv)
     options.config = options.config or f"configs/reproduce/{options.table}.yaml"
 
-    from nova3d.experiments.reproduce import ReproduceConfig
+    from nova3d.experiments.config import ReproduceConfig
+
+    flags = {"names": common.names(options.names), "seeds": common.names(options.seeds)}
+    settings = common.load_config(ReproduceConfig, "reproduce", options, flags)
+
     from nova3d.experiments.reproduce import reproduce as reproduce_table
 
-    flags = {
-        "sample.model": options.model,
-        "objects": options.objects,
-        "out": options.out,
-        "names": common.names(options.names),
-        "seeds": common.names(options.seeds),
-    }
-    settings = common.load_config(ReproduceConfig, "reproduce", options, flags)
     device = common.pick_device(options.device)
     with common.progress_bar(options.table) as bar:
         report, written = reproduce_table(settings, device, options.workers, options.retry, bar)
@@ -51,8 +52,8 @@ def reproduce(argv: Sequence[str] | None = None) -> None:
     print(f"written: {written.resolve()}")
 
 
-def ablate(argv: Sequence[str] | None = None) -> None:
-    """Ablations: arms of the attention trained alike and scored, or arms of the fusion on planted faults."""
+def ablate_parser() -> common.Parser:
+    """The arguments of `ablate`."""
     arguments = common.parser(
         "Ablations: arms of the attention trained alike and scored, or arms of the fusion on planted faults. The same "
         "command goes on where it was interrupted.",
@@ -68,16 +69,28 @@ def ablate(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--retry", action="store_true", help="attention: try objects again that failed")
     common.add_device(arguments)
     common.add_config(arguments, None)
-    options = arguments.parse_intermixed_args(argv)
+    arguments.schemas = {
+        "config keys of --suite attention:": "nova3d.experiments.config:AttentionConfig",
+        "config keys of --suite fusion:": "nova3d.fusion:FusionConfig",
+    }
+    return arguments
+
+
+def ablate(argv: Sequence[str] | None = None) -> None:
+    """Ablations: arms of the attention trained alike and scored, or arms of the fusion on planted faults."""
+    options = ablate_parser().parse(argv)
     options.config = options.config or SUITE_CONFIGS[options.suite]
     {"attention": _attention, "fusion": _fusion}[options.suite](options)
 
 
 def _attention(options: Namespace) -> None:
-    from nova3d.experiments.attention import AttentionConfig, attention_suite, select_arms
+    from nova3d.experiments.config import AttentionConfig
 
     flags = {"held_out": options.objects, "out": options.out, "names": common.names(options.names or None)}
     settings = common.load_config(AttentionConfig, "ablation", options, flags)
+
+    from nova3d.experiments.attention import attention_suite, select_arms
+
     settings = select_arms(settings, _choose("arm", options.arms, list(select_arms(settings).arms)))
     device = common.pick_device(options.device)
     with common.progress_bar("attention suite") as bar:
@@ -87,12 +100,14 @@ def _attention(options: Namespace) -> None:
 
 
 def _fusion(options: Namespace) -> None:
-    from nova3d.experiments.fusion import SUITE, report, run
-    from nova3d.experiments.fusion_inputs import meshes_in
     from nova3d.fusion import FusionConfig
-    from nova3d.utils.files import writable_folder, write_text
 
     settings = common.load_config(FusionConfig, "fusion", options)
+
+    from nova3d.experiments.fusion import SUITE, report, run
+    from nova3d.experiments.fusion_inputs import meshes_in
+    from nova3d.utils.files import writable_folder, write_text
+
     objects = meshes_in(Path(options.objects), options.names.split(",") if options.names else [])
     faults = _choose("fault", options.faults, [case.fault for case in SUITE])
     arms = _choose("arm", options.arms, [case.arm for case in SUITE])

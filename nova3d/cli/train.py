@@ -10,18 +10,19 @@ from nova3d.cli import common
 from nova3d.errors import InputError
 from nova3d.utils.progress import silent
 
-TRAIN_EXAMPLE = """python scripts/train.py --config configs/train/mini.yaml data.shards=data/shards steps=4000
-  accelerate launch --config_file configs/accelerate/8gpu.yaml scripts/train.py --config configs/train/paper.yaml"""
-CACHE_EXAMPLE = """python scripts/cache_latents.py --config configs/train/paper.yaml data.cache=data/latents
-  accelerate launch --config_file configs/accelerate/8gpu.yaml scripts/cache_latents.py data.shards=data/shards"""
+TRAIN_EXAMPLE = """nova3d train --config configs/train/mini.yaml data.shards=data/shards steps=4000
+  accelerate launch --config_file configs/accelerate/8gpu.yaml -m nova3d train --config paper"""
+CACHE_EXAMPLE = """nova3d cache-latents --config configs/train/paper.yaml data.cache=data/latents
+  accelerate launch --config_file configs/accelerate/8gpu.yaml -m nova3d cache-latents data.shards=data/shards"""
 
 
-def train(argv: Sequence[str] | None = None) -> None:
-    """Train NovaUNet on rendered views; running the same command again resumes."""
+def train_parser() -> common.Parser:
+    """The arguments of `train`."""
     arguments = common.parser(
         "Train NovaUNet on rendered views; running the same command again resumes.", TRAIN_EXAMPLE
     )
-    common.add_config(arguments, "configs/train/mini.yaml", "nova3d.training.config:TrainConfig")
+    common.add_config(arguments, "mini", "nova3d.training.config:TrainConfig", "train")
+    common.add_flag(arguments, "--out", "out", "the run's folder")
     arguments.add_argument(
         "--preset", action="append", default=[], metavar="FILE", help="a YAML of changes to --config"
     )
@@ -35,7 +36,12 @@ def train(argv: Sequence[str] | None = None) -> None:
         metavar="SIGMA_REL",
         help="write the finished model with another EMA length, from the snapshots of optim.ema_profiles, and stop",
     )
-    options = arguments.parse_intermixed_args(argv)
+    return arguments
+
+
+def train(argv: Sequence[str] | None = None) -> None:
+    """Train NovaUNet on rendered views; running the same command again resumes."""
+    options = train_parser().parse(argv)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it logs every file it saves
     is_main = os.environ.get("RANK", "0") == "0"  # the one process that prints; errors of all are printed
     if not is_main:
@@ -73,42 +79,56 @@ def train(argv: Sequence[str] | None = None) -> None:
         print(f"{'model' if outcome.finished else 'stopped; checkpoint'}: {outcome.path.resolve()}")
 
 
-def train_autoencoder(argv: Sequence[str] | None = None) -> None:
-    """Train the autoencoder that turns views and normal maps into latents; running it again resumes."""
+def train_autoencoder_parser() -> common.Parser:
+    """The arguments of `train-autoencoder`."""
     arguments = common.parser(
         "Train the autoencoder that turns views and normal maps into latents; running it again resumes.",
-        "python scripts/train_autoencoder.py --config configs/train/mini-autoencoder.yaml shards=data/shards",
+        "nova3d train-autoencoder --config configs/train/mini-autoencoder.yaml shards=data/shards",
     )
-    schema = "nova3d.training.autoencoder:AutoencoderTrainConfig"
-    common.add_config(arguments, "configs/train/mini-autoencoder.yaml", schema)
+    schema = "nova3d.training.config:AutoencoderTrainConfig"
+    common.add_config(arguments, "mini-autoencoder", schema, "train")
+    common.add_flag(arguments, "--out", "out", "the run's folder")
     common.add_device(arguments)
-    options = arguments.parse_intermixed_args(argv)
+    return arguments
 
-    from nova3d.training.autoencoder import AutoencoderTrainConfig
-    from nova3d.training.autoencoder import train_autoencoder as train_vae
+
+def train_autoencoder(argv: Sequence[str] | None = None) -> None:
+    """Train the autoencoder that turns views and normal maps into latents; running it again resumes."""
+    options = train_autoencoder_parser().parse(argv)
+
+    from nova3d.training.config import AutoencoderTrainConfig
 
     settings = common.load_config(AutoencoderTrainConfig, "train", options)
+
+    from nova3d.training.autoencoder import train_autoencoder as train_vae
+
     with common.progress_bar("autoencoder") as bar:
         folder = train_vae(settings, common.pick_device(options.device), bar)
     print(f"autoencoder: {folder.resolve()}")
 
 
-def cache_latents(argv: Sequence[str] | None = None) -> None:
-    """Encode a training config's shards once, for training from data.cache."""
+def cache_latents_parser() -> common.Parser:
+    """The arguments of `cache-latents`."""
     arguments = common.parser(
         "Encode a training config's shards once, for training from data.cache; running it again goes on where it "
         "stopped.",
         CACHE_EXAMPLE,
     )
-    common.add_config(arguments, "configs/train/paper.yaml", "nova3d.training.config:TrainConfig")
+    common.add_config(arguments, "paper", "nova3d.training.config:TrainConfig", "train")
+    common.add_flag(arguments, "--out", "data.cache", "the folder to write")
     common.add_device(arguments)
-    options = arguments.parse_intermixed_args(argv)
+    return arguments
+
+
+def cache_latents(argv: Sequence[str] | None = None) -> None:
+    """Encode a training config's shards once, for training from data.cache."""
+    options = cache_latents_parser().parse(argv)
 
     from nova3d.training.config import TrainConfig
 
     settings = common.load_config(TrainConfig, "train", options)
     if not settings.data.cache:
-        raise InputError("data.cache= must name the folder to write")
+        raise InputError("data.cache= or --out must name the folder to write")
 
     from accelerate import PartialState
 

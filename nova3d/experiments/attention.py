@@ -8,27 +8,26 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nova3d import config as configs
-from nova3d.config import MISSING
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.formats import TextRow, TextTable
 from nova3d.experiments import study as studies
+from nova3d.experiments.config import AttentionArm, AttentionConfig
 from nova3d.experiments.reproduce import fit_to_model
 from nova3d.models import NovaUNet
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, AlignmentInit
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
-from nova3d.sampling import SampleConfig
 from nova3d.tasks import TASKS
 from nova3d.training.config import TrainConfig, UNetConfig, check, micro_steps
 from nova3d.training.networks import build_module
@@ -36,7 +35,6 @@ from nova3d.training.trainer import train
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, locked, read_json, read_json_lines, writable_folder, write_text
 from nova3d.utils.progress import Progress, silent
-from nova3d.utils.resources import Shipped
 from nova3d.utils.workers import in_parts
 
 log = logging.getLogger(__name__)
@@ -46,50 +44,8 @@ _ALIGNMENT = ".alignment."  # in the names of the alignment units' weights
 _FORWARD_AND_BACKWARD = 3  # the backward pass costs twice the forward one
 
 
-@dataclass
-class AttentionArm:
-    """One arm of the suite."""
-
-    alignment: str = MISSING
-    """A name of nova3d.models.alignment.ALIGNMENTS."""
-    init: str = "copied"
-    """How its units start, of ALIGNMENT_INITS."""
-
-
 # Initialisations other than AttentionArm's. `cross_domain` starts as Wonder3D's; else it would equal `gta_spatial`.
 ARM_INITS: dict[str, AlignmentInit] = {"cross_domain": "wonder3d"}
-
-
-@dataclass
-class AttentionConfig:
-    """What `scripts/ablate.py --suite attention` reads. Paths are relative to where the script runs."""
-
-    out: str = "outputs/attention"
-    """The output folder."""
-    train: Annotated[str, Shipped("config", "train")] = "configs/train/mini.yaml"
-    """The config of every training."""
-    train_changes: list[str] = field(default_factory=list)
-    """Changes to it, as key=value; out, seed, model.alignment and resume are set by the suite."""
-    held_out: str = MISSING
-    """Objects to score: a folder of meshes or of shards. None of them may be trained on."""
-    names: list[str] = field(default_factory=list)
-    """Those to take of them; empty: all."""
-    arms: dict[str, AttentionArm] = field(default_factory=dict)
-    """The arms by name; empty: one per alignment of the model, under its name."""
-    baseline: str = "gta"
-    """The arm that the others are compared with."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Seeds of the trainings; each model samples with its own."""
-    budget: str = "steps"
-    """steps: every arm takes as many steps. flops: as much arithmetic as the baseline's steps."""
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    """How views are sampled; its image, model, out, seed and framed are set by the suite."""
-    protocol: Annotated[str, Shipped("protocol")] = "configs/eval/mini.yaml"
-    """The protocol of the scores."""
-    protocol_changes: list[str] = field(default_factory=list)
-    """Changes to it, as key=value."""
-    weights: dict[str, str] = field(default_factory=dict)
-    """Perceptual metric -> weights file."""
 
 
 def select_arms(config: AttentionConfig, names: Sequence[str] = ()) -> AttentionConfig:

@@ -3,13 +3,12 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from nova3d import config as configs
-from nova3d.config import MISSING
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.comparison import Comparison, compare, compare_with_floors
@@ -18,12 +17,11 @@ from nova3d.evaluation.published import Published, Source
 from nova3d.evaluation.statistics import Interval
 from nova3d.evaluation.tables import interval_text
 from nova3d.experiments import study as studies
+from nova3d.experiments.config import ReproduceConfig
 from nova3d.fusion import FusionConfig
-from nova3d.sampling import SampleConfig
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, locked, writable_folder, write_text
 from nova3d.utils.progress import Progress, silent
-from nova3d.utils.resources import Shipped
 from nova3d.utils.workers import in_parts
 
 NOT_PRINTED = "not printed in our copy of the paper"
@@ -31,56 +29,6 @@ WARNING = (
     "a verdict says on which side of the interval (95 %, bootstrap over objects) the paper's printed mean lies; the "
     "paper's objects, lens, light and LPIPS network are not stated, so neither agreement nor difference is proven"
 )
-
-
-@dataclass
-class Arm:
-    """One method of a table."""
-
-    model: str = ""
-    """A model folder, or a folder of one per seed (seed0/model ...), inside sample.model. Empty: that folder itself."""
-    fusion: list[str] = field(default_factory=list)
-    """Changes to the fusion's config, as key=value."""
-    paper: str = ""
-    """The method's row in the paper's table. Empty: it has none."""
-
-
-@dataclass
-class ReproduceConfig:
-    """The keys of `scripts/reproduce.py`, one file per table. Paths are relative to where the script runs."""
-
-    table: str = "table1"
-    """The name of the table and of its folder in `out`."""
-    objects: str = MISSING
-    """A folder of meshes (GSO), or of shards."""
-    names: list[str] = field(default_factory=list)
-    """The objects to take. Empty: all."""
-    out: str = "outputs/reproduce"
-    """The output folder. Tables with equal settings share what is generated in it."""
-    seeds: list[int] = field(default_factory=lambda: [0])
-    """Seeds to sample with."""
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    """How views are sampled. Its image, out, seed, framed and keep_input are set by the study."""
-    fusion: Annotated[str | None, Shipped("config", "fusion")] = None
-    """The config of the fusion. null: the table is of views."""
-    fusion_changes: list[str] = field(default_factory=list)
-    """Changes to it for all arms, as key=value."""
-    arms: dict[str, Arm] = field(default_factory=dict)
-    """The methods by name."""
-    baseline: str | None = None
-    """The arm that the others are compared with, object by object."""
-    protocol: Annotated[str, Shipped("protocol")] = "configs/eval/nova3d-el0.yaml"
-    """The protocol of the scores."""
-    protocol_changes: list[str] = field(default_factory=list)
-    """Changes to it, as key=value."""
-    weights: dict[str, str] = field(default_factory=dict)
-    """Perceptual metric -> weights file."""
-    published: Annotated[str, Shipped("config")] = "configs/eval/published.yaml"
-    """The file of published numbers."""
-    paper_table: str | None = None
-    """A title in `published`. null: the paper's table is not in our copy."""
-    columns: dict[str, list[str]] = field(default_factory=dict)
-    """The paper's quantity -> our metrics."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from nova3d.errors import InputError, first_line
+from nova3d.utils.limits import MAX_MEGAPIXELS
 
 log = logging.getLogger(__name__)
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
-MAX_MEGAPIXELS = 64.0  # phones take up to 50
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _EXIF_ORIENTATION = 0x0112

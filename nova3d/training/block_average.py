@@ -4,6 +4,11 @@ A small convolutional autoencoder with random weights spends most of a short run
 through at all. As a block average they do from the first step.
 """
 
+from nova3d.utils.compat import ensure_torchvision
+
+ensure_torchvision()  # before anything imports diffusers
+
+# ruff: noqa: E402
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D

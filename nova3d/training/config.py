@@ -1,4 +1,4 @@
-"""The typed config of `scripts/train.py`; defaults are the paper's where the paper says, else cited."""
+"""The configs of `nova3d train` and `train-autoencoder`; defaults are the paper's where the paper says, else cited."""
 
 import json
 from dataclasses import dataclass, field
@@ -112,7 +112,7 @@ class DataConfig:
     """How many of `input_views` each object uses, drawn by a hash of its uid. null: all. A latent cache holds these
     only."""
     cache: str | None = None
-    """Folder of a latent cache (scripts/cache_latents.py), or one for each folder of `shards`, with commas between
+    """Folder of a latent cache (`nova3d cache-latents`), or one for each folder of `shards`, with commas between
     them. null: the shards' views are encoded while training."""
     on_corrupt: str = "fail"
     """A damaged object ends the run (fail), or the next readable one takes its place (skip)."""
@@ -198,7 +198,7 @@ class HealthConfig:
 
 @dataclass
 class TrainConfig:
-    """The keys of `scripts/train.py`.
+    """The keys of `nova3d train`.
 
     An autoencoder is always needed, from `svd` or `vae`, and is never trained.
     """
@@ -262,6 +262,75 @@ class TrainConfig:
     """Loggers beside stats.jsonl: tensorboard, wandb."""
 
 
+@dataclass
+class AutoencoderModelConfig:
+    """Arguments of VideoAutoencoder."""
+
+    block_out_channels: list[int] = field(default_factory=lambda: [32, 32, 64, 64])
+    """Channels of each resolution; each further one halves the resolution."""
+    layers_per_block: int = 1
+    """Residual layers of a block."""
+    latent_channels: int = 4
+    """Channels of the latents."""
+    norm_groups: int = 8
+    """Groups of the group norms."""
+    guide_channels: int = 0
+    """4: the decoder also sees the inflated outline of the input view, colours or normals and mask. 0: no guide."""
+
+
+@dataclass
+class AutoencoderTrainConfig:
+    """The keys of `nova3d train-autoencoder`."""
+
+    shards: Annotated[str, Shipped("asset")] = "assets/train-sample"
+    """Shard folder to train on, or several, separated by commas."""
+    out: str = "outputs/mini-autoencoder"
+    """The run's folder; the model is written to OUT/vae."""
+    model: AutoencoderModelConfig = field(default_factory=AutoencoderModelConfig)
+    steps: int = 800
+    """Optimizer steps in all."""
+    clips: int = 8
+    """Clips per step; each is one task of one object."""
+    frames: int = 2
+    """Consecutive views per clip, so that the temporal layers learn too."""
+    crop: int = 64
+    """Side of the crops in pixels; they are centred on pixels of the object."""
+    full_frame_from: float = 0.85
+    """Share of the run after which whole pictures replace crops."""
+    optimizer: str = "adamw"
+    """adamw, adamw8bit or muon (matrices and kernels by Muon's rule, the rest by AdamW's)."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    muon_learning_rate: float = 3e-3
+    """Muon's rate for matrices and kernels, where optimizer is muon."""
+    mixed_precision: str = "no"
+    """no, bf16, or auto: bf16 where this machine is fast in it."""
+    warmup: int = 50
+    """Steps over which the rate rises linearly."""
+    final_rate: float = 0.1
+    """Share of the rate that the cosine decay ends at."""
+    kl_weight: float = 1e-6
+    """Weight of the KL term (Rombach et al. 2022)."""
+    l1_weight: float = 0.2
+    """Weight of the absolute error beside the squared one. Alone it starts by painting the median grey."""
+    seed: int = 0
+    """Seed of the initial weights, the clips and the latents."""
+    log_every: int = 20
+    """Steps between log entries."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    start: Annotated[str | None, Shipped("asset")] = None
+    """Folder of a trained autoencoder of the same sizes to start from; it may lack the guide. null: block averages."""
+    decoder_only: bool = False
+    """Keep the encoder, and with it the latents that a UNet was trained on."""
+    latent_noise: float = 0.0
+    """Deviation of the noise on the latents that the decoder learns from, in deviations of the latents: a generator's
+    latents are never exact."""
+    generator: Annotated[str | None, Shipped("model")] = None
+    """Folder of a model that generates views in the latents of `start`. A decoder then learns from what this model
+    makes of the training objects, in whole pictures, `clips` // 2 objects a step. null: from encoded pictures."""
+
+
 def check(config: TrainConfig) -> None:
     """Check values and combinations of a config before anything is loaded.
 
@@ -290,7 +359,7 @@ def check(config: TrainConfig) -> None:
         ),
         (
             config.pipeline.condition == "picture" or bool(data.cache),
-            "pipeline.condition=inflated trains from a latent cache: set data.cache (scripts/cache_latents.py)",
+            "pipeline.condition=inflated trains from a latent cache: set data.cache (nova3d cache-latents)",
         ),
         (data.on_corrupt in ("fail", "skip"), "data.on_corrupt must be fail or skip"),
         (

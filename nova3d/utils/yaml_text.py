@@ -74,9 +74,14 @@ def parse(text: str, source: str) -> Any:
         raise InputError(f"{source}: not valid YAML: {first_line(error, 100)}") from error
 
 
+def dump(value: Any) -> str:
+    """Nested dicts, lists and scalars as YAML that `parse` reads back."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
 def write(path: str | Path, value: Any) -> Path:
     """Write nested dicts, lists and scalars as YAML that `read_mapping` reads back; returns the path."""
-    return write_text(path, yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    return write_text(path, dump(value))
 
 
 def typed(text: Plain) -> bool | int | float | str | None:

@@ -18,7 +18,8 @@ from nova3d.evaluation.mesh_metrics import load_mesh
 from nova3d.evaluation.statistics import Interval
 from nova3d.experiments import reproduce as module
 from nova3d.experiments import study as studies
-from nova3d.experiments.reproduce import NOT_PRINTED, Arm, ReproduceConfig, reproduce, verdict
+from nova3d.experiments.config import Arm, ReproduceConfig
+from nova3d.experiments.reproduce import NOT_PRINTED, reproduce, verdict
 from nova3d.models import NovaUNet
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.pipeline import Nova3DPipeline

@@ -1,4 +1,4 @@
-"""The config of a render job: one schema for every verb of `scripts/render.py`."""
+"""The config of a render job: one schema for every verb of `nova3d render`."""
 
 import re
 from dataclasses import dataclass, field
@@ -67,7 +67,7 @@ class PoolConfig:
 
 @dataclass
 class RenderConfig:
-    """A render job: what `scripts/render.py` reads."""
+    """A render job: what `nova3d render` reads."""
 
     source: SourceConfig = field(default_factory=SourceConfig)
     """Where the meshes come from."""

@@ -1,0 +1,94 @@
+"""The verb completion: verbs, options and config keys for the Tab key of a shell, from the parsers themselves."""
+
+import sys
+from collections.abc import Sequence
+
+from nova3d import cli
+from nova3d.cli import common
+from nova3d.utils import resources
+
+BASH = """# bash: put  eval "$(nova3d completion bash)"  into ~/.bashrc
+_nova3d() {{
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} words=
+    COMPREPLY=()
+    if [[ $current == "=" || $previous == "=" ]]; then return; fi  # the value of a key: files
+    if (( COMP_CWORD == 1 )); then
+        words="{verbs}"
+    else
+        case "${{COMP_WORDS[1]}} $previous" in
+{values}
+        *)
+            case "${{COMP_WORDS[1]}}" in
+{words}
+            esac ;;
+        esac
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+    if [[ ${{#COMPREPLY[@]}} == 1 && ${{COMPREPLY[0]}} == *= ]]; then compopt -o nospace 2>/dev/null; fi
+}}
+complete -o default -F _nova3d nova3d
+"""
+ZSH = """# zsh: put  eval "$(nova3d completion zsh)"  into ~/.zshrc
+autoload -U +X compinit && compinit
+autoload -U +X bashcompinit && bashcompinit
+"""
+
+
+def completion_parser() -> common.Parser:
+    """The arguments of `completion`."""
+    arguments = common.parser(
+        "Print what makes the Tab key complete verbs, options and config keys in a shell.",
+        'eval "$(nova3d completion bash)"',
+    )
+    arguments.add_argument("shell", choices=("bash", "zsh", "fish"))
+    return arguments
+
+
+def completion(argv: Sequence[str] | None = None) -> None:
+    """Print what makes the Tab key complete verbs, options and config keys in a shell."""
+    shell = completion_parser().parse(argv).shell
+    sys.stdout.write({"bash": bash, "zsh": lambda: ZSH + bash(), "fish": fish}[shell]())
+
+
+def words(verb: str) -> list[str]:
+    """What may follow a verb: its choices, its options, and its config keys with a "=" behind each."""
+    parser = cli.parser_of(verb)
+    choices = [str(choice) for action in parser._get_positional_actions() for choice in action.choices or ()]
+    if verb == "render":
+        from nova3d.cli.render import STEPS
+
+        choices += STEPS
+    return [*choices, *parser.option_strings(), *(f"{key}=" for key in parser.config_keys())]
+
+
+def values(verb: str) -> dict[str, list[str]]:
+    """Option of a verb -> the values that it takes, of options whose values are known."""
+    parser = cli.parser_of(verb)
+    shipped = {
+        "--config": resources.names("config", parser.stage),
+        "--protocol": resources.names("protocol"),
+        "--model": resources.names("model"),
+    }
+    known = {text: choices or shipped.get(text, []) for text, choices in parser.option_strings().items()}
+    return {text: list(found) for text, found in known.items() if found}
+
+
+def bash() -> str:
+    """The function for bash, and its registration."""
+    pairs = [(verb, option, found) for verb in cli.VERBS for option, found in values(verb).items()]
+    return BASH.format(
+        verbs=" ".join(cli.VERBS),
+        values="\n".join(f'        "{verb} {option}") words="{" ".join(found)}" ;;' for verb, option, found in pairs),
+        words="\n".join(f'            {verb}) words="{" ".join(words(verb))}" ;;' for verb in cli.VERBS),
+    )
+
+
+def fish() -> str:
+    """The commands for fish."""
+    lines = [
+        "# fish: nova3d completion fish > ~/.config/fish/completions/nova3d.fish",
+        f'complete -c nova3d -n __fish_use_subcommand -f -a "{" ".join(cli.VERBS)}"',
+    ]
+    for verb in cli.VERBS:
+        lines.append(f'complete -c nova3d -n "__fish_seen_subcommand_from {verb}" -a "{" ".join(words(verb))}"')
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,73 @@
+"""Settings from a picture to a mesh, read without torch."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from nova3d.config import Sentinel
+from nova3d.fusion.config import FusionConfig
+from nova3d.utils.limits import MAX_MEGAPIXELS
+from nova3d.utils.resources import Shipped
+
+
+@dataclass
+class SampleConfig:
+    """The keys of `nova3d sample`."""
+
+    image: Annotated[str, Shipped("asset")] = "assets/images/horse.png"
+    """The picture: a file. Its object is cut out as `cutout` says."""
+    model: Annotated[str, Shipped("model")] = "assets/nova3d-mini"
+    """A model folder, the name of a shipped model or a hub id."""
+    out: str = "outputs/views"
+    """The view folder to write."""
+    steps: Annotated[int | None, Sentinel(0)] = None
+    """Denoising steps; the pipeline calls them num_inference_steps. null: the model's own."""
+    solver: str | None = None
+    """euler or heun. null: the model's own."""
+    guidance_low: Annotated[float | None, Sentinel(-1)] = None
+    """Guidance scale at the input view (triangle) or at the first view (linear). null: the model's own."""
+    guidance_high: Annotated[float | None, Sentinel(-1)] = None
+    """Guidance scale behind the object (triangle), at the last view (linear) or everywhere (constant). null: the
+    model's own. Low and high of 1 turn guidance off at half the time."""
+    guidance_kind: str = "triangle"
+    """triangle: over the azimuth. linear: over the views, as SVD. constant: guidance_high everywhere."""
+    noise_aug: float = 0.02
+    """Standard deviation of the noise on the condition picture, pixels in [-1,1]; the pipeline's noise_aug_strength."""
+    keep_input: bool = True
+    """View 0 shows the input picture itself."""
+    framed: bool = False
+    """The picture is already what view 0's camera sees."""
+    cutout: str = "auto"
+    """What cuts the object out. alpha: the picture's own. plain: a background of one colour. model: U-2-Net. none: the
+    whole picture is the object. auto: alpha where it separates an object, else plain, else model."""
+    mask: str | None = None
+    """A picture of the same size whose white is the object, instead of `cutout`. null: none."""
+    elevation_deg: float = 0.0
+    """Degrees from which the picture looks down on the object. It is recorded and compared with the model's input view.
+    A model for level pictures cannot use it: a warning says so."""
+    max_megapixels: float = MAX_MEGAPIXELS
+    """Millions of pixels above which a picture is refused before it is decoded."""
+    seed: int = 0
+    """Of all noise."""
+    dtype: str = "float32"
+    """Of the networks: float32, float16, bfloat16. The sampler's state is always float32."""
+    low_memory: bool = False
+    """The smallest pieces, and on an accelerator only the network that works: less memory, more time, the same
+    result."""
+    compile: bool = False
+    """torch.compile of the UNet: pays only where many pictures follow one another."""
+
+
+@dataclass
+class GenerateConfig:
+    """The keys of `nova3d generate`."""
+
+    out: str = "outputs/demo"
+    """The folder to write."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """Picture to views; `sample.out` is OUT/views whatever it says."""
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    """Views to mesh."""
+    turntable_frames: int = 36
+    """Pictures of the film of one turn, turntable.mp4."""
+    turntable_size: int = 320
+    """Their side in pixels."""

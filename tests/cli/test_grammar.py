@@ -1,0 +1,209 @@
+"""One grammar for all verbs: where words may stand, what is refused before torch is loaded, and completion."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nova3d
+from nova3d import config
+from nova3d.cli import VERBS, common, completion, generate, main, models
+from nova3d.errors import InputError
+from nova3d.settings import GenerateConfig
+from nova3d.utils import yaml_text
+
+HEAVY = {"torch", "scipy", "diffusers", "transformers", "numba", "trimesh", "rich"}
+# What each verb needs before its keys are looked at.
+NEEDED = {
+    "reconstruct": ["views", "--out", "mesh.glb"],
+    "evaluate": ["--predictions", "a", "--references", "b", "--out", "c"],
+    "reproduce": ["table1"],
+    "ablate": ["--suite", "attention", "--objects", "x"],
+    "export": ["--model", "a", "--out", "b"],
+    "inspect": ["a"],
+    "calibrate": ["--model", "a", "--shards", "b"],
+    "completion": ["bash"],
+}
+
+
+@pytest.fixture(autouse=True)
+def keep_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`nova3d ARGUMENTS` in this process; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", ["nova3d", *arguments])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def test_help_and_a_bad_key_of_every_verb_load_no_torch() -> None:
+    commands = [[verb, "--help"] for verb in VERBS]
+    commands += [[verb, *NEEDED.get(verb, []), "no_such_key=1"] for verb in VERBS]
+    commands += [
+        ["ablate", "--suite", "fusion", "--objects", "x", "no_such_key=1"],
+        ["render", "plan", "no_such_key=1"],
+    ]
+    commands += [["generate", "--no-such-option"], ["--help"], ["--version"], ["no-such-verb"]]
+    program = f"""
+import sys
+from nova3d.cli import main
+for words in {commands!r}:
+    sys.argv = ["nova3d", *words]
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+    loaded = sorted({HEAVY!r} & set(sys.modules))
+    print("RESULT", *words, code, loaded)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert len(results) == len(commands)
+    for words, result in zip(commands, results, strict=True):
+        code = 0 if words[-1] in ("--help", "--version") else 2
+        assert result == " ".join(["RESULT", *words, str(code), "[]"])
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(VERBS) + 4 and all(line.startswith("error: ") for line in errors)
+    assert sum("no_such_key" in line for line in errors) == len(VERBS) + 2
+
+
+def test_an_unknown_verb_is_one_line_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "generat") == 2
+    error = capsys.readouterr().err
+    assert error == "error: unknown verb 'generat', did you mean 'generate'? `nova3d --help` lists all\n"
+    assert run(monkeypatch, "zzz") == 2
+    assert capsys.readouterr().err == "error: unknown verb 'zzz'; `nova3d --help` lists all\n"
+
+
+def test_an_unknown_option_is_one_line_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "generate", "photo.png", "--modle", "mini") == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: unknown argument '--modle'; did you mean '--model'?; nova3d generate --help lists what there is\n"
+    )
+
+
+def test_a_former_name_works_with_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "train_autoencoder", "--help") == 0
+    shown = capsys.readouterr()
+    assert shown.err == "hint: 'train_autoencoder' is now called 'train-autoencoder'\n"
+    assert shown.out.startswith("usage: nova3d train-autoencoder ")
+
+
+def test_the_overview_names_every_verb_and_the_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"nova3d {nova3d.__version__}\n"
+    assert run(monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ")][:-1] == list(VERBS)
+
+
+def test_the_merged_config_is_printed_and_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "mug.png", "--out", "there", "--model", "mini", "sample.seed=3", "--seed", "4"]
+    assert run(monkeypatch, *words, "fusion.optim.steps=7", "--print-config") == 0
+    (tmp_path / "own.yaml").write_text(capsys.readouterr().out)
+    settings = config.load(GenerateConfig, tmp_path / "own.yaml")
+    assert (settings.out, settings.sample.image, settings.sample.seed) == ("there", "mug.png", 4)
+    assert (settings.fusion.optim.steps, settings.fusion.extract.faces) == (7, 20000)  # the second is mini's
+    assert Path(settings.sample.model).name == "nova3d-mini" and Path(settings.sample.model).is_dir()
+    assert run(monkeypatch, "evaluate", *NEEDED["evaluate"], "--protocol", "mini", "seed=5", "--print-config") == 0
+    printed = yaml_text.typed_all(yaml_text.parse(capsys.readouterr().out, "printed"))
+    assert (printed["name"], printed["seed"]) == ("mini", 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "images", "overrides"),
+    [
+        (["a.png"], ["a.png"], []),
+        (["a.png", "b.png", "out=x"], ["a.png", "b.png"], ["out=x"]),
+        (["--image", "a.png", "sample.seed=1"], ["a.png"], ["sample.seed=1"]),
+        (["image=a.png", "sample.seed=1"], ["a.png"], ["sample.seed=1"]),
+        (["sample.seed=1", "a.png", "--seed", "2"], ["a.png"], ["sample.seed=1"]),
+        (["seed=1.png"], ["seed=1.png"], []),  # a file of that name is there
+    ],
+)
+def test_pictures_and_keys_stand_anywhere(
+    words: list[str], images: list[str], overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seed=1.png").touch()
+    taken: dict[str, Any] = {}
+
+    def load(schema: type, stage: str, options: Any, flags: dict[str, Any]) -> None:
+        taken.update(overrides=options.overrides, flags=flags)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(common, "load_config", load)
+    for verb, key in ((generate.generate, "sample.image"), (generate.sample, "image")):
+        if verb is generate.sample and len(images) > 1:
+            with pytest.raises(InputError, match="sample takes one picture, and 2 are given"):
+                verb(words)
+            continue
+        with pytest.raises(InputError, match="far enough"):
+            verb(words)
+        given = "image=a.png" in taken["overrides"]  # of `sample` a key of its own
+        assert given or taken["flags"] == {key: images[0] if len(images) == 1 else None}
+        if verb is generate.generate:
+            assert taken["overrides"] == overrides
+
+
+def test_a_key_of_no_config_is_the_option_of_that_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = models.export_parser().parse([f"model={tmp_path}/a", "out=b"])
+    assert (options.model, options.out) == (tmp_path / "a", Path("b"))
+    options = generate.generate_parser().parse(["device=cpu", "mask=m.png", "out=there"])
+    assert (options.device, options.flags, options.overrides) == ("cpu", {"sample.mask": "m.png"}, ["out=there"])
+
+
+def complete(script: str, *words: str) -> list[str]:
+    """What bash offers for the last of `words`."""
+    line = " ".join(f"'{word}'" for word in ("nova3d", *words))
+    program = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words)}; _nova3d; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_bash_completes_verbs_options_keys_and_names(capsys: pytest.CaptureFixture[str]) -> None:
+    completion.completion(["bash"])
+    script = capsys.readouterr().out
+    assert complete(script, "tr") == ["train", "train-autoencoder"]
+    assert complete(script, "generate", "--im") == ["--image"]
+    assert complete(script, "generate", "fusion.optim.st") == ["fusion.optim.steps="]
+    assert complete(script, "reconstruct", "optim.st") == ["optim.steps="]
+    assert complete(script, "reconstruct", "--config", "") == ["cpu", "draft", "gpu", "paper"]
+    assert complete(script, "evaluate", "--protocol", "mesh") == ["mesh-aligned", "mesh-sync"]
+    assert complete(script, "generate", "--model", "") == ["nova3d-mini"]
+    assert complete(script, "ablate", "--suite", "f") == ["fusion"]
+    assert complete(script, "render", "st") == ["status"]
+    assert complete(script, "completion", "f") == ["fish"]
+    assert complete(script, "generate", "sample.image", "=", "ph") == []  # bash offers files
+
+
+def test_zsh_and_fish_get_the_same_words(capsys: pytest.CaptureFixture[str]) -> None:
+    completion.completion(["bash"])
+    script = capsys.readouterr().out
+    completion.completion(["zsh"])
+    zsh = capsys.readouterr().out
+    assert zsh.endswith(script) and "bashcompinit" in zsh
+    completion.completion(["fish"])
+    fish = capsys.readouterr().out
+    assert f'-a "{" ".join(VERBS)}"' in fish
+    assert f'"__fish_seen_subcommand_from export" -a "{" ".join(completion.words("export"))}"' in fish
