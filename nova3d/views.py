@@ -278,7 +278,7 @@ class ViewSet:
         return folder
 
     @staticmethod
-    def load(folder: str | Path) -> "ViewSet":
+    def load(folder: str | Path, as_they_are: bool = False) -> "ViewSet":
         """Read the folder format, whoever wrote it.
 
         A frame's `file_path` may lack its suffix; `normal_path` defaults to the same name under `normal/`. RGB
@@ -286,6 +286,7 @@ class ViewSet:
 
         Args:
             folder: a folder with a transforms.json and the pictures that it names.
+            as_they_are: keep the pixels of RGB pictures without alpha, and do not put them on white.
 
         Returns:
             The views, on the CPU.
@@ -301,7 +302,7 @@ class ViewSet:
             raise InputError(f"'{folder}' is not a view folder: it has no transforms.json")
         transforms = read_transforms(path)
         cameras = cameras_from_transforms(transforms, str(path))
-        rgba, surface = [], []
+        rgba, surface, opaque = [], [], []
         for i, frame in enumerate(transforms["frames"]):
             file = str(frame.get("file_path", f"rgb/{i:03d}.png"))
             file = file if Path(file).suffix else f"{file}.png"
@@ -309,10 +310,17 @@ class ViewSet:
             encoded = _read_image(folder / str(frame.get("normal_path", f"normal/{Path(file).name}")), cameras)
             normal, from_normals = normals.decode(encoded[..., :3])
             alpha = picture[..., 3] if picture.shape[-1] == 4 else (from_normals > 0.5).float()
+            if picture.shape[-1] == 3:
+                opaque.append(i)
             rgba.append(torch.cat([picture[..., :3], alpha[..., None]], dim=-1))
             surface.append(normal)
         trusted = trusted_frames(transforms["frames"], str(path))
         views = ViewSet.from_rgba(torch.stack(rgba), torch.stack(surface), cameras, trusted=trusted)
+        if as_they_are and opaque:
+            rgb = views.rgb.clone()
+            for i in opaque:
+                rgb[i] = rgba[i][..., :3]
+            views = replace(views, rgb=rgb)
         if "calibration" not in transforms:
             return views
         return replace(views, calibration=Calibration.from_dict(transforms["calibration"], str(path)))

@@ -99,7 +99,10 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     sources = {"predictions": [str(path) for path in options.predictions], "references": str(options.references)}
     record = provenance.record("evaluate", protocol, **sources)
     table.save(options.out, record, facts, quoted)
-    print(table.markdown(facts))
+    shown = (table.beside_published() if quoted else table).shown()
+    print(shown.markdown(facts))
+    if others := [name for name in table.metrics if name not in shown.metrics]:
+        print(f"{len(others)} more columns are in {options.out}/scores.md and scores.json: {', '.join(others)}\n")
     if quoted:
         print(quoted.markdown())
     if baseline:

@@ -1,6 +1,6 @@
 """A folder of objects, whoever wrote it: DIR/<object>/ with views, a mesh or both, or DIR/<object>.glb."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nova3d import layouts
@@ -51,6 +51,7 @@ class ObjectFolder:
         assume = self.assume
         if layout == "frames" and assume == layouts.Assume() and rules.cameras != "any":
             assume = layouts.Assume(cameras=rules.cameras)
+        assume = replace(assume, as_they_are=rules.as_they_are)
         return layouts.read(self.root / name, layout, assume=assume)
 
     def mesh(self, name: str) -> Path:

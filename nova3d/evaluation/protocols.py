@@ -37,6 +37,9 @@ class ViewRules:
     """Grey level in [0,1] under what is transparent."""
     edges: str = "blended"
     """"blended" composites by alpha; "hard" gives every reference pixel with any alpha its full colour (EscherNet)."""
+    as_they_are: bool = False
+    """Whether pictures without transparency are scored as they are. Otherwise they are cut out of their plain
+    background first, which takes a rim with it, and stand on `background`."""
     metrics: tuple[str, ...] = (
         "psnr",
         "psnr_foreground",
@@ -145,10 +148,13 @@ class Protocol:
     def hash(self) -> str:
         """16 hex digits over every field and the versions of its metrics; equal hashes make comparable tables.
 
-        Metrics of version 1 add nothing, so that a new metric or companion column leaves the hashes as they are.
+        Metrics of version 1 and `views.as_they_are=false` add nothing: what is new leaves the hashes as they are.
         """
+        rules = asdict(self)
+        if not self.views.as_they_are:
+            del rules["views"]["as_they_are"]
         raised = {name: version for name, version in self.versions().items() if version > 1}
-        return hash_json({"metrics": METRICS_VERSION, **asdict(self), **({"versions": raised} if raised else {})})
+        return hash_json({"metrics": METRICS_VERSION, **rules, **({"versions": raised} if raised else {})})
 
     def versions(self) -> dict[str, int]:
         """Metric -> its declared version, of all metrics that the protocol's kinds ask for."""

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,15 @@ from nova3d.utils.text import csv_cell
 Rows = dict[str, dict[str, float]]  # object -> metric -> value
 
 FILE = "scores.json"
+# The columns that the terminal shows, as many as SHOWN and the table has, by the order of what they begin with.
+_SHOWN_FIRST = (
+    *("psnr", "psnr_u8", "cd_l2", "mask_iou", "iou", "lpips", "normal_mean_deg", "psnr_union", "ssim", "f_score"),
+    *("psnr_foreground", "input_iou", "watertight", "clip", "normal_consistency"),
+)
+SHOWN = 6
+# SSIM over whole pictures. Published rows leave out the border of 5 px, over which white pictures agree.
+_UNCROPPED = ("ssim", "ssim_own_range")
+_NOT_BESIDE = "of whole pictures; the published ones were computed without the border: see scores.json"
 _LEFT_OUT = "failed objects without a score are in no mean: compare methods on the objects that both have"
 
 
@@ -116,6 +125,36 @@ class Table:
             KeyError: where the table has no such baseline.
         """
         return replace(self, rows=self.baselines[name], baselines={}, per_seed={}, failures={})
+
+    def with_metrics(self, metrics: Sequence[str]) -> "Table":
+        """The same table with some of its metrics.
+
+        Args:
+            metrics: their names; others than the table's are passed over.
+
+        Returns:
+            The table, its columns in their own order.
+        """
+
+        def kept(rows: Rows) -> Rows:
+            return {name: {m: v for m, v in row.items() if m in metrics} for name, row in rows.items()}
+
+        per_seed = {seed: kept(rows) for seed, rows in self.per_seed.items()}
+        floors = {name: kept(rows) for name, rows in self.baselines.items()}
+        return replace(self, rows=kept(self.rows), baselines=floors, per_seed=per_seed)
+
+    def shown(self) -> "Table":
+        """The table as a terminal shows it: SHOWN columns, those that say most about views and about meshes."""
+        names = self.metrics
+        found = (b if b in names else next((n for n in names if n.startswith(b)), None) for b in _SHOWN_FIRST)
+        chosen = list(dict.fromkeys(name for name in found if name))[:SHOWN]
+        return self.with_metrics(chosen)
+
+    def beside_published(self) -> "Table":
+        """The table without columns that published numbers of the same name would be misread against."""
+        wrong = {name: _NOT_BESIDE for name in _UNCROPPED if name in self.metrics}
+        kept = self.with_metrics([name for name in self.metrics if name not in wrong])
+        return replace(kept, not_computed={**self.not_computed, **wrong})
 
     def intervals(self) -> dict[str, statistics.Interval]:
         """Metric -> 95 % interval of the mean over objects; metrics that are nan for one are left out."""
@@ -232,7 +271,8 @@ class Table:
             folder: the folder, made where absent.
             record: the run's provenance, for the JSON.
             facts: further facts, which are added to the table's own.
-            published: numbers that are quoted below the table, in a block of their own.
+            published: numbers that are quoted below the table, in a block of their own. The Markdown and LaTeX then
+                lack what they would be misread against (`beside_published`).
 
         Returns:
             The folder.
@@ -244,10 +284,11 @@ class Table:
         quoted = published.to_dict() if published else {}
         entry = self.to_dict() | {"facts": {**self.facts, **(facts or {})}, "published": quoted, "record": dict(record)}
         try:
+            printed = self.beside_published() if published else self
             below = f"\n{published.markdown()}" if published else ""
-            write_text(folder / "scores.md", self.markdown(facts) + below)
+            write_text(folder / "scores.md", printed.markdown(facts) + below)
             below = f"\n{published.latex()}" if published else ""
-            write_text(folder / "scores.tex", self.latex(facts) + below)
+            write_text(folder / "scores.tex", printed.latex(facts) + below)
             write_text(folder / "scores.csv", self.csv(facts))
             write_text(folder / FILE, json.dumps(entry, indent=1, allow_nan=False))  # the order of columns stays
         except OSError as error:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageSequence, PngImagePlugin
+from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.images.pixels import has_alpha, opened
+from nova3d.images.pixels import EXIF_ORIENTATION, EXIF_TURNED, has_alpha, opened
 from nova3d.utils.files import replacing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of views
@@ -21,11 +21,12 @@ ANIMATION_SUFFIXES = (".gif",)  # read by Pillow
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".avi")  # read by PyAV
 
 
-def read_image(path: str | Path) -> Tensor:
-    """Read a picture as it is.
+def read_image(path: str | Path, upright: bool = True) -> Tensor:
+    """Read a picture's own values.
 
     Args:
         path: the file, of any mode with 8 bits per channel.
+        upright: turn it as its EXIF orientation says.
 
     Returns:
         [h,w,3] float32 in [0,1], or [h,w,4] (straight alpha) where the file has transparency.
@@ -36,15 +37,17 @@ def read_image(path: str | Path) -> Tensor:
     with opened(path) as image:
         if image.mode.startswith(("I", "F")):
             raise InputError(f"'{path}' has mode {image.mode}: save it with 8 bits per channel")
-        pixels = np.asarray(image.convert("RGBA" if has_alpha(image) else "RGB")).copy()
+        shown = ImageOps.exif_transpose(image) if upright else image
+        pixels = np.asarray(shown.convert("RGBA" if has_alpha(image) else "RGB")).copy()
     return torch.from_numpy(pixels).float().div_(255)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image file in pixels, from its header; (0, 0) where it is not an image."""
+    """Width and height of an upright image file in pixels, from its header; (0, 0) where it is not an image."""
     try:
         with opened(path) as image:
-            return image.size
+            width, height = image.size
+            return (height, width) if image.getexif().get(EXIF_ORIENTATION, 1) in EXIF_TURNED else (width, height)
     except InputError:
         return 0, 0
 

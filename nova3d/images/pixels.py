@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-_EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION = 0x0112
+EXIF_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def _pillow_pixels(image: Image.Image, name: str) -> np.ndarray:
         turned = _grey_8_bit(image, name)
         turned.info["exif"] = image.info.get("exif", b"")
         image = turned
-    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     space = _profile_space(profile, name) if profile else ""
     if space == "GRAY" and image.mode in ("L", "LA"):

@@ -46,6 +46,9 @@ class Assume:
     """Of a transforms.json only: the world's up axis, "z", "y" or "cameras" (the mean of the cameras' own up)."""
     front: int | None = None
     """Of a transforms.json only: the index of the view that becomes view 0 at azimuth 0."""
+    as_they_are: bool = False
+    """Whether pictures without transparency keep their pixels, as published scripts score them, and are not put on
+    white. Their mask is what stands out from a plain background, and all of them where there is none."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def orbit_views(
     """
     height, width = pictures[0].shape[:2]
     cameras = rig(layout, orbit, width, height, assume)
-    cut = [with_alpha(picture, str(name)) for picture, name in zip(pictures, names, strict=True)]
+    cut = [with_alpha(p, str(name), assume.as_they_are) for p, name in zip(pictures, names, strict=True)]
     log_keyed(sum(keyed for _, keyed in cut), len(cut), layout)
     rgba = [picture for picture, _ in cut]
     if normal_maps is not None:
@@ -153,7 +156,10 @@ def orbit_views(
     if normal_maps is not None:
         # The front camera's frame is the world's unless it was told to stand elsewhere.
         surface = torch.stack([normals.rotate(normal, cameras.c2w[0, :3, :3]) for normal in normal_maps])
-    return ViewSet.from_rgba(torch.stack(rgba), surface, cameras, size), Placement.identity()
+    views = ViewSet.from_rgba(torch.stack(rgba), surface, cameras, size)
+    if assume.as_they_are:
+        views = replace(views, rgb=unkeyed(views.rgb, torch.stack(rgba), [keyed for _, keyed in cut]))
+    return views, Placement.identity()
 
 
 def rig(layout: str, default: Orbit, width: int, height: int, assume: Assume) -> Cameras:
@@ -223,7 +229,7 @@ def has_alpha(picture: Tensor) -> bool:
     return picture.shape[-1] == 4 and bool((picture[..., 3] < 1).any())
 
 
-def with_alpha(picture: Tensor, name: str) -> tuple[Tensor, bool]:
+def with_alpha(picture: Tensor, name: str, whole: bool = False) -> tuple[Tensor, bool]:
     """A picture with an alpha that separates the object.
 
     Keying finds what has the border's colour and is connected to the border. Parts of the object that have the
@@ -232,18 +238,44 @@ def with_alpha(picture: Tensor, name: str) -> tuple[Tensor, bool]:
     Args:
         picture: [h,w,3|4] float in [0,1].
         name: the picture's name for the message.
+        whole: take all of a picture that has neither transparency nor a plain background.
 
     Returns:
         rgba: [h,w,4] float in [0,1], straight alpha.
         keyed: whether its plain background was keyed, since it has no transparency.
 
     Raises:
-        InputError: where there is neither transparency nor a plain background.
+        InputError: where there is neither transparency nor a plain background, unless `whole`.
     """
     if has_alpha(picture):
         return picture, False
-    alpha = images.matte_plain_background(picture[..., :3], name)
+    try:
+        alpha = images.matte_plain_background(picture[..., :3], name)
+    except InputError as error:
+        if not whole:
+            raise
+        log.info("%s; all of it is taken as the object", error)
+        alpha = torch.ones_like(picture[..., 0])
     return torch.cat([picture[..., :3], alpha[..., None]], dim=-1), True
+
+
+def unkeyed(rgb: Tensor, rgba: Tensor, keyed: Sequence[bool]) -> Tensor:
+    """Pictures on white, with the file's own pixels in those that were keyed (`Assume.as_they_are`).
+
+    Args:
+        rgb: [v,h,w,3] float in [0,1], on white.
+        rgba: [v,H,W,4] float in [0,1], the pictures as `with_alpha` gives them.
+        keyed: which of the v had no transparency.
+
+    Returns:
+        [v,h,w,3] float in [0,1].
+    """
+    height, width = rgb.shape[1:3]
+    own = [
+        images.interpolate(picture[..., :3], width, height) if was else old
+        for old, picture, was in zip(rgb, rgba, keyed, strict=True)
+    ]
+    return torch.stack(own)
 
 
 def log_keyed(keyed: int, count: int, layout: str) -> None:

@@ -7,6 +7,7 @@ the poses already and are left alone: the source's frame is the frame of the fil
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
-from nova3d.layouts.base import Assume, log_keyed, require_files, with_alpha
+from nova3d.layouts.base import Assume, log_keyed, require_files, unkeyed, with_alpha
 from nova3d.layouts.placement import Placement
 from nova3d.transforms import camera_model, frames_of, intrinsics, poses, read_transforms, up_axis
 from nova3d.views import ViewSet, scaled_size, yaw_rotation
@@ -40,9 +41,9 @@ def is_nova3d(folder: Path) -> bool:
 
 def read_nova3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
     """A view folder of our own, unchanged but for its size; nothing may be assumed."""
-    if assume != Assume():
+    if replace(assume, as_they_are=False) != Assume():
         raise InputError(f"'{folder}' is a nova3d view folder, which says everything itself: nothing may be assumed")
-    return ViewSet.load(folder).resized(size), Placement.identity()
+    return ViewSet.load(folder, assume.as_they_are).resized(size), Placement.identity()
 
 
 def is_transforms(folder: Path) -> bool:
@@ -63,7 +64,7 @@ def read_transforms_views(folder: Path, size: int | None, assume: Assume) -> tup
     Args:
         folder: the folder, or the file itself.
         size: pixels of the pictures' longer side in the result; None keeps the files' own.
-        assume: `up` and `front` are used.
+        assume: `up`, `front` and `as_they_are` are used.
 
     Returns:
         The views in our frame, without normals, and the placement from the file's frame.
@@ -83,27 +84,41 @@ def read_transforms_views(folder: Path, size: int | None, assume: Assume) -> tup
     files = [_picture_path(path.parent, frame, i, source) for i, frame in enumerate(frames)]
     require_files(files, path.parent)
     masks = _mask_paths(path.parent, frames)
-    rgba, lenses, keyed = [], [], 0
+    rgba, lenses, keyed = [], [], []
     for i, (frame, file) in enumerate(zip(frames, files, strict=True)):
-        picture = images.read_image(file)
+        picture = _read_frame(file, {**transforms, **frame})
         h, w = picture.shape[:2]
         lens = intrinsics(transforms, frame, w, h, model, f"{source}: frame {i}")
         if masks:
-            cut = _with_mask(picture, file, masks[i])
+            cut, was_keyed = _with_mask(picture, file, masks[i]), False
         else:
-            cut, was_keyed = with_alpha(picture, str(file))
-            keyed += was_keyed
+            cut, was_keyed = with_alpha(picture, str(file), assume.as_they_are)
+        keyed.append(was_keyed)
         if size is not None:
             # At once: a capture of photographs does not fit in memory.
             cut = images.resize(cut, *scaled_size(w, h, size))
         lenses.append(lens * torch.tensor([cut.shape[1] / w, cut.shape[0] / h] * 2))
         rgba.append(cut)
-    log_keyed(keyed, len(rgba), "transforms")
+    log_keyed(sum(keyed), len(rgba), "transforms")
     _log_assumed_lens(transforms, frames, source)
     rgba, lens_rows = _one_size(rgba, torch.stack(lenses), files)
     cameras = Cameras(c2w, lens_rows, rgba[0].shape[1], rgba[0].shape[0], model)
     views = ViewSet.from_rgba(torch.stack(rgba), None, cameras)
+    if assume.as_they_are:
+        views = replace(views, rgb=unkeyed(views.rgb, torch.stack(rgba), keyed))
     return _to_our_frame(views, _up(transforms, cameras, assume, source), assume)
+
+
+def _read_frame(file: Path, said: dict[str, Any]) -> Tensor:
+    """The picture of a frame, upright by its EXIF orientation unless `w` and `h` are those of its stored pixels."""
+    picture = images.read_image(file)
+    h, w = picture.shape[:2]
+    if h != w and (said.get("w"), said.get("h")) == (h, w):
+        stored = images.read_image(file, upright=False)
+        if stored.shape[:2] == (w, h):
+            log.info("transforms: '%s' is not turned by its EXIF orientation: w and h are of its stored pixels", file)
+            return stored
+    return picture
 
 
 def _picture_path(folder: Path, frame: dict[str, Any], index: int, source: str) -> Path:

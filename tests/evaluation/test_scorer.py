@@ -8,11 +8,13 @@ import pytest
 import torch
 import trimesh
 
+from nova3d import config
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, score
 from nova3d.evaluation.baselines import all_white, input_copy, silhouette_oracle
 from nova3d.evaluation.protocols import MeshRules, ViewRules
 from nova3d.evaluation.view_scores import score_views
+from nova3d.images import save_image
 from tests.evaluation.samples import ball
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,3 +229,29 @@ def test_progress_counts_objects(folders):
     seen = []
     score(*folders, QUICK, progress=lambda done, total, message: seen.append((done, total)))
     assert seen == [(0, 2), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("as_they_are", [True, False])
+def test_pictures_without_transparency_as_they_are(folders, as_they_are):
+    """A prediction on light grey loses against white; one that is cut out first does not."""
+    predictions, references = folders
+    ref = ball()
+    for name in ("cup", "hat"):
+        shutil.rmtree(predictions / name)
+        (predictions / name).mkdir()
+        for i in range(4):
+            rgb = ref.rgb[i] * ref.mask[i, ..., None] + 0.9 * (1 - ref.mask[i, ..., None])
+            save_image(predictions / name / f"{i:03d}.png", rgb)
+    rules = replace(ANY, cameras="ortho4", as_they_are=as_they_are, include_input_view=True)
+    row = score(predictions, references, replace(QUICK, kinds=("views",), views=rules)).rows["cup"]
+    level = round(0.9 * 255) / 255
+    expected = -10 * math.log10(float((1 - ref.mask).mean()) * (1 - level) ** 2)
+    assert (row["psnr"] == pytest.approx(expected, abs=0.05)) == as_they_are
+    assert as_they_are or row["psnr"] > expected + 3
+    assert row["mask_iou"] > 0.95
+
+
+def test_new_keys_leave_the_hashes_of_protocols_alone():
+    assert QUICK.hash == replace(QUICK, views=replace(ANY, as_they_are=False)).hash
+    assert QUICK.hash != replace(QUICK, views=replace(ANY, as_they_are=True)).hash
+    assert config.load(Protocol, ROOT / "configs/eval/nova3d-el0.yaml").hash == "d8af55a54422dad8"

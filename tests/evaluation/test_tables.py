@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nova3d.errors import InputError
-from nova3d.evaluation import Table, statistics
+from nova3d.evaluation import Published, Table, statistics
 from nova3d.evaluation.formats import CARRIED, TextRow, TextTable, decimals_for, header, number, style
 from tests.evaluation.samples import CLEAR, csv_rows, method, seeded, table
 
@@ -194,3 +194,28 @@ def test_odd_names_break_neither_format():
     assert "| 50% {a}\\|b_c\\~ | -0.5 |" in grid.markdown()
     assert "50\\% \\{a\\}|b\\_c\\textbackslash{}\\textasciitilde{} & $-$0.5 \\\\" in grid.latex()
     assert "d & -- \\\\" in grid.latex()
+
+
+def test_a_terminal_shows_six_columns():
+    names = ("psnr_foreground", "psnr", "ssim", "mask_iou", "normal_mean_deg", "psnr_union", "lpips_vgg", "watertight")
+    whole = table(rows={"a": dict.fromkeys(names, 1.0)}, baselines={"white": {"a": {"psnr": 2.0, "ssim": 3.0}}})
+    assert whole.shown().metrics == ["psnr", "ssim", "mask_iou", "normal_mean_deg", "psnr_union", "lpips_vgg"]
+    assert whole.shown().baselines == {"white": {"a": {"psnr": 2.0, "ssim": 3.0}}}
+    meshes = ("cd_l2_area100k", "cd_l2_area100k_bbox", "f_score_0.01", "iou128_flood", "watertight")
+    assert table(rows={"a": dict.fromkeys(meshes, 1.0)}, baselines={}).shown().metrics == [
+        "cd_l2_area100k",
+        "f_score_0.01",
+        "iou128_flood",
+        "watertight",
+    ]
+
+
+def test_no_ssim_of_whole_pictures_stands_beside_published_numbers(tmp_path):
+    published = Published.load(ROOT / "configs/eval/published.yaml").of("views")
+    scored = table(rows={"a": {"psnr": 10.0, "ssim": 0.8, "ssim_own_range_cropped": 0.7}}, baselines={})
+    scored.save(tmp_path, {}, published=published)
+    for name in ("scores.md", "scores.tex"):
+        own = (tmp_path / name).read_text().split("Published numbers")[0]
+        assert "0.700" in own and "0.800" not in own
+    assert "not computed: ssim: of whole pictures" in (tmp_path / "scores.md").read_text()
+    assert Table.load(tmp_path).rows["a"]["ssim"] == 0.8

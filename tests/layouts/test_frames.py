@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from torch import Tensor
 
 from nova3d import layouts
@@ -73,3 +77,34 @@ def test_only_pictures_with_a_number_for_a_name_are_frames(tmp_path: Path, truth
     (tmp_path / "._000000.png").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(64))
     got = layouts.load(tmp_path)
     assert got.layout == plain.layout == "sv3d" and (got.views.rgb == plain.views.rgb).all()
+
+
+@pytest.mark.parametrize("stored", ["turned", "upright"])
+def test_frames_are_turned_by_their_exif_orientation(tmp_path: Path, truth: Truth, stored: str) -> None:
+    views = truth([(360 / 8 * k, 0.0) for k in range(8)], 32, 2.0, 40.0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a clockwise quarter turn
+    for k in range(8):
+        pixels = uint8(views.rgb[k])
+        if stored == "turned":
+            Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(tmp_path / f"{k}.png", exif=exif)
+        else:
+            Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    got = layouts.read(tmp_path, "frames", assume=layouts.Assume(cameras="persp8"))
+    assert (got.rgb - views.rgb).abs().mean() < 0.01
+
+
+def test_pictures_without_transparency_can_stay_as_they_are(tmp_path: Path, truth: Truth) -> None:
+    views = truth([(360 / 8 * k, 0.0) for k in range(8)], 32, 2.0, 40.0)
+    grey = views.rgb * 0.5 + 0.25
+    noise = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(0))
+    for k in range(8):
+        save(tmp_path / f"{k}.png", grey[k] if k else noise)
+    rig = layouts.Assume(cameras="persp8")
+    with pytest.raises(InputError, match=r"0\.png"):
+        layouts.read(tmp_path, "frames", assume=rig)
+    got = layouts.read(tmp_path, "frames", assume=replace(rig, as_they_are=True))
+    assert (got.rgb[1:] - grey[1:]).abs().max() <= 0.5 / 255 + 1e-6  # the grey background is still there
+    assert (got.rgb[0] - noise).abs().max() <= 0.5 / 255 + 1e-6
+    assert bool((got.mask[0] == 1).all())
+    assert ((got.mask[1] > 0.5) == (views.mask[1] > 0.5)).float().mean() > 0.95  # keying takes the rim

@@ -413,3 +413,24 @@ def test_our_own_file_is_in_other_tools_words(tmp_path: Path, truth: Truth) -> N
         assert cameras_from_transforms(found).model == "orthographic"
     pinhole = json.loads(write_transforms(path, {"camera_model": "PINHOLE", "frames": []}).read_text())
     assert pinhole["camera_model"] == "PINHOLE" and "orthographic" not in pinhole
+
+
+@pytest.mark.parametrize("said", ["of the turned picture", "of the stored pixels", "nothing"])
+def test_exif_orientation_and_the_size_in_the_file(tmp_path: Path, views: ViewSet, said: str) -> None:
+    """Pixels are stored 40 wide and 20 high, and shown 20 wide and 40 high."""
+    data = write(tmp_path, views)
+    wide = np.zeros((SIZE // 2, SIZE, 4), np.uint8)
+    wide[4:9, 6:30] = (200, 10, 10, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for frame in data["frames"]:
+        Image.fromarray(wide).save(tmp_path / frame["file_path"], exif=exif)
+    width, height = (SIZE, SIZE // 2) if said == "of the stored pixels" else (SIZE // 2, SIZE)
+    data |= {"w": width, "h": height, "cx": width / 2, "cy": height / 2}
+    if said == "nothing":
+        data = {key: value for key, value in data.items() if key not in ("w", "h", "cx", "cy")}
+    (tmp_path / "transforms.json").write_text(json.dumps(data))
+    got = layouts.read(tmp_path)
+    shown = wide if said == "of the stored pixels" else np.rot90(wide, -1)
+    assert (got.cameras.width, got.cameras.height) == (shown.shape[1], shown.shape[0])
+    assert np.array_equal(got.mask[0].numpy() > 0.5, shown[..., 3] > 0)
