@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +179,7 @@ def _generate_into(
 
 
 def write_fusion_report(
-    mesh: Path, folder: Path, views: ViewSet, result: "FusionResult", record: dict[str, Any]
+    mesh: Path, folder: Path, views: ViewSet, result: "FusionResult", record: dict[str, Any], notes: Sequence[str] = ()
 ) -> Path:
     """Write report.html, a turntable and preview.png for a mesh that was fused from views.
 
@@ -189,6 +189,7 @@ def write_fusion_report(
         views: what was fused, with the poses as given.
         result: the mesh and its health.
         record: provenance, shown in the report.
+        notes: more sentences for the report.
 
     Returns:
         The report.
@@ -212,7 +213,7 @@ def write_fusion_report(
         conflict=result.conflict,
         health=result.report,
         warnings=mesh_warnings(result.report, None),
-        notes=mesh_notes(result.report, None),
+        notes=[*notes, *mesh_notes(result.report, None)],
         history=result.history,
         timings=result.timings,
         record=record,

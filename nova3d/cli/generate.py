@@ -127,6 +127,12 @@ def reconstruct_parser() -> common.Parser:
         "--assume", nargs="+", default=[], metavar="KEY=VALUE", help="what a layout does not say: elevation_deg=30, ..."
     )
     arguments.add_argument("--out", required=True, metavar="FILE", help="the mesh to write: .glb, .obj, .ply or .stl")
+    arguments.add_argument(
+        "--frame",
+        choices=("nova3d", "source"),
+        default="nova3d",
+        help="of the mesh: nova3d (+Y up, centred, longest side about 1), or that of the views' files",
+    )
     common.add_flag(
         arguments,
         "--time-budget",
@@ -153,14 +159,14 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     (folder_of_views,) = folders
 
     from nova3d import layouts
+    from nova3d.fusion import export
     from nova3d.fusion import reconstruct as fuse
-    from nova3d.fusion.export import check_output, maps_folder, write_maps
     from nova3d.generation import write_fusion_report
     from nova3d.utils import provenance
     from nova3d.utils.files import locked, writable_folder
     from nova3d.views import load_detail
 
-    out = check_output(options.out)
+    out = export.check_output(options.out)
     assume = config.load(layouts.Assume, overrides=options.assume)
     loaded = layouts.load(folder_of_views, options.layout, assume=assume)
     views, placement, detail = loaded.views, loaded.placement, None
@@ -170,7 +176,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
         views, moved = layouts.normalise(views)
         placement = moved @ placement
     device = common.pick_device(options.device)
-    checkpoint = maps_folder(out) / "fit.pt"
+    checkpoint = export.maps_folder(out) / "fit.pt"
     with locked(writable_folder(checkpoint.parent), "another reconstruction"):
         if not options.resume:
             checkpoint.unlink(missing_ok=True)
@@ -182,14 +188,21 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
             views=Path(folder_of_views).absolute().name,
             layout=loaded.layout,
             placement=placement.matrix.tolist(),
+            frame=options.frame,
             seed=settings.optim.seed,
             device=device,
             timings=result.timings,
             report=result.report,
         )
-        result.save(out, entry)
-        folder = write_maps(out, result.cameras, result.conflict)
-        page = write_fusion_report(out, folder, views, result, entry)
+        folder = export.write_maps(out, result.cameras, result.conflict)
+        shown, notes = out, []
+        if options.frame == "source":
+            export.write(out, placement.mesh_to_source(result.mesh), placement.mesh_to_source(result.solid), entry)
+            shown = result.save(folder / f"{out.stem}.glb", entry | {"frame": "nova3d"})
+            notes = [f"{out.name} is in the frame of the views' files; what is shown here, and its GLB, in nova3d's"]
+        else:
+            result.save(out, entry)
+        page = write_fusion_report(shown, folder, views, result, entry, notes)
         provenance.write(folder, entry | {"history": result.history})
     report = result.report
     print(
@@ -198,8 +211,13 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
         f"{100 * report['unseen_share']:.1f} % of the texture unseen, mean conflict {report['conflict_mean']:.3f}, "
         f"poses moved {report['rotation_deg_mean']:.2f} degrees, {report['seconds']:.0f} s"
     )
-    if not placement.is_identity:
-        print(f"the mesh is in nova3d's frame; record.json's `placement` leads there from that of '{folder_of_views}'")
+    if options.frame == "source":
+        print(f"the mesh is in the frame of '{folder_of_views}'; record.json's `placement` leads to nova3d's")
+    elif not placement.is_identity:
+        print(
+            f"the mesh is in nova3d's frame; record.json's `placement` leads there from that of '{folder_of_views}', "
+            "and --frame source writes the mesh in that"
+        )
     print(f"conflict maps, refined cameras, record and pictures: {folder}")
     print(f"report: {page}")
     print(out)

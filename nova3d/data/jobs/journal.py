@@ -1,8 +1,8 @@
 """The record of a render job: an append-only journal and a status file per scheduler.
 
 A row of the journal is one attempt: the Asset's columns, state (done | refused | failed | queued), reason, message,
-attempt, seconds, worker, device, time. An object is done when its tar exists, whatever the journal says; otherwise the
-latest row decides. `queued` cancels the attempts before it.
+attempt, seconds, worker, device, time, sequence. An object is done when its tar exists, whatever the journal says;
+otherwise the latest row decides, by `sequence`: clocks of machines differ. `queued` cancels the attempts before it.
 """
 
 import contextlib
@@ -55,6 +55,8 @@ class Journal:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise InputError(f"another process is rendering '{out}' ({name}); see `status`, or wait for it") from None
+        # Later than every row that any machine has written: a scheduler and a retry of one object never write at once.
+        self._sequence = max((row["sequence"] for row in read_rows(out)), default=0)
         self._file = path.open("a+b", buffering=0)  # nothing is held back, so nothing can fail later
         if self._file.tell() and not _ends_in_newline(path):  # a scheduler was killed in mid-line
             self._file.write(b"\n")
@@ -80,7 +82,9 @@ class Journal:
             "worker": worker,
             "device": device,
             "time": round(time.time(), 3),
+            "sequence": self._sequence + 1,
         }
+        self._sequence += 1
         line = json.dumps(row, sort_keys=True).encode() + b"\n"
         if self._file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -92,12 +96,16 @@ class Journal:
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
-    """Return all rows of all journals of a job in order of time, without half-written lines."""
+    """Return all rows of all journals of a job in their order, without half-written lines.
+
+    Rows of earlier versions have no sequence: they come first, by their time.
+    """
     rows = []
     for path in sorted((out / "journal").glob("[!.]*.jsonl")):
         rows += read_json_lines(path, "journal", cut=True)
     whole = [row for row in rows if isinstance(row.get("time"), int | float) and {"uid", "state"} <= row.keys()]
-    return sorted(whole, key=lambda row: row["time"])
+    numbered = [row | {"sequence": row["sequence"] if type(row.get("sequence")) is int else 0} for row in whole]
+    return sorted(numbered, key=lambda row: (row["sequence"], row["time"]))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Jobs that end early, by will or by accident, and go on. The workers are fakes; see test_worker.py."""
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -127,6 +128,39 @@ def test_a_journal_on_a_full_disk_fails_at_once_and_stays_readable(tmp_path: Pat
     after.write(Asset("later", "folder"), "done")
     after.close()
     assert [row["uid"] for row in journal.read_rows(tmp_path)] == [*found, "later"]
+
+
+@pytest.mark.parametrize("drift", [-7200.0, 7200.0])
+def test_a_clock_that_runs_differently_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drift: float
+) -> None:
+    """Failed here, queued again on a machine whose clock is off, failed once more on a third."""
+    asset, now = Asset("cup", "folder"), time.time()
+
+    def write(name: str, state: str, clock: float, **more: Any) -> None:
+        monkeypatch.setattr(journal.time, "time", lambda: clock)
+        with contextlib.closing(journal.Journal(tmp_path, name)) as book:
+            book.write(asset, state, **more)
+
+    def outcome() -> journal.AssetOutcome:
+        return journal.outcomes(tmp_path, [asset], strikes=3)["cup"]
+
+    write("one", "failed", now, reason="timeout", attempt=3)
+    assert outcome().state == "failed"
+    write("retry", "queued", now + drift)
+    assert (outcome().state, outcome().attempts) == ("waiting", 0)
+    write("two", "failed", now - drift, reason="timeout", attempt=1)
+    assert (outcome().state, outcome().attempts) == ("waiting", 1)
+    assert [row["sequence"] for row in journal.read_rows(tmp_path)] == [1, 2, 3]
+
+
+def test_rows_of_earlier_versions_come_first_by_their_time(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    old = [{"uid": "cup", "state": state, "time": when} for state, when in (("queued", 20.0), ("failed", 10.0))]
+    (tmp_path / "journal/old.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    with contextlib.closing(journal.Journal(tmp_path, "new")) as book:
+        book.write(Asset("cup", "folder"), "done")
+    assert [row["state"] for row in journal.read_rows(tmp_path)] == ["failed", "queued", "done"]
 
 
 def test_a_stale_part_and_a_torn_journal_line_do_no_harm(make_job: MakeJob, same_files: Same, tmp_path: Path) -> None:
