@@ -1,14 +1,17 @@
 """The visual hull against bodies whose hull is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import trimesh
 
 from nova3d.cameras import orbit, preset
-from nova3d.hull import carve, dilate, least_coverage, visual_hull_mesh
+from nova3d.hull import carve, dilate, least_coverage, unexplaining, visual_hull_mesh
+from nova3d.rendering import render_object
 from tests.helpers.masks import discs
 
 CELLS = 40
@@ -94,3 +97,33 @@ def test_padding_matters_within_half_a_pixel_of_the_border():
     rim = torch.tensor([[0.49, 0.0, 0.0]])  # 0.08 pixels within the border: 0.58 of the value with zeros beyond
     assert not carve(rim, masks, cameras)[0]
     assert carve(rim, masks, cameras, padding="border")[0]
+
+
+def hull_nodes(cameras, masks):
+    """Nodes of the visual hull, 0.03 apart, in a cube of half side 0.75."""
+    axis = torch.linspace(-0.75, 0.75, 51)
+    points = torch.cartesian_prod(axis, axis, axis)
+    return points[carve(points, masks, cameras, outside=False)]
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_hull_seen_from_one_side_is_closed_on_the_other(tmp_path, side):
+    box = trimesh.creation.box((0.5, 1.0, 0.5))
+    box.export(tmp_path / "box.glb")
+    cameras = orbit(8, elevation_deg=side * 30.0, size=96)
+    masks = render_object(tmp_path / "box.glb", cameras).mask
+    points = hull_nodes(cameras, masks)
+    beyond = -side * points[:, 1]
+    assert float(beyond.max()) > 0.6  # the cone
+    kept = points[~unexplaining(points, masks, cameras, 0.03)]
+    assert 0.48 <= float((-side * kept[:, 1]).max()) <= 0.53
+    assert float((side * kept[:, 1]).max()) == float((side * points[:, 1]).max())  # the side that is seen stays
+
+
+def test_a_hull_seen_from_both_sides_or_from_its_height_stays(tmp_path):
+    both = torch.cat([orbit(4, elevation_deg=e, size=48).c2w for e in (30.0, -30.0)])
+    cameras = orbit(8, size=48)
+    for rig in (replace(cameras, c2w=both), cameras):
+        masks = discs(0.4, rig)
+        points = hull_nodes(rig, masks)
+        assert len(points) and not bool(unexplaining(points, masks, rig, 0.03).any())

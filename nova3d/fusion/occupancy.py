@@ -13,7 +13,7 @@ from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.fusion.config import HullConfig
 from nova3d.fusion.rays import trilinear
-from nova3d.hull import MASK_LEVEL, carve, dilate
+from nova3d.hull import MASK_LEVEL, carve, dilate, unexplaining
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, slack: float 
     """Carve the box by the masks and measure the distance to what is left.
 
     A node is outside where more than `tolerance` of the views see background. A view says nothing about nodes outside
-    its picture, and a view with an empty mask is left out.
+    its picture, and a view with an empty mask is left out. Where all views are from above, the hull is closed below.
 
     Args:
         views: any number of views.
@@ -101,6 +101,7 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, slack: float 
     kept = carve(
         points, mask[used], views.cameras[used], config.tolerance, outside=False, behind="unknown", padding="border"
     )
+    kept[kept.clone()] = ~unexplaining(points[kept], mask[used], views.cameras[used], 2 * radius / (n - 1))
     solid = kept.reshape(n, n, n).cpu().numpy()
     # The border is air, or the object would have no surface there.
     for axis in range(3):
