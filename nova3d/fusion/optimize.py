@@ -21,7 +21,7 @@ from nova3d.fusion.checkpoint import Snapshot
 from nova3d.fusion.config import CLOSED_FORM, MLP, NONE, TRIMMED, FusionConfig
 from nova3d.fusion.rays import RayBatch, accumulate, composite, importance_sample, sample_weights
 from nova3d.fusion.state import FusionState, fit_to_hull, initial_state
-from nova3d.utils.progress import Progress, silent
+from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class DivergedError(InputError):
 def fit(
     views: ViewSet,
     config: FusionConfig,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     checkpoint: Path | None = None,
     seconds: float | None = None,
     detail: ViewSet | None = None,
@@ -88,8 +88,9 @@ def fit(
             saved = time.perf_counter()
         done = max(done, state.step / steps)
         left = state.seconds / max(done, 1e-6) * (1 - done)
-        stage = f"fit {state.step}/{steps}, loss {logged['loss']:.4f}, {left:.0f} s left"
-        progress(round(done * steps), steps, stage)
+        if progress:
+            stage = f"fit {state.step}/{steps}, loss {logged['loss']:.4f}, {left:.0f} s left"
+            progress(round(done * steps), steps, stage)
     state.lambda_0 = losses.conflict_penalty(1.0, state.mean_residual, config.conflict)
     if state.step < steps:
         log.warning("the time budget ended the fit after %d of %d steps; its schedule was shortened", state.step, steps)
@@ -254,7 +255,7 @@ def loss_terms(
         Scalars by name; the loss is their sum.
     """
     config, conflict, c = state.config.loss, rendering.conflict, state.config.conflict
-    favoured = state.views.favoured[batch.view]
+    favoured = state.favoured[batch.view]
     conflict = torch.where(favoured, 0.0, conflict)  # what is true contradicts nothing
     weight = torch.where(favoured, config.input_view, 1.0)
     colour_weight = weight

@@ -26,6 +26,7 @@ class FusionState:
 
     Attributes:
         views: the views as given; `cameras` are the refined ones.
+        favoured: [v] bool, `ViewSet.favoured` of the views.
         hull: signed distance to the visual hull by the poses when it was last carved, or to the consistent volume.
         trusted: the view whose outline the mesh must have; None where there is no such view.
         margin: how far outside the hull the surface may lie, in world units.
@@ -44,6 +45,7 @@ class FusionState:
 
     config: FusionConfig
     views: ViewSet
+    favoured: Tensor
     sdf: SDFField
     colour: ColourField
     conflict: ConflictField
@@ -196,6 +198,7 @@ def initial_state(views: ViewSet, config: FusionConfig, detail: ViewSet | None =
     return FusionState(
         config,
         views,
+        views.favoured,
         sdf,
         colour,
         conflict,

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from nova3d.cameras import Cameras
-from nova3d.diffusion import edm
 from nova3d.inflate import inflated_views
 from nova3d.models.autoencoder import encode_mode
 
@@ -166,19 +165,18 @@ def embed_picture(image_encoder: CLIPVisionModelWithProjection | None, images: T
     return image_encoder(pixels.to(image_encoder.dtype)).image_embeds[:, None]
 
 
-def unet_input(noisy: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+def unet_input(noisy: Tensor, c_in: Tensor, conditioning: Conditioning) -> Tensor:
     """The UNet's input: c_in * noisy latents and the condition's latents.
 
     Args:
         noisy: [b,t,v,4,h,w], x0 plus noise.
-        sigma: [b], noise levels.
+        c_in: [b,1,1,1,1,1] or whatever broadcasts, EDM's scale of the noisy latents (`nova3d.diffusion.precondition`).
         conditioning: of the same b objects; latents of [b,4,h,w] are repeated over tasks and views.
 
     Returns:
         [b,t,v,8,h,w] in the dtype of `noisy`.
     """
-    _, _, c_in, _ = edm.precondition(sigma)
-    scaled = noisy * edm.per_object(c_in, noisy)
+    scaled = noisy * c_in
     latent = conditioning.latent
     if latent.dim() == 4:
         latent = latent[:, None, None].expand(*noisy.shape[:3], -1, -1, -1)

@@ -65,10 +65,9 @@ class Denoiser:
         return edm.guide(conditional, unconditional, self.scales)
 
     def _network(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        levels = sigma.expand(len(x))
-        noisy = unet_input(x, levels, cond).to(self.unet.dtype)
         # The levels stay float32: in half precision c_noise of neighbouring steps would be the same number.
+        _, _, c_in, c_noise = edm.precondition(sigma.expand(len(x)))
+        noisy = unet_input(x, edm.per_object(c_in, x), cond).to(self.unet.dtype)
         cameras = self.cameras.expand(len(x), -1, -1)
-        _, _, _, c_noise = edm.precondition(levels)
         output = self.unet(noisy, c_noise, cond.image_embeds, cond.noise_aug, cameras, TASKS)
         return output.sample.float()

@@ -25,7 +25,7 @@ from nova3d.training.optim import ParameterGroup, is_matrix, make_optimizer
 from nova3d.training.precision import resolve
 from nova3d.utils import provenance
 from nova3d.utils.files import locked, writable_folder
-from nova3d.utils.progress import Progress, silent
+from nova3d.utils.progress import Progress
 from nova3d.views import yaw_rotation
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 WEIGHT_DECAY = 1e-4
 
 
-def train_autoencoder(config: AutoencoderTrainConfig, device: str, progress: Progress = silent) -> Path:
+def train_autoencoder(config: AutoencoderTrainConfig, device: str, progress: Progress | None = None) -> Path:
     """Train an autoencoder; a run that was interrupted goes on from its last checkpoint.
 
     Args:
@@ -52,7 +52,7 @@ def train_autoencoder(config: AutoencoderTrainConfig, device: str, progress: Pro
         return _train(config, torch.device(device), out, progress)
 
 
-def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, progress: Progress) -> Path:
+def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, progress: Progress | None) -> Path:
     reader = ShardReader(config.shards)
     torch.manual_seed(config.seed)
     model = start_model(config, reader.cameras.width).to(device)
@@ -100,7 +100,8 @@ def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, prog
         stats.add(step, {k: v.item() for k, v in losses.items()} | {"seconds": time.perf_counter() - started})
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             means = stats.flush()
-            progress(step + 1, config.steps, f"loss {means['loss']:.4f} psnr {means['psnr']:.2f}")
+            if progress:
+                progress(step + 1, config.steps, f"loss {means['loss']:.4f} psnr {means['psnr']:.2f}")
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             stats.flush()
             save_checkpoint(out, step + 1, write, identity)

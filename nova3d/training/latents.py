@@ -1,6 +1,6 @@
-"""The latents that training reads: of objects in shards, encoded by the frozen networks, or from a cache on disk.
+"""A latent cache on disk: objects that were encoded once, for runs whose encoders are frozen.
 
-A latent cache is a folder of `latents-00000.safetensors ...`, 256 objects each in the shards' order, and
+It is a folder of `latents-00000.safetensors ...`, 256 objects each in the shards' order, and
 `manifest.json`. An object UID has these entries:
 
 - `UID/rgb` float16 [v,8,h,w]: moments of the views in rendered order.
@@ -17,9 +17,8 @@ import itertools
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,17 +26,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nova3d import images
-from nova3d.data.augment import UNCHANGED, Augmentation, AugmentConfig, draw
+from nova3d.data.augment import UNCHANGED, Augmentation
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder, encode_moments
 from nova3d.models.conditioning import clip_pixels, inflated_guide
 from nova3d.tasks import TASKS
+from nova3d.training.data import Item
 from nova3d.transforms import cameras_to_transforms
 from nova3d.utils import provenance
 from nova3d.utils.files import read_json, replacing, write_text
-from nova3d.utils.progress import Progress, silent
+from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
@@ -48,165 +48,6 @@ MANIFEST = "manifest.json"
 OBJECTS_PER_FILE = 256
 # Raise it when what is encoded changes: composite on white, normals in the input view's frame, CLIP's pixels.
 PREPROCESSING = 1
-
-
-@dataclass(frozen=True)
-class Item:
-    """One object seen from one input view, on the CPU. It has either frames or moments.
-
-    Attributes:
-        uid: the object's name.
-        input_view: the rendered view that is view 0 here.
-        picture: float32 [3,H,W] in [-1,1], the input view on white.
-        cameras: float32 [v,2], azimuth relative to the input view and elevation, radians.
-        frames: float32 [t,v,3,H,W] in [-1,1].
-        moments: float16 [t,v,8,h,w] of the autoencoder's posterior.
-        embeds: float32 [1,d], the picture's CLIP embedding, where a cache holds it.
-        condition: float16 [t,v,4,h,w], unscaled latents of the condition `inflated`, where a cache holds them.
-        augmented: the object is not as it was rendered.
-    """
-
-    uid: str
-    input_view: int
-    picture: Tensor
-    cameras: Tensor
-    frames: Tensor | None = None
-    moments: Tensor | None = None
-    embeds: Tensor | None = None
-    condition: Tensor | None = None
-    augmented: bool = False
-
-
-class Source(Protocol):
-    """Where items come from."""
-
-    dataset: MultiViewDataset
-
-    def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
-        """Read one object.
-
-        Args:
-            row: index of the object in the dataset.
-            input_view: the rendered view that becomes view 0.
-            change: an augmentation.
-
-        Returns:
-            The object.
-
-        Raises:
-            InputError: where it cannot be read or changed.
-        """
-        ...
-
-
-class ShardSource:
-    """Items with frames, from shards."""
-
-    def __init__(self, dataset: MultiViewDataset):
-        self.dataset = dataset
-
-    def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
-        """Read one object, as `Source.load`."""
-        views = self.dataset.views(row, input_view, change)
-        frames = torch.stack([views.rgb * 2 - 1, views.normals]).permute(0, 1, 4, 2, 3)
-        cameras = views.cameras.azimuth_elevation()
-        uid, augmented = self.dataset.reader.samples[row]["uid"], change != UNCHANGED
-        return Item(uid, input_view, frames[0, 0], cameras, frames=frames, augmented=augmented)
-
-
-class ItemReader:
-    """The samples of a run by position, each augmented as drawn for its position.
-
-    Args:
-        source: reads the objects.
-        on_corrupt: "fail" raises InputError for an object that cannot be read. "skip" takes the next readable one, the
-            same on any machine; the log names every lost object once, and `skipped` counts the replacements.
-        attempts: objects tried for one position.
-        augment: random changes of the objects; default none.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        on_corrupt: str = "fail",
-        attempts: int = 16,
-        augment: AugmentConfig | None = None,
-    ):
-        self.source, self.on_corrupt, self.attempts = source, on_corrupt, attempts
-        self.augment = augment or AugmentConfig()
-        self.skipped = 0
-        self._named: set[int] = set()
-
-    def __getitem__(self, position: int) -> Item:
-        """The position-th sample of the run; see MultiViewDataset.address."""
-        dataset = self.source.dataset
-        row, view = dataset.address(position)
-        change = draw(self.augment, dataset.seed, position)
-        for attempt in range(self.attempts):
-            other = (row + attempt) % len(dataset)
-            try:
-                return self.source.load(other, view, change)
-            except InputError as error:
-                if self.on_corrupt == "fail":
-                    raise
-                self.skipped += 1
-                if other not in self._named:
-                    self._named.add(other)
-                    log.warning("object '%s' is left out: %s", dataset.reader.samples[other]["uid"], error)
-        raise InputError(f"{self.attempts} objects in a row cannot be read, the last is row {other}; mend the shards")
-
-
-def check_shards(dataset: MultiViewDataset) -> None:
-    """Read the first and the last object of every shard, so that a missing or short file is found before a run starts.
-
-    Args:
-        dataset: of the run.
-
-    Raises:
-        InputError: naming the shard.
-    """
-    samples = dataset.reader.samples
-    for row, sample in enumerate(samples):
-        inside = 0 < row < len(samples) - 1
-        if not (inside and samples[row - 1]["shard"] == sample["shard"] == samples[row + 1]["shard"]):
-            dataset.reader.read(row)
-
-
-class LatentEncoder:
-    """Makes the latents of items that have none.
-
-    RGB moments depend on the input view only by their order, so `keep` can hold them. Normal maps are relative to the
-    input view and are encoded every time, and so is everything of an augmented item.
-
-    Args:
-        vae: the autoencoder, on `device`.
-        device: of the latents.
-        keep: keep RGB moments in memory as float16 after their first use.
-    """
-
-    def __init__(self, vae: VideoAutoencoder, device: torch.device | str, keep: bool = True):
-        self.vae, self.device = vae, device
-        self._kept: dict[str, Tensor] | None = {} if keep else None
-
-    def moments(self, item: Item) -> Tensor:
-        """The moments of an item's posterior, float32 [t,v,8,h,w] on the device."""
-        if item.moments is not None:
-            return item.moments.to(self.device).float()
-        assert item.frames is not None
-        kept = None if item.augmented else self._kept
-        rgb = kept.get(item.uid) if kept is not None else None
-        if rgb is None:
-            rgb = self._encode(item.frames[0])
-            if kept is not None:
-                # As read back, so that an object's first use and its later ones, or those of a resumed run, are equal.
-                rgb = rgb.half()
-                kept[item.uid] = rgb.roll(item.input_view, dims=0).cpu()
-        else:
-            rgb = rgb.roll(-item.input_view, dims=0).to(self.device)
-        return torch.stack([rgb.float(), self._encode(item.frames[1])])
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        return encode_moments(self.vae, frames.to(self.device))
 
 
 def cache_identity(
@@ -248,7 +89,7 @@ def build_cache(
     part: tuple[int, int] = (0, 1),
     objects_per_file: int = OBJECTS_PER_FILE,
     on_corrupt: str = "fail",
-    progress: Progress = silent,
+    progress: Progress | None = None,
     condition: str = "picture",
     precision: str = "no",
 ) -> Path:
@@ -300,7 +141,8 @@ def build_cache(
                             raise
                         log.warning("object '%s' is left out: %s", manifest["uids"][row], error)
                 _write(files[index], tensors)
-            progress(done + 1, len(mine), files[index].name)
+            if progress:
+                progress(done + 1, len(mine), files[index].name)
     except OSError as error:
         raise InputError(f"cannot write the latent cache '{folder}': {error}") from error
     return folder

@@ -70,8 +70,8 @@ class TrainingModule(nn.Module):
         """
         cond = self._condition(batch).dropped(batch.drop_embeds, batch.drop_latents)
         sigma = edm.per_object(batch.sigma, batch.x0)
-        noisy = unet_input(batch.x0 + sigma * batch.noise, batch.sigma, cond)
-        _, _, _, c_noise = edm.precondition(batch.sigma)
+        _, _, c_in, c_noise = edm.precondition(batch.sigma)
+        noisy = unet_input(batch.x0 + sigma * batch.noise, edm.per_object(c_in, batch.x0), cond)
         output = self.unet(noisy, c_noise, cond.image_embeds, cond.noise_aug, batch.cameras, tuple(tasks)).sample
         return edm.loss(output.float(), batch.x0, batch.noise, sigma).mean(dim=(2, 3, 4, 5))
 

@@ -23,18 +23,17 @@ from nova3d.models.attention_backend import pick_attention, use_attention
 from nova3d.tasks import TASKS
 from nova3d.training.checkpoint import Collectives, check_space, read_states, write_states
 from nova3d.training.config import TrainConfig, check, micro_steps, noise_schedule
-from nova3d.training.data import GlobalBatch, MicroBatchLoader
-from nova3d.training.ema import EMA, constant_decay, power_decay
-from nova3d.training.latents import (
+from nova3d.training.data import (
+    GlobalBatch,
     ItemReader,
-    JoinedCaches,
-    LatentCache,
     LatentEncoder,
+    MicroBatchLoader,
     ShardSource,
     Source,
-    cache_identity,
     check_shards,
 )
+from nova3d.training.ema import EMA, constant_decay, power_decay
+from nova3d.training.latents import JoinedCaches, LatentCache, cache_identity
 from nova3d.training.logs import BadStepDetector, make_trackers, start_trackers
 from nova3d.training.loss import TrainingModule
 from nova3d.training.networks import build_module

@@ -17,14 +17,13 @@ from nova3d.errors import InputError
 from nova3d.tasks import TASKS
 from nova3d.training.checkpoint import load_checkpoint, save_checkpoint
 from nova3d.training.config import OptimConfig, TrainConfig
-from nova3d.training.data import Draws, Prefetcher, make_batch
+from nova3d.training.data import Draws, Item, Prefetcher, make_batch
 from nova3d.training.ema import save_snapshot
-from nova3d.training.latents import Item
 from nova3d.training.logs import BAD_STEPS, LossBySigma, StatsLog, gradient_norms, log_bad_step
 from nova3d.training.setup import Run, prepare
 from nova3d.training.validation import Validation, save_model
 from nova3d.utils.files import locked, writable_folder
-from nova3d.utils.progress import Progress, silent
+from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 STOP_FILE = "STOP"
@@ -47,7 +46,7 @@ class TrainingResult:
 
 
 def train(
-    config: TrainConfig, device: str, progress: Progress = silent, stop: Callable[[], bool] = lambda: False
+    config: TrainConfig, device: str, progress: Progress | None = None, stop: Callable[[], bool] = lambda: False
 ) -> TrainingResult:
     """Train to `config.steps`, resuming where `config.resume` says.
 
@@ -72,7 +71,9 @@ def train(
         return training_loop(prepare(config, device), progress, stop)
 
 
-def training_loop(run: Run, progress: Progress = silent, stop: Callable[[], bool] = lambda: False) -> TrainingResult:
+def training_loop(
+    run: Run, progress: Progress | None = None, stop: Callable[[], bool] = lambda: False
+) -> TrainingResult:
     """The loop of `train`, for a run that is set up."""
     config, out, accelerator, main = run.config, run.out, run.accelerator, run.accelerator.is_main_process
     start = load_checkpoint(out, run.load_state, run.identity, config.resume, run.collectives)
@@ -97,7 +98,8 @@ def training_loop(run: Run, progress: Progress = silent, stop: Callable[[], bool
                 if stats and (means := stats.flush(by_sigma | memory_stats(accelerator.device))):
                     if config.trackers:
                         accelerator.log(means, step=done)
-                    progress(done, config.steps, f"loss {means.get('loss', float('nan')):.4f}")
+                    if progress:
+                        progress(done, config.steps, f"loss {means.get('loss', float('nan')):.4f}")
 
             if done % config.optim.snapshot_every == 0 or done == config.steps:
                 for sigma_rel, average in run.profiles.items():

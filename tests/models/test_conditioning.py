@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nova3d.cameras import preset
+from nova3d.diffusion import edm
 from nova3d.models.conditioning import (
     CLIP_MEAN,
     CLIP_STD,
@@ -131,11 +132,15 @@ def test_dropped_conditions_are_zeros_per_object() -> None:
     assert not empty.image_embeds.any() and not empty.latent.any()
 
 
+def c_in(sigma: Tensor) -> Tensor:
+    return edm.precondition(sigma)[2].reshape(-1, 1, 1, 1, 1, 1)
+
+
 def test_the_unet_gets_the_scaled_latent_beside_the_repeated_condition() -> None:
     rng = torch.Generator().manual_seed(0)
     noisy, sigma = torch.randn(2, 2, 3, 4, 5, 5, generator=rng), torch.tensor([0.5, 20.0])
     cond = Conditioning(torch.zeros(2, 1, 5), torch.randn(2, 4, 5, 5, generator=rng), torch.zeros(2))
-    x = unet_input(noisy, sigma, cond)
+    x = unet_input(noisy, c_in(sigma), cond)
     assert x.shape == (2, 2, 3, 8, 5, 5)
     for b in range(2):
         torch.testing.assert_close(x[b, ..., :4, :, :], noisy[b] / float((sigma[b] ** 2 + 1).sqrt()))
@@ -146,7 +151,7 @@ def test_latents_of_every_view_and_task_stand_beside_their_own_noisy_latents() -
     rng = torch.Generator().manual_seed(0)
     noisy, latent = torch.randn(2, 2, 3, 4, 2, 2, generator=rng), torch.randn(2, 2, 3, 4, 2, 2, generator=rng)
     cond = Conditioning(torch.ones(2, 1, 5), latent, torch.zeros(2))
-    x = unet_input(noisy, torch.tensor([0.0, 3.0]), cond)
+    x = unet_input(noisy, c_in(torch.tensor([0.0, 3.0])), cond)
     assert torch.equal(x[:, :, :, 4:], latent)
     torch.testing.assert_close(x[:, :, :, :4], torch.stack([noisy[0], noisy[1] / 10**0.5]))
     dropped = cond.dropped(torch.tensor([False, False]), torch.tensor([False, True]))

@@ -17,17 +17,8 @@ from nova3d.models.conditioning import inflated_guide
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.config import DataConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig, noise_schedule
-from nova3d.training.data import Draws, draw, make_batch
-from nova3d.training.latents import (
-    Item,
-    ItemReader,
-    JoinedCaches,
-    LatentCache,
-    LatentEncoder,
-    ShardSource,
-    build_cache,
-    cache_identity,
-)
+from nova3d.training.data import Draws, Item, ItemReader, LatentEncoder, ShardSource, draw, make_batch
+from nova3d.training.latents import JoinedCaches, LatentCache, build_cache, cache_identity
 from nova3d.training.setup import prepare
 from nova3d.training.trainer import train
 from tests.helpers.networks import tiny_image_encoder

@@ -10,8 +10,7 @@ import torch
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.tasks import Task
 from nova3d.training.config import HealthConfig, NoiseConfig, OptimConfig, TrainConfig, noise_schedule
-from nova3d.training.data import Batch, Draws, draw, make_batch
-from nova3d.training.latents import LatentEncoder, ShardSource
+from nova3d.training.data import Batch, Draws, LatentEncoder, ShardSource, draw, make_batch
 from nova3d.training.networks import build_module
 from nova3d.training.trainer import train
 
