@@ -107,15 +107,15 @@ class Levelling:
         return ((_logarithm(self.transform.apply(colours)) + offset).exp() - _DARK).clamp(0, 1)
 
 
-def level(mesh: trimesh.Trimesh, at: SurfacePoints, colours: Tensor, target: Tensor, weight: Tensor) -> Levelling:
+def level(mesh: trimesh.Trimesh, samples: SurfacePoints, colours: Tensor, target: Tensor, weight: Tensor) -> Levelling:
     """Find what makes colours fit a target, where there is one, and continues it over the rest of the surface.
 
     Args:
         mesh: the welded surface.
-        at: points that cover it evenly.
+        samples: points that cover it evenly.
         colours: [m,3] float32 in [0,1] there, of the source that is levelled.
         target: [m,3] float32 in [0,1] of the source that it is levelled to.
-        weight: [m] float32, how far the target counts; 0 where it is not known.
+        weight: [m] float32 in [0,1], how far the target counts; 0 where it is not known.
 
     Returns:
         The levelling; it changes nothing where no target is known.
@@ -124,7 +124,9 @@ def level(mesh: trimesh.Trimesh, at: SurfacePoints, colours: Tensor, target: Ten
     if not bool(known.any()):
         return Levelling(ColourTransform.identity(), torch.zeros(len(mesh.vertices), 3))
     transform = colour_transform(colours[known], target[known], weight[known])
-    return Levelling(transform, extend(mesh, at, _logarithm(target) - _logarithm(transform.apply(colours)), weight))
+    return Levelling(
+        transform, extend(mesh, samples, _logarithm(target) - _logarithm(transform.apply(colours)), weight)
+    )
 
 
 def _logarithm(colours: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ def colour_transform(colours: Tensor, target: Tensor, weight: Tensor) -> ColourT
     return ColourTransform(*(part.float() for part in parts))
 
 
-def extend(mesh: trimesh.Trimesh, at: SurfacePoints, values: Tensor, weight: Tensor) -> Tensor:
+def extend(mesh: trimesh.Trimesh, samples: SurfacePoints, values: Tensor, weight: Tensor) -> Tensor:
     """Continue values that are known on a part of a surface: the smoothest field near them, harmonic elsewhere.
 
     It minimises the integral of |grad f|^2 + weight (f - values)^2 / _STIFFNESS^2 over the surface, with linear finite
@@ -169,7 +171,7 @@ def extend(mesh: trimesh.Trimesh, at: SurfacePoints, values: Tensor, weight: Ten
 
     Args:
         mesh: the welded surface of n vertices.
-        at: points that cover it evenly.
+        samples: points that cover it evenly.
         values: [m,c] float32 there.
         weight: [m] float32, 0 where no value is known, above 0 somewhere.
 
@@ -179,7 +181,7 @@ def extend(mesh: trimesh.Trimesh, at: SurfacePoints, values: Tensor, weight: Ten
     n, m = len(mesh.vertices), len(weight)
     pull = weight.double().numpy() / float(weight.max()) * float(mesh.area) / m / _STIFFNESS**2
     rows = np.repeat(np.arange(m), 3)
-    sampling = csc_array((at.weights.ravel(), (rows, at.corners.ravel())), (m, n))
+    sampling = csc_array((samples.weights.ravel(), (rows, samples.corners.ravel())), (m, n))
     given = values.double().numpy()
     mean = (pull[:, None] * given).sum(axis=0) / pull.sum()
     system = _stiffness(mesh) + sampling.T @ (sampling * pull[:, None])

@@ -144,11 +144,13 @@ def reconstruct(
     progress(93, 100, "painting the texture")
     with _timed(timings, "texture"):
         plain = [i for i, favoured in enumerate(views.favoured.tolist()) if not favoured]
-        belief = None
+        colour_shares = None
         if views.calibration is not None and state.trusted is not None:
             azimuths = cameras.azimuth_elevation()[:, 0]
-            belief = views.calibration.colour_shares(azimuths[plain] - azimuths[state.trusted])
-        projector = texture.make_projector(views[plain], cameras[plain], solid, conflict[plain], config.texture, belief)
+            colour_shares = views.calibration.colour_shares(azimuths[plain] - azimuths[state.trusted])
+        projector = texture.make_projector(
+            views[plain], cameras[plain], solid, conflict[plain], config.texture, colour_shares
+        )
         again = [i for i in range(len(views)) if i not in plain and i not in shown_again]
         over = [
             *([detail] if detail is not None and len(plain) < len(views) else []),

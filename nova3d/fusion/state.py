@@ -1,6 +1,7 @@
 """Everything that a fit holds, from its first step to the mesh."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,6 @@ class FusionState:
 
     Attributes:
         views: the views as given; `cameras` are the refined ones.
-        favoured: [v] bool, `ViewSet.favoured` of the views.
         hull: signed distance to the visual hull by the poses when it was last carved, or to the consistent volume.
         trusted: the view whose outline the mesh must have; None where there is no such view.
         margin: how far outside the hull the surface may lie, in world units.
@@ -45,7 +45,6 @@ class FusionState:
 
     config: FusionConfig
     views: ViewSet
-    favoured: Tensor
     sdf: SDFField
     colour: ColourField
     conflict: ConflictField
@@ -78,6 +77,11 @@ class FusionState:
             "sharpness": self.sharpness,
             "poses": self.poses,
         }
+
+    @cached_property
+    def favoured(self) -> Tensor:
+        """[v] bool, `ViewSet.favoured` of the views."""
+        return self.views.favoured
 
     @property
     def cameras(self) -> Cameras:
@@ -198,7 +202,6 @@ def initial_state(views: ViewSet, config: FusionConfig, detail: ViewSet | None =
     return FusionState(
         config,
         views,
-        views.favoured,
         sdf,
         colour,
         conflict,

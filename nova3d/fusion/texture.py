@@ -2,6 +2,13 @@
 
 Where some views are trusted and others are not, such as the input picture among generated views, the trusted ones paint
 all that they see at a good angle, at their own resolution. All other colours are levelled to theirs (`levelling`).
+Terms:
+
+- A view is *trusted* where it shows what is true (`ViewSet.trusted`).
+- *Visibility* in [0,1] says how well trusted views see a point: 1 from a good angle, 0 where none sees it.
+- A *colour share* in [0,1] is the weight of the other views' colours where no trusted view sees a point
+  (`Calibration.colour_shares`). The rest is the trusted view's colour, carried through the object.
+- A *pixel weight* in [0,1] is how far one pixel of a view counts: less at the mask's rim and where H is high.
 
 Shapes: v views, h w pixels, n points, m texels. Colours are sRGB in [0,1], straight (not multiplied by coverage).
 """
@@ -47,19 +54,23 @@ _FILL = 0.6  # share of an atlas that its charts cover, about
 class Projector:
     """The views, prepared for colouring points of a mesh.
 
-    colours: [v,3,h,w] float32. trust: [v,1,h,w] float32, the weight of each pixel. depth: [v,1,a*h,a*w] float32 of the
-    mesh, a = 1 or 2. tolerance: world units by which a visible point's depth may differ. cameras: refined. belief: [v]
-    float32 in [0,1], the share of a view's colours where a trusted picture's own, carried through the object, have the
-    rest.
+    Attributes:
+        colours: [v,3,h,w] float32.
+        pixel_weights: [v,1,h,w] float32 in [0,1].
+        depth: [v,1,a*h,a*w] float32 of the mesh, a = 1 or 2.
+        tolerance: world units by which a visible point's depth may differ.
+        cameras: refined.
+        config: settings of the texture.
+        colour_shares: [v] float32 in [0,1].
     """
 
     colours: Tensor
-    trust: Tensor
+    pixel_weights: Tensor
     depth: Tensor
     tolerance: float
     cameras: Cameras
     config: TextureConfig
-    belief: Tensor
+    colour_shares: Tensor
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,10 @@ class TrustedProjector(Projector):
 class Overpaint:
     """What trusted views paint over all other colours.
 
-    trusted: their projectors, of one resolution each. levelling: of the other colours. size: of the texture.
+    Attributes:
+        trusted: their projectors, of one resolution each.
+        levelling: of the other colours.
+        size: side of the texture in texels.
     """
 
     trusted: tuple[TrustedProjector, ...]
@@ -129,7 +143,7 @@ def make_projector(
     mesh: trimesh.Trimesh,
     conflict: Tensor,
     config: TextureConfig,
-    belief: Tensor | None = None,
+    colour_shares: Tensor | None = None,
 ) -> Projector:
     """Prepare views for colouring a mesh.
 
@@ -139,18 +153,18 @@ def make_projector(
         mesh: the surface.
         conflict: [v,h,w] float32 H in [0,1].
         config: settings of the texture.
-        belief: [v] float32 in [0,1], see `Projector`; None: 1 for all.
+        colour_shares: [v] float32 in [0,1]; None: 1 for all.
 
     Returns:
         The projector.
     """
     erode = max(1, round(config.erode_px * views.cameras.height / 256)) if config.erode_px > 0 else 0
-    straight, solid = _straight(views, erode)
-    trust = solid * (1 - conflict[:, None]).clamp(0, 1).square()
+    straight, solid = _straight_colours(views, erode)
+    pixel_weights = solid * (1 - conflict[:, None]).clamp(0, 1).square()
     fine = cameras.resized(cameras.width * 2, cameras.height * 2)
     depth = depth_maps(mesh, fine)[:, None]
-    belief = torch.ones(len(views)) if belief is None else belief
-    return Projector(straight, trust, depth, pixel_size(cameras), cameras, config, belief)
+    colour_shares = torch.ones(len(views)) if colour_shares is None else colour_shares
+    return Projector(straight, pixel_weights, depth, pixel_size(cameras), cameras, config, colour_shares)
 
 
 def trusted_projector(views: ViewSet, mesh: trimesh.Trimesh, config: TextureConfig) -> TrustedProjector:
@@ -166,37 +180,38 @@ def trusted_projector(views: ViewSet, mesh: trimesh.Trimesh, config: TextureConf
     Returns:
         The projector.
     """
-    colours, trust = _straight(views, max(1, round(config.erode_px)) if config.erode_px > 0 else 0)
+    colours, pixel_weights = _straight_colours(views, max(1, round(config.erode_px)) if config.erode_px > 0 else 0)
     pixel = pixel_size(views.cameras)
     soft = colours.clone()
-    for picture, smooth, weight in zip(colours, soft, trust, strict=True):
+    for picture, smooth, weight in zip(colours, soft, pixel_weights, strict=True):
         inside = weight[0].numpy() > 0.5
         if inside.any():
-            picture[:] = _continued(picture, inside)
-            smooth[:] = _softened(picture, inside, pixel)
+            picture[:] = _extend_colours(picture, inside)
+            smooth[:] = _soften(picture, inside, pixel)
     depth = depth_maps(mesh, views.cameras)[:, None]
     plain = replace(config, power=1.0, top_views=None, min_cos=_GRAZING)
-    return TrustedProjector(colours, trust, depth, pixel, views.cameras, plain, torch.ones(len(views)), soft)
+    ones = torch.ones(len(views))
+    return TrustedProjector(colours, pixel_weights, depth, pixel, views.cameras, plain, ones, soft)
 
 
-def _continued(picture: Tensor, inside: np.ndarray) -> Tensor:
+def _extend_colours(picture: Tensor, inside: np.ndarray) -> Tensor:
     """A picture [3,h,w] in which pixels that are not `inside` [h,w] have the colour of the nearest one that is."""
     _, (row, column) = ndimage.distance_transform_edt(~inside, return_indices=True)
     return picture[:, row, column]
 
 
-def _softened(picture: Tensor, inside: np.ndarray, pixel: float) -> Tensor:
+def _soften(picture: Tensor, inside: np.ndarray, pixel: float) -> Tensor:
     """A picture [3,h,w] blurred over its `inside` [h,w], where pixels far from the outline count most."""
     depth = ndimage.distance_transform_edt(inside).clip(max=_RIM / pixel) ** 2
     total = ndimage.gaussian_filter(depth.astype(np.float32), _BLUR / pixel)
     summed = [ndimage.gaussian_filter((c * depth).astype(np.float32), _BLUR / pixel) for c in picture.numpy()]
     known = total > 1e-3 * float(total.max())
-    return _continued(torch.from_numpy(np.stack(summed) / np.maximum(total, 1e-12)), known)
+    return _extend_colours(torch.from_numpy(np.stack(summed) / np.maximum(total, 1e-12)), known)
 
 
-def _straight(views: ViewSet, erode: int) -> tuple[Tensor, Tensor]:
-    """Colours [v,3,h,w] without the white that they were composited on, and trust [v,1,h,w] of a mask whose rim of
-    `erode` pixels is left out."""
+def _straight_colours(views: ViewSet, erode: int) -> tuple[Tensor, Tensor]:
+    """Colours [v,3,h,w] without the white that they were composited on, and pixel weights [v,1,h,w] of a mask whose rim
+    of `erode` pixels is left out."""
     mask = views.mask[:, None]
     # Undo the composite on white where a pixel shows enough of the object.
     straight = (views.rgb.permute(0, 3, 1, 2) - (1 - mask)) / mask.clamp_min(0.1)
@@ -215,9 +230,10 @@ def blend_views(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tens
     Returns:
         colours: [n,3] float32.
         weight: [n] float32, the sum over the views; 0 where no view sees the point.
-        belief: [n] float32, the views' belief blended likewise; its mean over all views where none sees the point.
+        colour_share: [n] float32, the views' shares blended likewise; their mean over all views where none sees the
+            point.
     """
-    colours, weights, beliefs = [], [], []
+    colours, weights, colour_shares = [], [], []
     for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True):
         rgb, weight = project(p, n, views)
         k = views.config.top_views
@@ -226,9 +242,9 @@ def blend_views(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tens
         total = weight.sum(dim=0)
         colours.append((rgb * weight[..., None]).sum(dim=0) / total.clamp_min(1e-8)[:, None])
         weights.append(total)
-        belief = (views.belief[:, None] * weight).sum(dim=0) / total.clamp_min(1e-8)
-        beliefs.append(torch.where(total > 0, belief, views.belief.mean()))
-    return torch.cat(colours), torch.cat(weights), torch.cat(beliefs)
+        blended = (views.colour_shares[:, None] * weight).sum(dim=0) / total.clamp_min(1e-8)
+        colour_shares.append(torch.where(total > 0, blended, views.colour_shares.mean()))
+    return torch.cat(colours), torch.cat(weights), torch.cat(colour_shares)
 
 
 def paint_trusted(
@@ -245,22 +261,21 @@ def paint_trusted(
         seen: [n,3] float32, the colours where the views see the points.
         through: [n,3] float32, what the first view shows in front of a point or behind it, carried through the object;
             `soft` on sides that it would see edge-on.
-        share: [n] float32 in [0,1], how well the views see the point: 1 from a good angle, 0 where none sees it.
+        visibility: [n] float32 in [0,1].
     """
-    seen_colours, through, shares = [], [], []
+    seen_colours, through, visibility = [], [], []
     for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True):
         seen = [project(p, n, views) for views in trusted]
         rgb, weight = torch.cat([rgb for rgb, _ in seen]), torch.cat([weight for _, weight in seen])
         total = weight.sum(dim=0)
         blended = (rgb * weight[..., None]).sum(dim=0) / total.clamp_min(1e-8)[:, None]
-        share = _smooth_step((weight.amax(dim=0) - _GRAZING) / (_FULL_COSINE - _GRAZING))
+        visibility.append(_smooth_step((weight.amax(dim=0) - _GRAZING) / (_FULL_COSINE - _GRAZING)))
         first = trusted[0].cameras[0]
         edge_on = 1 - _smooth_step((_towards(p, first)[0] * n).sum(dim=-1).abs() / _SHARP_COSINE)
-        soft = _sampled(trusted[0].soft[:1], first.project(p)[0], first)[0]
+        soft = _sample_pictures(trusted[0].soft[:1], first.project(p)[0], first)[0]
         seen_colours.append(blended)
         through.append(torch.where(total[:, None] > 0, blended, torch.lerp(rgb[0], soft, edge_on[:, None])))
-        shares.append(share)
-    return torch.cat(seen_colours), torch.cat(through), torch.cat(shares)
+    return torch.cat(seen_colours), torch.cat(through), torch.cat(visibility)
 
 
 def _smooth_step(x: Tensor) -> Tensor:
@@ -268,7 +283,7 @@ def _smooth_step(x: Tensor) -> Tensor:
     return x * x * (3 - 2 * x)
 
 
-def _sampled(pictures: Tensor, pixels: Tensor, cameras: Cameras) -> Tensor:
+def _sample_pictures(pictures: Tensor, pixels: Tensor, cameras: Cameras) -> Tensor:
     """[v,n,c] bilinear values of pictures [v,c,h,w] at pixels [v,n,2]; those beyond the border are the border's."""
     grid = (pixels / pixels.new_tensor([cameras.width, cameras.height]) * 2 - 1)[:, None]
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)[:, :, 0].permute(0, 2, 1)
@@ -290,14 +305,14 @@ def project(points: Tensor, normals: Tensor, views: Projector) -> tuple[Tensor, 
     pixels, depth = cameras.project(points)
     size = pixels.new_tensor([cameras.width, cameras.height])
     grid = (pixels / size * 2 - 1)[:, None]
-    rgb = _sampled(views.colours, pixels, cameras)
-    trust = F.grid_sample(views.trust, grid, padding_mode="zeros", align_corners=False)[:, 0, 0]
+    rgb = _sample_pictures(views.colours, pixels, cameras)
+    pixel_weight = F.grid_sample(views.pixel_weights, grid, padding_mode="zeros", align_corners=False)[:, 0, 0]
     surface = F.grid_sample(views.depth, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0, 0]
     cosine = (_towards(points, cameras) * normals[None]).sum(dim=-1)
     # Depth changes by tan(angle) pixels per pixel, so grazing surfaces need more tolerance.
     slack = views.tolerance / cosine.clamp_min(0.2)
     visible = (cosine > config.min_cos) & (depth < surface + slack) & (surface > 0) & (depth > 0)
-    return rgb, cosine.clamp_min(0) ** config.power * trust * visible
+    return rgb, cosine.clamp_min(0) ** config.power * pixel_weight * visible
 
 
 def colour_points(points: Tensor, normals: Tensor, views: Projector, fill: Fill) -> tuple[Tensor, Tensor, Tensor]:
@@ -312,15 +327,15 @@ def colour_points(points: Tensor, normals: Tensor, views: Projector, fill: Fill)
     Returns:
         colours: [n,3] float32.
         weight: [n] float32 of the views; 0 where no view sees the point.
-        belief: [n] float32, as of `blend_views`.
+        colour_share: [n] float32, as of `blend_views`.
     """
-    colours, weight, belief = blend_views(points, normals, views)
+    colours, weight, colour_share = blend_views(points, normals, views)
     unseen = weight <= 0
     if bool(unseen.any()):
         colours[unseen] = fill(points[unseen])
         if views.config.smooth_unseen and bool((~unseen).any()):
             colours[unseen] = colours[unseen] + _unseen_shift(points, colours, unseen, fill)
-    return colours.clamp(0, 1), weight, belief
+    return colours.clamp(0, 1), weight, colour_share
 
 
 def texture_mesh(
@@ -338,21 +353,21 @@ def texture_mesh(
         mesh: with a UV-mapped texture; with mode "vertex" the same as `solid`.
         solid: the welded surface with vertex colours.
         report: the atlas' kind, and shares of the texture (or vertices): unseen_share, which no view sees. With
-            trusted views also trusted_share, which they paint where they see it, and mirrored_share, which they paint
-            where they do not, since the other views are not believed.
+            trusted views also trusted_share, which they paint where they see it, and mirrored_share, which their
+            colours have where they do not, by the colour shares.
     """
     config, normals = views.config, np.array(solid.vertex_normals)
     vertices, unit = torch.from_numpy(np.array(solid.vertices)).float(), torch.from_numpy(normals).float()
-    colours, weight, belief = colour_points(vertices, unit, views, fill)
+    colours, weight, colour_share = colour_points(vertices, unit, views, fill)
     over, shares = None, {"unseen_share": float((weight <= 0).float().mean())}
     if trusted:
-        at = SurfacePoints.spread(solid, _LEVELLED)
-        plain, _, _ = colour_points(at.points, at.normals, views, fill)
-        target, _, share = paint_trusted(at.points, at.normals, trusted)
-        levelling = level(solid, at, plain, target, share)
+        samples = SurfacePoints.spread(solid, _LEVELLED)
+        plain, _, _ = colour_points(samples.points, samples.normals, views, fill)
+        target, _, visibility = paint_trusted(samples.points, samples.normals, trusted)
+        levelling = level(solid, samples, plain, target, visibility)
         over = Overpaint(trusted, levelling, texture_size(solid, trusted, config))
         levelled = levelling.apply(colours, levelling.offset)
-        colours, shares = _painted_over(levelled, belief, weight > 0, *paint_trusted(vertices, unit, trusted))
+        colours, shares = _paint_over(levelled, colour_share, weight > 0, *paint_trusted(vertices, unit, trusted))
     welded = export.coloured(solid, colours.numpy())
     if config.mode == "vertex":
         return welded, welded, {**shares, "atlas": "none"}
@@ -370,21 +385,21 @@ def texture_size(mesh: trimesh.Trimesh, trusted: tuple[TrustedProjector, ...], c
     return int(np.clip(64 * round(np.sqrt(mesh.area / _FILL) / texel / 64), config.size, max(config.size, config.most)))
 
 
-def _painted_over(
-    colours: Tensor, belief: Tensor, others: Tensor, seen: Tensor, through: Tensor, share: Tensor
+def _paint_over(
+    colours: Tensor, colour_share: Tensor, others: Tensor, seen: Tensor, through: Tensor, visibility: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
     """Colours [n,3] with those of trusted views over them, and the shares of the report.
 
-    belief: [n] in [0,1]. others: bool [n], whether another view sees the point. seen, through, share: of
+    colour_share: [n]. others: bool [n], whether another view sees the point. seen, through, visibility: of
     `paint_trusted`.
     """
-    hidden = torch.lerp(through, colours, belief[:, None])
+    hidden = torch.lerp(through, colours, colour_share[:, None])
     shares = {
-        "unseen_share": float((~others & (share <= 0)).float().mean()),
-        "trusted_share": float(share.mean()),
-        "mirrored_share": float(((1 - share) * (1 - belief)).mean()),
+        "unseen_share": float((~others & (visibility <= 0)).float().mean()),
+        "trusted_share": float(visibility.mean()),
+        "mirrored_share": float(((1 - visibility) * (1 - colour_share)).mean()),
     }
-    return torch.lerp(hidden, seen, share[:, None]).clamp(0, 1), shares
+    return torch.lerp(hidden, seen, visibility[:, None]).clamp(0, 1), shares
 
 
 def bake(
@@ -405,19 +420,19 @@ def bake(
     """
     size = views.config.size
     ids, texels = texels_of(mesh, atlas, size)
-    colours, weight, belief = colour_points(texels.points, texels.normals, views, fill)
+    colours, weight, colour_share = colour_points(texels.points, texels.normals, views, fill)
     shares = {"unseen_share": float((weight <= 0).float().mean()) if len(weight) else 1.0}
     if over is not None:
         # The other views are coarser than the texture, so their colours are found at `config.size` and enlarged.
         levelled = over.levelling.apply(colours, texels.interpolate(over.levelling.offset))
-        layers = torch.cat([levelled, belief[:, None], (weight > 0).float()[:, None]], dim=1)
+        layers = torch.cat([levelled, colour_share[:, None], (weight > 0).float()[:, None]], dim=1)
         if over.size != size:
             coarse = torch.from_numpy(spread_out(ids, layers.numpy(), size))
             size = over.size
             ids, texels = texels_of(mesh, atlas, size)
             layers = images.interpolate(coarse, size, size).reshape(size * size, -1)[ids]
         painted = paint_trusted(texels.points, texels.normals, over.trusted)
-        colours, shares = _painted_over(layers[:, :3], layers[:, 3], layers[:, 4] > 0.5, *painted)
+        colours, shares = _paint_over(layers[:, :3], layers[:, 3], layers[:, 4] > 0.5, *painted)
     texture = spread_out(ids, colours.numpy(), size)
     return (texture * 255).round().clip(0, 255).astype(np.uint8), shares
 

@@ -39,7 +39,7 @@ def batch(fitted, monkeypatch):
         seen = SimpleNamespace(state=state)
 
         def colour_loss(residual: Tensor, h: Tensor, penalty: float, weight: Tensor) -> Tensor:
-            seen.residual, seen.conflict, seen.trust = residual, h, weight
+            seen.residual, seen.conflict, seen.weight = residual, h, weight
             return real(residual, h, penalty, weight)
 
         monkeypatch.setattr(losses, "colour_loss", colour_loss)
@@ -83,10 +83,10 @@ def test_each_term_is_weighted_by_its_schedule(batch):
 def test_trusted_views_count_more_among_others_only(batch):
     found = batch(trusted=(0, 3), loss={"input_view": 3.0})
     favoured = (found.view == 0) | (found.view == 3)
-    assert torch.equal(found.trust, torch.where(favoured, 3.0, 1.0))
+    assert torch.equal(found.weight, torch.where(favoured, 3.0, 1.0))
     assert bool(favoured.any())
     for alike in ((), range(8)):
-        assert torch.equal(batch(trusted=alike, loss={"input_view": 3.0}).trust, torch.ones(200))
+        assert torch.equal(batch(trusted=alike, loss={"input_view": 3.0}).weight, torch.ones(200))
 
 
 @pytest.mark.parametrize("mode", ["mlp", "closed_form", "trimmed"])
@@ -95,8 +95,8 @@ def test_what_is_trusted_among_others_contradicts_nothing(batch, mode):
     favoured = found.view == 2
     assert float(found.conflict.detach()[favoured].abs().max()) == 0
     assert torch.equal(found.conflict[~favoured], plain.conflict[~favoured])
-    assert torch.equal(found.trust[favoured], torch.full_like(found.trust[favoured], 2.0))  # none is trimmed
-    assert bool((plain.trust[favoured] == 0).any()) == (mode == "trimmed")
+    assert torch.equal(found.weight[favoured], torch.full_like(found.weight[favoured], 2.0))  # none is trimmed
+    assert bool((plain.weight[favoured] == 0).any()) == (mode == "trimmed")
 
 
 def test_poses_that_stand_still_are_not_trained(batch):
@@ -138,7 +138,7 @@ def test_no_kept_sample_at_all_is_finite(batch):
 def test_before_its_start_there_is_no_conflict(batch, mode):
     found, early = (batch(conflict={"mode": mode}, early=early) for early in (False, True))
     assert float(early.conflict.detach().abs().max()) == 0
-    assert torch.equal(early.trust, torch.ones(200))
+    assert torch.equal(early.weight, torch.ones(200))
     assert (float(found.conflict.detach().max()) > 0) == (mode in ("mlp", "closed_form"))
 
 
@@ -150,16 +150,16 @@ def test_closed_form_takes_h_from_the_residual_and_does_not_train_it(batch):
 
 def test_trimmed_leaves_out_the_share_with_the_largest_residuals(batch):
     found = batch(conflict={"mode": "trimmed", "trim": 0.25})
-    out, residual = found.trust == 0, found.residual.detach()
+    out, residual = found.weight == 0, found.residual.detach()
     assert int(out.sum()) == 50
     assert residual[out].min() > residual[~out].max()
-    expected = (residual * found.trust).sum() / found.trust.sum()
+    expected = (residual * found.weight).sum() / found.weight.sum()
     assert found.numbers["colour"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_without_conflict_the_term_is_the_mean_residual(batch):
     found = batch(conflict={"mode": "none"})
-    expected = (found.residual * found.trust).sum() / found.trust.sum()
+    expected = (found.residual * found.weight).sum() / found.weight.sum()
     assert found.numbers["colour"] == pytest.approx(float(expected.detach()), rel=1e-5)
 
 

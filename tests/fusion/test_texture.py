@@ -203,18 +203,20 @@ def test_no_border_shows_where_the_trusted_view_ends(shapes, name, monkeypatch):
     assert steps_at_the_border(painted(solid, spoilt(views, name), detail), shapes) > 2  # the measure sees a border
 
 
-def test_what_is_not_believed_takes_the_picture_s_own_colours(shapes, ball_views):
+def test_without_a_colour_share_hidden_points_take_the_picture_s_own_colours(shapes, ball_views):
     views, detail, solid = ball_views
     config = TextureConfig(size=256)
     others = spoilt(views, "gain 0.8")[list(range(1, 16))]
     conflict, grey = torch.zeros_like(others.mask), lambda p: torch.full((len(p), 3), 0.5)
     trusted = (texture.trusted_projector(detail, solid, config),)
     found = {}
-    for belief in (0.0, 1.0):
-        seen_by = texture.make_projector(others, others.cameras, solid, conflict, config, torch.full((15,), belief))
+    for colour_share in (0.0, 1.0):
+        seen_by = texture.make_projector(
+            others, others.cameras, solid, conflict, config, torch.full((15,), colour_share)
+        )
         mesh, _, report = texture.texture_mesh(solid, seen_by, grey, trusted)
-        found[belief] = shapes.draw(mesh, views.cameras)
-        assert report["mirrored_share"] == pytest.approx((1 - report["trusted_share"]) * (1 - belief), abs=1e-5)
+        found[colour_share] = shapes.draw(mesh, views.cameras)
+        assert report["mirrored_share"] == pytest.approx((1 - report["trusted_share"]) * (1 - colour_share), abs=1e-5)
         assert 0.25 < report["trusted_share"] < 0.5
     inside = (found[0.0].mask[8] > 0.99) & (views.mask[8] > 0.99)
     through = (found[0.0].rgb[8] - views.rgb[0].flip(1))[inside]
@@ -230,8 +232,8 @@ def test_a_side_seen_edge_on_does_not_smear_the_outline_s_pixels(shapes):
     rim = detail.mask - torch.nn.functional.max_pool2d(-detail.mask[:, None], 7, 1, 3)[:, 0].neg()
     detail = replace(detail, rgb=detail.rgb + 0.5 * rim[..., None])
     others = views[list(range(1, 16))]
-    config, belief = TextureConfig(size=256), torch.zeros(15)
-    seen_by = texture.make_projector(others, others.cameras, box, torch.zeros_like(others.mask), config, belief)
+    config, colour_shares = TextureConfig(size=256), torch.zeros(15)
+    seen_by = texture.make_projector(others, others.cameras, box, torch.zeros_like(others.mask), config, colour_shares)
     trusted = (texture.trusted_projector(detail, box, config),)
     mesh = texture.texture_mesh(box, seen_by, lambda p: torch.full((len(p), 3), 0.5), trusted)[0]
     side = shapes.draw(mesh, views.cameras[[4, 12]])
