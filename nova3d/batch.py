@@ -22,7 +22,7 @@ _UNFIT = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]|^\.|\.$')
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PictureOutcome:
     """What became of one picture."""
 
     picture: str
@@ -78,7 +78,7 @@ def generate_all(
     config: GenerateConfig,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> list[Outcome]:
+) -> list[PictureOutcome]:
     """`generate` for each picture, into a folder of its own below `config.out`; the model is loaded once.
 
     A picture whose results are there, made of the same file with the same settings, is kept. One that fails does not
@@ -100,33 +100,37 @@ def generate_all(
         raise InputError(f"mask '{config.sample.mask}' belongs to one picture, and {len(pictures)} are given")
     out = writable_folder(config.out)
     pipeline = None
-    outcomes: list[Outcome] = []
+    outcomes: list[PictureOutcome] = []
     for picture, name in zip(pictures, _folder_names(pictures), strict=True):
         own = replace(config, out=str(out / name), sample=replace(config.sample, image=str(picture)))
         try:
             kept = _is_done(own)
         except InputError as error:
-            outcomes.append(Outcome(str(picture), name, "failed", str(error)))
+            outcomes.append(PictureOutcome(str(picture), name, "failed", str(error)))
         else:
             if not kept:
                 pipeline = pipeline or load_pipeline(own.sample, device)
             outcomes.append(
-                Outcome(str(picture), name, "kept") if kept else _made(own, name, device, progress, pipeline)
+                PictureOutcome(str(picture), name, "kept")
+                if kept
+                else _generate_one(own, name, device, progress, pipeline)
             )
         write_json(out / SUMMARY, [asdict(outcome) for outcome in outcomes])
     return outcomes
 
 
-def _made(config: GenerateConfig, name: str, device: str, progress: Progress | None, pipeline: Any) -> Outcome:
-    def named(done: int, total: int, stage: str) -> None:
+def _generate_one(
+    config: GenerateConfig, name: str, device: str, progress: Progress | None, pipeline: Any
+) -> PictureOutcome:
+    def report(done: int, total: int, stage: str) -> None:
         if progress:
             progress(done, total, f"{name}: {stage}")
 
     try:
-        generate(config=config, device=device, progress=named, pipeline=pipeline)
+        generate(config=config, device=device, progress=report, pipeline=pipeline)
     except InputError as error:
-        return Outcome(config.sample.image, name, "failed", str(error))
-    return Outcome(config.sample.image, name, "made")
+        return PictureOutcome(config.sample.image, name, "failed", str(error))
+    return PictureOutcome(config.sample.image, name, "made")
 
 
 def _is_done(config: GenerateConfig) -> bool:

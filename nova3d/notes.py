@@ -96,7 +96,7 @@ def mesh_notes(health: dict[str, Any], agreement: "InputAgreement | None") -> li
         The sentences.
     """
     lines = [
-        f"{health['faces']} faces in {_counted(health['components'], 'part')}, "
+        f"{health['faces']} faces in {_with_plural(health['components'], 'part')}, "
         f"{'watertight' if health['watertight'] else 'not watertight'}; "
         f"{100 * health['unseen_share']:.0f} % of the texture was seen by no view and is a guess."
     ]
@@ -141,13 +141,13 @@ def mesh_warnings(health: dict[str, Any], agreement: "InputAgreement | None") ->
         lines.append(f"The mesh does not have the picture's colours ({agreement.input_psnr:.1f} dB).")
     if agreement is not None and health["components"] > agreement.parts_of_picture:
         lines.append(
-            f"The mesh is in {_counted(health['components'], 'part')} where the picture shows "
-            f"{_counted(agreement.parts_of_picture, 'part')}."
+            f"The mesh is in {_with_plural(health['components'], 'part')} where the picture shows "
+            f"{_with_plural(agreement.parts_of_picture, 'part')}."
         )
     if health["conflict_mean"] > MOST_CONFLICT:
         lines.append(f"The views contradict each other (mean conflict {health['conflict_mean']:.2f}).")
     return lines
 
 
-def _counted(number: int, noun: str) -> str:
+def _with_plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

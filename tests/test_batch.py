@@ -53,7 +53,7 @@ def settings(out: Path, **sample: Any) -> GenerateConfig:
     return GenerateConfig(out=str(out), sample=SampleConfig(**sample))
 
 
-def states(outcomes: list[batch.Outcome]) -> list[tuple[str, str]]:
+def states(outcomes: list[batch.PictureOutcome]) -> list[tuple[str, str]]:
     return [(outcome.folder, outcome.status) for outcome in outcomes]
 
 

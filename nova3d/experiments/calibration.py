@@ -197,7 +197,7 @@ def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
     share = SHARES[int(np.square(angles).mean(axis=0).argmin())]
     common, apart, of_model, of_picture = torch.stack([s.colours for s in samples]).sum(dim=0).T
     colours = (common / apart.clamp_min(1e-9)).clamp(0, 1)  # the least squares of t - p by g - p
-    inflated = [_volume_iou(_inflated(s), s.hull) for s in samples]
+    inflated = [_volume_iou(_inflated_solid(s), s.hull) for s in samples]
     facts = {
         "objects": len(samples),
         "volume_iou": round(scores[shift], 4),
@@ -251,7 +251,7 @@ def _iou(sample: Sample, weights: Tensor, shift: float) -> float:
     return _volume_iou(torch.from_numpy(solid), sample.hull)
 
 
-def _inflated(sample: Sample) -> Tensor:
+def _inflated_solid(sample: Sample) -> Tensor:
     depth = torch.linspace(-_RADIUS, _RADIUS, _NODES).abs()
     return depth[:, None, None] < sample.height
 

@@ -46,7 +46,9 @@ def poisson(views: ViewSet, config: FusionConfig) -> tuple[trimesh.Trimesh, trim
     _, carved = carve(views, config)
     points, faces = trimesh.sample.sample_surface(carved, 60_000, seed=0)[:2]
     outward = np.asarray(carved.face_normals)[faces]
-    normals = _seen_normals(torch.from_numpy(points).float(), torch.from_numpy(outward).float(), views, carved, config)
+    normals = _blend_view_normals(
+        torch.from_numpy(points).float(), torch.from_numpy(outward).float(), views, carved, config
+    )
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points))
     cloud.normals = o3d.utility.Vector3dVector(normals.double().numpy())
     surface, support = o3d.geometry.TriangleMesh.create_from_point_cloud_poisson(
@@ -58,7 +60,7 @@ def poisson(views: ViewSet, config: FusionConfig) -> tuple[trimesh.Trimesh, trim
     return _texture(solid, views, config), solid
 
 
-def _seen_normals(
+def _blend_view_normals(
     points: Tensor, outward: Tensor, views: ViewSet, mesh: trimesh.Trimesh, config: FusionConfig
 ) -> Tensor:
     """[n,3] the views' normals at points, blended as colours would be; the surface's own where no view looks."""

@@ -92,9 +92,9 @@ class Study:
 
     def done(self) -> int:
         """How many of `folders` are made or have failed."""
-        return sum(self.settled(stage, name) for stage, name in self.folders())
+        return sum(self.is_finished(stage, name) for stage, name in self.folders())
 
-    def settled(self, stage: str, name: str) -> bool:
+    def is_finished(self, stage: str, name: str) -> bool:
         return (self.out / stage / name).is_dir() or self.failure(stage, name).is_file()
 
     def failure(self, stage: str, name: str) -> Path:
@@ -167,23 +167,23 @@ def make(study: Study, part: int, parts: int, device: str, tell: Callable[[], No
     names = study.names[part::parts]
     rig = preset(study.rig, study.size)
     for name in names:
-        if not study.settled("references", name):
+        if not study.is_finished("references", name):
             with replacing(study.references / name) as folder:
                 folder.mkdir()
                 _write_truth(study.source, name, rig, folder)
             tell()
     for generator in study.generators:
         stage, pipeline = f"views/{generator.folder}", None
-        for name in [name for name in names if not study.settled(f"views/{generator.folder}", name)]:
+        for name in [name for name in names if not study.is_finished(f"views/{generator.folder}", name)]:
             pipeline = pipeline or load_pipeline(replace(study.sample, model=generator.model), device)
-            with _failing(study, stage, name), replacing(study.out / stage / name) as folder:
+            with _record_failures(study, stage, name), replacing(study.out / stage / name) as folder:
                 folder.mkdir()
                 write_views(pipeline, study.references / name, folder, study.sample, generator)
             tell()
     for fusion in study.fusions:
         stage = f"meshes/{fusion.folder}"
-        for name in [name for name in names if not study.settled(f"meshes/{fusion.folder}", name)]:
-            with _failing(study, stage, name), replacing(study.out / stage / name) as folder:
+        for name in [name for name in names if not study.is_finished(f"meshes/{fusion.folder}", name)]:
+            with _record_failures(study, stage, name), replacing(study.out / stage / name) as folder:
                 folder.mkdir()
                 write_mesh(study.out / "views" / fusion.views / name, folder, fusion.config, device)
             tell()
@@ -240,7 +240,7 @@ def write_mesh(views: Path, folder: Path, config: FusionConfig, device: str) -> 
 
 
 @contextmanager
-def _failing(study: Study, stage: str, name: str) -> Iterator[None]:
+def _record_failures(study: Study, stage: str, name: str) -> Iterator[None]:
     """Whatever an object's data make a stage raise is its failure; what the machine lacks is not."""
     try:
         yield

@@ -19,8 +19,8 @@ _TRIES = ((1.0, 5), (0.99, 7), (0.9, 8))
 def decimate(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
     """Decimate by quadric error (Garland and Heckbert 1997); a closed manifold stays one.
 
-    Edge collapses may pinch the surface together where it is thin. `unpinch` opens it again, and what it has doubled is
-    moved apart by 1e-5 of the longest side.
+    Edge collapses may pinch the surface together where it is thin. `split_pinched_vertices` opens it again. Vertices
+    that it has doubled are moved apart by 1e-5 of the longest side.
 
     Args:
         mesh: any triangle mesh.
@@ -40,8 +40,8 @@ def decimate(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
             agg=aggressiveness,
         )
         if closed:
-            vertices, triangles = unpinch(vertices, triangles.astype(np.int64))
-            vertices = _moved_apart(vertices, triangles)
+            vertices, triangles = split_pinched_vertices(vertices, triangles.astype(np.int64))
+            vertices = _separate_coincident(vertices, triangles)
         if len(triangles) <= faces:
             break
     else:
@@ -51,7 +51,7 @@ def decimate(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
     return smaller
 
 
-def unpinch(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_pinched_vertices(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Make a closed manifold of a closed surface that touches itself; no vertex moves.
 
     Closed means that each edge is traversed as often one way as the other, which edge collapses preserve. Where more
@@ -83,7 +83,7 @@ def unpinch(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nda
         vertices, faces = _split(vertices, faces, here[again], there[again])
 
 
-def _moved_apart(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+def _separate_coincident(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """The vertices [n,3] with those at one place moved out along the normals of their own faces [f,3]."""
     _, place, count = np.unique(vertices, axis=0, return_inverse=True, return_counts=True)
     place = place.reshape(-1)
@@ -137,7 +137,7 @@ def _neighbours(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     pairs = [np.stack([order[simple], order[simple + 1]], axis=1)]
     for begin, size in zip(first[count > 2], count[count > 2], strict=True):
         around = order[begin : begin + size]
-        pairs.append(_across_air(around[np.argsort(_angles(vertices, faces, around, up))], up))
+        pairs.append(_pair_across_air(around[np.argsort(_angles(vertices, faces, around, up))], up))
     return np.concatenate(pairs).T
 
 
@@ -151,7 +151,7 @@ def _angles(vertices: np.ndarray, faces: np.ndarray, around: np.ndarray, up: np.
     return np.arctan2(across @ north, across @ east)
 
 
-def _across_air(around: np.ndarray, up: np.ndarray) -> np.ndarray:
+def _pair_across_air(around: np.ndarray, up: np.ndarray) -> np.ndarray:
     """Pairs [n/2,2] of half-edges [n] sorted by angle: each that goes up, with the next one down, as brackets nest.
 
     The air is ahead of a face whose half-edge goes up, and behind one whose half-edge goes down.

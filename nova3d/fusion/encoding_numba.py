@@ -68,7 +68,7 @@ class _Features(torch.autograd.Function):
         out = x.new_empty(len(x), levels * grid.layout.features)
         p, t, o = _array(x), _array(table), out.numpy()
         meta = grid.arguments(p)
-        _over(len(x), lambda a, b: _interpolate(p[a:b], t, *meta, o[a:b]), _MIN_POINTS)
+        _parallel_over(len(x), lambda a, b: _interpolate(p[a:b], t, *meta, o[a:b]), _MIN_POINTS)
         return out
 
     @staticmethod
@@ -80,11 +80,11 @@ class _Features(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             d_table = torch.zeros_like(table)
             levels, out = g.shape[1] // ctx.grid.layout.features, d_table.numpy()
-            _over(levels, lambda a, b: _scatter_features(p, g, *meta, a, b, out), 1)
+            _parallel_over(levels, lambda a, b: _scatter_features(p, g, *meta, a, b, out), 1)
         if ctx.needs_input_grad[0]:
             d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
             t, out_x = _array(table), d_x.numpy()
-            _over(len(x), lambda a, b: _pull(p[a:b], t, g[a:b], *meta, out_x[a:b]), _MIN_POINTS)
+            _parallel_over(len(x), lambda a, b: _pull(p[a:b], t, g[a:b], *meta, out_x[a:b]), _MIN_POINTS)
         return d_x, d_table, None, None
 
 
@@ -96,7 +96,7 @@ class _PullBack(torch.autograd.Function):
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         p, t, c, o = _array(x), _array(table), _array(cotangent), out.numpy()
         meta = grid.arguments(p)
-        _over(len(x), lambda a, b: _pull(p[a:b], t, c[a:b], *meta, o[a:b]), _MIN_POINTS)
+        _parallel_over(len(x), lambda a, b: _pull(p[a:b], t, c[a:b], *meta, o[a:b]), _MIN_POINTS)
         return out
 
     @staticmethod
@@ -106,12 +106,12 @@ class _PullBack(torch.autograd.Function):
         meta = ctx.grid.arguments(p)
         d_table, d_c = torch.zeros_like(table), torch.empty_like(cotangent, memory_format=torch.contiguous_format)
         levels, out_t, out_c = c.shape[1] // ctx.grid.layout.features, d_table.numpy(), d_c.numpy()
-        _over(levels, lambda a, b: _scatter_pull(p, t, c, g, *meta, a, b, out_t, out_c), 1)
+        _parallel_over(levels, lambda a, b: _scatter_pull(p, t, c, g, *meta, a, b, out_t, out_c), 1)
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
             out_x = d_x.numpy()
-            _over(len(x), lambda a, b: _second(p[a:b], t, c[a:b], g[a:b], *meta, out_x[a:b]), _MIN_POINTS)
+            _parallel_over(len(x), lambda a, b: _second(p[a:b], t, c[a:b], g[a:b], *meta, out_x[a:b]), _MIN_POINTS)
         return d_x, d_table, d_c, None
 
 
@@ -119,7 +119,7 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
-def _over(count: int, work: Callable[[int, int], None], fewest: int) -> None:
+def _parallel_over(count: int, work: Callable[[int, int], None], fewest: int) -> None:
     """Call work(start, stop) on parts of range(count), one per thread that torch may use."""
     threads = max(1, min(torch.get_num_threads(), count // fewest))
     if threads == 1:

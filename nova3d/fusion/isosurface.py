@@ -255,7 +255,7 @@ def clean(
     solid = volume > 0 if (volume > 0).any() else np.ones(len(volume), dtype=bool)
     kept = solid & (area >= min_component * area[solid].max())
     if cells_at is not None:
-        kept = solid & _needed(cells_at(corners.mean(axis=1)), component, area * solid)
+        kept = solid & _needed_components(cells_at(corners.mean(axis=1)), component, area * solid)
     if not kept.all():
         log.info("dropped %d of %d components (smaller than %.0f %%, or cavities)", (~kept).sum(), len(kept),
                  100 * min_component)  # fmt: skip
@@ -264,7 +264,7 @@ def clean(
     return mesh
 
 
-def _needed(cells: np.ndarray, component: np.ndarray, area: np.ndarray) -> np.ndarray:
+def _needed_components(cells: np.ndarray, component: np.ndarray, area: np.ndarray) -> np.ndarray:
     """Which components [c] cover enough cells that larger ones do not; cells [f] and component [f] of the faces."""
     needed = np.zeros(len(area), dtype=bool)
     covered = np.zeros(0, dtype=np.int64)

@@ -112,7 +112,7 @@ class Outline:
         inside = mask.cpu().numpy() > MASK_LEVEL
         parts, _ = ndimage.label(inside, np.ones((3, 3)))
         inside &= np.bincount(parts.ravel())[parts] * pixel**2 >= step**2  # specks that no cell resolves
-        inside = _widened(inside, _THIN * step / pixel)
+        inside = _widen_thin_parts(inside, _THIN * step / pixel)
         distance = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
         distance = (distance - 0.5 * np.sign(distance)) * pixel  # it counts from centre to centre of pixels
         return Outline(torch.from_numpy(distance.astype(np.float32)), camera)
@@ -187,7 +187,7 @@ class Outline:
         return cells
 
 
-def _widened(inside: np.ndarray, reach: float) -> np.ndarray:
+def _widen_thin_parts(inside: np.ndarray, reach: float) -> np.ndarray:
     """Parts of a mask [h,w] narrower than 2 `reach` pixels are widened to that, about their middle lines."""
     if reach < 1:
         return inside

@@ -108,7 +108,7 @@ def reconstruct(
     budget = config.optim.time_budget
     timings: dict[str, float] = {}
 
-    with _timed(timings, "fit"):
+    with _record_time(timings, "fit"):
         state = fit(
             views.to(device) if device is not None else views,
             config,
@@ -124,7 +124,7 @@ def reconstruct(
         detail = replace(detail.to("cpu"), cameras=cameras[shown_again].resized(*size))
 
     progress(_FIT_PERCENT, 100, "extracting the surface")
-    with _timed(timings, "mesh"):
+    with _record_time(timings, "mesh"):
         box = state.hull.bounds(state.margin)
         sdf: SignedDistance = state.bounded_sdf
         cells_at = None
@@ -138,11 +138,11 @@ def reconstruct(
         solid = isosurface.extract_mesh(sdf, box, config.extract, config.field.radius, cells_at)
 
     progress(90, 100, "rendering the conflict maps")
-    with _timed(timings, "conflict"):
+    with _record_time(timings, "conflict"):
         conflict, residual = conflict_maps(state, solid, views)
 
     progress(93, 100, "painting the texture")
-    with _timed(timings, "texture"):
+    with _record_time(timings, "texture"):
         plain = [i for i, favoured in enumerate(views.favoured.tolist()) if not favoured]
         colour_shares = None
         if views.calibration is not None and state.trusted is not None:
@@ -181,7 +181,7 @@ def reconstruct(
 
 
 @contextmanager
-def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+def _record_time(timings: dict[str, float], name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     timings[name] = time.perf_counter() - started

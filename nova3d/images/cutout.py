@@ -95,7 +95,7 @@ def cut_out(
     pixels = decode(picture, name, max_megapixels)
     warnings: list[str] = []
     if mask is not None:
-        used, alpha = "mask", _given_mask(mask, pixels, max_megapixels)
+        used, alpha = "mask", _read_mask(mask, pixels, max_megapixels)
     else:
         used, alpha = _alpha_by(method, pixels, name, warnings)
     if used != "none":
@@ -106,11 +106,11 @@ def cut_out(
         what = "the network finds none" if used == "model" else "the mask is empty"
         raise InputError(f"there is no object in '{name}': {what}; give a mask, or an RGBA picture")
     check_object(alpha, name)
-    warnings += _doubts(alpha)
+    warnings += _mask_warnings(alpha)
     for warning in warnings:
         log.warning("'%s': %s", name, warning)
     whole = (alpha * 255).round().to(torch.uint8)
-    return CutOut(_reduced(pixels[..., :3], alpha, crop, recolour=used == "model"), whole, used, warnings)
+    return CutOut(_crop_and_downscale(pixels[..., :3], alpha, crop, recolour=used == "model"), whole, used, warnings)
 
 
 def read_rgba(path: str | Path) -> Tensor:
@@ -222,7 +222,7 @@ def _coverage(alpha: Tensor, warnings: list[str]) -> Tensor:
     return (alpha / level).clamp(max=1)
 
 
-def _given_mask(mask: Picture, pixels: Tensor, max_megapixels: float) -> Tensor:
+def _read_mask(mask: Picture, pixels: Tensor, max_megapixels: float) -> Tensor:
     """[h,w] float alpha of a mask picture of the same size as `pixels`: white, or opaque, is object."""
     name = str(mask) if isinstance(mask, str | Path) else "mask"
     levels = decode(mask, name, max_megapixels)
@@ -263,7 +263,7 @@ def _without_specks(alpha: Tensor, warnings: list[str]) -> Tensor:
     return torch.where(removed, 0.0, alpha)
 
 
-def _doubts(alpha: Tensor) -> list[str]:
+def _mask_warnings(alpha: Tensor) -> list[str]:
     """Sentences on a mask that touches the border, fills the picture, or is small."""
     inside = alpha > 0.5
     borders = {"upper": inside[0], "lower": inside[-1], "left": inside[:, 0], "right": inside[:, -1]}
@@ -280,7 +280,7 @@ def _doubts(alpha: Tensor) -> list[str]:
     return doubts
 
 
-def _reduced(rgb: Tensor, alpha: Tensor, crop: bool, recolour: bool) -> Tensor:
+def _crop_and_downscale(rgb: Tensor, alpha: Tensor, crop: bool, recolour: bool) -> Tensor:
     """float32 [h,w,4] of colours (uint8 or float) and alpha: cropped and reduced where it is large, as CutOut says."""
     height, width = alpha.shape
     top, bottom, left, right, step = 0, height, 0, width, 1
@@ -296,7 +296,7 @@ def _reduced(rgb: Tensor, alpha: Tensor, crop: bool, recolour: bool) -> Tensor:
         band = slice(start, min(bottom, start + 256 * step)), slice(left, right)
         bands.append(_block_means(torch.cat([_unit(rgb[band]), alpha[band][..., None]], dim=-1), step))
     rgba = torch.cat(bands)
-    return _recoloured(rgba) if recolour else rgba
+    return _replace_rim_colours(rgba) if recolour else rgba
 
 
 def _block_means(rgba: Tensor, step: int) -> Tensor:
@@ -314,7 +314,7 @@ def _salient_object(rgb: Tensor) -> Tensor:
     The second look is at the surroundings of what the first one found, where the network sees finer detail.
     """
     height, width = rgb.shape[:2]
-    alpha = _stretched(u2net.saliency(rgb), height, width)
+    alpha = _resize_saliency(u2net.saliency(rgb), height, width)
     inside = alpha > 0.5
     if not bool(inside.any()):
         return torch.zeros_like(alpha)
@@ -325,15 +325,15 @@ def _salient_object(rgb: Tensor) -> Tensor:
         crop.append(slice(max(0, int(at[0]) - margin), min(length, int(at[-1]) + 1 + margin)))
     closer = rgb[crop[0], crop[1]]
     mean = alpha / 2
-    mean[crop[0], crop[1]] += _stretched(u2net.saliency(closer), *closer.shape[:2]) / 2
+    mean[crop[0], crop[1]] += _resize_saliency(u2net.saliency(closer), *closer.shape[:2]) / 2
     return ((mean - 0.5) / _MASK_SOFTNESS + 0.5).clamp(0, 1)
 
 
-def _stretched(saliency: Tensor, height: int, width: int) -> Tensor:
+def _resize_saliency(saliency: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(saliency[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
 
 
-def _recoloured(rgba: Tensor) -> Tensor:
+def _replace_rim_colours(rgba: Tensor) -> Tensor:
     """Straight colours without the background's share in the soft rim: those of the object's inside nearby."""
     height, width = rgba.shape[:2]
     inside = (rgba[..., 3:] >= 0.95).float()

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.images.pixels import EXIF_ORIENTATION, EXIF_TURNED, has_alpha, opened
+from nova3d.images.pixels import EXIF_ORIENTATION, EXIF_TURNED, has_alpha, open_picture
 from nova3d.utils.files import replacing
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of views
@@ -34,7 +34,7 @@ def read_image(path: str | Path, upright: bool = True) -> Tensor:
     Raises:
         InputError: where the file is missing, broken, or of more than 8 bits per channel.
     """
-    with opened(path) as image:
+    with open_picture(path) as image:
         if image.mode.startswith(("I", "F")):
             raise InputError(f"'{path}' has mode {image.mode}: save it with 8 bits per channel")
         shown = ImageOps.exif_transpose(image) if upright else image
@@ -45,7 +45,7 @@ def read_image(path: str | Path, upright: bool = True) -> Tensor:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an upright image file in pixels, from its header; (0, 0) where it is not an image."""
     try:
-        with opened(path) as image:
+        with open_picture(path) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(EXIF_ORIENTATION, 1) in EXIF_TURNED else (width, height)
     except InputError:
@@ -66,7 +66,7 @@ def read_frames(path: str | Path) -> list[Tensor]:
     """
     path = Path(path)
     if path.suffix.lower() in ANIMATION_SUFFIXES:
-        with opened(path, "animation") as image:
+        with open_picture(path, "animation") as image:
             mode = "RGBA" if "transparency" in image.info else "RGB"
             frames = [np.asarray(frame.convert(mode)).copy() for frame in ImageSequence.Iterator(image)]
     else:

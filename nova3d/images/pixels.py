@@ -29,7 +29,9 @@ EXIF_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 @contextmanager
-def opened(path: str | Path, kind: str = "image", max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[Image.Image]:
+def open_picture(
+    path: str | Path, kind: str = "image", max_megapixels: float = MAX_MEGAPIXELS
+) -> Iterator[Image.Image]:
     """Open an image file for the block. Its pixels are not decoded before the block asks for them.
 
     Args:
@@ -107,7 +109,7 @@ def decode(picture: Picture, name: str | None = None, max_megapixels: float = MA
             raise InputError(f"'{name}' cannot be read as an image: {first_line(error)}") from error
     if isinstance(picture, np.ndarray | Tensor):
         return _array_pixels(picture, name or "picture", max_megapixels)
-    with opened(picture, max_megapixels=max_megapixels) as image:
+    with open_picture(picture, max_megapixels=max_megapixels) as image:
         return torch.from_numpy(_pillow_pixels(image, name or str(picture)))
 
 

@@ -55,10 +55,10 @@ class UBlock(nn.Module):
         first = self.first(x)
         levels = [self.down[0](first)]
         for convolution in self.down[1:]:
-            levels.append(convolution(levels[-1] if self.dilated else _halved(levels[-1])))
+            levels.append(convolution(levels[-1] if self.dilated else _max_pool(levels[-1])))
         y = self.bottom(levels[-1])
         for convolution, level in zip(self.up, reversed(levels), strict=True):
-            y = convolution(torch.cat([_scaled(y, level), level], dim=1))
+            y = convolution(torch.cat([_upsample_like(y, level), level], dim=1))
         return first + y
 
 
@@ -85,19 +85,19 @@ class U2Net(nn.Module):
         """
         stages = [self.encoder[0](pictures)]
         for block in self.encoder[1:]:
-            stages.append(block(_halved(stages[-1])))
+            stages.append(block(_max_pool(stages[-1])))
         features = [stages.pop()]
         for block, stage in zip(self.decoder, reversed(stages), strict=True):
-            features.append(block(torch.cat([_scaled(features[-1], stage), stage], dim=1)))
+            features.append(block(torch.cat([_upsample_like(features[-1], stage), stage], dim=1)))
         maps = [side(f) for side, f in zip(self.side, reversed(features), strict=True)]  # the finest first
-        return self.fuse(torch.cat([_scaled(m, maps[0]) for m in maps], dim=1)).sigmoid()
+        return self.fuse(torch.cat([_upsample_like(m, maps[0]) for m in maps], dim=1)).sigmoid()
 
 
-def _halved(x: Tensor) -> Tensor:
+def _max_pool(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 2, ceil_mode=True)
 
 
-def _scaled(x: Tensor, like: Tensor) -> Tensor:
+def _upsample_like(x: Tensor, like: Tensor) -> Tensor:
     if x.shape[2:] == like.shape[2:]:
         return x
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)

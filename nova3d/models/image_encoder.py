@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from nova3d.errors import InputError
-from nova3d.models.svd_original import Shape, ShapesUnder, Taken, as_stored, renamed
+from nova3d.models.svd_original import Shape, ShapesUnder, SourceTensor, rename_key, unchanged
 
 # open_clip's vision transformers have heads of 64 channels but for these widths (ViT-H, ViT-g, ViT-bigG, ViT-e).
 _CLIP_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
@@ -72,7 +72,7 @@ def image_encoder_from_open_clip(
     source = "open_clip's vision tower"
     eps = 1e-5
     if isinstance(visual, nn.Module):
-        heads, hidden_act, eps = _told_by_module(visual)
+        heads, hidden_act, eps = _read_settings(visual)
         state = dict(visual.state_dict())
     else:
         state = dict(visual)
@@ -105,8 +105,8 @@ def empty_image_encoder(**config: Any) -> CLIPVisionModelWithProjection:
 
 def clip_layout(
     shapes: Mapping[str, Shape], source: str, prefix: str, heads: int | None = None
-) -> tuple[dict[str, Any], dict[str, Taken]]:
-    """transformers' config of an open_clip vision transformer, and transformers name -> Taken.
+) -> tuple[dict[str, Any], dict[str, SourceTensor]]:
+    """transformers' config of an open_clip vision transformer, and transformers name -> SourceTensor.
 
     heads: where None, open_clip's for this width. Raises InputError where sizes cannot be told.
     """
@@ -133,23 +133,25 @@ def clip_layout(
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
     }
-    taken: dict[str, Taken] = {}
+    taken: dict[str, SourceTensor] = {}
     for name in known:
         found = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)", name)
         if found is None:
-            taken[renamed(name, _CLIP_NAMES)] = Taken(prefix + name, _transpose if name == "proj" else as_stored)
+            taken[rename_key(name, _CLIP_NAMES)] = SourceTensor(
+                prefix + name, _transpose if name == "proj" else unchanged
+            )
             continue
         layer, rest = f"vision_model.encoder.layers.{found[1]}", found[2]
         if rest in ("attn.in_proj_weight", "attn.in_proj_bias"):
             for third, projection in enumerate(("q_proj", "k_proj", "v_proj")):
                 kind = rest.removeprefix("attn.in_proj_")
-                taken[f"{layer}.self_attn.{projection}.{kind}"] = Taken(prefix + name, _THIRDS[third])
+                taken[f"{layer}.self_attn.{projection}.{kind}"] = SourceTensor(prefix + name, _THIRDS[third])
         else:
-            taken[f"{layer}.{renamed(rest, _CLIP_BLOCK_NAMES)}"] = Taken(prefix + name)
+            taken[f"{layer}.{rename_key(rest, _CLIP_BLOCK_NAMES)}"] = SourceTensor(prefix + name)
     return config, taken
 
 
-def _told_by_module(visual: nn.Module) -> tuple[int, str, float]:
+def _read_settings(visual: nn.Module) -> tuple[int, str, float]:
     """Heads, activation and the norms' epsilon of an open_clip vision transformer."""
     if not hasattr(visual, "transformer") or getattr(visual, "pool_type", "tok") != "tok":
         raise InputError("open_clip's vision tower is not a transformer that pools its class token: SVD has ViT-H-14")

@@ -100,7 +100,7 @@ def _run_temporal(frames: list[Tensor], block: SpatioTemporalResBlock, rows: int
     normalisation's statistics and for the result: 3 of its kernel's taps against holding one more map of all views."""
     layer, height = block.temporal_res_block, frames[0].shape[-2]
     strips = [slice(top, top + rows) for top in range(0, height, rows)]
-    first = Normaliser(layer.norm1).see(frame[None] for frame in frames)
+    first = Normaliser(layer.norm1).measure(frame[None] for frame in frames)
 
     def gather(strip: slice) -> Tensor:  # [1,c,v,r,w]
         return torch.stack([frame[:, strip] for frame in frames], dim=1)[None]
@@ -108,7 +108,7 @@ def _run_temporal(frames: list[Tensor], block: SpatioTemporalResBlock, rows: int
     def hidden(x: Tensor) -> Tensor:
         return layer.conv1(layer.nonlinearity(first(x)))
 
-    second = Normaliser(layer.norm2).see(hidden(gather(strip)) for strip in strips)
+    second = Normaliser(layer.norm2).measure(hidden(gather(strip)) for strip in strips)
     for strip in strips:
         x = gather(strip)
         y = x + layer.conv2(layer.nonlinearity(second(hidden(x))))
@@ -121,9 +121,9 @@ def _residual(block: ResnetBlock2D, rows: int) -> Layer:
     def run(x: Tensor, _: slice) -> Tensor:
         if not rows:
             return block(x, None)
-        first = Normaliser(block.norm1).see(x.split(rows, dim=-2))
+        first = Normaliser(block.norm1).measure(x.split(rows, dim=-2))
         y = _by_rows(lambda strip: block.conv1(block.nonlinearity(first(strip))), rows)(x)
-        second = Normaliser(block.norm2).see(y.split(rows, dim=-2))
+        second = Normaliser(block.norm2).measure(y.split(rows, dim=-2))
         y = _by_rows(lambda strip: block.conv2(block.nonlinearity(second(strip))), rows)(y)
         y += x if block.conv_shortcut is None else _by_rows(block.conv_shortcut, rows)(x)
         return y.div_(block.output_scale_factor)
@@ -133,7 +133,7 @@ def _residual(block: ResnetBlock2D, rows: int) -> Layer:
 
 def _output(decoder: TemporalDecoder, rows: int) -> Layer:
     def run(x: Tensor, _: slice) -> Tensor:
-        norm = Normaliser(decoder.conv_norm_out).see(x.split(rows or x.shape[-2], dim=-2))
+        norm = Normaliser(decoder.conv_norm_out).measure(x.split(rows or x.shape[-2], dim=-2))
         return _by_rows(lambda strip: decoder.conv_out(decoder.conv_act(norm(strip))), rows)(x)
 
     return run
@@ -165,7 +165,7 @@ def _by_rows(layer: Callable[[Tensor], Tensor], rows: int) -> Callable[[Tensor],
 
 
 class Normaliser:
-    """A GroupNorm whose statistics are taken over parts: `see` all parts of [n,c,...], then call it on any of them.
+    """A GroupNorm whose statistics are taken over parts: `measure` all parts of [n,c,...], then call it on any of them.
 
     Parts are merged as (count, mean, sum of squared deviations) (Chan, Golub, LeVeque 1979), in float32 or
     better: one pass over each part and no difference of large sums.
@@ -174,7 +174,7 @@ class Normaliser:
     def __init__(self, norm: nn.GroupNorm):
         self.norm = norm
 
-    def see(self, parts: Iterable[Tensor]) -> "Normaliser":
+    def measure(self, parts: Iterable[Tensor]) -> "Normaliser":
         count = 0
         mean = squares = torch.zeros(())
         for part in parts:

@@ -16,7 +16,7 @@ from torch import Tensor
 from nova3d.errors import InputError
 from nova3d.models import svd_original
 from nova3d.models.image_encoder import clip_layout
-from nova3d.models.svd_original import Shape, Taken
+from nova3d.models.svd_original import Shape, SourceTensor
 from nova3d.utils import hub
 from nova3d.utils.files import check_component, read_json
 
@@ -153,7 +153,7 @@ def _original(path: Path, part: Part) -> Component:
     return Component(str(path), config, stored, read, tuple(svd_original.unused(shapes)))
 
 
-def _cut_header(whole: Stored, place: Taken) -> Stored:
+def _cut_header(whole: Stored, place: SourceTensor) -> Stored:
     return Stored(tuple(place.cut(torch.empty(whole.shape, device="meta")).shape), whole.dtype)
 
 

@@ -50,16 +50,16 @@ _TRANSFORMER_NAMES = {
 _VAE_ATTENTION_NAMES = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def as_stored(tensor: Tensor) -> Tensor:
+def unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
 @dataclass(frozen=True)
-class Taken:
+class SourceTensor:
     """Where a tensor of diffusers' layout lies in the original one, and how it is cut out of it."""
 
     name: str
-    cut: Callable[[Tensor], Tensor] = as_stored
+    cut: Callable[[Tensor], Tensor] = unchanged
 
 
 def check(shapes: Mapping[str, Shape], source: str) -> None:
@@ -88,8 +88,8 @@ def unused(shapes: Mapping[str, Shape]) -> list[str]:
     return sorted(name for name in shapes if not name.startswith(_USED))
 
 
-def unet_layout(shapes: Mapping[str, Shape], source: str) -> tuple[dict[str, Any], dict[str, Taken]]:
-    """diffusers' UNet config, and diffusers name -> Taken. Raises InputError where sizes cannot be told."""
+def unet_layout(shapes: Mapping[str, Shape], source: str) -> tuple[dict[str, Any], dict[str, SourceTensor]]:
+    """diffusers' UNet config, and diffusers name -> SourceTensor. Raises InputError where sizes cannot be told."""
     known = ShapesUnder(shapes, UNET, source)
     numbers = [int(m[1]) for name in known if (m := re.match(r"input_blocks\.(\d+)\.", name))]
     halvings = [n for n in sorted(set(numbers)) if f"input_blocks.{n}.0.op.weight" in known]
@@ -113,7 +113,7 @@ def unet_layout(shapes: Mapping[str, Shape], source: str) -> tuple[dict[str, Any
         ),
         "num_attention_heads": [width // HEAD_WIDTH for width in widths],
     }
-    taken = {unet_name(name, layers): Taken(UNET + name) for name in known}
+    taken = {unet_name(name, layers): SourceTensor(UNET + name) for name in known}
     if len(taken) != len(known):
         raise InputError(
             f"'{source}' does not have SVD's structure: {len(known) - len(taken)} of its keys share a place"
@@ -129,7 +129,7 @@ def unet_name(name: str, layers: int) -> str:
     """
     found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(?:(\d+)\.)?(.+)", name)
     if found is None:
-        return renamed(name, _UNET_NAMES)
+        return rename_key(name, _UNET_NAMES)
     group, number, index, rest = found[1], int(found[2]), int(found[3] or 0), found[4]
     if group == "middle_block":
         if number == 1:
@@ -150,8 +150,8 @@ def unet_name(name: str, layers: int) -> str:
     return f"{block}.attentions.{layer}.{_transformer(rest)}" if index else f"{block}.resnets.{layer}.{_resnet(rest)}"
 
 
-def vae_layout(shapes: Mapping[str, Shape], source: str) -> tuple[dict[str, Any], dict[str, Taken]]:
-    """The config of diffusers' AutoencoderKLTemporalDecoder, and diffusers name -> Taken."""
+def vae_layout(shapes: Mapping[str, Shape], source: str) -> tuple[dict[str, Any], dict[str, SourceTensor]]:
+    """The config of diffusers' AutoencoderKLTemporalDecoder, and diffusers name -> SourceTensor."""
     condition, first_stage = ShapesUnder(shapes, CONDITION, source), ShapesUnder(shapes, FIRST_STAGE, source)
     levels = len({name.split(".")[2] for name in condition if name.startswith("encoder.down.")})
     if not any(".time_stack." in name for name in first_stage):
@@ -176,7 +176,7 @@ def vae_layout(shapes: Mapping[str, Shape], source: str) -> tuple[dict[str, Any]
         name = place.removeprefix(CONDITION).removeprefix(FIRST_STAGE)
         # The original's attention projections are convolutions of 1x1, diffusers' are linear.
         linear = re.search(r"\.attn_1\.\w+\.weight$", name) and ".norm." not in name
-        taken[vae_name(name, levels)] = Taken(place, _as_linear) if linear else Taken(place)
+        taken[vae_name(name, levels)] = SourceTensor(place, _as_linear) if linear else SourceTensor(place)
     return config, taken
 
 
@@ -195,8 +195,8 @@ def vae_name(name: str, levels: int) -> str:
     if found := re.fullmatch(r"mid\.block_(\d+)\.(.+)", rest):
         return f"{side}.mid_block.resnets.{int(found[1]) - 1}.{resnet(found[2])}"
     if found := re.fullmatch(r"mid\.attn_1\.(.+)", rest):
-        return f"{side}.mid_block.attentions.0.{renamed(found[1], _VAE_ATTENTION_NAMES)}"
-    return f"{side}.{renamed(rest, {'norm_out': 'conv_norm_out', 'conv_out.time_mix_conv': 'time_conv_out'})}"
+        return f"{side}.mid_block.attentions.0.{rename_key(found[1], _VAE_ATTENTION_NAMES)}"
+    return f"{side}.{rename_key(rest, {'norm_out': 'conv_norm_out', 'conv_out.time_mix_conv': 'time_conv_out'})}"
 
 
 class ShapesUnder(dict[str, Shape]):
@@ -210,7 +210,7 @@ class ShapesUnder(dict[str, Shape]):
         raise InputError(f"'{self.source}' does not hold all of SVD: it lacks '{self.prefix}{name}'")
 
 
-def renamed(name: str, table: Mapping[str, str]) -> str:
+def rename_key(name: str, table: Mapping[str, str]) -> str:
     for old, new in table.items():
         if name == old or name.startswith(f"{old}."):
             return new + name.removeprefix(old)
@@ -221,15 +221,15 @@ def _resnet(rest: str) -> str:
     if rest.startswith("time_mixer."):
         return rest
     branch = "temporal_res_block" if rest.startswith("time_stack.") else "spatial_res_block"
-    return f"{branch}.{renamed(rest.removeprefix('time_stack.'), _RESNET_NAMES)}"
+    return f"{branch}.{rename_key(rest.removeprefix('time_stack.'), _RESNET_NAMES)}"
 
 
 def _transformer(rest: str) -> str:
-    return renamed(rest, _TRANSFORMER_NAMES)
+    return rename_key(rest, _TRANSFORMER_NAMES)
 
 
 def _vae_resnet(rest: str) -> str:
-    return renamed(rest, {"nin_shortcut": "conv_shortcut"})
+    return rename_key(rest, {"nin_shortcut": "conv_shortcut"})
 
 
 def _vae_temporal_resnet(rest: str) -> str:

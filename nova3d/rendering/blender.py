@@ -90,7 +90,7 @@ class BlenderEngine:
             "centre": centre.tolist(),
             "opacity": _opacity(rgba[..., 3], depth),
             "translucency": "blended",
-            "overexposed": _overexposed(rgba),
+            "overexposed": _overexposed_share(rgba),
         }
         covered = (rgba[..., 3:] > 0).float()
         normals = F.normalize(normals, dim=-1) * covered
@@ -111,7 +111,7 @@ class BlenderEngine:
         with log:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=environment)
         self._pending = b""
-        self.version = str(self._answer("ready", lambda views: None, START_SECONDS)["blender"])
+        self.version = str(self._wait_for("ready", lambda views: None, START_SECONDS)["blender"])
 
     def _stop(self) -> None:
         if self.process is None:
@@ -129,9 +129,9 @@ class BlenderEngine:
         with contextlib.suppress(BrokenPipeError):  # the answer will say why
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
-        return self._answer(kind, on_view)
+        return self._wait_for(kind, on_view)
 
-    def _answer(self, kind: str, on_view: ViewCallback, seconds: float | None = None) -> dict[str, Any]:
+    def _wait_for(self, kind: str, on_view: ViewCallback, seconds: float | None = None) -> dict[str, Any]:
         """Return the worker's next message of `kind`, reporting views until then. Raises RenderError for a fault."""
         for message in self._messages(seconds):
             if "beat" in message:
@@ -227,7 +227,7 @@ def _to_straight_srgb(rgba: Tensor) -> Tensor:
     return torch.cat([straight * (alpha > 0), alpha], dim=-1)
 
 
-def _overexposed(rgba: Tensor) -> float:
+def _overexposed_share(rgba: Tensor) -> float:
     """Return the share of the covered pixels whose linear light exceeds white in a channel."""
     covered = rgba[rgba[..., 3] > 0.5]
     if len(covered) == 0:

@@ -200,7 +200,7 @@ class Document:
         if "bufferView" in accessor:
             offset = _count(accessor.get("byteOffset", 0), f"{name}.byteOffset")
             step = self.entry("bufferViews", accessor["bufferView"]).get("byteStride")
-            values = _strided(self._view(accessor["bufferView"]), offset, step, dtype, count, width, name)
+            values = _strided_view(self._view(accessor["bufferView"]), offset, step, dtype, count, width, name)
         else:
             if count > 3 * self.limits.triangles:
                 raise ValueError(f"{name} has {count} elements and no data; at most {3 * self.limits.triangles}")
@@ -215,7 +215,7 @@ class Document:
         if at.get("componentType") not in _INDEX_COMPONENTS:
             raise ValueError(f"{name}.sparse.indices are no unsigned integers")
         places, replaced = (
-            _strided(
+            _strided_view(
                 self._view(part["bufferView"]),
                 _count(part.get("byteOffset", 0), f"{name}.sparse"),
                 None,
@@ -251,13 +251,13 @@ class Document:
                     Reason.DRACO, f"mesh '{self.path}' is compressed with {name}, which is not read: decompress it"
                 )
         for name in required:
-            if name not in READ_EXTENSIONS | HARMLESS_EXTENSIONS and not self._spared(name):
+            if name not in READ_EXTENSIONS | HARMLESS_EXTENSIONS and not self._textures_have_fallback(name):
                 raise RenderError(
                     Reason.PARSE_ERROR,
                     f"mesh '{self.path}' requires the extension {shorten(str(name))}, which is not read",
                 )
 
-    def _spared(self, name: Any) -> bool:
+    def _textures_have_fallback(self, name: Any) -> bool:
         """Whether a texture extension is required, yet every texture has a picture of another kind as well."""
         textures = [t for t in self.entries("textures") if isinstance(t, dict) and name in t.get("extensions", {})]
         return bool(textures) and all("source" in texture for texture in textures)
@@ -295,7 +295,7 @@ def _binary_chunk(content: bytes, start: int, end: int, name: str) -> bytes:
     return b""
 
 
-def _strided(
+def _strided_view(
     view: memoryview, offset: int, step: Any, dtype: np.dtype[Any], count: int, width: int, name: str
 ) -> NDArray[Any]:
     """`count` elements of `width` numbers from a view, `step` bytes apart (None: without gaps)."""

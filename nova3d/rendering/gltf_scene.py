@@ -76,12 +76,12 @@ class _Reader:
             for shape in shapes[key]:
                 if "skin" in node and shape.joints is not None and shape.weights is not None:
                     self._count(len(shape.part.faces))
-                    parts.append(self._skinned(shape, self.document.entry("skins", node["skin"])))
+                    parts.append(self._apply_skin(shape, self.document.entry("skins", node["skin"])))
                     continue
                 matrices = self._matrices(index)
                 self._count(len(shape.part.faces) * len(matrices))
                 places.setdefault(id(shape.part), (shape.part, []))[1].extend(matrices)
-        return [_placed(part, np.stack(matrices)) for part, matrices in places.values()] + parts
+        return [_instantiate(part, np.stack(matrices)) for part, matrices in places.values()] + parts
 
     def _count(self, triangles: int) -> None:
         self.triangles += triangles
@@ -177,7 +177,7 @@ class _Reader:
                 if sampler.get("interpolation") == "CUBICSPLINE":  # in-tangent, value, out-tangent
                     keys = np.split(keys, 3, axis=1)[1]
                 self.document.entry("nodes", target["node"])
-                posed.setdefault(target["node"], {})[target["path"]] = _at_zero(times, keys)
+                posed.setdefault(target["node"], {})[target["path"]] = _keyframe_at_zero(times, keys)
         return posed
 
     # Meshes
@@ -293,7 +293,7 @@ class _Reader:
             read.get("SCALE", np.ones((count, 3))),
         )
 
-    def _skinned(self, shape: _Shape, skin: dict[str, Any]) -> Part:
+    def _apply_skin(self, shape: _Shape, skin: dict[str, Any]) -> Part:
         """The part posed by its joints. The transform of its own node does not count (glTF 2.0, 3.7.3.3)."""
         assert shape.joints is not None and shape.weights is not None
         joints = skin["joints"]
@@ -335,7 +335,7 @@ def _faces(corners: NDArray[np.int64], mode: int, count: int) -> NDArray[np.int6
     return faces[~bridges]
 
 
-def _placed(part: Part, matrices: Floats) -> Part:
+def _instantiate(part: Part, matrices: Floats) -> Part:
     """A part at each of the affine transforms [k,4,4]; a mirror keeps the faces turned outwards."""
     if len(matrices) == 1 and np.array_equal(matrices[0], np.eye(4)):
         return part
@@ -381,6 +381,6 @@ def _transforms(move: Floats, turn: Floats, size: Floats) -> Floats:
     return matrices
 
 
-def _at_zero(times: NDArray[np.floating], keys: Floats) -> Floats:
+def _keyframe_at_zero(times: NDArray[np.floating], keys: Floats) -> Floats:
     """The value at time 0: that of the last key that is not later, or of the first."""
     return keys[max(0, int(np.searchsorted(times, 0.0, side="right")) - 1)]

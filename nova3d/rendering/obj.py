@@ -55,7 +55,7 @@ def read_obj(path: Path, limits: Limits = LIMITS) -> Scene:
     for name, polygons in content.polygons.items():
         found = materials.get(name)
         if found is None:
-            found = MtlMaterial(Material(missing=_lost(name, absent)))
+            found = MtlMaterial(Material(missing=_missing_library(name, absent)))
         corners = np.array([corner for polygon in polygons for corner in polygon], np.int64)
         for (kind, values), largest in zip(lists, corners.max(axis=0).tolist(), strict=True):
             if largest >= len(values):
@@ -191,6 +191,6 @@ def _libraries(names: list[str], folder: Folder, limits: Limits) -> tuple[dict[s
     return materials, absent
 
 
-def _lost(name: str | None, absent: list[str]) -> str:
+def _missing_library(name: str | None, absent: list[str]) -> str:
     """What is missing where the material `name` is not defined: the library that would define it."""
     return f"'{absent[0]}': the file is not there" if name is not None and absent else ""

@@ -306,14 +306,14 @@ def _opacity(mesh: Mesh, face: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]
 def _sample_texture(mesh: Mesh, texture: Tensor, sampler: Sampler, face: Tensor, weights: Tensor) -> Tensor:
     """Values [n,c] of a texture [h,w,c] at points given by faces and weights on them."""
     uv = (weights[..., None] * mesh.uv[mesh.faces[face]]).sum(dim=1)
-    u, v = _wrapped(uv[:, 0], sampler.wrap[0]), _wrapped(uv[:, 1], sampler.wrap[1])
+    u, v = _wrap_coordinates(uv[:, 0], sampler.wrap[0]), _wrap_coordinates(uv[:, 1], sampler.wrap[1])
     grid = torch.stack([u * 2 - 1, 1 - v * 2], dim=-1)[None, None]
     mode = "nearest" if sampler.nearest else "bilinear"
     picture = texture.permute(2, 0, 1)[None]
     return F.grid_sample(picture, grid, mode, padding_mode="border", align_corners=False)[0, :, 0].T
 
 
-def _wrapped(coordinate: Tensor, wrap: Wrap) -> Tensor:
+def _wrap_coordinates(coordinate: Tensor, wrap: Wrap) -> Tensor:
     """Texture coordinates [n] moved into [0,1]."""
     if wrap == "clamp":
         return coordinate.clamp(0, 1)

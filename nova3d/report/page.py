@@ -129,15 +129,15 @@ def write_report(
         _tiles(input_image, input_mask, shown),
         _strip(shown),
         "</div>\n",
-        _know(notes, model),
+        _notes_lists(notes, model),
         '<div class="cards">',
         _card("Mesh", _health(health or {})),
         "<div>",
         _card("Refined poses", _poses(views.cameras, refined) if cameras is not None else ""),
         _card("Time", _timings(timings or {})),
         "</div></div>\n",
-        _folded("Losses of the fit", f'<div class="charts">{loss_charts(history)}</div>') if history else "",
-        _folded("The run record", f"<pre>{escape(_json(record))}</pre>") if record else "",
+        _details_card("Losses of the fit", f'<div class="charts">{loss_charts(history)}</div>') if history else "",
+        _details_card("The run record", f"<pre>{escape(_json(record))}</pre>") if record else "",
     ]
     text = _document(title, "".join(parts), run, embedded)
     try:
@@ -358,7 +358,7 @@ def _poses(given: "Cameras", refined: "Cameras") -> str:
     )
 
 
-def _know(notes: Sequence[str], model: Sequence[str]) -> str:
+def _notes_lists(notes: Sequence[str], model: Sequence[str]) -> str:
     lists = [
         f"<section><h2>{name}</h2><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul></section>"
         for name, lines in (("The result", notes), ("The model and its limits", model))
@@ -392,7 +392,7 @@ def _card(title: str, content: str) -> str:
     return f'<section class="card"><h2>{title}</h2>{content}</section>' if content else ""
 
 
-def _folded(title: str, content: str) -> str:
+def _details_card(title: str, content: str) -> str:
     return f'<details class="card"><summary>{title}</summary>{content}</details>\n'
 
 

@@ -218,8 +218,8 @@ class _Allocations(TorchDispatchMode):
                 self._known.add(storage)
                 self.alive += storage.nbytes()
                 self.peak = max(self.peak, self.alive)
-                weakref.finalize(storage, self._free, storage.nbytes())
+                weakref.finalize(storage, self._release, storage.nbytes())
         return result
 
-    def _free(self, size: int) -> None:
+    def _release(self, size: int) -> None:
         self.alive -= size

@@ -144,10 +144,10 @@ def pipeline_of(run: Run, state: dict[str, Tensor] | None = None) -> Nova3DPipel
     if state is not None:
         with torch.device("meta"):
             unet = NovaUNet.from_config(unet.config)
-        unet.load_state_dict(_under(state, "unet."), assign=True)
+        unet.load_state_dict(_strip_prefix(state, "unet."), assign=True)
         if (encoder := run.model.trained_encoder) is not None:
             encoder = empty_image_encoder(**encoder.config.to_dict())
-            encoder.load_state_dict(_under(state, "trained_encoder."), assign=True)
+            encoder.load_state_dict(_strip_prefix(state, "trained_encoder."), assign=True)
             encoder.to(next(iter(state.values())).device)  # its buffers are in no state
         else:
             encoder = run.model.image_encoder
@@ -185,7 +185,7 @@ def write_model(run: Run, folder: Path, state: dict[str, Tensor], step: int) -> 
         raise InputError(f"cannot write the model '{folder}': {error.strerror or error}") from error
 
 
-def _under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _strip_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 

@@ -7,7 +7,7 @@ import sys
 from functools import cache
 from typing import Literal
 
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ def ensure_torchvision() -> TorchvisionState:
     declared = [name for name in _OPERATORS if f"operator torchvision::{name} does not exist" in str(error)]
     if declared:
         _declare_operators()
-        _forget("torchvision")
+        _unload("torchvision")
         error = _import_error()
     if error is not None:
         raise InputError(
-            f"torchvision is installed but cannot be imported ({_first_line(error)}): "
+            f"torchvision is installed but cannot be imported ({first_line(error)}): "
             "uninstall it, or install the release built for this torch"
         ) from error
     _log.warning("torchvision's compiled operators do not fit this torch; its Python parts are used without them")
@@ -67,13 +67,9 @@ def _import_error() -> Exception | None:
     return None
 
 
-def _forget(package: str) -> None:
+def _unload(package: str) -> None:
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         del sys.modules[name]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def has(package: str) -> bool:

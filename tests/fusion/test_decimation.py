@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from nova3d.fusion.decimation import decimate, unpinch
+from nova3d.fusion.decimation import decimate, split_pinched_vertices
 from nova3d.fusion.isosurface import health
 
 
@@ -84,7 +84,7 @@ def test_touching_solids_become_manifold(shared, parts, seed):
     order = np.random.default_rng(seed).permutation(len(vertices))  # the answer hangs on no numbering
     vertices, faces = vertices[order], np.argsort(order)[faces]
     faces = np.random.default_rng(seed).permutation(faces)
-    report = health(trimesh.Trimesh(*unpinch(vertices, faces), process=False))
+    report = health(trimesh.Trimesh(*split_pinched_vertices(vertices, faces), process=False))
     assert report["watertight"]
     assert report["components"] == parts  # along an edge the solid stays in one piece
     assert report["genus"] == 0
@@ -93,7 +93,7 @@ def test_touching_solids_become_manifold(shared, parts, seed):
 
 def test_unpinched_surfaces_keep_their_place():
     vertices, faces = two_boxes("edge")
-    moved, _ = unpinch(vertices, faces)
+    moved, _ = split_pinched_vertices(vertices, faces)
     middle = [[0.5, 0.5, 0.0]]  # of the shared edge, where a pair of neighbours gets a vertex of its own
     assert {tuple(v) for v in moved} <= {tuple(v) for v in np.concatenate([vertices, middle])}
 
@@ -103,11 +103,11 @@ def test_fins_and_collapsed_faces_go():
     vertices = np.concatenate([box.vertices, [[2.0, 0, 0]]])
     a, b = box.faces[0][:2]
     fin = [[a, b, 8], [b, a, 8], [a, a, b]]
-    _, faces = unpinch(vertices, np.concatenate([box.faces, fin]))
+    _, faces = split_pinched_vertices(vertices, np.concatenate([box.faces, fin]))
     assert len(faces) == 12
 
 
 def test_an_open_surface_is_refused():
     box = trimesh.creation.box()
     with pytest.raises(ValueError, match="not closed"):
-        unpinch(np.asarray(box.vertices), np.asarray(box.faces)[1:])
+        split_pinched_vertices(np.asarray(box.vertices), np.asarray(box.faces)[1:])

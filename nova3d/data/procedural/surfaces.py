@@ -172,7 +172,7 @@ def rounded_box(size: ArrayLike, radius: float) -> Surface:
     }
     parts = []
     for name, (right, up, out) in sides.items():
-        s, t = (_edge_spaced(half[axis], core[axis]) for axis, _ in (right, up))
+        s, t = (_side_coordinates(half[axis], core[axis]) for axis, _ in (right, up))
         across, along = np.meshgrid(s, t)
         cube = np.zeros((*across.shape, 3))
         cube[..., right[0]], cube[..., up[0]], cube[..., out[0]] = (
@@ -189,7 +189,7 @@ def rounded_box(size: ArrayLike, radius: float) -> Surface:
     return join(parts)
 
 
-def _edge_spaced(half: float, core: float) -> Floats:
+def _side_coordinates(half: float, core: float) -> Floats:
     """Coordinates along a side of a box: close together in the rounded ends."""
     end = np.linspace(core, half, 4)
     return np.concatenate([-end[::-1], np.linspace(-core, core, 4)[1:-1], end])
@@ -330,13 +330,13 @@ def _smooth_minimum(a: Floats, b: Floats, width: float) -> Floats:
 
 def _bounds(primitives: Sequence[Primitive]) -> tuple[Floats, Floats]:
     solid = [primitive for primitive in primitives if not primitive.hole]
-    reach = [_reach(primitive) for primitive in solid]
+    reach = [_half_extents(primitive) for primitive in solid]
     low = np.min([primitive.centre - r for primitive, r in zip(solid, reach, strict=True)], axis=0)
     high = np.max([primitive.centre + r for primitive, r in zip(solid, reach, strict=True)], axis=0)
     return low, high
 
 
-def _reach(primitive: Primitive) -> Floats:
+def _half_extents(primitive: Primitive) -> Floats:
     """Half extents [3] of the box around a primitive, in the object's frame."""
     size = primitive.size
     own = {

@@ -176,7 +176,7 @@ def read_uids(path: str | Path) -> list[str]:
     return uids
 
 
-def selected(uids: Iterable[str], config: SourceConfig) -> set[str]:
+def select_uids(uids: Iterable[str], config: SourceConfig) -> set[str]:
     """Return those of the source's `uids` that `list` names and `exclude_list` does not.
 
     Listed uids that the source lacks are counted in the log. Raises InputError where none is left.

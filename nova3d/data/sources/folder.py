@@ -9,7 +9,7 @@ from nova3d.data.sources.base import (
     SourceConfig,
     check_file,
     licence_rows,
-    selected,
+    select_uids,
     uid_of,
 )
 from nova3d.data.sources.licences import spdx
@@ -41,7 +41,7 @@ class FolderSource:
         for a, b in itertools.pairwise(paths):
             if uid_of(a.stem) == uid_of(b.stem):
                 raise InputError(f"'{a}' and '{b}' have the same uid '{uid_of(a.stem)}': rename one of them")
-        chosen = selected((uid_of(p.stem) for p in paths), self.config)
+        chosen = select_uids((uid_of(p.stem) for p in paths), self.config)
         paths = [p for p in paths if uid_of(p.stem) in chosen]
         rows = licence_rows(self.config.licences, folder)
         assets = []

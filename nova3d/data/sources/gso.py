@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nova3d.data.sources.base import Asset, SourceConfig, check_file, licence_rows, selected, uid_of
+from nova3d.data.sources.base import Asset, SourceConfig, check_file, licence_rows, select_uids, uid_of
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason, RenderError
@@ -39,7 +39,7 @@ class GsoSource:
         meshes = {_name(entry): mesh for entry in entries if (mesh := _mesh_of(entry))}
         if not meshes:
             raise InputError(f"no models (MODEL/{_MESHES[0]} or MODEL.glb) in '{folder}'")
-        chosen = selected(map(uid_of, meshes), self.config)
+        chosen = select_uids(map(uid_of, meshes), self.config)
         rows = licence_rows(self.config.licences, folder)
         assets = []
         for done, (name, mesh) in enumerate(meshes.items(), start=1):

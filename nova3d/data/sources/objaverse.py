@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nova3d.data.sources.base import Asset, SourceConfig, check_file, selected
+from nova3d.data.sources.base import Asset, SourceConfig, check_file, select_uids
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason, RenderError
@@ -58,7 +58,7 @@ class ObjaverseSource:
                 lvis: dict[str, list[str]] = self.package.load_lvis_annotations()
             categories = {uid: name for name in sorted(lvis, reverse=True) for uid in lvis[name]}
             uids &= categories.keys()
-        uids = selected(uids, self.config)
+        uids = select_uids(uids, self.config)
         hashes = self._hashes() if self.config.hashes else {}
         assets = []
         for part in _batches(uids, paths):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nova3d.data.sources.base import Asset, SourceConfig, selected
+from nova3d.data.sources.base import Asset, SourceConfig, select_uids
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils.progress import Progress
@@ -27,7 +27,7 @@ class ProceduralSource:
 
     def assets(self, progress: Progress | None = None) -> list[Asset]:
         """List the objects by number. Raises InputError where the uid lists leave none."""
-        chosen = selected(self._numbers, self.config)
+        chosen = select_uids(self._numbers, self.config)
         assets = [
             Asset(uid, "procedural", licence=LICENCE, title=f"Procedural object {number}")
             for uid, number in self._numbers.items()
