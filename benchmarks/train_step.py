@@ -85,8 +85,8 @@ def data(folder: Path, size: str, batch: int, device: Any) -> tuple[Any, Any, An
     from nova3d.data.shards import ShardWriter, encode_views
     from nova3d.models.autoencoder import VideoAutoencoder
     from nova3d.training.config import NoiseConfig, noise_schedule
-    from nova3d.training.data import GlobalBatch, MicroBatchLoader
-    from nova3d.training.latents import ItemReader, LatentCache, ShardSource, build_cache, cache_identity
+    from nova3d.training.data import GlobalBatch, ItemReader, MicroBatchLoader, ShardSource
+    from nova3d.training.latents import LatentCache, build_cache, cache_identity
     from nova3d.views import ViewSet
 
     side = SIZES[size][2]
@@ -131,9 +131,8 @@ def steps(arm: str, options: Any, vae: Any, load: Any, device: Any) -> tuple[flo
     import torch
     from torch import nn
 
-    from nova3d.training.data import Prefetcher, make_batch
+    from nova3d.training.data import LatentEncoder, Prefetcher, make_batch
     from nova3d.training.ema import EMA, constant_decay
-    from nova3d.training.latents import LatentEncoder
     from nova3d.training.loss import TrainingModule
 
     unet = build(arm, options.size)

@@ -1,6 +1,7 @@
 """Reason codes for objects that were not rendered or not kept, the same in every manifest."""
 
 from enum import StrEnum
+from pathlib import Path
 
 from nova3d.errors import InputError
 
@@ -57,3 +58,19 @@ class RenderError(InputError):
     def __init__(self, reason: Reason, message: str):
         super().__init__(message)
         self.reason = reason
+
+
+def one_line(message: str, *folders: Path) -> str:
+    """A message without line ends, and without folders, which differ from run to run.
+
+    Args:
+        message: of an error.
+        folders: absolute or relative; the names of files in them stay.
+
+    Returns:
+        The message on one line.
+    """
+    for folder in folders:
+        if folder != Path():
+            message = message.replace(f"{folder}/", "")
+    return " ".join(message.split())

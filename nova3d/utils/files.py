@@ -1,5 +1,6 @@
 """Files and folders: checked before long work, written aside and renamed, locked, read with one-line errors."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -299,6 +300,11 @@ def locked(folder: str | Path, what: str = "another process", name: str = "", wa
         yield
     finally:
         lock.release()
+
+
+def is_disk_full(error: BaseException | None) -> TypeGuard[OSError]:
+    """Whether an error says that the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def remove(path: str | Path) -> None:

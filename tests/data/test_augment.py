@@ -17,7 +17,7 @@ from nova3d.images import composite
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.rendering.meshes import Mesh, load_mesh
 from nova3d.rendering.raster import rasterize
-from nova3d.training.latents import ItemReader, LatentEncoder, ShardSource
+from nova3d.training.data import ItemReader, LatentEncoder, ShardSource
 from nova3d.views import ViewSet
 
 OBJECTS = Path(__file__).parents[2] / "assets/objects"

@@ -14,7 +14,7 @@ from nova3d.errors import InputError
 from nova3d.rendering import render_object
 from nova3d.rendering.meshes import load_mesh
 from nova3d.rendering.raster import rasterize
-from nova3d.training.latents import LatentEncoder, ShardSource
+from nova3d.training.data import LatentEncoder, ShardSource
 from nova3d.views import yaw_rotation
 
 

@@ -112,10 +112,10 @@ def test_statistics_merged_over_parts_are_those_of_the_whole() -> None:
     x = 300 + torch.randn(2, 8, 11, 5, generator=rng)  # far from zero: sums of squares would cancel in float32
     truth = nn.functional.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), 1e-5)
     with torch.no_grad():
-        merged = Normaliser(norm).see(x.split([1, 6, 4], dim=2))
+        merged = Normaliser(norm).measure(x.split([1, 6, 4], dim=2))
         result = torch.cat([merged(part) for part in x.split(3, dim=2)], dim=2)
     assert (result - truth).abs().max() < 2e-3  # x itself is only known to 3e-5 deviations here
-    constant = Normaliser(norm).see([torch.full((1, 8, 3, 3), 7.0)])
+    constant = Normaliser(norm).measure([torch.full((1, 8, 3, 3), 7.0)])
     with torch.no_grad():
         torch.testing.assert_close(constant(torch.full((1, 8, 1, 1), 7.0))[0, :, 0, 0], norm.bias, atol=1e-3, rtol=0)
 

@@ -1,7 +1,6 @@
 """Fetching the next objects while the workers render: threads with a bounded queue ahead of them."""
 
 import contextlib
-import errno
 import queue
 import socket
 import threading
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nova3d.data.sources import Asset
-from nova3d.rendering.reasons import Reason, RenderError
-from nova3d.utils.files import check_component, remove
+from nova3d.rendering.reasons import Reason, RenderError, one_line
+from nova3d.utils.files import check_component, is_disk_full, remove
 
 
 @dataclass(frozen=True)
@@ -100,21 +99,9 @@ class Fetcher:
             folder.mkdir(parents=True, exist_ok=True)
             return FetchResult(asset.uid, self._fetch(asset, folder), None)
         except RenderError as error:
-            fault = _disk_full(error.__cause__) or RenderError(error.reason, _one_line(str(error), asset, folder))
+            cause, reason, message = error.__cause__, error.reason, str(error)
         except Exception as error:  # whatever a source's library raises is one object's failure
-            message = _one_line(f"{type(error).__name__}: {error}", asset, folder)
-            fault = _disk_full(error) or RenderError(Reason.FETCH_FAILED, message)
-        return FetchResult(asset.uid, None, fault)
-
-
-def _one_line(message: str, asset: Asset, folder: Path) -> str:
-    """Return a message without line ends and without folders, which differ from run to run."""
-    if asset.path:
-        message = message.replace(asset.path, Path(asset.path).name)
-    return " ".join(message.replace(f"{folder}/", "").split())
-
-
-def _disk_full(error: BaseException | None) -> RenderError | None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RenderError(Reason.WRITE_ERROR, f"cannot write a fetched file: {error.strerror}")
-    return None
+            cause, reason, message = error, Reason.FETCH_FAILED, f"{type(error).__name__}: {error}"
+        if is_disk_full(cause):
+            reason, message = Reason.WRITE_ERROR, f"cannot write a fetched file: {cause.strerror}"
+        return FetchResult(asset.uid, None, RenderError(reason, one_line(message, folder, Path(asset.path).parent)))

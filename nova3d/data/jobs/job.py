@@ -8,10 +8,11 @@ out/logs/UID.txt                the end of a worker's log after a failure
 out/train, out/val              the shards, after packing
 """
 
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def load_plan(config: RenderConfig) -> Plan:
     return plan
 
 
-def retry(config: RenderConfig, reasons: Iterable[str]) -> list[str]:
+def retry(config: RenderConfig, reasons: Collection[str]) -> list[str]:
     """Queue again what was refused or given up for one of `reasons`; the next `run` renders it.
 
     Returns:
@@ -83,8 +84,13 @@ def retry(config: RenderConfig, reasons: Iterable[str]) -> list[str]:
     for reason in reasons:
         if reason not in known:
             raise InputError(f"reason '{reason}' is not one of {', '.join(sorted(known))}")
-    wanted = [Reason(reason) for reason in reasons]
-    return journal.requeue(Path(config.out), read_plan(config.out).assets(), wanted, config.pool.strikes)
+    out, assets = Path(config.out), read_plan(config.out).assets()
+    found = journal.outcomes(out, assets, config.pool.strikes)
+    chosen = [a for a in assets if found[a.uid].state in ("refused", "failed") and found[a.uid].reason in reasons]
+    with contextlib.closing(journal.Journal(out, "retry")) as rows:
+        for asset in chosen:
+            rows.write(asset, "queued", message=f"retry of {found[asset.uid].reason}")
+    return [asset.uid for asset in chosen]
 
 
 @dataclass(frozen=True)

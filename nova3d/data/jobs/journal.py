@@ -5,7 +5,6 @@ attempt, seconds, worker, device, time, sequence. An object is done when its tar
 otherwise the latest row decides, by `sequence`: clocks of machines differ. `queued` cancels the attempts before it.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -23,7 +22,6 @@ from filelock import FileLock, Timeout
 
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
-from nova3d.rendering.reasons import Reason
 from nova3d.utils.files import read_json, read_json_lines, write_json
 
 log = logging.getLogger(__name__)
@@ -142,17 +140,6 @@ def outcomes(out: Path, assets: Iterable[Asset], strikes: int) -> dict[str, Asse
         else:
             found[asset.uid] = AssetOutcome("waiting", "", "", attempts if state == "failed" else 0, row)
     return found
-
-
-def requeue(out: Path, assets: Iterable[Asset], reasons: Iterable[Reason], strikes: int) -> list[str]:
-    """Have the next run try again what was refused or given up for one of `reasons`; return the uids."""
-    assets, wanted = list(assets), set(reasons)
-    found = outcomes(out, assets, strikes)
-    chosen = [a for a in assets if found[a.uid].state in ("refused", "failed") and found[a.uid].reason in wanted]
-    with contextlib.closing(Journal(out, "retry")) as journal:
-        for asset in chosen:
-            journal.write(asset, "queued", message=f"retry of {found[asset.uid].reason}")
-    return [asset.uid for asset in chosen]
 
 
 def write_status(out: Path, name: str, status: dict[str, Any]) -> None:

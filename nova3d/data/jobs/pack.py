@@ -3,11 +3,12 @@
 import json
 import logging
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nova3d.cameras import Cameras
 from nova3d.data import duplicates
 from nova3d.data.jobs.config import RenderConfig, rig_digest
 from nova3d.data.jobs.journal import AssetOutcome, object_path, outcomes, uid_hash
@@ -81,27 +82,73 @@ def manifest_rows(out: str | Path) -> list[dict[str, Any]]:
     return [row for path in files for row in read_json_lines(path, "manifest")]
 
 
-def clear_split(folder: Path) -> None:
-    """Remove the shards of a split that has no objects any more.
+def write_splits(
+    rows: list[dict[str, Any]],
+    read: Callable[[dict[str, Any]], tuple[Cameras, dict[str, bytes]]],
+    config: RenderConfig,
+    stage: str,
+    engines: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    progress: Progress | None,
+) -> Packed:
+    """Write the shards, index, manifest and record of train/ and val/; a split without objects is removed.
+
+    Files that are up to date are not written again.
 
     Args:
-        folder: the split's.
+        rows: of the manifest, in the order of the shards, with split and state. Those that are "done" are packed, and
+            get the name of their shard.
+        read: gives the cameras and the members of a row's object.
+        config: `out` and `samples_per_shard` count.
+        stage: of the record: "render", "pack views".
+        engines: gives what made the packed rows of a split.
+        progress: called after every object.
+
+    Returns:
+        What was packed.
     """
+    out = Path(config.out)
+    total = sum(row["state"] == "done" for row in rows)
+    counts, changed, packed = {}, False, 0
+    for split in SPLITS:
+        folder = out / split
+        chosen = [row for row in rows if row["split"] == split]
+        members = [row for row in chosen if row["state"] == "done"]
+        before = _split_content(folder)
+        writer = None
+        for row in members:
+            cameras, content = read(row)
+            writer = writer or ShardWriter(folder, cameras, config.samples_per_shard)
+            writer.add(row["uid"], content)
+            row["shard"] = writer.samples[-1]["shard"]
+            packed += 1
+            if progress:
+                progress(packed, total, "packing")
+        if writer:
+            writer.close({"rig": rig_digest(cameras), "engines": engines(members)})
+        else:
+            _clear_split(folder)
+        if chosen:
+            lines = [{key: value for key, value in row.items() if key != "path"} for row in chosen]
+            manifest = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+            write_text(folder / MANIFEST, manifest, keep_equal=True)
+        if _split_content(folder) != before:
+            changed = True
+            if chosen:
+                provenance.write(folder, provenance.record(stage, config))
+        counts[split] = len(members)
+    return Packed(out, counts, changed)
+
+
+def _clear_split(folder: Path) -> None:
+    """Remove the shards of a split that has no objects any more."""
     for name in (INDEX, "record.json", MANIFEST):
         (folder / name).unlink(missing_ok=True)
     for shard in folder.glob("shard-*.tar"):
         shard.unlink()
 
 
-def split_content(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of the files that make up a split.
-
-    Args:
-        folder: the split's; it may not exist.
-
-    Returns:
-        Name -> bytes and time in nanoseconds.
-    """
+def _split_content(folder: Path) -> dict[str, tuple[int, int]]:
+    """Name -> bytes and time in nanoseconds of the files that make up a split; empty where it does not exist."""
     paths = [*folder.glob("shard-*.tar"), folder / INDEX, folder / MANIFEST]
     return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()}
 
@@ -115,43 +162,26 @@ def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress
             f"{len(waiting)} of {len(assets)} planned objects in '{out}' are not rendered yet ('{waiting[0]}' is one): "
             "`run` first, or `pack --incomplete`"
         )
-    digest = rig_digest(config.cameras())
+    cameras = config.cameras()
+    digest = rig_digest(cameras)
     facts = {uid: _facts(out, uid, digest) for uid, outcome in found.items() if outcome.state == "done"}
     never = AssetOutcome("waiting", "", "", 0, {})
     rows = [_row(row, found.get(row["uid"], never), facts.get(row["uid"])) for row in plan.rows()]
     _mark_duplicates(rows, facts)
     rows.sort(key=lambda row: uid_hash(row["uid"]))
-    total = sum(row["state"] == "done" for row in rows)
-    counts, changed, packed = {}, False, 0
-    for split in SPLITS:
-        chosen = [row for row in rows if row["split"] == split]
-        members = [row for row in chosen if row["state"] == "done"]
-        folder = out / split
-        before = split_content(folder)
-        if members:
-            writer = ShardWriter(folder, config.cameras(), config.samples_per_shard)
-            for row in members:
-                writer.add(row["uid"], read_object(object_path(out, row["uid"])))
-                row["shard"] = writer.samples[-1]["shard"]
-                packed += 1
-                if progress:
-                    progress(packed, total, "packing")
-            writer.close({"rig": digest, "engines": _engines(facts[row["uid"]] for row in members)})
-        else:
-            clear_split(folder)
-        if chosen:
-            manifest = "".join(json.dumps(row, sort_keys=True) + "\n" for row in chosen)
-            write_text(folder / MANIFEST, manifest, keep_equal=True)
-        if split_content(folder) != before:
-            changed = True
-            if chosen:
-                provenance.write(folder, provenance.record("render", config))
-        counts[split] = len(members)
-    if total == 0:
+    packed = write_splits(
+        rows,
+        lambda row: (cameras, read_object(object_path(out, row["uid"]))),
+        config,
+        "render",
+        lambda members: _engines(facts[row["uid"]] for row in members),
+        progress,
+    )
+    if not any(packed.counts.values()):
         first = next((row for row in rows if row["reason"]), None)
         why = f"; the first, '{first['uid']}': {first['reason']}: {first['message']}" if first else ""
         raise InputError(f"none of the {len(rows)} planned objects could be packed, see {MANIFEST}{why}")
-    return Packed(out, counts, changed)
+    return packed
 
 
 def _facts(out: Path, uid: str, digest: str) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Packing view folders, ours or other tools', into training shards."""
 
-import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,14 @@ import torch
 from nova3d import layouts
 from nova3d.cameras import Cameras
 from nova3d.data.jobs.config import RenderConfig, rig_digest
-from nova3d.data.jobs.journal import uid_hash
-from nova3d.data.jobs.pack import MANIFEST, SPLITS, Packed, clear_split, split_content
-from nova3d.data.jobs.plan import PLAN, choose_splits
-from nova3d.data.shards import ShardWriter, encode_views
+from nova3d.data.jobs.pack import Packed, write_splits
+from nova3d.data.jobs.plan import PLAN, choose_objects
+from nova3d.data.shards import encode_views
 from nova3d.data.sources.base import Asset, licence_rows, uid_of
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
-from nova3d.rendering.reasons import Reason
-from nova3d.utils import provenance
-from nova3d.utils.files import locked, readable, write_text
-from nova3d.utils.progress import Progress, silent
+from nova3d.utils.files import locked, readable
+from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -63,7 +59,8 @@ def pack_views(
     rows = _rows(folder, config)
     try:
         with locked(out, name="pack", wait=True):
-            return _write(rows, config, layout, assume, progress or silent)
+            reader = _reader(config, layout, assume)
+            return write_splits(rows, reader, config, "pack views", lambda members: [], progress)
     except OSError as error:
         raise InputError(f"cannot pack '{out}': {error.strerror or error}") from error
 
@@ -77,19 +74,12 @@ def _rows(folder: Path, config: RenderConfig) -> list[dict[str, Any]]:
         if uid in found:
             raise InputError(f"'{found[uid]}' and '{path}' have the same uid '{uid}': rename one of them")
         found[uid] = path
-    allowed = {spdx(name).lower() for name in config.licences}
-    rows: list[dict[str, Any]] = []
-    for uid in sorted(found.keys() - set(config.exclude), key=uid_hash):
-        asset = _asset(uid, found[uid], licences)
-        refused = bool(allowed) and asset.licence.lower() not in allowed
-        if refused or not config.limit or sum(row["state"] == "done" for row in rows) < config.limit:
-            state = ("refused", Reason.LICENCE.value) if refused else ("done", "")
-            rows.append(asset.to_row() | {"state": state[0], "reason": state[1], "message": "", "shard": ""})
-    chosen = [row["uid"] for row in rows if row["state"] == "done"]
-    if not chosen:
+    assets = [_asset(uid, path, licences) for uid, path in found.items() if uid not in config.exclude]
+    rows = choose_objects(assets, config)
+    if not any(row["state"] == "planned" for row in rows):
         raise InputError(f"'{folder}' has no view folders to pack (one per object), or `licences` refuses them all")
-    splits = choose_splits([row["uid"] for row in rows], config.val_share, chosen)
-    return [row | {"split": splits[row["uid"]]} for row in rows]
+    states = {"planned": "done", "refused": "refused"}
+    return [row | {"state": states[row["state"]], "message": "", "shard": ""} for row in rows]
 
 
 def _asset(uid: str, path: Path, licences: Mapping[str, Mapping[str, Any]]) -> Asset:
@@ -106,43 +96,21 @@ def _asset(uid: str, path: Path, licences: Mapping[str, Mapping[str, Any]]) -> A
     )
 
 
-def _write(
-    rows: list[dict[str, Any]], config: RenderConfig, layout: str, assume: layouts.Assume | None, progress: Progress
-) -> Packed:
-    out = Path(config.out)
-    total = sum(row["state"] == "done" for row in rows)
+def _reader(
+    config: RenderConfig, layout: str, assume: layouts.Assume | None
+) -> Callable[[dict[str, Any]], tuple[Cameras, dict[str, bytes]]]:
+    """What reads a row's view folder as the members of a shard, for `write_splits`. The first one sets the rig."""
     rig: Cameras | None = None
-    counts: dict[str, int] = {}
-    changed, packed = False, 0
-    for split in SPLITS:
-        chosen = [row for row in rows if row["split"] == split]
-        members = [row for row in chosen if row["state"] == "done"]
-        before = split_content(out / split)
-        writer = None
-        for row in members:
-            views = layouts.read(row["path"], layout, config.size, assume)
-            rig = rig or views.cameras
-            _check(views, rig, row["path"])
-            writer = writer or ShardWriter(out / split, rig, config.samples_per_shard)
-            facts = {key: row[key] for key in ("uid", "source", "url", "licence", "attribution", "title", "category")}
-            writer.add(row["uid"], encode_views(row["uid"], views, facts | {"rig": rig_digest(rig)}))
-            row["shard"] = writer.samples[-1]["shard"]
-            packed += 1
-            progress(packed, total, "packing")
-        if writer and rig:
-            writer.close({"rig": rig_digest(rig), "engines": []})
-        else:
-            clear_split(out / split)
-        if chosen:
-            lines = [{key: value for key, value in row.items() if key != "path"} for row in chosen]
-            manifest = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-            write_text(out / split / MANIFEST, manifest, keep_equal=True)
-        if split_content(out / split) != before:
-            changed = True
-            if chosen:
-                provenance.write(out / split, provenance.record("pack views", config))
-        counts[split] = len(members)
-    return Packed(out, counts, changed)
+
+    def read(row: dict[str, Any]) -> tuple[Cameras, dict[str, bytes]]:
+        nonlocal rig
+        views = layouts.read(row["path"], layout, config.size, assume)
+        rig = rig or views.cameras
+        _check(views, rig, row["path"])
+        facts = {key: row[key] for key in ("uid", "source", "url", "licence", "attribution", "title", "category")}
+        return rig, encode_views(row["uid"], views, facts | {"rig": rig_digest(rig)})
+
+    return read
 
 
 def _check(views: ViewSet, rig: Cameras, path: str) -> None:

@@ -129,7 +129,7 @@ def write_plan(config: RenderConfig, progress: Progress | None = None) -> Plan:
     assets = make_source(config.source).assets(progress)
     excluded = set(config.exclude)
     kept = [asset for asset in assets if asset.uid not in excluded]
-    rows = _decide(kept, config)
+    rows = choose_objects(kept, config)
     chosen = [row for row in rows if row["state"] == "planned"]
     if not chosen:
         raise InputError(
@@ -243,8 +243,17 @@ def _split_hash(uid: str) -> int:
     return int.from_bytes(hashlib.sha256(f"split {uid}".encode()).digest()[:8])
 
 
-def _decide(assets: Iterable[Asset], config: RenderConfig) -> list[dict[str, Any]]:
-    """Return rows with split and state; `limit` counts only objects that will be rendered."""
+def choose_objects(assets: Iterable[Asset], config: RenderConfig) -> list[dict[str, Any]]:
+    """Decide which objects are used, and on which side of the split.
+
+    Args:
+        assets: all of them, in any order.
+        config: `licences`, `limit` and `val_share` count. `limit` counts only objects that are not refused.
+
+    Returns:
+        Rows in the order of the SHA-256 of their uids: the asset's columns with state ("planned", or "refused" with
+        reason) and split. Objects beyond the limit have none.
+    """
     allowed = {spdx(name).lower() for name in config.licences}
     rows: list[dict[str, Any]] = []
     planned = 0

@@ -11,7 +11,6 @@ out: {"event": "ready", "engine": {...}} once, then per object {"event": "beat",
 
 import argparse
 import ctypes
-import errno
 import json
 import os
 import queue
@@ -36,10 +35,10 @@ from nova3d.data.shards import encode_pictures, write_object
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
 from nova3d.rendering.engine import Engine, make_engine
-from nova3d.rendering.reasons import Reason, RenderError
+from nova3d.rendering.reasons import Reason, RenderError, one_line
 from nova3d.utils import provenance
+from nova3d.utils.files import is_disk_full
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PR_SET_PDEATHSIG = 1
 _LONGEST_MESSAGE = 400
 _GRACE_SECONDS = 20.0
@@ -68,11 +67,10 @@ class ObjectRenderer:
             reason, message = Reason.OUT_OF_MEMORY, f"out of memory: {error}"
         except Exception as error:  # one broken mesh must not end a job of thousands
             traceback.print_exc()
-            full = isinstance(error, OSError) and error.errno in _DISK_FULL
-            reason = Reason.WRITE_ERROR if full else Reason.CRASH
+            reason = Reason.WRITE_ERROR if is_disk_full(error) else Reason.CRASH
             message = f"{type(error).__name__}: {error}"
         state = "failed" if reason.transient else "refused"
-        return {"state": state, "reason": reason, "message": _one_line(message, path)}
+        return {"state": state, "reason": reason, "message": one_line(message, path.parent)[:_LONGEST_MESSAGE]}
 
     def _render(self, asset: Asset, path: Path, target: Path, send: Send) -> dict[str, Any]:
         digest = provenance.hash_file(path)
@@ -154,11 +152,6 @@ def _redirect_stdio() -> tuple["queue.SimpleQueue[dict[str, Any] | None]", Send]
 
     threading.Thread(target=read, daemon=True).start()
     return requests, send
-
-
-def _one_line(message: str, path: Path) -> str:
-    """Return a message without line ends and without the folder of the mesh, which differs from run to run."""
-    return " ".join(message.replace(str(path), path.name).split())[:_LONGEST_MESSAGE]
 
 
 if __name__ == "__main__":
