@@ -92,6 +92,15 @@ def short_config(**sections: dict[str, Any]) -> FusionConfig:
 
 
 @pytest.fixture(scope="session")
+def short_result(f_views):
+    """The mesh of `short_config`, as it is."""
+    from nova3d.fusion import reconstruct
+
+    torch.set_num_threads(1)
+    return reconstruct(f_views, short_config())
+
+
+@pytest.fixture(scope="session")
 def shapes() -> SimpleNamespace:
     """The makers above, for tests that need their own."""
     return SimpleNamespace(

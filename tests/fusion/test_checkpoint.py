@@ -53,6 +53,12 @@ def saved(shapes, f_views, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def whole(shapes, f_views) -> FusionState:
+    """The same run of 31 steps without an interruption."""
+    return fit(f_views, small(shapes))
+
+
 @pytest.fixture
 def interrupted(saved, tmp_path) -> Path:
     """A copy of it."""
@@ -68,8 +74,7 @@ def same(first: FusionState, second: FusionState) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_resumed_fit_equals_the_uninterrupted_one(shapes, f_views, interrupted):
-    whole = fit(f_views, small(shapes))
+def test_a_resumed_fit_equals_the_uninterrupted_one(shapes, f_views, interrupted, whole):
     resumed = fit(f_views, small(shapes), checkpoint=interrupted)
     assert [e["loss"] for e in resumed.history] == [e["loss"] for e in whole.history]
     assert same(whole, resumed)
@@ -146,14 +151,14 @@ def test_a_broken_checkpoint_is_not_used(shapes, f_views, interrupted, caplog, b
     assert "\n" not in warning
 
 
-def test_a_checkpoint_whose_parameter_groups_lack_names_is_loaded(shapes, f_views, interrupted):
+def test_a_checkpoint_whose_parameter_groups_lack_names_is_loaded(shapes, f_views, interrupted, whole):
     """As in files of earlier releases."""
     content = torch.load(interrupted, weights_only=True)
     for group in content["tensors"]["optimizer"]["param_groups"]:
         for key in ("name", "initial_lr", "final_lr", "stop"):
             del group[key]
     torch.save(content, interrupted)
-    whole, resumed = fit(f_views, small(shapes)), fit(f_views, small(shapes), checkpoint=interrupted)
+    resumed = fit(f_views, small(shapes), checkpoint=interrupted)
     assert same(whole, resumed)
     assert [group["name"] for group in resumed.optimizer.param_groups] == [
         "grid",

@@ -66,12 +66,12 @@ def test_result_is_complete(f_result, f_views, tmp_path):
         f_result.save(tmp_path / "f.step")
 
 
-def test_same_seed_same_mesh(shapes, f_views):
-    first, second = (reconstruct(f_views, shapes.short_config()) for _ in range(2))
-    np.testing.assert_array_equal(first.mesh.vertices, second.mesh.vertices)
-    np.testing.assert_array_equal(first.mesh.faces, second.mesh.faces)
+def test_same_seed_same_mesh(shapes, f_views, short_result):
+    second = reconstruct(f_views, shapes.short_config())
+    np.testing.assert_array_equal(short_result.mesh.vertices, second.mesh.vertices)
+    np.testing.assert_array_equal(short_result.mesh.faces, second.mesh.faces)
     other = reconstruct(f_views, shapes.short_config(optim={"seed": 1}))
-    assert not np.array_equal(first.mesh.vertices, other.mesh.vertices)
+    assert not np.array_equal(short_result.mesh.vertices, other.mesh.vertices)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def texture_of(mesh: Any) -> np.ndarray:
     return np.asarray(mesh.visual.material.baseColorTexture)
 
 
-def test_trust_that_tells_no_view_apart_changes_nothing(shapes, f_views):
-    plain = reconstruct(f_views, shapes.short_config())
+def test_trust_that_tells_no_view_apart_changes_nothing(shapes, f_views, short_result):
+    plain = short_result
     every = replace(f_views, trusted=(True,) * len(f_views))
     detail = replace(shapes.draw(shapes.letter_f(), orbit(8, size=96)[[0]]), trusted=(True,))
     trusted = reconstruct(every, shapes.short_config(), detail=detail)
