@@ -11,7 +11,7 @@ from tests.helpers.commands import call_script, run_script
 def test_help_ends_with_an_example(script: str) -> None:
     result = run_script(script, "--help")
     assert result.returncode == 0
-    assert f"example:\n  python scripts/{script}.py --config configs/" in result.stdout
+    assert f"example:\n  nova3d {script.replace('_', '-')} --config configs/" in result.stdout
 
 
 def test_a_misspelt_key_ends_in_one_line_that_names_the_nearest(
@@ -29,4 +29,4 @@ def test_missing_shards_end_in_one_line(
     assert call_script(monkeypatch, "train_autoencoder", *arguments) == 2
     assert "is not a shard folder" in capsys.readouterr().err.strip().splitlines()[-1]
     assert call_script(monkeypatch, "cache_latents", "--config", "configs/train/mini.yaml", "--device", "cpu") == 2
-    assert "data.cache= must name the folder" in capsys.readouterr().err
+    assert "data.cache= or --out must name the folder" in capsys.readouterr().err
