@@ -190,7 +190,7 @@ def load_pipeline(config: SampleConfig, device: str) -> "Nova3DPipeline":
 
 
 def run_record(stage: str, config: Any, sampling: SampleConfig, device: str, **facts: Any) -> dict[str, Any]:
-    """The provenance of a run that samples views.
+    """Describe a run that samples views, for its record.json.
 
     Args:
         stage: "sample" or "generate".

@@ -106,8 +106,8 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, "another study"):
         made_with, earlier = provenance.hash_json(configs.to_dict(config)), read_rows(out)
-        good = [row for row in earlier if row.get("config") == made_with and "error" not in row]
-        finished = {(row["object"], row["fault"], row["arm"]) for row in good}
+        succeeded = [row for row in earlier if row.get("config") == made_with and "error" not in row]
+        finished = {(row["object"], row["fault"], row["arm"]) for row in succeeded}
         todo = tuple((p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished)
 
         def report_progress() -> None:
@@ -301,24 +301,24 @@ def report(rows: Sequence[Row]) -> str:
     lines = ["| planted | arm | n | failed | " + " | ".join(names) + " |", "|:--|:--|--:|--:|" + "--:|" * len(names)]
     for fault, arm in cases:
         kept = [row for row in rows if (row["fault"], row["arm"]) == (fault, arm)]
-        good = [row for row in kept if "error" not in row]
-        cells = [_cell([row[n] for row in good if _finite(row.get(n))], COLUMNS[n]) for n in names]
-        lines.append(f"| {fault} | {arm} | {len(good)} | {len(kept) - len(good)} | {' | '.join(cells)} |")
+        succeeded = [row for row in kept if "error" not in row]
+        cells = [_cell([row[n] for row in succeeded if _finite(row.get(n))], COLUMNS[n]) for n in names]
+        lines.append(f"| {fault} | {arm} | {len(succeeded)} | {len(kept) - len(succeeded)} | {' | '.join(cells)} |")
     lines += ["", "Cells are mean (median).", "", *_differences(rows, cases)]
     return "\n".join(lines) + "\n"
 
 
 def per_object(rows: Sequence[Row]) -> str:
     """Markdown: one line per object of the case ("none", "full"), its mean and its median last; empty without any."""
-    good = [r for r in rows if (r["fault"], r["arm"]) == ("none", "full") and "error" not in r]
-    names = [name for name in COLUMNS if any(name in row for row in good)]
+    succeeded = [r for r in rows if (r["fault"], r["arm"]) == ("none", "full") and "error" not in r]
+    names = [name for name in COLUMNS if any(name in row for row in succeeded)]
     lines = ["| object | " + " | ".join(names) + " |", "|:--|" + "--:|" * len(names)]
-    for row in sorted(good, key=lambda r: str(r["object"])):
+    for row in sorted(succeeded, key=lambda r: str(r["object"])):
         lines.append(f"| {row['object']} | " + " | ".join(_summary([row[n]], COLUMNS[n]) for n in names) + " |")
     for label, q in (("mean", None), ("median", 0.5)):
-        cells = [_summary([r[n] for r in good if _finite(r.get(n))], COLUMNS[n], q) for n in names]
-        lines.append(f"| **{label} of {len(good)}** | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n" if good else ""
+        cells = [_summary([r[n] for r in succeeded if _finite(r.get(n))], COLUMNS[n], q) for n in names]
+        lines.append(f"| **{label} of {len(succeeded)}** | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n" if succeeded else ""
 
 
 def _differences(rows: Sequence[Row], cases: Sequence[tuple[str, str]]) -> list[str]:

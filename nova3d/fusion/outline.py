@@ -138,8 +138,8 @@ class Outline:
         nearest = torch.minimum(cached.cpu(), first).amin(dim=0)  # y x, of every column
         camera = self.camera.to("cpu")
         focal, middle = camera.intrinsics[0, :2], camera.intrinsics[0, 2:]
-        at = (camera.pixel_centres() - middle) / focal * torch.tensor([1.0, -1.0]) / radius  # nodes count y upward
-        least = F.grid_sample(nearest[None, None], at[None], padding_mode="border", align_corners=True)[0, 0]
+        nodes = (camera.pixel_centres() - middle) / focal * torch.tensor([1.0, -1.0]) / radius  # nodes count y upward
+        least = F.grid_sample(nearest[None, None], nodes[None], padding_mode="border", align_corners=True)[0, 0]
         lowered = (least + self._wanted(self.distance, step)).clamp_min(0).numpy()
         # Outside, the amount of the nearest ray inside: a jump at the outline would move the surface between nodes.
         outside = self.distance.numpy() >= 0

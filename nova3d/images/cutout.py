@@ -320,9 +320,9 @@ def _salient_object(rgb: Tensor) -> Tensor:
         return torch.zeros_like(alpha)
     crop = []
     for found, length in ((inside.any(dim=1), height), (inside.any(dim=0), width)):
-        at = torch.nonzero(found)[:, 0]
-        margin = round(_CLOSER_MARGIN * int(at[-1] - at[0] + 1))
-        crop.append(slice(max(0, int(at[0]) - margin), min(length, int(at[-1]) + 1 + margin)))
+        covered = torch.nonzero(found)[:, 0]
+        margin = round(_CLOSER_MARGIN * int(covered[-1] - covered[0] + 1))
+        crop.append(slice(max(0, int(covered[0]) - margin), min(length, int(covered[-1]) + 1 + margin)))
     closer = rgb[crop[0], crop[1]]
     mean = alpha / 2
     mean[crop[0], crop[1]] += _resize_saliency(u2net.saliency(closer), *closer.shape[:2]) / 2

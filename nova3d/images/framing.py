@@ -78,9 +78,9 @@ class _Resampling:
 
     def __init__(self, start: float, step: float, size: int):
         box = math.floor(step) | 1
-        at = start + (torch.arange(size, dtype=torch.float64) + 0.5) * step - 0.5  # pixel centres are at integers
-        lower = at.floor()
-        right = (at - lower).float()[:, None]
+        centres = start + (torch.arange(size, dtype=torch.float64) + 0.5) * step - 0.5  # pixel centres are at integers
+        lower = centres.floor()
+        right = (centres - lower).float()[:, None]
         ones = torch.ones(size, box) / box
         self.taps = box + 1
         self.first: list[int] = (lower.long() - box // 2).tolist()

@@ -17,12 +17,19 @@ SMALLEST_STRIP = 8  # rows; below that a strip is mostly the rows it carries for
 
 @dataclass(frozen=True)
 class Memory:
-    """Sizes of the pieces of work; they change memory and time, and the result by no more than rounding.
+    """Sizes of the pieces of work. They change memory and time, and the result by no more than rounding.
 
-    batch: pictures that are encoded and denoised together, 0 for all. sequential_guidance: the two passes of guidance
-    one after the other instead of as one batch. decode_views: views that the autoencoder decodes together, 0 for all.
-    decode_rows: rows of them, 0 for whole pictures. The decoder's temporal layers still see all views of a video and
-    its normalisations all of their pixels, see nova3d.models.streaming.
+    The decoder's temporal layers see all views of a video whatever the sizes are, and its normalisations all of their
+    pixels (nova3d.models.streaming).
+
+    Attributes:
+        batch: pictures that are encoded and denoised together, 0 for all.
+        sequential_guidance: the two passes of guidance run one after the other instead of as one batch.
+        decode_views: views that the autoencoder decodes together, 0 for all.
+        decode_rows: rows of them that it decodes together, 0 for whole pictures.
+
+    Raises:
+        InputError: for a negative size.
     """
 
     batch: int = 0
@@ -64,10 +71,21 @@ LOW_MEMORY = Memory(batch=1, sequential_guidance=True, decode_views=1, decode_ro
 def fit_in_memory(
     stage: str, memory: Memory, run: Callable[[Memory], Result], less: Callable[[Memory], Memory | None]
 ) -> tuple[Result, Memory]:
-    """`run(memory)`, again with `less(memory)` for as long as the device runs out of memory.
+    """Run a stage, again with smaller pieces for as long as the device runs out of memory.
 
-    Returns the result and the memory settings it was made with, and logs them once if they are not the given ones.
-    Raises InputError where nothing smaller is left.
+    Settings other than the given ones are logged once.
+
+    Args:
+        stage: its name for messages: "decoding".
+        memory: the sizes of the first try.
+        run: does the work.
+        less: gives the next smaller sizes; None where nothing is left to cut.
+
+    Returns:
+        The result, and the settings that it was made with.
+
+    Raises:
+        InputError: where the smallest pieces do not fit.
     """
     chosen = memory
     while True:

@@ -71,20 +71,36 @@ def to_views(
 
 
 def outline_agreement(decoded: Tensor) -> Tensor:
-    """[v] `metrics.task_iou` of decoded pictures [t,v,3,h,w] in [-1,1]."""
+    """How far the decoded colours and normals show one outline.
+
+    Args:
+        decoded: float [t,v,3,h,w] in [-1,1].
+
+    Returns:
+        float32 [v] in [0,1], `nova3d.metrics.task_iou`.
+    """
     rgb, vectors = (decoded[task].permute(0, 2, 3, 1) for task in (Task.RGB, Task.NORMAL))
     return task_iou((rgb + 1) / 2, vectors)
 
 
 def postprocess(views: list[ViewSet], output_type: OutputType, task_iou: Tensor) -> Nova3DOutput:
-    """View sets in the form asked for, and their task_iou [b,v]; see Nova3DOutput."""
+    """Convert view sets to the form that a call asks for.
+
+    Args:
+        views: of b pictures.
+        output_type: "views", "pil", "np" or "pt".
+        task_iou: float32 [b,v] in [0,1].
+
+    Returns:
+        The output, with what its fields say for this type.
+    """
     if output_type == "views":
         return Nova3DOutput(views=views, task_iou=task_iou)
     rgb, normal = torch.stack([v.rgb for v in views]), torch.stack([(v.normals + 1) / 2 for v in views])
-    return Nova3DOutput(rgb=_in_form(rgb, output_type), normals=_in_form(normal, output_type), task_iou=task_iou)
+    return Nova3DOutput(rgb=_convert(rgb, output_type), normals=_convert(normal, output_type), task_iou=task_iou)
 
 
-def _in_form(frames: Tensor, output_type: OutputType) -> Any:
+def _convert(frames: Tensor, output_type: OutputType) -> Any:
     """[b,v,h,w,3] in [0,1] as lists of PIL pictures, a numpy array, or a tensor with channels before rows."""
     if output_type == "pil":
         return [[Image.fromarray(frame) for frame in images.to_uint8(views)] for views in frames]

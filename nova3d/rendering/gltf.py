@@ -211,8 +211,8 @@ class Document:
         count = _count(sparse.get("count"), f"{name}.sparse.count")
         if count > len(values):
             raise ValueError(f"{name} replaces {count} of its {len(values)} elements")
-        at, new = sparse["indices"], sparse["values"]
-        if at.get("componentType") not in _INDEX_COMPONENTS:
+        indices, replacement = sparse["indices"], sparse["values"]
+        if indices.get("componentType") not in _INDEX_COMPONENTS:
             raise ValueError(f"{name}.sparse.indices are no unsigned integers")
         places, replaced = (
             _strided_view(
@@ -225,8 +225,8 @@ class Document:
                 f"{name}.sparse",
             )
             for part, dtype, width in (
-                (at, np.dtype(_COMPONENTS[at["componentType"]]), 1),
-                (new, values.dtype, values.shape[1]),
+                (indices, np.dtype(_COMPONENTS[indices["componentType"]]), 1),
+                (replacement, values.dtype, values.shape[1]),
             )
         )
         if count and int(places.max()) >= len(values):

@@ -188,17 +188,17 @@ def _binary(content: bytes, start: int, order: str, elements: list[_Element]) ->
 def _rows_alike(content: bytes, start: int, order: str, element: _Element) -> tuple[NDArray[Any] | None, int]:
     """All rows at once where every list is as long as in the first row; None otherwise. And their bytes."""
     fields: list[tuple[Any, ...]] = []
-    at = start
+    offset = start
     for p in element.properties:
         if p.count and element.length:
             kind = np.dtype(order + p.count)
-            if at + kind.itemsize > len(content):
+            if offset + kind.itemsize > len(content):
                 raise ValueError("it ends within a list")
-            length = int(np.frombuffer(content, kind, 1, at)[0])
-            at += kind.itemsize + length * np.dtype(p.kind).itemsize
+            length = int(np.frombuffer(content, kind, 1, offset)[0])
+            offset += kind.itemsize + length * np.dtype(p.kind).itemsize
             fields += [(f"length of {p.name}", order + p.count), (p.name, order + p.kind, (length,))]
         else:
-            at += np.dtype(p.kind).itemsize
+            offset += np.dtype(p.kind).itemsize
             fields.append((p.name, order + p.kind, (0,)) if p.count else (p.name, order + p.kind))
     dtype = np.dtype(fields)
     if start + dtype.itemsize * element.length > len(content):
@@ -215,34 +215,34 @@ def _rows_one_by_one(content: bytes, start: int, order: str, element: _Element) 
     letters |= {"i8": "q", "u8": "Q"}
     values: dict[str, list[Any]] = {p.name: [] for p in element.properties}
     sizes: dict[str, list[int]] = {p.name: [] for p in element.properties}
-    at = start
+    offset = start
     try:
         for _ in range(element.length):
             for p in element.properties:
                 count = 1
                 if p.count:
-                    (count,) = struct.unpack_from(order + letters[p.count], content, at)
-                    at += np.dtype(p.count).itemsize
+                    (count,) = struct.unpack_from(order + letters[p.count], content, offset)
+                    offset += np.dtype(p.count).itemsize
                     if not 0 <= count <= len(content):
                         raise ValueError(f"a list has {count} items")
                     sizes[p.name].append(count)
-                values[p.name] += struct.unpack_from(f"{order}{count}{letters[p.kind]}", content, at)
-                at += count * np.dtype(p.kind).itemsize
+                values[p.name] += struct.unpack_from(f"{order}{count}{letters[p.kind]}", content, offset)
+                offset += count * np.dtype(p.kind).itemsize
     except struct.error as error:
         raise ValueError(f"it ends before its {element.length} entries of '{shorten(element.name, 20)}'") from error
-    return _columns(element, values, sizes), at - start
+    return _columns(element, values, sizes), offset - start
 
 
 def _ascii(content: bytes, elements: list[_Element]) -> dict[str, Columns]:
     """One line per entry. Words beyond the properties are left out: some writers put more than they declare."""
     lines = [line for line in content.splitlines() if line.strip()]
     body: dict[str, Columns] = {}
-    at = 0
+    line_number = 0
     for element in elements:
-        if element.length > len(lines) - at:
+        if element.length > len(lines) - line_number:
             raise ValueError(f"its {element.length} entries of '{shorten(element.name, 20)}' are not all there")
-        rows = [line.split() for line in lines[at : at + element.length]]
-        at += element.length
+        rows = [line.split() for line in lines[line_number : line_number + element.length]]
+        line_number += element.length
         values: dict[str, list[Any]] = {p.name: [] for p in element.properties}
         sizes: dict[str, list[int]] = {p.name: [] for p in element.properties}
         for words in rows:

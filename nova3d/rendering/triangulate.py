@@ -71,17 +71,17 @@ def _clip_ears(points: NDArray[np.float64], normal: NDArray[np.float64]) -> NDAr
     drop = int(np.abs(normal).argmax())
     first, second = (drop + 1) % 3, (drop + 2) % 3
     flat = points[:, [first, second]] * [1, np.sign(normal[drop])]  # counter-clockwise
-    left, triangles, at, tries = list(range(len(points))), [], 0, 0
+    left, triangles, corner, tries = list(range(len(points))), [], 0, 0
     while len(left) > 3:
         size = len(left)
-        trio = [left[at - 1], left[at % size], left[(at + 1) % size]]
+        trio = [left[corner - 1], left[corner % size], left[(corner + 1) % size]]
         # After a round without an ear (a polygon that crosses itself) any corner is cut, so that this ends.
         if tries >= size or _is_ear(flat, trio, left):
             triangles.append(trio)
-            del left[at]
-            at, tries = (at - 1) % len(left) if at else 0, 0
+            del left[corner]
+            corner, tries = (corner - 1) % len(left) if corner else 0, 0
         else:
-            at, tries = (at + 1) % size, tries + 1
+            corner, tries = (corner + 1) % size, tries + 1
     return np.array([*triangles, left], np.int64)
 
 

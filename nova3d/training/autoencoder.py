@@ -314,12 +314,12 @@ def generated_batch(
         picture = views.straight_alpha(0)
         seed = step * config.clips + index  # another seed for every object
         with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=bf16):
-            made = pipeline(picture, framed=True, seed=seed, output_type="latent").latents[0]
+            generated = pipeline(picture, framed=True, seed=seed, output_type="latent").latents[0]
         shown = [(first + k) % views_each for k in range(config.frames)]
         truth = torch.stack([views.rgb[shown] * 2 - 1, views.normals[shown]])
         clips.append(truth.permute(0, 1, 4, 2, 3))
         guides.append(inflated_guide(picture, views.cameras, shown))
-        latents.append(made[:, shown] / pipeline.vae.config.scaling_factor)
+        latents.append(generated[:, shown] / pipeline.vae.config.scaling_factor)
     return torch.cat(clips), torch.cat(guides), torch.cat(latents)
 
 

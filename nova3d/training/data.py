@@ -385,9 +385,9 @@ class MicroBatchLoader:
     latent_shape: tuple[int, ...]
     picture_shape: tuple[int, ...]
 
-    def __call__(self, at: MicroStep) -> tuple[list[Item], Draws]:
-        step, micro_step = at
-        indices = self.global_batch.indices(micro_step)
+    def __call__(self, micro_step: MicroStep) -> tuple[list[Item], Draws]:
+        step, number = micro_step
+        indices = self.global_batch.indices(number)
         items = [self.reader[step * self.global_batch.size + index] for index in indices]
         shapes = (self.latent_shape, self.picture_shape)
         return items, draw(self.noise, self.noise_schedule, self.seed, step, indices, *shapes)

@@ -101,12 +101,12 @@ def compare(result: ViewSet, truth: ViewSet) -> dict[str, float]:
         PSNR over pictures and over the object, dB; mean normal angle over pixels where both have a surface, degrees;
         intersection over union of the masks.
     """
-    made, true = result[slice(1, None)], truth[slice(1, None)]
+    generated, true = result[slice(1, None)], truth[slice(1, None)]
     return {
-        "psnr": float(psnr(made.rgb, true.rgb).mean()),
-        "foreground_psnr": float(foreground_psnr(made.rgb, true.rgb, true.mask).nanmean()),
-        "normal_angle": normal_angle(made.normals, true.normals, true.mask)["mean"],
-        "mask_iou": float(mask_iou(made.mask, true.mask).mean()),
+        "psnr": float(psnr(generated.rgb, true.rgb).mean()),
+        "foreground_psnr": float(foreground_psnr(generated.rgb, true.rgb, true.mask).nanmean()),
+        "normal_angle": normal_angle(generated.normals, true.normals, true.mask)["mean"],
+        "mask_iou": float(mask_iou(generated.mask, true.mask).mean()),
     }
 
 
