@@ -9,7 +9,7 @@ import pytest
 
 from nova3d.cli import common
 from nova3d.errors import InputError
-from tests.helpers.commands import ROOT, run_script
+from tests.helpers.commands import ROOT, call_script
 
 
 @pytest.fixture(autouse=True)
@@ -62,21 +62,23 @@ def test_parser_shows_its_example_and_reads_overrides() -> None:
     assert arguments.overrides == ["a=1", "b.c=2"]
 
 
-def test_doctor_reports_a_missing_model_in_one_line_and_code_2(tmp_path: Path) -> None:
-    done = run_script("doctor", "--model", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert str(tmp_path) in done.stderr
-    assert "Traceback" not in done.stderr
+def test_doctor_reports_a_missing_model_in_one_line_and_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call_script(monkeypatch, "doctor", "--model", tmp_path) == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("error: ")
+    assert str(tmp_path) in printed.err
     for name in ("python", "torch", "torchvision", "nerfacc"):
-        assert name in done.stdout
+        assert name in printed.out
 
 
-def test_doctor_is_content_with_a_whole_model(tmp_path: Path) -> None:
+def test_doctor_is_content_with_a_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "model_index.json").write_text("{}")
-    done = run_script("doctor", "--model", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "all that is needed is here" in done.stdout
+    assert call_script(monkeypatch, "doctor", "--model", tmp_path) == 0
+    assert "all that is needed is here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
