@@ -15,6 +15,8 @@ from nova3d.fusion.conflict import conflict_maps, consensus, surface_pixels
 from nova3d.fusion.fields import ConflictField
 from nova3d.fusion.losses import closed_form_conflict, conflict_penalty
 from nova3d.fusion.optimize import fit
+from nova3d.fusion.state import FusionState
+from nova3d.views import ViewSet
 
 PATCH = (slice(18, 30), slice(18, 30))
 GREEN = torch.tensor([90.0, 160.0, 60.0]) / 255
@@ -82,24 +84,33 @@ def test_the_term_of_closed_form_is_a_saturating_residual():
         torch.testing.assert_close(r.grad, 1 - h)
 
 
-@pytest.mark.parametrize("mode", ["mlp", "closed_form"])
-@pytest.mark.parametrize("consensus", [False, True])
-def test_planted_conflict_is_found(shapes, mode, consensus):
+@pytest.fixture(scope="module")
+def planted(shapes) -> tuple[ViewSet, Tensor]:
+    """A sphere's views with a magenta patch in view 2, and the mask of the patch."""
     true = shapes.draw(shapes.sphere(), shapes.orbit(8, size=48))
-    rgb = true.rgb.clone()
-    rgb[2, 18:30, 18:30] = torch.tensor([1.0, 0.0, 1.0])
-    views = replace(true, rgb=rgb)
+    patch = torch.zeros_like(true.mask, dtype=torch.bool)
+    patch[2][PATCH] = True
+    return replace(true, rgb=torch.where(patch[..., None], torch.tensor([1.0, 0.0, 1.0]), true.rgb)), patch
+
+
+@pytest.fixture(scope="module", params=["mlp", "closed_form"])
+def planted_fit(request, shapes, planted) -> FusionState:
+    """A fit of them; `conflict.consensus` is read after it."""
     config = shapes.tiny_config()
     config.optim.steps, config.optim.lr_mlp = 150, 3e-3
-    config.pose.enabled, config.conflict.mode, config.conflict.consensus = False, mode, consensus
-    state = fit(views, config)
+    config.pose.enabled, config.conflict.mode = False, request.param
+    return fit(planted[0], config)
+
+
+@pytest.mark.parametrize("consensus", [False, True])
+def test_planted_conflict_is_found(shapes, planted, planted_fit, consensus):
+    views, patch = planted
+    state = in_mode(copy.deepcopy(planted_fit), planted_fit.config.conflict.mode, consensus)
     h, residual = conflict_maps(state, shapes.sphere(), views)
-    planted = torch.zeros_like(views.mask, dtype=torch.bool)
-    planted[2, 18:30, 18:30] = True
-    clean = (views.mask > 0.9) & ~planted
-    assert h[planted].mean() > 0.3
+    clean = (views.mask > 0.9) & ~patch
+    assert h[patch].mean() > 0.3
     assert h[clean].mean() < 0.05
-    assert residual[planted].mean() > 1  # the patch was not painted
+    assert residual[patch].mean() > 1  # the patch was not painted
     assert residual[clean].mean() < 0.05
 
 
