@@ -38,8 +38,8 @@ def sample_views(
         pipeline: the loaded model. None: it is loaded as `config` says.
 
     Returns:
-        The view folder, the views, the input picture at its own resolution as view 0 sees it (None where view 0 is
-        generated too), and the picture with its object cut out.
+        The view folder, the views, the detail view of `detail_view` and the picture with its object cut out. There is
+        no detail view where view 0 is generated too.
 
     Raises:
         InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], an unwritable folder, and

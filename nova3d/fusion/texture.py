@@ -1,7 +1,7 @@
 """Texture from the views: points are coloured by the views that see them, the rest by the colour field.
 
-Where some views are trusted and others are not, such as the input picture among generated views, the trusted ones paint
-all that they see at a good angle, at their own resolution. All other colours are levelled to theirs (`levelling`).
+Some views may be trusted while others are not, as the input picture among generated views. The trusted ones paint all
+that they see at a good angle, at their own resolution. All other colours are levelled to theirs (`levelling`).
 Terms:
 
 - A view is *trusted* where it shows what is true (`ViewSet.trusted`).

@@ -124,8 +124,8 @@ def start_model(config: AutoencoderTrainConfig, size: int) -> VideoAutoencoder:
         The autoencoder, on the CPU.
 
     Raises:
-        InputError: where `start` has other sizes than `model`, where it has a guide that `model` lacks, and where only
-            the decoder is to be trained and there is no `start`.
+        InputError: where `start` has other sizes than `model`, or a guide that `model` lacks. Also where only the
+            decoder is to be trained and there is no `start`.
     """
     model = build(config.model, size)
     if config.start:
