@@ -29,7 +29,7 @@ _SMOOTH = 0.0125  # world units, standard deviation of the smoothing of the log-
 _CERTAIN = 4.0  # log-odds that no evidence exceeds where it is smoothed
 _LEAST_SHARE = 0.3  # of the prior's thickness that a ray inside the outline meets at least
 _CORE_SHARE = 0.25  # of the prior's thickness: the sheet that joins parts which the outline joins
-_TOLERANCE = 0.02  # world units by which a silhouette may differ from a mask that does not contradict it
+_TOLERANCE = 0.01  # world units by which a silhouette may differ from a mask that does not contradict it
 _ALIGNED = 1e-3  # of a pose's entries
 
 

@@ -76,6 +76,11 @@ class HullConfig:
     """Grid nodes along each side of the box."""
     dilate: float = 0.02
     """How far outside the hull the surface may lie."""
+    reach: float = 0.01
+    """How far the surface may lie from the consistent volume, on either side, where views carry a calibration.
+
+    About the step of the grid (measured).
+    """
     tolerance: float = 0.1
     """Share of the views that may see background at a node which is kept (1 of 16)."""
     fit_steps: int = 120
@@ -122,6 +127,8 @@ class LossConfig:
     """Sparsity term. Wonder3D: 0.5; SparseNeuS: 0.02."""
     smooth: Weight = 0.1
     """Smoothness term. Wonder3D: 1."""
+    solid: Weight = 10.0
+    """Weight of staying within `hull.reach` of the consistent volume, where views carry a calibration (measured)."""
     sparse_tau: float = 200.0
     """tau of the sparsity term. SparseNeuS: 100 where the box's half side is 1."""
     smooth_delta: float = 0.005
@@ -132,7 +139,7 @@ class LossConfig:
     """Weight of the trusted views, such as the input picture, among views that are not."""
 
     def __post_init__(self) -> None:
-        for name in ("colour", "normal", "mask", "eikonal", "sparse", "smooth"):
+        for name in ("colour", "normal", "mask", "eikonal", "sparse", "smooth", "solid"):
             check_weight(f"loss.{name}", getattr(self, name))
 
 

@@ -123,6 +123,20 @@ def smooth_loss(gradient: Tensor, neighbour: Tensor) -> Tensor:
     return (gradient - neighbour).abs().sum(dim=-1).mean() if len(gradient) else gradient.sum()
 
 
+def solid_loss(sdf: Tensor, distance: Tensor, reach: float) -> Tensor:
+    """How far a field strays from a solid: mean max(0, |f - d| - reach) over points.
+
+    Args:
+        sdf: [n] float32 field f.
+        distance: [n] float32 signed distance d to the solid.
+        reach: difference that is free.
+
+    Returns:
+        A scalar.
+    """
+    return ((sdf - distance).abs() - reach).clamp_min(0).mean() if len(sdf) else sdf.sum()
+
+
 def weight_at(weight: Any, progress: float) -> float:
     """A loss weight at a share of the run.
 

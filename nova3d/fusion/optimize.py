@@ -116,7 +116,7 @@ class Rendering(NamedTuple):
     """A batch of rays as the fields render it, and what the regularisers read.
 
     rgb: [r,3] in [0,1] on white. normal: [r,3], not normalised. opacity, conflict: [r] in [0,1]. gradient: [m,3] of
-    the SDF at the kept samples. random_sdf: [n], random_gradient: [n,3] at random points in the hull's box.
+    the SDF at the kept samples. random_sdf: [n], random_gradient: [n,3] at random_points [n,3] in the hull's box.
     neighbour_gradient: [n,3] a small offset away from these.
     """
 
@@ -125,6 +125,7 @@ class Rendering(NamedTuple):
     opacity: Tensor
     conflict: Tensor
     gradient: Tensor
+    random_points: Tensor
     random_sdf: Tensor
     random_gradient: Tensor
     neighbour_gradient: Tensor
@@ -236,7 +237,7 @@ def render(state: FusionState, batch: RayBatch, context: StepContext) -> Renderi
         h = state.conflict(f_c, features, batch.directions.index_select(0, ray), batch.view[ray], points)
         w = weights.flatten().index_select(0, kept)
         conflict = accumulate((w.detach() if config.conflict.detach else w) * h, ray, len(opacity))
-    return Rendering(rgb, normal, opacity, conflict, gradient, random_sdf, random_gradient, neighbour_gradient)
+    return Rendering(rgb, normal, opacity, conflict, gradient, random, random_sdf, random_gradient, neighbour_gradient)
 
 
 def loss_terms(
@@ -276,6 +277,9 @@ def loss_terms(
         "sparse": losses.sparse_loss(rendering.random_sdf, config.sparse_tau),
         "smooth": losses.smooth_loss(rendering.random_gradient, rendering.neighbour_gradient),
     }
+    if state.trusted is not None:
+        distance = state.hull.signed_distance(rendering.random_points)
+        terms["solid"] = losses.solid_loss(rendering.random_sdf, distance, state.margin)
     terms = {name: losses.weight_at(getattr(config, name), context.progress) * term for name, term in terms.items()}
     if context.poses_move:
         terms["pose"] = state.poses.prior()

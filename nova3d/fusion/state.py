@@ -29,7 +29,7 @@ class FusionState:
         views: the views as given; `cameras` are the refined ones.
         hull: signed distance to the visual hull by the poses when it was last carved, or to the consistent volume.
         trusted: the view whose outline the mesh must have; None where there is no such view.
-        margin: how far outside the hull the surface may lie, in world units.
+        margin: how far outside the hull the surface may lie, in world units; with `trusted`, also how far inside.
         occupancy: [z,y,x] bool cells that may hold a surface.
         box: [2,3] float32 corners of the box around them.
         cached_sdf: [z,y,x] float32 SDF on the hull's nodes, evaluated every few steps.
@@ -105,7 +105,7 @@ class FusionState:
         config = self.config
         poses_move = config.pose.enabled and progress < config.pose.stop
         slack = config.pose.slack if poses_move else 0.0
-        margin = config.hull.dilate + slack
+        margin = config.hull.reach if self.trusted is not None else config.hull.dilate + slack
         if config.pose.enabled and 0 < margin < self.margin:
             self.poses.freeze()
         is_due = poses_move and progress - self.carved_at >= config.pose.recarve

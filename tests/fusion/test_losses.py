@@ -85,6 +85,8 @@ def test_regularisers_on_known_values():
     torch.testing.assert_close(
         losses.mask_loss(torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.0]), torch.ones(2)), torch.tensor(0.125)
     )
+    strays = losses.solid_loss(torch.tensor([0.5, -0.3, 0.1]), torch.tensor([0.1, 0.0, 0.0]), 0.1)
+    torch.testing.assert_close(strays, torch.tensor((0.3 + 0.2 + 0.0) / 3))
 
 
 def test_nothing_to_look_at_gives_finite_zeros():
@@ -96,8 +98,9 @@ def test_nothing_to_look_at_gives_finite_zeros():
         losses.eikonal_loss(none),
         losses.sparse_loss(none[:, 0], 100.0),
         losses.smooth_loss(none, none),
+        losses.solid_loss(none[:, 0], none[:, 0], 0.01),
     ]
-    assert [v.item() for v in values] == [0.0] * 6
+    assert [v.item() for v in values] == [0.0] * 7
     background = torch.zeros(4, 3, requires_grad=True)
     loss = losses.normal_loss(background, background, background, torch.zeros(4, dtype=torch.bool), torch.ones(4), 0.9)
     loss.backward()

@@ -28,12 +28,14 @@ def batch(fitted, monkeypatch):
     """Call with config sections={"key": value}; returns the terms and what eq. 5 was given. early: before H counts."""
     real = losses.colour_loss
 
-    def run(progress: float = 0.5, early: bool = False, move: bool = False, trusted=(), **sections):
+    def run(progress: float = 0.5, early: bool = False, move: bool = False, trusted=(), first_solid=False, **sections):
         config = copy.deepcopy(fitted.config)
         for section, values in sections.items():
             setattr(config, section, replace(getattr(config, section), **values))
         views = replace(fitted.views, trusted=tuple(v in trusted for v in range(8)))
         state = replace(fitted, config=config, views=views)
+        if first_solid:
+            state = replace(state, trusted=0, margin=1e-3)
         state.conflict.detach = config.conflict.detach
         state.poses.config = config.pose
         seen = SimpleNamespace(state=state)
@@ -78,6 +80,15 @@ def test_each_term_is_weighted_by_its_schedule(batch):
         other = batch(progress=0.4, loss=dict.fromkeys(TERMS, 1.0) | {name: [0.2, 1.0, 3.0, 0.6]}).numbers
         expected = plain | {name: 2 * plain[name]}
         assert other == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_a_trusted_outline_the_field_is_held_near_the_first_solid(batch):
+    assert "solid" not in batch().terms
+    found = batch(first_solid=True, loss={"solid": 3.0})
+    assert 0 < found.numbers["solid"] < 1
+    assert batch(first_solid=True, loss={"solid": 6.0}).numbers["solid"] == pytest.approx(2 * found.numbers["solid"])
+    trained = {name for name, module in found.state.modules().items() if gradient(found.terms["solid"], module) > 0}
+    assert trained == {"sdf"}
 
 
 def test_trusted_views_count_more_among_others_only(batch):

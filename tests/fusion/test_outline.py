@@ -11,9 +11,11 @@ from nova3d.cameras import orbit
 from nova3d.fusion import isosurface, reconstruct
 from nova3d.fusion.config import ExtractConfig
 from nova3d.fusion.occupancy import Hull, grid_points
+from nova3d.fusion.optimize import fit
 from nova3d.fusion.outline import Outline, trusted_view
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
+from nova3d.views import ViewSet
 
 EVEN = Calibration((0.3,) * 8, (-0.9,) * 8, (0.5, 0.5, 0.5, 0.0, 0.0))
 FIRST = (True, *[False] * 7)
@@ -84,6 +86,24 @@ def test_when_an_outline_is_trusted(f_views, caplog: pytest.LogCaptureFixture) -
     for trusted in ((True, True, *[False] * 6), (False, True, *[False] * 6)):
         assert trusted_view(replace(views, trusted=trusted)) is None
         assert "not one level orthographic view from the front" in caplog.messages[-1]
+
+
+def test_the_fit_stays_near_the_first_solid_whatever_the_other_views_show(shapes, f_views) -> None:
+    """The other views show a small ball: the solid is theirs and the outline's, the field alone would shrink to it."""
+    other = shapes.draw(shapes.sphere(0.25), f_views.cameras)
+    mask = torch.cat([f_views.mask[:1], other.mask[1:]])
+    views = ViewSet(other.rgb, other.normals, mask, f_views.cameras, trusted=FIRST, calibration=EVEN)
+    shares = []
+    for weight in (0.0, 10.0):
+        config = shapes.tiny_config()
+        config.loss = replace(config.loss, solid=weight)
+        state = fit(views, config)
+        solid = state.hull.distance < 0
+        far = state.hull.distance.abs() > 2 * state.margin
+        shares.append(float((state.evaluate_grid() < 0)[far & solid].float().mean()))
+        bounded = state.bounded_sdf(grid_points(48, 0.6)).reshape(solid.shape)
+        assert torch.equal((bounded < 0)[far], solid[far])
+    assert shares[1] > 0.95 and 1 - shares[0] > 2 * (1 - shares[1]), shares
 
 
 def test_from_the_input_s_camera_the_mesh_is_the_input_whatever_the_other_views_show(shapes, f_views) -> None:
