@@ -13,7 +13,7 @@ from nova3d.sampling import run_record, write_views
 from nova3d.settings import GenerateConfig
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import filling, locked, readable, writable_folder
-from nova3d.utils.progress import Progress
+from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
@@ -150,12 +150,15 @@ def _generate_into(
         notes=notes,
         cutout=cut.facts(),
     )
+    tell = progress or silent
+    tell(0, 2, "drawing the turntable")
     mesh = result.save(folder / "mesh.glb", entry)
     started = time.perf_counter()
     film = write_turntable(mesh, folder, config.turntable_frames, config.turntable_size)
     preview = write_preview(mesh, folder / "preview.png")
     timings["turntable and preview"] = time.perf_counter() - started
     record = provenance.write(folder, entry | {"timings": timings})
+    tell(1, 2, "writing the report")
     report = write_report(
         folder / "report.html",
         title=readable(Path(sampling.image).stem).replace("_", " "),
@@ -175,6 +178,7 @@ def _generate_into(
         timings=timings,
         record=entry,
     )
+    tell(2, 2, "done")
     return Generated(view_folder, mesh, report, record, film, folder / "preview.png", agreement, tuple(notes))
 
 

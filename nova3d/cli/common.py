@@ -1,4 +1,4 @@
-"""What the verbs share: arguments, configs by name, logging, the progress bar, and exit codes."""
+"""What the verbs share: arguments, configs by name, logging, devices, and exit codes."""
 
 import argparse
 import difflib
@@ -10,18 +10,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar, cast
-
-from tqdm import tqdm
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from nova3d import config
+from nova3d.cli.progress import progress_bar as progress_bar
 from nova3d.errors import InputError, first_line
 from nova3d.utils import yaml_text
-from nova3d.utils.progress import Progress
 from nova3d.utils.resources import Shipped, find, locate
 
 Schema = TypeVar("Schema")
@@ -225,6 +223,18 @@ def names(text: str | None) -> list[str] | None:
     return None if text is None else [name for name in text.split(",") if name]
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Logs to what stderr is at the moment: a bar that is drawn there puts log lines above itself."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Where it writes."""
+        return sys.stderr
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a verb, and end in one line on stderr for all that is no bug.
 
@@ -235,7 +245,9 @@ def run(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, _terminate)  # what holds locks, files and processes lets go of them
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of diffusers, transformers and others beside ours
+    log = _StderrHandler()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[log])
     for noisy in ("httpx", "urllib3", "PIL", "trimesh"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -269,20 +281,20 @@ def _silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@contextmanager
-def progress_bar(description: str) -> Iterator[Progress]:
-    """A tqdm bar behind the library's progress callback."""
-    bar = tqdm(desc=description, file=sys.stderr, dynamic_ncols=True)
+def closing(made: Mapping[str, Path | str], quality: str = "", look: str = "") -> None:
+    """Print how a run ends: what was made, how good it is, what to look at next.
 
-    def update(done: int, total: int, stage: str) -> None:
-        bar.total = total
-        bar.set_postfix_str(stage, refresh=False)
-        bar.update(done - bar.n)
-
-    try:
-        yield update
-    finally:
-        bar.close()
+    Args:
+        made: what it is -> its path, in the order of printing.
+        quality: one line of figures, "" where there are none.
+        look: what to do next, "" where nothing follows.
+    """
+    for name, path in made.items():
+        print(f"{name}: {Path(path).resolve()}")
+    if quality:
+        print(f"quality: {quality}")
+    if look:
+        print(f"next: {look}")
 
 
 def pick_device(asked: str) -> str:

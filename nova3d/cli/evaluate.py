@@ -112,4 +112,8 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     for key, floor in compare_with_floors({"predictions": table}).items():
         floor.save(options.out / key, record)
         print(floor.markdown())
-    print(f"written: {options.out.resolve()}/scores.md, scores.tex, scores.csv, scores.json")
+    common.closing(
+        {"scores.md, .tex, .csv, .json": options.out},
+        "",
+        f"compare another method, object by object: nova3d evaluate ... --baseline {options.out / 'scores.json'}",
+    )

@@ -57,11 +57,18 @@ def generate(argv: Sequence[str] | None = None) -> None:
         made = generation.generate(config=settings, device=common.pick_device(options.device), progress=bar)
     for note in made.notes:
         print(note)
-    print(f"views and normal maps: {made.views.resolve()}")
-    print(f"textured mesh:         {made.mesh.resolve()}")
-    print(f"turntable:             {made.turntable.resolve()}")
-    print(f"record:                {made.record.resolve()}")
-    print(f"report:                {made.report.resolve()}")
+    seen = made.agreement
+    common.closing(
+        {
+            "views and normal maps": made.views,
+            "textured mesh": made.mesh,
+            "turntable": made.turntable,
+            "record": made.record,
+            "report": made.report,
+        },
+        f"seen as in the picture, outline IoU {seen.input_iou:.2f}, colours {seen.input_psnr:.1f} dB PSNR",
+        "open the report in a browser; another seed gives other sides: --seed 1",
+    )
 
 
 def _generate_all(pictures: "Sequence[Path]", settings: "GenerateConfig", device: str) -> None:
@@ -76,7 +83,12 @@ def _generate_all(pictures: "Sequence[Path]", settings: "GenerateConfig", device
     summary = (Path(settings.out) / SUMMARY).resolve()
     if failed := sum(outcome.status == "failed" for outcome in outcomes):
         raise InputError(f"{failed} of {len(outcomes)} pictures failed; the reasons stand in {summary}")
-    print(f"summary: {summary}")
+    kept = sum(outcome.status == "kept" for outcome in outcomes)
+    common.closing(
+        {"results": settings.out, "summary": summary},
+        f"{len(outcomes) - kept} made, {kept} kept, none failed; every folder's record.json has its figures",
+        "open report.html of each folder in a browser",
+    )
 
 
 def sample_parser() -> common.Parser:
@@ -106,10 +118,17 @@ def sample(argv: Sequence[str] | None = None) -> None:
     settings = common.load_config(SampleConfig, "sample", options, {"image": given[0] if given else None})
 
     from nova3d.sampling import sample_views
+    from nova3d.utils.files import read_json
 
     with common.progress_bar("sampling") as bar:
         folder, views, *_ = sample_views(settings, common.pick_device(options.device), bar)
-    print(f"{len(views)} views and normal maps: {folder.resolve()}")
+    agreement = read_json(folder / "record.json", dict, "record")["task_iou"]
+    common.closing(
+        {f"{len(views)} views and normal maps": folder, "contact sheet": folder / "contact_sheet.png"},
+        f"colours and normals show one outline with an IoU of {sum(agreement) / len(agreement):.2f} (mean of the "
+        f"views; least {min(agreement):.2f})",
+        f"nova3d reconstruct {folder} --out {folder}/mesh.glb",
+    )
 
 
 def reconstruct_parser() -> common.Parser:
@@ -205,7 +224,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
         page = write_fusion_report(shown, folder, views, result, entry, notes)
         provenance.write(folder, entry | {"history": result.history})
     report = result.report
-    print(
+    quality = (
         f"{report['faces']} faces, {report['components']} component(s), "
         f"{'watertight' if report['watertight'] else 'NOT watertight'}, "
         f"{100 * report['unseen_share']:.1f} % of the texture unseen, mean conflict {report['conflict_mean']:.3f}, "
@@ -218,6 +237,9 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
             f"the mesh is in nova3d's frame; record.json's `placement` leads there from that of '{folder_of_views}', "
             "and --frame source writes the mesh in that"
         )
-    print(f"conflict maps, refined cameras, record and pictures: {folder}")
-    print(f"report: {page}")
+    common.closing(
+        {"conflict maps, refined cameras, record and pictures": folder, "report": page},
+        quality,
+        "open the report in a browser",
+    )
     print(out)

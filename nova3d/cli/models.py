@@ -52,7 +52,7 @@ def calibrate(argv: Sequence[str] | None = None) -> None:
         calibration, path = calibrate_model(options.model, options.shards, options.objects, device, bar)
     for name, value in calibration.facts.items():
         print(f"{name}: {value}")
-    print(f"written: {path.resolve()}")
+    common.closing({"written": path}, "", f"nova3d generate photo.png --model {options.model}")
 
 
 def inspect_parser() -> common.Parser:

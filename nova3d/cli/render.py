@@ -112,6 +112,7 @@ def _run(settings: "RenderConfig", options: argparse.Namespace) -> None:
     print(f"this run: {tally}")
     if packed:
         print(f"shards: {packed}")
+        common.closing({}, "", f"look at them: nova3d render sheet out={settings.out}")
     elif tally.ended:
         print(f"ended by {tally.ended}; the same command resumes")
         sys.exit(128 + signal.Signals[tally.ended])

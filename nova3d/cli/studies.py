@@ -49,7 +49,7 @@ def reproduce(argv: Sequence[str] | None = None) -> None:
     with common.progress_bar(options.table) as bar:
         report, written = reproduce_table(settings, device, options.workers, options.retry, bar)
     print(report.markdown())
-    print(f"written: {written.resolve()}")
+    common.closing({"written": written})
 
 
 def ablate_parser() -> common.Parser:
@@ -96,7 +96,7 @@ def _attention(options: Namespace) -> None:
     with common.progress_bar("attention suite") as bar:
         report, path = attention_suite(settings, device, options.workers, options.retry, bar)
     print(report.markdown())
-    print(f"written: {path.resolve()}")
+    common.closing({"written": path})
 
 
 def _fusion(options: Namespace) -> None:
@@ -118,7 +118,7 @@ def _fusion(options: Namespace) -> None:
     text = report(rows)
     write_text(out / "report.md", text)
     print(text)
-    print(f"written: {(out / 'report.md').resolve()}")
+    common.closing({"written": out / "report.md"})
 
 
 def _choose(what: str, wanted: str, there: Sequence[str]) -> list[str]:

@@ -5,10 +5,14 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nova3d.cli import common
 from nova3d.errors import InputError
 from nova3d.utils.progress import silent
+
+if TYPE_CHECKING:
+    from nova3d.training.config import TrainConfig
 
 TRAIN_EXAMPLE = """nova3d train --config configs/train/mini.yaml data.shards=data/shards steps=4000
   accelerate launch --config_file configs/accelerate/8gpu.yaml -m nova3d train --config paper"""
@@ -76,7 +80,24 @@ def train(argv: Sequence[str] | None = None) -> None:
     ):
         outcome = train_unet(settings, device, bar, stop)
     if is_main:
-        print(f"{'model' if outcome.finished else 'stopped; checkpoint'}: {outcome.path.resolve()}")
+        common.closing(
+            {"model" if outcome.finished else "stopped; checkpoint": outcome.path, "run": settings.out},
+            _last_losses(settings),
+            f"nova3d generate photo.png --model {outcome.path}"
+            if outcome.finished
+            else "the same command goes on from the checkpoint",
+        )
+
+
+def _last_losses(settings: "TrainConfig") -> str:
+    """The losses of the last entry of a run's log."""
+    from nova3d.utils.files import read_json_lines
+
+    rows = [row for row in read_json_lines(Path(settings.out) / "stats.jsonl", "log", cut=True) if "loss_rgb" in row]
+    if not rows:
+        return ""
+    last = rows[-1]
+    return f"loss {last['loss_rgb']:.4f} of colours and {last['loss_normal']:.4f} of normals at step {last['step']}"
 
 
 def train_autoencoder_parser() -> common.Parser:
@@ -104,7 +125,7 @@ def train_autoencoder(argv: Sequence[str] | None = None) -> None:
 
     with common.progress_bar("autoencoder") as bar:
         folder = train_vae(settings, common.pick_device(options.device), bar)
-    print(f"autoencoder: {folder.resolve()}")
+    common.closing({"autoencoder": folder}, "", f"nova3d cache-latents vae={folder} --out data/latents")
 
 
 def cache_latents_parser() -> common.Parser:
@@ -128,7 +149,7 @@ def cache_latents(argv: Sequence[str] | None = None) -> None:
 
     settings = common.load_config(TrainConfig, "train", options)
     if not settings.data.cache:
-        raise InputError("data.cache= or --out must name the folder to write")
+        raise InputError("data.cache= must name the folder to write; so does --out")
 
     from accelerate import PartialState
 
@@ -158,4 +179,4 @@ def cache_latents(argv: Sequence[str] | None = None) -> None:
         )
     state.wait_for_everyone()
     if state.is_main_process:
-        print(f"latents: {folder.resolve()}")
+        common.closing({"latents": folder}, f"{len(dataset)} samples encoded", f"nova3d train data.cache={folder}")

@@ -87,10 +87,8 @@ def fit(
             Snapshot.of(state).save(checkpoint, config, state.views, detail)
             saved = time.perf_counter()
         done = max(done, state.step / steps)
-        left = state.seconds / max(done, 1e-6) * (1 - done)
         if progress:
-            stage = f"fit {state.step}/{steps}, loss {logged['loss']:.4f}, {left:.0f} s left"
-            progress(round(done * steps), steps, stage)
+            progress(round(done * steps), steps, f"fitting, step {state.step}/{steps}, loss {logged['loss']:.4f}")
     state.lambda_0 = losses.conflict_penalty(1.0, state.mean_residual, config.conflict)
     if state.step < steps:
         log.warning("the time budget ended the fit after %d of %d steps; its schedule was shortened", state.step, steps)

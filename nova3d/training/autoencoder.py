@@ -101,7 +101,7 @@ def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, prog
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             means = stats.flush()
             if progress:
-                progress(step + 1, config.steps, f"loss {means['loss']:.4f} psnr {means['psnr']:.2f}")
+                progress(step + 1, config.steps, f"training, loss {means['loss']:.4f}, psnr {means['psnr']:.2f}")
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             stats.flush()
             save_checkpoint(out, step + 1, write, identity)

@@ -142,7 +142,7 @@ def build_cache(
                         log.warning("object '%s' is left out: %s", manifest["uids"][row], error)
                 _write(files[index], tensors)
             if progress:
-                progress(done + 1, len(mine), files[index].name)
+                progress(done + 1, len(mine), f"encoding, {files[index].name}")
     except OSError as error:
         raise InputError(f"cannot write the latent cache '{folder}': {error}") from error
     return folder

@@ -99,7 +99,7 @@ def training_loop(
                     if config.trackers:
                         accelerator.log(means, step=done)
                     if progress:
-                        progress(done, config.steps, f"loss {means.get('loss', float('nan')):.4f}")
+                        progress(done, config.steps, f"training, loss {means.get('loss', float('nan')):.4f}")
 
             if done % config.optim.snapshot_every == 0 or done == config.steps:
                 for sigma_rel, average in run.profiles.items():

@@ -12,7 +12,7 @@ class Progress(Protocol):
         Args:
             done: finished units, 0 to `total`.
             total: units in all; it may grow while the work runs.
-            stage: what is being done, or what the last unit said.
+            stage: what is being done and, behind a comma, what the last unit said.
         """
         ...
 

@@ -24,7 +24,7 @@ def stop_at(step: int) -> Progress:
     """A progress callback that ends the run when this step is told of (one of ten is)."""
 
     def progress(done: int, total: int, stage: str) -> None:
-        if f"fit {step}/" in stage:
+        if f"step {step}/" in stage:
             raise StoppedError
 
     return progress

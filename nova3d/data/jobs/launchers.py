@@ -158,7 +158,8 @@ def _wait_for_actors(
         if progress:
             shown = [s for s in journal.read_status(Path(config.out)) if s["name"] in names]
             count = sum(sum(s["counts"].values()) for s in shown)
-            progress(count, sum(s["planned"] for s in shown), f"{sum(s['live'] for s in shown)} shares at work")
+            at_work = sum(s["live"] for s in shown)
+            progress(count, sum(s["planned"] for s in shown), f"rendering, {at_work} shares at work")
     for actor in actors:
         ray.kill(actor)
     if errors:

@@ -343,7 +343,7 @@ class RenderPool:
             worker.terminate()
         if self._progress:
             summary = self._queue.summary
-            self._progress(summary.total, self._queue.total, str(summary))
+            self._progress(summary.total, self._queue.total, f"rendering, {summary}")
 
     def _drain(self, stop: Stop) -> None:
         """Let the objects in flight end, for a bounded time."""

@@ -75,7 +75,7 @@ def contact_sheets(
         _draw_page(page, title, worst).save(path)
         written.append(path)
         if progress:
-            progress(number + 1, len(pages), path.name)
+            progress(number + 1, len(pages), f"drawing, {path.name}")
     return written
 
 

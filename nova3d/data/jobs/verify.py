@@ -68,7 +68,7 @@ def verify(folder: str | Path, deep: bool = False, progress: Progress | None = N
                 problems += [complaint] if complaint else []
                 done += 1
                 if progress:
-                    progress(done, total, f"{len(problems)} problems")
+                    progress(done, total, f"verifying, {len(problems)} problems")
     shards = {(reader.folder, sample["shard"]) for reader in readers for sample in reader.samples}
     return Verified(total, len(shards), problems)
 

@@ -62,7 +62,7 @@ class FolderSource:
                 )
             )
             if progress:
-                progress(done, len(paths), readable(path.name))
+                progress(done, len(paths), f"reading, {readable(path.name)}")
         return assets
 
     def fetch(self, asset: Asset, folder: Path) -> Path:

@@ -46,7 +46,7 @@ class GsoSource:
             if uid_of(name) in chosen:
                 assets.append(_asset(name, mesh, _metadata(folder / name / "metadata.pbtxt") | rows.get(name, {})))
             if progress:
-                progress(done, len(meshes), name)
+                progress(done, len(meshes), f"reading, {name}")
         return assets
 
     def fetch(self, asset: Asset, folder: Path) -> Path:
