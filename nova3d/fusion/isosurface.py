@@ -39,6 +39,7 @@ def extract_mesh(
     config: ExtractConfig,
     radius: float,
     cells_at: Callable[[np.ndarray], np.ndarray] | None = None,
+    parts: int = 1,
 ) -> trimesh.Trimesh:
     """Extract, clean and decimate the zero level of a signed distance field.
 
@@ -48,6 +49,7 @@ def extract_mesh(
         config: resolution, budget of faces, kernel.
         radius: half the side of the field's box, which `config.resolution` cells span.
         cells_at: see `clean`.
+        parts: in how many parts the picture of `cells_at` shows the object.
 
     Returns:
         A closed manifold in the world frame, faces outward (counter-clockwise from outside).
@@ -58,7 +60,8 @@ def extract_mesh(
     step, factor = 2 * radius / config.resolution, max(1, config.resolution // config.coarse)
     vertices, faces = isosurface(sdf, box, step, factor, config.kernel)
     mesh = clean(trimesh.Trimesh(vertices, faces, process=False), config.min_component, cells_at)
-    return clean(decimate(mesh, config.faces), config.min_component if cells_at is None else 0.0)
+    # Decimation may pinch crumbs off. Parts that the picture shows apart stay, however small they are.
+    return clean(decimate(mesh, config.faces), config.min_component, least_parts=1 if cells_at is None else parts)
 
 
 def check_kernel(name: str) -> None:
@@ -224,7 +227,10 @@ def _weld(points: np.ndarray, planes: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def clean(
-    mesh: trimesh.Trimesh, min_component: float, cells_at: Callable[[np.ndarray], np.ndarray] | None = None
+    mesh: trimesh.Trimesh,
+    min_component: float,
+    cells_at: Callable[[np.ndarray], np.ndarray] | None = None,
+    least_parts: int = 1,
 ) -> trimesh.Trimesh:
     """Keep the main components, and drop small ones and cavities.
 
@@ -234,6 +240,7 @@ def clean(
         cells_at: world points [n,3] to the numbers [n] of the cells of a picture that they are seen in, faces being no
             larger than cells. A component is then kept where it covers cells that no larger one covers, however small
             it is, and dropped where it covers none. None: the area decides.
+        least_parts: how many of the largest components stay whatever their area.
 
     Returns:
         The mesh that is left.
@@ -253,7 +260,9 @@ def clean(
         component, weights=np.einsum("fc,fc->f", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
     )
     solid = volume > 0 if (volume > 0).any() else np.ones(len(volume), dtype=bool)
-    kept = solid & (area >= min_component * area[solid].max())
+    ranked = np.sort(area[solid])[::-1]
+    least = min(min_component * ranked[0], ranked[min(least_parts, len(ranked)) - 1])
+    kept = solid & (area >= least)
     if cells_at is not None:
         kept = solid & _needed_components(cells_at(corners.mean(axis=1)), component, area * solid)
     if not kept.all():

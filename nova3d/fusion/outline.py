@@ -85,10 +85,12 @@ class Outline:
     Attributes:
         distance: [h,w] float32, world units to the outline, negative inside.
         camera: the trusted camera, of h x w pixels.
+        parts: connected parts that the outline has.
     """
 
     distance: Tensor
     camera: Cameras
+    parts: int = 1
 
     @staticmethod
     def of(mask: Tensor, camera: Cameras, step: float) -> "Outline":
@@ -115,7 +117,8 @@ class Outline:
         inside = _widen_thin_parts(inside, _THIN * step / pixel)
         distance = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
         distance = (distance - 0.5 * np.sign(distance)) * pixel  # it counts from centre to centre of pixels
-        return Outline(torch.from_numpy(distance.astype(np.float32)), camera)
+        count = int(ndimage.label(inside, np.ones((3, 3)))[1])
+        return Outline(torch.from_numpy(distance.astype(np.float32)), camera, count)
 
     def bound(self, sdf: SignedDistance, cached: Tensor, hull: Hull, step: float) -> SignedDistance:
         """A signed distance field whose solid has this outline.

@@ -127,15 +127,15 @@ def reconstruct(
     with _record_time(timings, "mesh"):
         box = state.hull.bounds(state.margin)
         sdf: SignedDistance = state.bounded_sdf
-        cells_at = None
+        cells_at, parts = None, 1
         if state.trusted is not None:
             true = views[[state.trusted]] if detail is None else detail
             step = 2 * config.field.radius / config.extract.resolution
             outline = Outline.of(true.mask[0], true.cameras, step)
             cached = torch.minimum(state.evaluate_grid(), state.hull.distance + state.margin)  # as `bounded_sdf`
             sdf = outline.bound(sdf, cached, state.hull, step)
-            cells_at = outline.cells_at(step)
-        solid = isosurface.extract_mesh(sdf, box, config.extract, config.field.radius, cells_at)
+            cells_at, parts = outline.cells_at(step), outline.parts
+        solid = isosurface.extract_mesh(sdf, box, config.extract, config.field.radius, cells_at, parts)
 
     progress(90, 100, "rendering the conflict maps")
     with _record_time(timings, "conflict"):

@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 from nova3d.errors import InputError
 from nova3d.fusion import isosurface as surfaces
 from nova3d.fusion.config import ExtractConfig
-from nova3d.fusion.isosurface import extract_mesh, health, isosurface
+from nova3d.fusion.isosurface import clean, extract_mesh, health, isosurface
 from nova3d.utils import compat
 
 BOX = torch.tensor([[-0.45] * 3, [0.45] * 3])
@@ -136,6 +136,36 @@ def test_specks_and_bubbles_go_and_main_parts_stay():
     assert mesh.vertices[:, 1].max() < 0.2
     expected = 4 / 3 * np.pi * (0.17**3 + 0.15**3)  # the bubble, 17 % of the largest part's area, is filled
     assert abs(mesh.volume / expected - 1) < 0.03
+
+
+def test_small_parts_stay_only_where_so_many_are_asked_for():
+    balls = [trimesh.creation.icosphere(2, radius) for radius in (0.3, 0.02, 0.01)]
+    for place, one in enumerate(balls):
+        one.apply_translation([0.5 * place, 0, 0])
+    mesh = trimesh.util.concatenate(balls)
+    for parts in (1, 2, 3, 4):
+        assert clean(mesh, 0.01, least_parts=parts).body_count == min(parts, 3)
+    assert clean(mesh, 0.004).body_count == 2
+
+
+def test_a_crumb_that_decimation_pinches_off_goes(monkeypatch):
+    """Two balls that the picture shows apart; decimation leaves a third, smaller one."""
+
+    def scene(x: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(ball(x, (-0.2, 0, 0), 0.2), ball(x, (0.3, 0, 0), 0.03))
+
+    def pinching(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
+        crumb = trimesh.creation.icosphere(1, 0.01)
+        crumb.apply_translation([0, 0.4, 0])
+        return trimesh.util.concatenate([mesh, crumb])
+
+    def cells_at(points: np.ndarray) -> np.ndarray:
+        return (np.floor(points[:, 0] / STEP) * 1000 + np.floor(points[:, 1] / STEP)).astype(int)
+
+    monkeypatch.setattr(surfaces, "decimate", pinching)
+    mesh = extract_mesh(scene, BOX, CONFIG, 0.6, cells_at, parts=2)
+    assert mesh.body_count == 2
+    assert mesh.bounds[1] == pytest.approx([0.33, 0.2, 0.2], abs=0.01)
 
 
 def test_a_surface_cut_by_the_box_is_closed():

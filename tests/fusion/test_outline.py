@@ -47,12 +47,12 @@ def test_the_surface_has_the_outline_whatever_the_field(offset: float) -> None:
     bound = outline.bound(ball, cached, Hull(cached, radius), step)
     box = torch.tensor([[-radius] * 3, [radius] * 3])
     config = ExtractConfig(resolution=128, coarse=32, faces=40000)
-    mesh = isosurface.extract_mesh(bound, box, config, radius, outline.cells_at(step))
+    mesh = isosurface.extract_mesh(bound, box, config, radius, outline.cells_at(step), outline.parts)
     shown = silhouette(mesh, size)
     assert iou(shown, mask) > 0.95
     assert mesh.is_watertight
     parts = [ndimage.label(m.numpy() > 0.5, np.ones((3, 3)))[1] for m in (shown, mask)]
-    assert parts[0] == parts[1] == 2 == isosurface.health(mesh)["components"]
+    assert parts[0] == parts[1] == 2 == outline.parts == isosurface.health(mesh)["components"]
     assert float(shown[size // 2 - 1, size // 2 - 20]) == 0  # the hole
     leg = shown[size // 2 + 60 : size // 2 + 85]
     assert bool((leg > 0.5).any(dim=1).all())  # two pixels wide, one step of marching cubes
@@ -70,7 +70,7 @@ def test_a_component_that_covers_nothing_new_goes_and_a_small_one_that_does_stay
     cells = Outline(torch.zeros(128, 128), camera).cells_at(step)
     box, config = torch.tensor([[-0.6] * 3, [0.6] * 3]), ExtractConfig(resolution=96, coarse=32)
     plain = isosurface.extract_mesh(balls, box, config, 0.6)
-    kept = isosurface.extract_mesh(balls, box, config, 0.6, cells)
+    kept = isosurface.extract_mesh(balls, box, config, 0.6, cells, parts=2)
     assert plain.bounds[1] == pytest.approx([0.3, 0.3, 0.53], abs=0.01)
     assert kept.bounds[1] == pytest.approx([0.48, 0.3, 0.3], abs=0.01)
 
