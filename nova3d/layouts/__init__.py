@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from nova3d.errors import InputError
-from nova3d.layouts import published, transforms
+from nova3d.layouts import published, sheets, transforms
 from nova3d.layouts.base import Assume, Layout, Loaded, Orbit, orbit_views
 from nova3d.layouts.checks import check_for_fusion
 from nova3d.layouts.placement import Placement, normalise
@@ -35,6 +35,9 @@ LAYOUTS: dict[str, Layout] = {
     "envision3d": Layout(published.is_envision3d, published.read_envision3d),
     "syncdreamer": Layout(published.is_syncdreamer, published.read_syncdreamer),
     "era3d": Layout(published.is_era3d, published.read_era3d),
+    "mv_adapter": Layout(sheets.is_mv_adapter, sheets.read_mv_adapter),
+    "ouroboros3d": Layout(sheets.is_ouroboros3d, sheets.read_ouroboros3d),
+    "kiss3dgen": Layout(sheets.is_kiss3dgen, sheets.read_kiss3dgen),
     "sv3d": Layout(published.is_sv3d, published.read_sv3d),
     "v3d": Layout(published.is_v3d, published.read_v3d),
     "frames": Layout(None, published.read_frames),  # pictures alone say nothing of cameras
