@@ -43,6 +43,12 @@ def evaluate_parser() -> common.Parser:
         help="what that layout does not say, e.g. elevation_deg=10; may be repeated",
     )
     arguments.add_argument(
+        "--mesh-axes",
+        default="+y,+z",
+        metavar="UP,FRONT",
+        help="of the predicted meshes, +z,-y for example (default: %(default)s)",
+    )
+    arguments.add_argument(
         "--weights",
         action="append",
         default=[],
@@ -89,6 +95,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
             protocol,
             layout=options.layout,
             assume=assume,
+            axes=options.mesh_axes,
             weights=dict(text.split("=", 1) for text in options.weights),
             device=common.pick_device(options.device),
             workers=options.workers,

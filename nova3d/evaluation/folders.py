@@ -1,7 +1,11 @@
 """A folder of objects, whoever wrote it: DIR/<object>/ with views, a mesh or both, or DIR/<object>.glb."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nova3d import layouts
 from nova3d.errors import InputError
@@ -10,6 +14,7 @@ from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.views import ViewSet
 
 _NEEDS = {"views": "views", "meshes": "a mesh (mesh.glb, or <object>.glb beside the folders)", "textures": "a mesh"}
+OUR_AXES = "+y,+z"
 _PICTURES = (".png", ".webp", ".jpg", ".jpeg")
 
 
@@ -23,15 +28,24 @@ class ObjectFolder:
     be of the protocol's rig."""
     assume: layouts.Assume = field(default_factory=layouts.Assume)
     """What that layout does not say."""
+    axes: str = OUR_AXES
+    """Of the meshes: the signed axis that is up and the one to the input view's camera, as "+z,-y" (`mesh_turn`)."""
     names: tuple[str, ...] = ()
     """The objects that count; empty means all that there are."""
 
     @staticmethod
-    def open(path: str | Path, role: str, layout: str = "auto", assume: layouts.Assume | None = None) -> "ObjectFolder":
-        """An existing folder; raises InputError that names `role` where there is none."""
+    def open(
+        path: str | Path,
+        role: str,
+        layout: str = "auto",
+        assume: layouts.Assume | None = None,
+        axes: str = OUR_AXES,
+    ) -> "ObjectFolder":
+        """An existing folder; raises InputError that names `role` where there is none, and for axes that are none."""
+        mesh_turn(axes)
         if not Path(path).is_dir():
             raise InputError(f"{role} folder '{path}' does not exist")
-        return ObjectFolder(Path(path), layout, assume or layouts.Assume())
+        return ObjectFolder(Path(path), layout, assume or layouts.Assume(), axes)
 
     def objects(self, kinds: tuple[str, ...], rules: ViewRules) -> list[str]:
         """The names, sorted, of all objects with something of `kinds`."""
@@ -77,6 +91,26 @@ class ObjectFolder:
         found = [self.root / name / f"mesh{suffix}" for suffix in MESH_SUFFIXES]
         found += [self.root / f"{name}{suffix}" for suffix in MESH_SUFFIXES]
         return next((path for path in found if path.is_file()), None)
+
+
+def mesh_turn(axes: str) -> NDArray[np.float64]:
+    """The rotation of meshes with other axes into our frame (+Y up, +Z to the input view's camera).
+
+    Args:
+        axes: UP,FRONT, each one of +x, -x, +y, -y, +z and -z.
+
+    Returns:
+        [3,3] with determinant 1.
+
+    Raises:
+        InputError: where the text is not of that form, or both name the same axis.
+    """
+    match = re.fullmatch(r"([+-])([xyz]),([+-])([xyz])", axes.lower())
+    if not match or match[2] == match[4]:
+        raise InputError(f"mesh axes '{axes}' are not UP,FRONT of two different axes, as {OUR_AXES} or +z,-y")
+    up, front = np.zeros(3), np.zeros(3)
+    up["xyz".index(match[2])], front["xyz".index(match[4])] = float(f"{match[1]}1"), float(f"{match[3]}1")
+    return np.stack([np.cross(up, front), up, front])
 
 
 def common_kinds(

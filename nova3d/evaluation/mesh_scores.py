@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nova3d.errors import InputError
 from nova3d.evaluation import baselines
 from nova3d.evaluation import mesh_metrics as metrics
-from nova3d.evaluation.folders import ObjectFolder
+from nova3d.evaluation.folders import ObjectFolder, mesh_turn
 from nova3d.evaluation.protocols import MESH_REGISTRATIONS, MeshRules, Protocol
 from nova3d.evaluation.shape_figures import FrontView, front_view, shape_figures
 
@@ -47,7 +47,9 @@ class MeshScorer:
 
     def score(self, prediction: ObjectFolder) -> Row:
         """Column -> value; raises InputError where the prediction is missing or unusable."""
-        pred = metrics.read_surface(prediction.mesh(self.name))
+        turn = np.eye(4)
+        turn[:3, :3] = mesh_turn(prediction.axes)
+        pred = metrics.moved(metrics.read_surface(prediction.mesh(self.name)), turn)
         if line := units_fault(pred, self.ref, self.rules):
             log.warning("%s: %s", self.name, line)
         row, missing = score_meshes(pred, self.ref, self.rules, self.seed)

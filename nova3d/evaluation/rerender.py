@@ -35,14 +35,23 @@ def sphere(size: int) -> Cameras:
     return Cameras(look_from(azimuth, elevation, 1.5).float(), intrinsics, size, size, "orthographic")
 
 
-def rerender(path: Path, to_unit: NDArray[np.float64], rules: TextureRules, device: torch.device | str) -> ViewSet:
+def rerender(
+    path: Path,
+    to_unit: NDArray[np.float64],
+    rules: TextureRules,
+    device: torch.device | str,
+    turn: NDArray[np.float64] | None = None,
+) -> ViewSet:
     """The mesh file's base colours, world normals and coverage from the rig of `rules`, on white.
 
     to_unit: [4,4] similarity of the REFERENCE (`mesh_metrics.to_unit`), a scale and a shift, for both sides.
+    turn: [3,3] rotation of the file's axes into the reference's, before that; None for none.
     Raises InputError where the file cannot be read, lacks one of its textures, or nothing of it is in any picture.
     """
     scale = float(to_unit[0, 0])
-    mesh = require_textures(load_mesh(path), str(path)).placed(scale, torch.from_numpy(-to_unit[:3, 3] / scale))
+    mesh = require_textures(load_mesh(path), str(path))
+    mesh = mesh if turn is None else mesh.rotated(torch.from_numpy(turn))
+    mesh = mesh.placed(scale, torch.from_numpy(-to_unit[:3, 3] / scale))
     return draw(mesh, cameras(rules), rules.supersample, str(path), device)
 
 

@@ -15,7 +15,7 @@ from nova3d import layouts
 from nova3d.errors import InputError
 from nova3d.evaluation import baselines
 from nova3d.evaluation.cache import PREDICTION, REFERENCES, ObjectScores, ScoreCache, object_files
-from nova3d.evaluation.folders import ObjectFolder, common_kinds
+from nova3d.evaluation.folders import OUR_AXES, ObjectFolder, common_kinds
 from nova3d.evaluation.mesh_scores import MeshScorer
 from nova3d.evaluation.protocols import Protocol
 from nova3d.evaluation.references import with_views
@@ -39,6 +39,7 @@ def score(
     *,
     layout: str = "auto",
     assume: layouts.Assume | None = None,
+    axes: str = OUR_AXES,
     weights: Mapping[str, str | Path] | None = None,
     device: torch.device | str = "cpu",
     workers: int = 1,
@@ -56,6 +57,7 @@ def score(
         protocol: what is scored and how; None is `Protocol()`, which is configs/eval/nova3d-el0.yaml.
         layout: of the predicted views (`nova3d.layouts`); the references' is told by their files.
         assume: what that layout does not say.
+        axes: of the predicted meshes, UP,FRONT: "+z,-y" where +Z is up and -Y looks at the input view's camera.
         weights: perceptual metric -> weights file, where it is not the published one.
         device: of the perceptual networks and of the drawing of textured meshes.
         workers: processes that share the objects out; on "cuda" each has a GPU of its own.
@@ -77,6 +79,7 @@ def score(
         protocol,
         layout=layout,
         assume=assume,
+        axes=axes,
         weights=weights,
         device=device,
         workers=workers,
@@ -93,6 +96,7 @@ def score_methods(
     *,
     layout: str = "auto",
     assume: layouts.Assume | None = None,
+    axes: str = OUR_AXES,
     weights: Mapping[str, str | Path] | None = None,
     device: torch.device | str = "cpu",
     workers: int = 1,
@@ -114,7 +118,7 @@ def score_methods(
     protocol = protocol or Protocol()
     given = ObjectFolder.open(references, "references")
     runs = {
-        run: ObjectFolder.open(folder, "predictions", layout, assume)
+        run: ObjectFolder.open(folder, "predictions", layout, assume, axes)
         for of_method in methods.values()
         for run, folder in of_method.items()
     }
@@ -181,6 +185,7 @@ class Evaluation:
             keys[REFERENCES, name] = provenance.hash_json([*settings, baselines.VERSION, reference])
             for run, predictions in self.runs.items():
                 own = [object_files(predictions.root, name), predictions.layout, str(predictions.assume)]
+                own += [predictions.axes]
                 keys[run, name] = provenance.hash_json([*settings, reference, *own])
         return ScoreCache(folder / f"{rules.name}-{rules.hash}", keys)
 

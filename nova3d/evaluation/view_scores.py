@@ -11,7 +11,7 @@ import torch
 from nova3d.cameras import Cameras, preset
 from nova3d.errors import InputError
 from nova3d.evaluation import baselines
-from nova3d.evaluation.folders import ObjectFolder
+from nova3d.evaluation.folders import ObjectFolder, mesh_turn
 from nova3d.evaluation.mesh_metrics import read_surface, to_unit
 from nova3d.evaluation.protocols import Protocol, ViewRules
 from nova3d.evaluation.rerender import rerender
@@ -106,7 +106,8 @@ class TextureScorer:
 
     def score(self, prediction: ObjectFolder) -> Row:
         """Column -> value; raises InputError where the prediction is missing or cannot be drawn."""
-        pictures = rerender(prediction.mesh(self.name), self.to_unit, self.rules, self.device)
+        turn = mesh_turn(prediction.axes)
+        pictures = rerender(prediction.mesh(self.name), self.to_unit, self.rules, self.device, turn)
         return image_row(pictures, self.ref, self.rules.metrics, self.networks)
 
     def score_failure(self) -> Row:

@@ -99,6 +99,12 @@ class Mesh:
         """Return the mesh in the object frame: centred, its longest side 1."""
         return self.placed(*self.normalisation())
 
+    def rotated(self, rotation: Tensor) -> "Mesh":
+        """Return the mesh turned about the origin of its file; rotation is [3,3] float64."""
+        turn = rotation.to(self.vertices)
+        vertices, normals = self.vertices @ turn.mT, self.normals @ turn.mT
+        return replace(self, vertices=vertices, normals=normals, origin=rotation.to(self.origin) @ self.origin)
+
     def placed(self, scale: float, centre: Tensor) -> "Mesh":
         """Return the mesh with its vertices at (file - centre) * scale; centre is [3], in the file's frame."""
         shift = (self.origin - centre.double().cpu()).to(self.vertices.device)

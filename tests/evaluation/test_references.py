@@ -1,13 +1,15 @@
 from dataclasses import replace
 
 import pytest
+import torch
 import trimesh
 
 from nova3d.cameras import orbit, preset
 from nova3d.data import render_object
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, score
-from nova3d.evaluation.protocols import MeshRules, ViewRules
+from nova3d.evaluation.folders import mesh_turn
+from nova3d.evaluation.protocols import MeshRules, TextureRules, ViewRules
 from nova3d.views import ViewSet
 
 METRICS = ("psnr", "mask_iou", "normals")
@@ -80,3 +82,32 @@ def test_predicted_meshes_alone_are_scored_in_the_frame_of_the_file(meshes, tmp_
     table = score(tmp_path / "pred", meshes, PROTOCOL, cache=tmp_path / "kept")
     assert table.rows["box"]["iou16_flood"] == 1.0 and "references" not in table.facts
     assert not (tmp_path / "kept/references").exists()
+
+
+@pytest.mark.parametrize("axes", ["+z,-y", "-x,+z"])
+def test_meshes_with_other_axes_are_turned(tmp_path, axes):
+    """An L of three unequal boxes, written with other axes, scores as it does in ours."""
+    parts = [((0.5, 0.2, 0.2), (0.25, 0, 0)), ((0.2, 1.0, 0.2), (0, 0.4, 0)), ((0.2, 0.2, 0.4), (0, 0, 0.3))]
+    shape = trimesh.util.concatenate([trimesh.creation.box(size).apply_translation(at) for size, at in parts])
+    assert isinstance(shape, trimesh.Trimesh)
+    for folder in ("ref", "pred"):
+        (tmp_path / folder).mkdir()
+    shape.export(tmp_path / "ref/l.ply")
+    to_ours = mesh_turn(axes)
+    shape.vertices = shape.vertices @ to_ours  # by the inverse, its transpose
+    shape.export(tmp_path / "pred/l.ply")
+    protocol = replace(
+        PROTOCOL, kinds=("meshes", "textures"), textures=TextureRules("ortho4", 32, metrics=("mask_iou",))
+    )
+    row = score(tmp_path / "pred", tmp_path / "ref", protocol, axes=axes).rows["l"]
+    assert row["iou16_flood"] > 0.99 and row["mask_iou"] > 0.99
+    assert score(tmp_path / "pred", tmp_path / "ref", protocol).rows["l"]["mask_iou"] < 0.6
+    with pytest.raises(InputError, match=r"mesh axes '\+y,-y' are not UP,FRONT"):
+        score(tmp_path / "pred", tmp_path / "ref", protocol, axes="+y,-y")
+
+
+def test_the_axes_of_blender():
+    up, front = torch.tensor([0.0, 0, 1]), torch.tensor([0.0, -1, 0])
+    turn = torch.from_numpy(mesh_turn("+z,-y")).float()
+    assert (turn @ up).tolist() == [0, 1, 0] and (turn @ front).tolist() == [0, 0, 1]
+    assert float(torch.linalg.det(turn)) == 1
