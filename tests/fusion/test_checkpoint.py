@@ -85,7 +85,7 @@ def test_a_resumed_fit_goes_on_where_it_was(shapes, f_views, interrupted, caplog
     told: list[str] = []
     state = fit(f_views, small(shapes), lambda done, total, stage: told.append(stage), interrupted)
     assert f"going on from step 21 of '{interrupted}'" in caplog.messages
-    assert [text.split("/")[0] for text in told] == ["fit 31"]
+    assert [text.split("/")[0] for text in told] == ["fitting, step 31"]
     assert [entry["step"] for entry in state.history] == [0, 10, 20, 30]
     assert state.step == 31
 
