@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from nova3d.sampling import load_pipeline
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import read_json, writable_folder, write_json
 from nova3d.utils.progress import Progress
+from nova3d.utils.workers import in_pool
 
 SUMMARY = "pictures.json"
 _UNFIT = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]|^\.|\.$')
@@ -78,8 +79,9 @@ def generate_all(
     config: GenerateConfig,
     device: str = "cpu",
     progress: Progress | None = None,
+    workers: int = 1,
 ) -> list[PictureOutcome]:
-    """`generate` for each picture, into a folder of its own below `config.out`; the model is loaded once.
+    """`generate` for each picture, into a folder of its own below `config.out`; a process loads the model once.
 
     A picture whose results are there, made of the same file with the same settings, is kept. One that fails does not
     stop the others. The outcomes are written to pictures.json after each picture.
@@ -88,7 +90,10 @@ def generate_all(
         pictures: the files, as `find_pictures` gives them.
         config: the settings; `sample.image` is each picture in turn.
         device: where the networks and the fusion run.
-        progress: called as (done, total, stage) for each picture anew; the stage begins with the picture's name.
+        progress: called as (done, total, stage): with one worker for each picture anew, where the stage begins with
+            the picture's name; with several as (pictures done, pictures, "generating").
+        workers: processes. With several, each has one thread and makes what one worker of one thread makes; where one
+            dies, its picture has failed, and the others go on.
 
     Returns:
         An outcome per picture, in their order.
@@ -98,39 +103,58 @@ def generate_all(
     """
     if config.sample.mask and len(pictures) > 1:
         raise InputError(f"mask '{config.sample.mask}' belongs to one picture, and {len(pictures)} are given")
+    if workers < 1:
+        raise InputError(f"the number of workers must be at least 1, got {workers}")
     out = writable_folder(config.out)
-    pipeline = None
-    outcomes: list[PictureOutcome] = []
-    for picture, name in zip(pictures, _folder_names(pictures), strict=True):
+    names = _folder_names(pictures)
+    outcomes: dict[int, PictureOutcome] = {}
+    todo: dict[int, GenerateConfig] = {}
+
+    def tell(index: int, outcome: PictureOutcome | None, why: str = "") -> None:
+        outcomes[index] = outcome or PictureOutcome(str(pictures[index]), names[index], "failed", why)
+        write_json(out / SUMMARY, [asdict(outcomes[i]) for i in sorted(outcomes)])
+        if progress and workers > 1:
+            progress(len(outcomes), len(pictures), "generating")
+
+    for index, (picture, name) in enumerate(zip(pictures, names, strict=True)):
         own = replace(config, out=str(out / name), sample=replace(config.sample, image=str(picture)))
         try:
-            kept = _is_done(own)
+            if _is_done(own):
+                tell(index, PictureOutcome(str(picture), name, "kept"))
+            else:
+                todo[index] = own
         except InputError as error:
-            outcomes.append(PictureOutcome(str(picture), name, "failed", str(error)))
-        else:
-            if not kept:
-                pipeline = pipeline or load_pipeline(own.sample, device)
-            outcomes.append(
-                PictureOutcome(str(picture), name, "kept")
-                if kept
-                else _generate_one(own, name, device, progress, pipeline)
-            )
-        write_json(out / SUMMARY, [asdict(outcome) for outcome in outcomes])
-    return outcomes
+            tell(index, None, str(error))
+    order = list(todo)
+    if workers == 1 and todo:
+        make = _maker(device, progress)
+        for index in order:
+            tell(index, make(todo[index]))
+    elif todo:
+        in_pool(_maker, list(todo.values()), workers, device, lambda task, made, why: tell(order[task], made, why))
+    return [outcomes[index] for index in range(len(pictures))]
 
 
-def _generate_one(
-    config: GenerateConfig, name: str, device: str, progress: Progress | None, pipeline: Any
-) -> PictureOutcome:
-    def report(done: int, total: int, stage: str) -> None:
-        if progress:
-            progress(done, total, f"{name}: {stage}")
+def _maker(device: str, progress: Progress | None = None) -> Callable[[GenerateConfig], PictureOutcome]:
+    """What makes the pictures of one process, with one model for all of them."""
+    pipelines: list[Any] = []
 
-    try:
-        generate(config=config, device=device, progress=report, pipeline=pipeline)
-    except InputError as error:
-        return PictureOutcome(config.sample.image, name, "failed", str(error))
-    return PictureOutcome(config.sample.image, name, "made")
+    def make(config: GenerateConfig) -> PictureOutcome:
+        name = Path(config.out).name
+
+        def report(done: int, total: int, stage: str) -> None:
+            if progress:
+                progress(done, total, f"{name}: {stage}")
+
+        if not pipelines:
+            pipelines.append(load_pipeline(config.sample, device))
+        try:
+            generate(config=config, device=device, progress=report, pipeline=pipelines[0])
+        except InputError as error:
+            return PictureOutcome(config.sample.image, name, "failed", str(error))
+        return PictureOutcome(config.sample.image, name, "made")
+
+    return make
 
 
 def _is_done(config: GenerateConfig) -> bool:

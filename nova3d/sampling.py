@@ -1,7 +1,8 @@
 """One picture to a folder of views and normal maps."""
 
+import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from nova3d import images
 from nova3d.cameras import Cameras
+from nova3d.candidates import agreement
 from nova3d.errors import InputError
 from nova3d.settings import SampleConfig
 from nova3d.utils import provenance
@@ -19,6 +21,8 @@ from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
     from nova3d.pipeline import Nova3DPipeline
+
+log = logging.getLogger(__name__)
 
 _DETAIL_PX = 1024  # of the object's longest side, at most, in the picture that fusion gets
 
@@ -86,13 +90,33 @@ def write_views(
     images.save_image(folder / "mask.png", cut.mask)
     pipeline = pipeline or load_pipeline(config, device)
     started = time.perf_counter()
-    views, task_iou = generate_views(pipeline, cut.rgba, config, progress)
+    views, task_iou, candidates = _best_candidate(pipeline, cut.rgba, config, folder, progress)
     seconds = round(time.perf_counter() - started, 2)
     detail = detail_view(cut.rgba, views.cameras[0], config.framed) if config.keep_input else None
     record = run_record("sample", config, config, device, task_iou=task_iou, seconds=seconds, cutout=cut.facts())
+    if candidates:
+        record |= {"seed": max(candidates, key=candidates.__getitem__), "candidates": candidates}
     views.save(folder, record, detail)
     images.save_image(folder / "contact_sheet.png", views.contact_sheet())
     return views, detail, cut
+
+
+def _best_candidate(
+    pipeline: "Nova3DPipeline", picture: Tensor, config: SampleConfig, folder: Path, progress: Progress | None
+) -> tuple[ViewSet, list[float], dict[int, float]]:
+    """The views of the seed whose views agree best, their `task_iou`, and seed -> agreement where there are several."""
+    seeds = list(dict.fromkeys(config.seeds)) or [config.seed]
+    if len(seeds) == 1:
+        return *generate_views(pipeline, picture, replace(config, seed=seeds[0]), progress), {}
+    made, scores = {}, {}
+    for seed in seeds:
+        made[seed] = generate_views(pipeline, picture, replace(config, seed=seed), progress)
+        scores[seed] = round(agreement(made[seed][0]), 4)
+        if config.keep_candidates:
+            made[seed][0].save(folder / "candidates" / f"seed{seed}", {"seed": seed, "agreement": scores[seed]})
+    best = max(seeds, key=scores.__getitem__)
+    log.info("of the seeds %s, %d is taken: its views agree best", scores, best)
+    return *made[best], scores
 
 
 def detail_view(picture: Tensor, camera: Cameras, framed: bool = False) -> ViewSet:

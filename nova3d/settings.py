@@ -48,6 +48,11 @@ class SampleConfig:
     """Millions of pixels above which a picture is refused before it is decoded."""
     seed: int = 0
     """Of all noise."""
+    seeds: list[int] = field(default_factory=list)
+    """Sample views with each of these seeds, and take those that agree best with one another and with the picture
+    (`nova3d.candidates`). Empty: `seed` alone."""
+    keep_candidates: bool = False
+    """Write the views of all `seeds` into OUT/candidates too."""
     dtype: str = "float32"
     """Of the networks: float32, float16, bfloat16. The sampler's state is always float32."""
     low_memory: bool = False

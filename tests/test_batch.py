@@ -178,3 +178,29 @@ def test_bad_input_is_one_line_and_harms_no_result(
     shown = capsys.readouterr().err.strip().splitlines()
     assert [line for line in shown if line.startswith("error: ") and message in line]
     assert (out / "mesh.glb").read_text() == "an earlier result" and not (out / "views/rgb").exists()
+
+
+def test_several_workers_make_what_one_makes(tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [write(tmp_path / f"{name}.png", level) for name, level in (("a", 10), ("b", 20), ("c", 30))]
+    one = batch.generate_all(pictures, settings(tmp_path / "one"))
+    batch.generate_all(pictures[:1], settings(tmp_path / "out"))
+    made.clear()
+
+    def pool(prepare: Any, tasks: list[GenerateConfig], workers: int, device: str, finished: Any) -> None:
+        """Two processes in the order in which they happen to end; the one that has c dies."""
+        assert (workers, device, [Path(task.sample.image).name for task in tasks]) == (2, "cpu", ["b.png", "c.png"])
+        finished(1, None, "its process ended with exit code -9")
+        finished(0, prepare(device)(tasks[0]), "")
+
+    monkeypatch.setattr(batch, "in_pool", pool)
+    told: list[tuple[int, int, str]] = []
+    several = batch.generate_all(
+        pictures, settings(tmp_path / "out"), progress=lambda *now: told.append(now), workers=2
+    )
+    assert states(several) == [("a", "kept"), ("b", "made"), ("c", "failed")] and made == ["model", "b.png"]
+    assert several[2].reason == "its process ended with exit code -9"
+    assert several[1] == one[1] and told == [(n, 3, "generating") for n in (1, 2, 3)]
+    summary = json.loads((tmp_path / "out" / "pictures.json").read_text())
+    assert [row["status"] for row in summary] == ["kept", "made", "failed"]
+    with pytest.raises(InputError, match="at least 1"):
+        batch.generate_all(pictures, settings(tmp_path / "out"), workers=0)

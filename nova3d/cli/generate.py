@@ -26,6 +26,9 @@ def generate_parser() -> common.Parser:
     )
     _add_sampling(arguments, "sample.")
     common.add_flag(arguments, "--out", "out", "the output folder")
+    arguments.add_argument(
+        "--workers", type=int, default=1, help="processes that share several pictures, each with one thread"
+    )
     common.add_device(arguments)
     return arguments
 
@@ -37,6 +40,22 @@ def _add_sampling(arguments: common.Parser, prefix: str) -> None:
     )
     common.add_flag(arguments, "--model", f"{prefix}model", "a model folder, a shipped model or a hub id")
     common.add_flag(arguments, "--seed", f"{prefix}seed", "of all noise", metavar="N")
+    common.add_flag(
+        arguments,
+        "--seeds",
+        f"{prefix}seeds",
+        "make candidates with these seeds, and take the views that agree best",
+        type=common.names,
+        metavar="0,1,2",
+    )
+    common.add_flag(
+        arguments,
+        "--keep-candidates",
+        f"{prefix}keep_candidates",
+        "write the views of all candidates too",
+        action="store_const",
+        const=True,
+    )
 
 
 def generate(argv: Sequence[str] | None = None) -> None:
@@ -52,7 +71,7 @@ def generate(argv: Sequence[str] | None = None) -> None:
     from nova3d import batch, generation
 
     if given and not batch.is_one_file(given):
-        return _generate_all(batch.find_pictures(given), settings, options.device)
+        return _generate_all(batch.find_pictures(given), settings, options.device, options.workers)
     with common.progress_bar("generating") as bar:
         made = generation.generate(config=settings, device=common.pick_device(options.device), progress=bar)
     for note in made.notes:
@@ -71,11 +90,11 @@ def generate(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _generate_all(pictures: "Sequence[Path]", settings: "GenerateConfig", device: str) -> None:
+def _generate_all(pictures: "Sequence[Path]", settings: "GenerateConfig", device: str, workers: int) -> None:
     from nova3d.batch import SUMMARY, generate_all
 
     with common.progress_bar("generating") as bar:
-        outcomes = generate_all(pictures, settings, common.pick_device(device), bar)
+        outcomes = generate_all(pictures, settings, common.pick_device(device), bar, workers)
     for outcome in outcomes:
         print(
             f"{outcome.status:6} {outcome.picture}: {outcome.reason or (Path(settings.out) / outcome.folder).resolve()}"

@@ -2,13 +2,18 @@
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar, cast
 
 from nova3d.errors import InputError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 _POLL_SECONDS = 1.0
 
@@ -49,6 +54,90 @@ def in_parts(work: Work, workers: int, device: str, tell: Callable[[], None]) ->
             process.join()
     tell()
     _raise_first([(process.exitcode, _receive(pipe)) for process, pipe in processes])
+
+
+def in_pool(
+    prepare: Callable[[str], Callable[[Task], Result]],
+    tasks: Sequence[Task],
+    workers: int,
+    device: str,
+    finished: Callable[[int, Result | None, str], None],
+) -> None:
+    """Share tasks out over new processes of one thread each. A process that dies costs its task only.
+
+    Args:
+        prepare: called once in each process with the device, and returns what does one task. Like the tasks and
+            results it must be picklable.
+        tasks: what to do.
+        workers: processes at most, 1 or more.
+        device: as in `in_parts`.
+        finished: called in this process as (index of the task, its result or None, why there is none).
+
+    Raises:
+        InputError: what `prepare` or a task raises as one. The other processes are ended then.
+    """
+    if workers < 1:
+        raise InputError(f"the number of workers must be at least 1, got {workers}")
+    context = multiprocessing.get_context("spawn")
+    visible = _visible_gpus() if device == "cuda" else []
+    waiting = list(range(len(tasks)))[::-1]
+    at_work: dict[Connection, tuple[BaseProcess, int, int]] = {}  # pipe -> process, its number, its task
+
+    def start(number: int) -> None:
+        here, there = context.Pipe()
+        process = context.Process(target=_pool_worker, args=(prepare, device, there))
+        with _environment(_variables(number, visible)):
+            process.start()
+        there.close()
+        hand_out(here, process, number)
+
+    def hand_out(pipe: Connection, process: BaseProcess, number: int) -> None:
+        if not waiting:
+            pipe.close()  # the process ends
+            process.join()
+            return
+        at_work[pipe] = process, number, (task := waiting.pop())
+        with suppress(OSError):  # a process that died already is met below
+            pipe.send(tasks[task])
+
+    try:
+        for number in range(min(workers, len(tasks))):
+            start(number)
+        while at_work:
+            for pipe in cast(list[Connection], wait(list(at_work))):
+                process, number, task = at_work.pop(pipe)
+                try:
+                    result, refusal = pipe.recv()
+                except (EOFError, OSError):
+                    pipe.close()
+                    process.join()
+                    why = f"its process ended with exit code {process.exitcode} (negative: killed by that signal)"
+                    finished(task, None, why)
+                    if waiting:
+                        start(number)
+                    continue
+                if refusal:
+                    raise InputError(refusal)
+                finished(task, result, "")
+                hand_out(pipe, process, number)
+    finally:
+        for process, _, _ in at_work.values():
+            process.terminate()
+            process.join()
+
+
+def _pool_worker(prepare: Callable[[str], Callable[[Any], Any]], device: str, pipe: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    with suppress(EOFError):  # the parent has no more tasks
+        task = pipe.recv()
+        try:
+            do = prepare(device)
+            while True:
+                pipe.send((do(task), ""))
+                task = pipe.recv()
+        except InputError as error:
+            pipe.send((None, str(error)))
 
 
 def _worker(work: Work, part: int, parts: int, device: str, pipe: Connection) -> None:

@@ -12,14 +12,14 @@ import psutil
 import pytest
 
 from nova3d.errors import InputError
-from nova3d.utils.workers import in_parts
+from nova3d.utils.workers import in_parts, in_pool
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = """
 import os, pathlib, sys, time
 from functools import partial
 from nova3d.cli.common import run
-from nova3d.utils.workers import in_parts
+from nova3d.utils.workers import in_parts, in_pool
 
 def work(folder, part, parts, device, tell):
     pathlib.Path(folder, str(os.getpid())).touch()
@@ -81,3 +81,68 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.05)
+
+
+POOL = """
+import os, pathlib, time
+from nova3d.errors import InputError
+
+def prepare(device):
+    if device == "none":
+        raise InputError("the model cannot be loaded")
+    def work(task):
+        if task == "die":
+            os.kill(os.getpid(), 9)
+        if task == "refuse":
+            raise InputError("bad task")
+        if task == "long":
+            pathlib.Path("pid").write_text(str(os.getpid()))
+            time.sleep(600)
+        return f"{task}-{device}-{os.environ['OMP_NUM_THREADS']}"
+    return work
+"""
+
+
+@pytest.fixture
+def pool_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[[str], str]]:
+    (tmp_path / "work_of_a_pool.py").write_text(POOL)
+    monkeypatch.syspath_prepend(tmp_path)
+    import work_of_a_pool  # type: ignore[import-not-found]
+
+    return work_of_a_pool.prepare
+
+
+def test_a_death_in_a_pool_costs_its_task_only(pool_work: Callable[[str], Callable[[str], str]]) -> None:
+    results: dict[int, tuple[str | None, str]] = {}
+    tasks = ["a", "die", "b", "c", "die"]
+    in_pool(pool_work, tasks, 2, "cpu", lambda i, result, why: results.update({i: (result, why)}))
+    assert {i: results[i][0] for i in results} == {0: "a-cpu-1", 1: None, 2: "b-cpu-1", 3: "c-cpu-1", 4: None}
+    assert all("exit code -9" in results[i][1] for i in (1, 4)) and results[0][1] == ""
+
+
+@pytest.mark.parametrize(
+    ("tasks", "device", "words"), [(["a"], "none", "cannot be loaded"), (["refuse"], "cpu", "bad")]
+)
+def test_a_refusal_in_a_pool_comes_back(
+    pool_work: Callable[[str], Callable[[str], str]], tasks: list[str], device: str, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        in_pool(pool_work, tasks, 1, device, lambda *_: None)
+
+
+def test_a_pool_ends_with_its_caller(pool_work: Callable[[str], Callable[[str], str]], tmp_path: Path) -> None:
+    program = (
+        "import work_of_a_pool as w; from nova3d.cli.common import run; from nova3d.utils.workers import in_pool\n"
+    )
+    program += "if __name__ == '__main__': run(lambda: in_pool(w.prepare, ['long'], 1, 'cpu', print))"
+    (tmp_path / "caller.py").write_text(program)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    caller = subprocess.Popen([sys.executable, "caller.py"], cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline and caller.poll() is None
+        time.sleep(0.1)
+    worker = psutil.Process(int((tmp_path / "pid").read_text()))
+    caller.send_signal(signal.SIGTERM)
+    assert caller.wait(60) == 143
+    worker.wait(60)

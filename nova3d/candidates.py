@@ -1,0 +1,38 @@
+"""Which of several candidate view sets of one picture agree best with one another and with the picture."""
+
+import torch
+from torch import Tensor
+
+from nova3d.hull import MASK_LEVEL, carve
+from nova3d.views import ViewSet
+from nova3d.volume import silhouettes_of
+
+_NODES = 64  # along each axis of the grid in which the hull is carved
+_RADIUS = 0.6  # half the side of its box: objects are 1 long
+
+
+def agreement(views: ViewSet) -> float:
+    """How well the silhouettes of views fit one solid.
+
+    The visual hull of all masks is carved. Each view's mask is compared with the hull's silhouette in that view: what
+    another view contradicts is missing there. View 0, the picture, counts as much as all other views together.
+
+    Args:
+        views: v views, the first of which shows the picture.
+
+    Returns:
+        A score in [0,1], the mean of the IoU in view 0 and the mean IoU in the other views; 1 for views of one solid,
+        up to the grid.
+    """
+    axis = torch.linspace(-_RADIUS, _RADIUS, _NODES)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+    solid = carve(points, views.mask, views.cameras).reshape(_NODES, _NODES, _NODES)
+    iou = _iou(silhouettes_of(solid, views.cameras, _RADIUS), views.mask > MASK_LEVEL)
+    return float(iou[0] + iou[1:].mean()) / 2 if len(iou) > 1 else float(iou[0])
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """[v] in [0,1] of bool [v,h,w]; 1 where both are empty."""
+    shared, either = (a & b).sum((1, 2)).float(), (a | b).sum((1, 2)).float()
+    return torch.where(either > 0, shared / either.clamp(min=1), torch.ones_like(shared))
