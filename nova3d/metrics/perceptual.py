@@ -33,6 +33,7 @@ State = dict[str, Tensor]
 _VGG_WIDTHS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 _TAPS = {"vgg": (3, 8, 15, 22, 29), "alex": (1, 4, 7, 9, 11)}
 _FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}  # torchvision's; eight digits of the SHA-256
+_ADDRESS = "https://download.pytorch.org/models/"
 _ENUMS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights"}
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS' own: ImageNet's, for pictures in [-1,1]
 _SMALLEST = 32  # pixels; below, AlexNet's last layers have nothing left
@@ -249,7 +250,7 @@ def _published_weights(net: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / _FILES[net]
     if not path.is_file():
         if not has("torchvision"):
-            raise WeightsUnavailable(f"LPIPS ({net}) needs torchvision's {path.name}: put it into '{path.parent}'")
+            raise WeightsUnavailable(f"LPIPS ({net}) needs {path.name}: {_how_to_get(net, path)}")
         ensure_torchvision()
         import torchvision
 
@@ -260,12 +261,17 @@ def _published_weights(net: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except OSError as error:
             raise WeightsUnavailable(
-                f"LPIPS ({net}) needs {path.name}, which cannot be fetched ({error}): put it into '{path.parent}'"
+                f"LPIPS ({net}) needs {path.name}, which cannot be fetched ({error}): {_how_to_get(net, path)}"
             ) from error
     digits = path.stem.rpartition("-")[2]
     if not provenance.hash_file(path).startswith(digits):
         raise WeightsUnavailable(f"'{path}' is incomplete or another file: its SHA-256 does not begin with {digits}")
     return path
+
+
+def _how_to_get(net: str, path: Path) -> str:
+    fetch = f"curl --create-dirs -o {path} {_ADDRESS}{path.name}"
+    return f"put it into '{path.parent}' (`{fetch}`), or name your file with `--weights lpips_{net}=FILE`"
 
 
 def _shipped_heads(net: str) -> Path:

@@ -434,3 +434,34 @@ def test_exif_orientation_and_the_size_in_the_file(tmp_path: Path, views: ViewSe
     shown = wide if said == "of the stored pixels" else np.rot90(wide, -1)
     assert (got.cameras.width, got.cameras.height) == (shown.shape[1], shown.shape[0])
     assert np.array_equal(got.mask[0].numpy() > 0.5, shown[..., 3] > 0)
+
+
+@pytest.mark.parametrize("rig", [cameras.preset("ortho16", 12), cameras.preset("persp16", 12)])
+def test_our_own_folder_holds_what_nerfstudio_reads(tmp_path: Path, rig: cameras.Cameras) -> None:
+    """The fields and the ray formulas of nerfstudio 1.1.5's data parser and cameras, followed here by hand."""
+    v, n = len(rig), rig.width
+    empty = torch.zeros(v, n, n, 3)
+    ViewSet(empty + 1, empty, torch.zeros(v, n, n), rig).save(tmp_path)
+    meta = json.loads((tmp_path / "transforms.json").read_text())
+    fx, fy, cx, cy = (float(meta[key]) for key in ("fl_x", "fl_y", "cx", "cy"))
+    assert (int(meta["h"]), int(meta["w"])) == (n, n)
+    assert not {"k1", "k2", "k3", "k4", "p1", "p2", "distortion_params", "orientation_override"} & meta.keys()
+    frames = sorted(meta["frames"], key=lambda frame: str(tmp_path / frame["file_path"]))  # it sorts them by path
+    assert frames == meta["frames"] and all((tmp_path / frame["file_path"]).is_file() for frame in frames)
+    poses = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float32)
+    assert poses.shape == (v, 4, 4)
+    middle = torch.arange(n) + 0.5
+    y, x = torch.meshgrid(middle, middle, indexing="ij")
+    across = torch.stack([(x - cx) / fx, -(y - cy) / fy], dim=-1)
+    if meta["camera_model"] == "ORTHOPHOTO":  # origins are a grid in the camera's plane
+        local = torch.cat([across, torch.zeros(n, n, 1), torch.ones(n, n, 1)], dim=-1)
+        origins = torch.einsum("vij,hwj->vhwi", poses, local)[..., :3]
+        directions = -poses[:, None, None, :3, 2].expand(v, n, n, 3)
+    else:
+        assert meta["camera_model"] in ("PINHOLE", "OPENCV")
+        local = torch.cat([across, -torch.ones(n, n, 1)], dim=-1)
+        origins = poses[:, None, None, :3, 3].expand(v, n, n, 3)
+        directions = torch.nn.functional.normalize(torch.einsum("vij,hwj->vhwi", poses[:, :3, :3], local), dim=-1)
+    ours = rig.rays()
+    torch.testing.assert_close(origins, ours[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(directions, ours[1], atol=1e-5, rtol=0)

@@ -144,6 +144,10 @@ def hub(tmp_path, monkeypatch):
 def test_without_cache_and_network_lpips_says_what_to_put_where(hub):
     with pytest.raises(WeightsUnavailable, match=r"vgg16-397923af\.pth.*put it into '.*checkpoints'"):
         Lpips("vgg")
+    with pytest.raises(
+        WeightsUnavailable, match=r"curl .* https://download\.pytorch\.org/models/alexnet-owt-7be5be79\.pth"
+    ):
+        Lpips("alex")
 
 
 def test_published_weights_come_from_the_cache_and_are_checked(hub, files, monkeypatch):
