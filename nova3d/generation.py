@@ -150,15 +150,15 @@ def _generate_into(
         notes=notes,
         cutout=cut.facts(),
     )
-    tell = progress or silent
-    tell(0, 2, "drawing the turntable")
+    progress = progress or silent
+    progress(0, 2, "drawing the turntable")
     mesh = result.save(folder / "mesh.glb", entry)
     started = time.perf_counter()
     film = write_turntable(mesh, folder, config.turntable_frames, config.turntable_size)
     preview = write_preview(mesh, folder / "preview.png")
     timings["turntable and preview"] = time.perf_counter() - started
     record = provenance.write(folder, entry | {"timings": timings})
-    tell(1, 2, "writing the report")
+    progress(1, 2, "writing the report")
     report = write_report(
         folder / "report.html",
         title=readable(Path(sampling.image).stem).replace("_", " "),
@@ -178,7 +178,7 @@ def _generate_into(
         timings=timings,
         record=entry,
     )
-    tell(2, 2, "done")
+    progress(2, 2, "done")
     return Generated(view_folder, mesh, report, record, film, folder / "preview.png", agreement, tuple(notes))
 
 

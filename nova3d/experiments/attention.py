@@ -245,14 +245,14 @@ def trainings(config: AttentionConfig, base: TrainConfig, costs: Mapping[str, Co
     return runs
 
 
-def train_part(runs: tuple[Training, ...], part: int, parts: int, device: str, tell: Callable[[], None]) -> None:
+def train_part(runs: tuple[Training, ...], part: int, parts: int, device: str, on_progress: Callable[[], None]) -> None:
     """The trainings part, part + parts, ... that are not finished."""
     for run in runs[part::parts]:
         if not run.finished():
             log.info("training %s, seed %d", run.arm, run.seed)
-            train(write_start(run.config, run.start), device, lambda *_: tell())
+            train(write_start(run.config, run.start), device, lambda *_: on_progress())
             shutil.rmtree(run.start, ignore_errors=True)
-        tell()
+        on_progress()
 
 
 def write_start(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -126,14 +126,14 @@ def _measure_part(
     part: int,
     parts: int,
     device: str,
-    tell: Callable[[], None],
+    on_progress: Callable[[], None],
 ) -> None:
     """The cases part, part + parts, ...; each row is one write, so that processes do not cut into each other's."""
     for path, case in todo[part::parts]:
         line = json.dumps(_row(path, case, out, config, device)) + "\n"
         with (out / "rows.jsonl").open("a") as file:
             file.write(line)
-        tell()
+        on_progress()
 
 
 def _latest(rows: Sequence[Row], objects: Sequence[Path], cases: Sequence[Case]) -> list[Row]:

@@ -158,7 +158,7 @@ def model_hash(study: Study, generator: Generator) -> str:
     return provenance.hash_json(known[f"views/{generator.folder}"]["model"])
 
 
-def make(study: Study, part: int, parts: int, device: str, tell: Callable[[], None]) -> None:
+def make(study: Study, part: int, parts: int, device: str, on_progress: Callable[[], None]) -> None:
     """Everything that the study lacks of the objects part, part + parts, ..., stage by stage.
 
     What fails for one object is written down as its failure and the others go on; a bad reference, model or disk ends
@@ -171,7 +171,7 @@ def make(study: Study, part: int, parts: int, device: str, tell: Callable[[], No
             with replacing(study.references / name) as folder:
                 folder.mkdir()
                 _write_truth(study.source, name, rig, folder)
-            tell()
+            on_progress()
     for generator in study.generators:
         stage, pipeline = f"views/{generator.folder}", None
         for name in [name for name in names if not study.is_finished(f"views/{generator.folder}", name)]:
@@ -179,14 +179,14 @@ def make(study: Study, part: int, parts: int, device: str, tell: Callable[[], No
             with _record_failures(study, stage, name), replacing(study.out / stage / name) as folder:
                 folder.mkdir()
                 write_views(pipeline, study.references / name, folder, study.sample, generator)
-            tell()
+            on_progress()
     for fusion in study.fusions:
         stage = f"meshes/{fusion.folder}"
         for name in [name for name in names if not study.is_finished(f"meshes/{fusion.folder}", name)]:
             with _record_failures(study, stage, name), replacing(study.out / stage / name) as folder:
                 folder.mkdir()
                 write_mesh(study.out / "views" / fusion.views / name, folder, fusion.config, device)
-            tell()
+            on_progress()
 
 
 def _write_truth(source: Path, name: str, rig: Cameras, folder: Path) -> None:

@@ -17,21 +17,28 @@ Result = TypeVar("Result")
 
 _POLL_SECONDS = 1.0
 
-# (part, parts, device, tell): does the shares part, part + parts, part + 2 parts ...; `tell` is called now and then.
+# (part, parts, device, on_progress): does the shares part, part + parts, part + 2 parts ... and calls `on_progress` now
+# and then.
 Work = Callable[[int, int, str, Callable[[], None]], None]
 
 
-def in_parts(work: Work, workers: int, device: str, tell: Callable[[], None]) -> None:
-    """Do all of `work`: here where there is one worker, else in `workers` new processes, so it must be picklable.
+def in_parts(work: Work, workers: int, device: str, on_progress: Callable[[], None]) -> None:
+    """Do all of `work`: here where there is one worker, else in new processes.
 
-    device "cuda" with several workers: worker i sees only GPU i modulo their number. Other devices are shared.
-    tell: called in this process, now and then. Raises InputError with what a worker raised as one, and where a worker
-    died; the others finish their shares first.
+    Args:
+        work: picklable.
+        workers: processes, 1 or more.
+        device: for the work. With "cuda" and several workers, worker i sees only GPU i modulo their number. Other
+            devices are shared.
+        on_progress: called in this process, now and then.
+
+    Raises:
+        InputError: with what a worker raised as one, and where a worker died. The others finish their shares first.
     """
     if workers < 1:
         raise InputError(f"the number of workers must be at least 1, got {workers}")
     if workers == 1:
-        work(0, 1, device, tell)
+        work(0, 1, device, on_progress)
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     visible = _visible_gpus() if device == "cuda" else []
@@ -47,12 +54,12 @@ def in_parts(work: Work, workers: int, device: str, tell: Callable[[], None]) ->
         while wait([process.sentinel for process, _ in processes if process.is_alive()], _POLL_SECONDS) or any(
             process.is_alive() for process, _ in processes
         ):
-            tell()
+            on_progress()
     finally:
         for process, _ in processes:
             process.terminate()
             process.join()
-    tell()
+    on_progress()
     _raise_first([(process.exitcode, _receive(pipe)) for process, pipe in processes])
 
 
