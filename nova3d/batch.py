@@ -110,7 +110,7 @@ def generate_all(
     outcomes: dict[int, PictureOutcome] = {}
     todo: dict[int, GenerateConfig] = {}
 
-    def tell(index: int, outcome: PictureOutcome | None, why: str = "") -> None:
+    def record(index: int, outcome: PictureOutcome | None, why: str = "") -> None:
         outcomes[index] = outcome or PictureOutcome(str(pictures[index]), names[index], "failed", why)
         write_json(out / SUMMARY, [asdict(outcomes[i]) for i in sorted(outcomes)])
         if progress and workers > 1:
@@ -120,26 +120,32 @@ def generate_all(
         own = replace(config, out=str(out / name), sample=replace(config.sample, image=str(picture)))
         try:
             if _is_done(own):
-                tell(index, PictureOutcome(str(picture), name, "kept"))
+                record(index, PictureOutcome(str(picture), name, "kept"))
             else:
                 todo[index] = own
         except InputError as error:
-            tell(index, None, str(error))
+            record(index, None, str(error))
     order = list(todo)
     if workers == 1 and todo:
-        make = _maker(device, progress)
+        generate_one = _prepare_worker(device, progress)
         for index in order:
-            tell(index, make(todo[index]))
+            record(index, generate_one(todo[index]))
     elif todo:
-        in_pool(_maker, list(todo.values()), workers, device, lambda task, made, why: tell(order[task], made, why))
+        in_pool(
+            _prepare_worker,
+            list(todo.values()),
+            workers,
+            device,
+            lambda task, outcome, why: record(order[task], outcome, why),
+        )
     return [outcomes[index] for index in range(len(pictures))]
 
 
-def _maker(device: str, progress: Progress | None = None) -> Callable[[GenerateConfig], PictureOutcome]:
-    """What makes the pictures of one process, with one model for all of them."""
+def _prepare_worker(device: str, progress: Progress | None = None) -> Callable[[GenerateConfig], PictureOutcome]:
+    """A function that generates one picture after the other, with one model for all of them."""
     pipelines: list[Any] = []
 
-    def make(config: GenerateConfig) -> PictureOutcome:
+    def generate_one(config: GenerateConfig) -> PictureOutcome:
         name = Path(config.out).name
 
         def report(done: int, total: int, stage: str) -> None:
@@ -154,7 +160,7 @@ def _maker(device: str, progress: Progress | None = None) -> Callable[[GenerateC
             return PictureOutcome(config.sample.image, name, "failed", str(error))
         return PictureOutcome(config.sample.image, name, "made")
 
-    return make
+    return generate_one
 
 
 def _is_done(config: GenerateConfig) -> bool:
