@@ -11,6 +11,7 @@ setup(
     package_data={
         **{package: ["**/*"] for package in RESOURCES},
         "nova3d": ["py.typed"],
+        "nova3d.app": ["*.css"],
         "nova3d.report": ["*.css", "*.js", "vendor/*"],
     },
 )

@@ -31,6 +31,7 @@ VERBS = {
     "ablate": "nova3d.cli.studies",
     "reproduce": "nova3d.cli.studies",
     "doctor": "nova3d.cli.doctor",
+    "app": "nova3d.cli.app",
     "completion": "nova3d.cli.completion",
 }
 FORMER = {"train_autoencoder": "train-autoencoder", "cache_latents": "cache-latents", "inspect_weights": "inspect"}

@@ -202,7 +202,9 @@ def load_config(
     Raises:
         InputError: for an unknown config, key or value.
     """
-    path = find(options.config, "protocol") if stage == "eval" else find(options.config, "config", stage)
+    path = None
+    if options.config is not None:
+        path = find(options.config, "protocol") if stage == "eval" else find(options.config, "config", stage)
     given = getattr(options, "flags", {}) | dict(flags or {})
     values = {key: value for key, value in given.items() if value is not None}
     settings = config.load(schema, path, options.overrides, values)

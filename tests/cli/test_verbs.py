@@ -19,7 +19,7 @@ from nova3d.errors import InputError
 from nova3d.utils.resources import Shipped
 
 ROOT = Path(__file__).resolve().parents[2]
-NO_SCRIPT = ("pack", "completion")  # verbs that never were a script
+NO_SCRIPT = ("pack", "app", "completion")  # verbs that never were a script
 SCHEMAS = {
     "generate": "nova3d.settings:GenerateConfig",
     "sample": "nova3d.settings:SampleConfig",
