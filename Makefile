@@ -19,6 +19,8 @@ GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
 CONSTRAINTS ?= $(if $(GPU),,constraints-cpu.txt)
 
 PY := $(VENV)/bin/python
+# The code of this clone, whichever clone a shared environment was made for.
+export PYTHONPATH := $(CURDIR)
 STAMP := $(VENV)/.installed
 # open_clip for its tests, beside the torch it fits; requirements-open-clip.txt says why not in $(VENV) itself.
 OPEN_CLIP := $(if $(CONSTRAINTS),$(VENV)/open_clip/.installed)
@@ -36,7 +38,8 @@ BLENDER_STAMP := $(BLENDER_VENV)/.installed
 .PHONY: help setup demo test test-extras lint docs doctor blender clean
 
 help:
-	@echo "make demo              set up, then one picture to a textured mesh with the bundled mini model ($(OUT))"
+	@echo "make demo              set up, then one picture to a textured mesh with the bundled mini model ($(OUT)),"
+	@echo "                       and 16 true views of a scan to a mesh ($(OUT)-views)"
 	@echo "make demo IMAGE=x.png  the same with your own picture"
 	@echo "make test              set up, then lint, types, docs and all tests that need no GPU and no network"
 	@echo "make test-extras       the tests of optional extras ($(TESTED_EXTRAS)), in $(EXTRAS_VENV)"
@@ -45,11 +48,11 @@ help:
 	@echo "make docs              the documentation as HTML (build/docs); warnings are errors"
 	@echo "make blender           the Cycles render engine: Blender 4.5 as a module into $(BLENDER_VENV) (about 1 GB)"
 	@echo "make doctor            what this machine has and lacks"
-	@echo "make clean             remove caches, build files and outputs/demo; $(VENV) stays"
+	@echo "make clean             remove caches, build files and the outputs of the demo; $(VENV) stays"
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py constraints-cpu.txt
+$(STAMP): pyproject.toml setup.py constraints-cpu.txt .ci/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "error: '$(PYTHON)' is missing or older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Set-up: nova3d[$(EXTRAS)] with torch, diffusers and transformers into $(VENV)."
@@ -62,12 +65,16 @@ else
 	@echo "page names and run make again."
 endif
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) -e ".[$(EXTRAS)]"
+	$(PY) .ci/install.py "$(EXTRAS)" $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS))
 	@$(PY) -c 'import torch; print(f"Installed: torch {torch.__version__}, CUDA {torch.version.cuda or None}")'
 	@touch $@
 
 demo: $(STAMP)
-	$(PY) scripts/generate.py --image "$(IMAGE)" --model "$(MODEL)" --out "$(OUT)"
+	$(PY) -m nova3d generate "$(IMAGE)" --model "$(MODEL)" --out "$(OUT)"
+	@echo
+	@echo "The fusion alone, from 16 true views of a scan whose label is legible (CC BY 4.0, Google Research):"
+	$(PY) -m nova3d reconstruct assets/gso30-sample/oil --layout frames --assume cameras=syncdreamer16 \
+	  --config draft --out "$(OUT)-views/tube.glb" optim.steps=150
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
@@ -83,7 +90,7 @@ docs: $(STAMP)
 test: export OMP_NUM_THREADS = 1
 test: export HF_HUB_OFFLINE = 1
 test: lint docs $(OPEN_CLIP)
-	$(if $(OPEN_CLIP),PYTHONPATH=$(dir $(OPEN_CLIP)) $(PY) -m pytest tests/models/test_image_encoder.py tests/metrics/test_perceptual.py)
+	$(if $(OPEN_CLIP),PYTHONPATH=$(dir $(OPEN_CLIP)):$(CURDIR) $(PY) -m pytest tests/models/test_image_encoder.py tests/metrics/test_perceptual.py)
 	$(PY) -m pytest -n 2
 
 test-extras: export OMP_NUM_THREADS = 1
@@ -96,7 +103,7 @@ $(VENV)/open_clip/.installed: requirements-open-clip.txt $(STAMP)
 	@touch $@
 
 doctor: $(STAMP)
-	$(PY) scripts/doctor.py
+	$(PY) -m nova3d doctor
 
 blender: $(BLENDER_STAMP)
 	@$(BLENDER_VENV)/bin/python -I nova3d/rendering/blender_worker --check
@@ -111,5 +118,5 @@ $(BLENDER_STAMP): requirements-blender.txt
 	@touch $@
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis outputs/demo
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis outputs/demo outputs/demo-views
 	find nova3d tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

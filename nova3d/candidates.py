@@ -1,5 +1,7 @@
 """Which of several candidate view sets of one picture agree best with one another and with the picture."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,23 @@ _NODES = 64  # along each axis of the grid in which the hull is carved
 _RADIUS = 0.6  # half the side of its box: objects are 1 long
 
 
-def agreement(views: ViewSet) -> float:
+def agreement(views: ViewSet, task_iou: Sequence[float]) -> float:
+    """How well views agree with one another and with the picture: the mean of two figures.
+
+    - How far colours and normals of each view show one outline, `task_iou`, on average.
+    - How well the masks of all views fit one solid, `silhouette_agreement`.
+
+    Args:
+        views: v views, the first of which shows the picture.
+        task_iou: of each view, as the pipeline gives it (`nova3d.metrics.task_iou`).
+
+    Returns:
+        A score in [0,1].
+    """
+    return (sum(task_iou) / len(task_iou) + silhouette_agreement(views)) / 2
+
+
+def silhouette_agreement(views: ViewSet) -> float:
     """How well the silhouettes of views fit one solid.
 
     The visual hull of all masks is carved. Each view's mask is compared with the hull's silhouette in that view: what

@@ -111,7 +111,7 @@ def _best_candidate(
     made, scores = {}, {}
     for seed in seeds:
         made[seed] = generate_views(pipeline, picture, replace(config, seed=seed), progress)
-        scores[seed] = round(agreement(made[seed][0]), 4)
+        scores[seed] = round(agreement(*made[seed]), 4)
         if config.keep_candidates:
             made[seed][0].save(folder / "candidates" / f"seed{seed}", {"seed": seed, "agreement": scores[seed]})
     best = max(seeds, key=scores.__getitem__)
