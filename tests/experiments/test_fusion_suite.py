@@ -5,7 +5,7 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.evaluation.mesh_metrics import Surface
-from nova3d.experiments import fusion, fusion_inputs
+from nova3d.experiments import fusion, fusion_baselines, fusion_inputs
 from nova3d.experiments.fusion import Case, per_object, read_rows, report, run
 from nova3d.fusion import FusionConfig
 
@@ -14,6 +14,8 @@ from nova3d.fusion import FusionConfig
 def small(monkeypatch) -> FusionConfig:
     monkeypatch.setattr(fusion_inputs, "SIZE", 48)
     monkeypatch.setattr(fusion_inputs, "SURFACE_SAMPLES", 4000)
+    monkeypatch.setattr(fusion_inputs, "_DEPTH_SIZE", 128)
+    monkeypatch.setattr(fusion_baselines, "_CELLS", 64)  # half a pixel's side
     config = FusionConfig()
     config.encoding.levels, config.encoding.finest, config.encoding.log2_table = 4, 32, 12
     config.field.hidden = config.field.colour_hidden = config.conflict.hidden = 16
