@@ -19,7 +19,7 @@ from nova3d.utils.files import read_json, write_json
 
 FILE = "calibration.json"
 OFFSETS_DEG = tuple(22.5 * k for k in range(1, 9))  # between a generated view and the trusted one
-PRIOR_TERMS = 5  # of `nova3d.volume.prior_features`
+PRIOR_TERMS = (7, 5)  # of `nova3d.volume.prior_features`: all, or those of calibrations before the width of parts
 _VIEWS = 16  # for which the votes are measured
 
 
@@ -30,7 +30,7 @@ class Calibration:
     Attributes:
         object: for each of OFFSETS_DEG, the vote of a view at that azimuth from the trusted one where it shows object.
         background: the same where it shows background.
-        prior: weights of `nova3d.volume.prior_features` of the inflated outline.
+        prior: weights of `nova3d.volume.prior_features` of the inflated outline; fewer are those of the first ones.
         colours: for each of OFFSETS_DEG, the share in [0,1] of a view's colours at that azimuth in those of the object;
             the rest are the trusted picture's own, carried through the object.
         inflated_normals: share in [0,1] of the inflated outline's normals in those of the input view; the rest are the
@@ -91,12 +91,11 @@ class Calibration:
         names = [f.name for f in fields(Calibration)]
         if not isinstance(content, Mapping) or set(content) != set(names):
             raise InputError(f"{source}: a calibration has the keys {', '.join(names)}")
-        offsets = dict.fromkeys(("object", "background", "colours"), len(OFFSETS_DEG))
-        lengths = {**offsets, "prior": PRIOR_TERMS}
-        for name, length in lengths.items():
+        lengths = dict.fromkeys(("object", "background", "colours"), (len(OFFSETS_DEG),)) | {"prior": PRIOR_TERMS}
+        for name, allowed in lengths.items():
             values = content[name]
-            if not isinstance(values, list | tuple) or len(values) != length or not all(map(_is_finite, values)):
-                raise InputError(f"{source}: '{name}' of the calibration must be {length} finite numbers")
+            if not isinstance(values, list | tuple) or len(values) not in allowed or not all(map(_is_finite, values)):
+                raise InputError(f"{source}: '{name}' of the calibration must be {allowed[0]} finite numbers")
         if not all(0 <= share <= 1 for share in content["colours"]):
             raise InputError(f"{source}: 'colours' of the calibration must be numbers from 0 to 1")
         share = content["inflated_normals"]

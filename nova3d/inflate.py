@@ -35,10 +35,18 @@ class Inflated:
     Attributes:
         height: [h,w] float32, world units. Distance of the surface from the plane z = 0, 0 outside the outline.
         normal: [h,w,3] float32, unit outward normals of the front half in the world frame of the camera; zero outside.
+        radius: [h,w] float32, world units. Radius of the largest ball that covers the pixel: half the width of its part
+            of the outline. 0 outside the outline.
     """
 
     height: Floats
     normal: Floats
+    radius: Floats
+
+    @property
+    def prior(self) -> Tensor:
+        """Height and radius, [2,h,w] float32, as `nova3d.volume` takes them."""
+        return torch.from_numpy(np.stack([self.height, self.radius]))
 
 
 def inflate(mask: Tensor | NDArray[np.floating], pixel: float) -> Inflated:
@@ -49,20 +57,21 @@ def inflate(mask: Tensor | NDArray[np.floating], pixel: float) -> Inflated:
         pixel: world units that a pixel spans.
 
     Returns:
-        Height and normals at the pixels' centres. Both are zero everywhere where the mask is empty.
+        Height, normals and radius at the pixels' centres. All are zero everywhere where the mask is empty.
     """
     inside = np.pad(np.asarray(mask) > 0.5, 1)  # the picture's border ends the object
     height = np.zeros(inside.shape, np.float32)
     normal = np.zeros((*inside.shape, 3), np.float32)
+    largest = np.zeros(inside.shape, np.float32)
     if inside.any():
         # Ties of the thinning are broken by a fixed order, so that one mask has one axis.
         axis, distance = medial_axis(inside, return_distance=True, rng=0)
         radii = np.where(axis, distance, 0.0)
         rows, columns = np.nonzero(radii)
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            _add_ball(height, normal, row, column, float(radii[row, column]), inside)
-    height, normal = height[1:-1, 1:-1], normal[1:-1, 1:-1]
-    return Inflated(height * np.float32(pixel), normal)
+            _add_ball(height, normal, largest, row, column, float(radii[row, column]), inside)
+    height, normal, largest = (layer[1:-1, 1:-1] for layer in (height, normal, largest))
+    return Inflated(height * np.float32(pixel), normal, largest * np.float32(pixel))
 
 
 def inflated_views(rgba: Tensor, cameras: Cameras, supersample: int = 3, only: Sequence[int] | None = None) -> ViewSet:
@@ -186,8 +195,19 @@ def level_rig(cameras: Cameras) -> tuple[list[float], float]:
     return angles[:, 0].tolist(), 1 / float((step - pixels)[0, 0, 0].abs())
 
 
-def _add_ball(height: Floats, normal: Floats, row: int, column: int, radius: float, inside: NDArray[np.bool_]) -> None:
-    """Raise `height` [h,w] (pixels) to a ball around a pixel where the ball is higher, and take its normals there."""
+def _add_ball(
+    height: Floats,
+    normal: Floats,
+    largest: Floats,
+    row: int,
+    column: int,
+    radius: float,
+    inside: NDArray[np.bool_],
+) -> None:
+    """Raise `height` [h,w] (pixels) to a ball around a pixel where the ball is higher, and take its normals there.
+
+    `largest` [h,w] is raised to the ball's radius where the ball covers the pixel.
+    """
     reach = math.ceil(radius)
     top, left = max(row - reach, 0), max(column - reach, 0)
     window = (slice(top, row + reach + 1), slice(left, column + reach + 1))
@@ -195,6 +215,8 @@ def _add_ball(height: Floats, normal: Floats, row: int, column: int, radius: flo
     x = np.arange(left, min(column + reach + 1, height.shape[1]), dtype=np.float32) - column
     squared = radius * radius - (y * y)[:, None] - (x * x)[None]
     ball = np.sqrt(np.maximum(squared, 0))
+    covered = (squared >= 0) & inside[window]
+    largest[window][covered] = np.maximum(largest[window][covered], radius)
     higher = (ball > height[window]) & inside[window]
     height[window][higher] = ball[higher]
     rows, columns = np.nonzero(higher)

@@ -25,6 +25,7 @@ from nova3d.hull import MASK_LEVEL, dilate, sample_mask
 
 _SCALE = 0.1  # world units, of distances in the prior's features
 _EDGE = 0.02  # world units, over which the prior's surface is uncertain at least
+_PART_EDGE = 0.05  # world units, over which the end of a part is uncertain that is as deep as it is wide
 _SMOOTH = 0.0125  # world units, standard deviation of the smoothing of the log-odds
 _CERTAIN = 4.0  # log-odds that no evidence exceeds where it is smoothed
 _LEAST_SHARE = 0.3  # of the prior's thickness that a ray inside the outline meets at least
@@ -52,16 +53,21 @@ def columns_are_rays(cameras: Cameras, trusted: int) -> bool:
     return camera.model == "orthographic" and aligned
 
 
-def prior_features(height: Tensor, depth: Tensor) -> Tensor:
+def prior_features(shape: Tensor, depth: Tensor) -> Tensor:
     """What the inflated outline says at points; `Calibration.prior` weighs it.
 
+    The last two tell thin parts from wide ones near their rim: a leg is as deep as it is wide, and so is a box.
+
     Args:
-        height: [m] float32, half the thickness of the inflated outline on the point's ray, world units.
+        shape: [2,m] float32, half the thickness of the inflated outline on the point's ray, and half the width of the
+            part that the ray meets, world units (`nova3d.inflate.Inflated.prior`).
         depth: [m] float32, the point's z, world units.
 
     Returns:
-        [m,5] float32: one, depth below the inflated surface (far and near), half thickness, distance from the middle.
+        [m,7] float32: one, depth below the inflated surface (far and near), half thickness, distance from the middle,
+        depth below the surface of a part that is as deep as it is wide, half width.
     """
+    height, width = shape
     below = height - depth.abs()
     return torch.stack(
         [
@@ -70,6 +76,8 @@ def prior_features(height: Tensor, depth: Tensor) -> Tensor:
             torch.tanh(below / _EDGE),
             (height / _SCALE).clamp(0, 2),
             (depth.abs() / (2 * _SCALE)).clamp(0, 2),
+            torch.tanh((width - depth.abs()) / _PART_EDGE),
+            (width / _SCALE).clamp(0, 2.5),
         ],
         dim=-1,
     )
@@ -115,11 +123,27 @@ def outline_columns(outline: Tensor, camera: Cameras, n: int, radius: float) -> 
     return (sample_mask(_plane(n, radius, outline.device), grown, camera)[0] > MASK_LEVEL).reshape(n, n)
 
 
+def on_columns(maps: Tensor, camera: Cameras, n: int, radius: float) -> Tensor:
+    """Maps over the trusted picture, read at the grid's columns.
+
+    Args:
+        maps: [c,h,w] float32.
+        camera: the trusted camera, of h x w pixels.
+        n: nodes along each axis.
+        radius: half the side of the grid's box.
+
+    Returns:
+        [c,n,n] float32 (y, x).
+    """
+    plane = _plane(n, radius, maps.device)
+    return torch.stack([sample_mask(plane, layer, camera)[0] for layer in maps]).reshape(-1, n, n)
+
+
 def log_odds(
     masks: Tensor,
     cameras: Cameras,
     trusted: int,
-    height: Tensor,
+    shape: Tensor,
     calibration: Calibration,
     columns: Tensor,
     radius: float,
@@ -130,7 +154,7 @@ def log_odds(
         masks: [v,h,w] float32 coverage in [0,1].
         cameras: v cameras of h x w pixels.
         trusted: index of the trusted view, whose mask does not vote.
-        height: [n,n] float32 (y, x), half the thickness of the inflated outline.
+        shape: [2,n,n] float32 (y, x), see `prior_features`.
         calibration: weights of the votes.
         columns: bool [n,n] (y, x), where to sum.
         radius: half the side of the grid's box.
@@ -143,8 +167,9 @@ def log_odds(
     others = [v for v in range(len(cameras)) if v != trusted]
     azimuth = cameras.azimuth_elevation()[:, 0]
     for_object, for_background = calibration.votes(azimuth[others] - azimuth[trusted])
-    features = prior_features(height[columns].repeat(n), points[:, 2])
-    total = features @ torch.tensor(calibration.prior, device=masks.device)
+    features = prior_features(shape[:, columns].repeat(1, n), points[:, 2])
+    weights = torch.tensor(calibration.prior, device=masks.device)
+    total = features[:, : len(weights)] @ weights
     for view, solid, empty in zip(others, for_object.tolist(), for_background.tolist(), strict=True):
         coverage = shown(points, masks[[view]], cameras[[view]])[0]
         total = total + empty + (solid - empty) * coverage
@@ -169,7 +194,7 @@ def consistent_volume(
         masks: [v,h,w] float32 coverage in [0,1].
         cameras: v cameras of h x w pixels; `columns_are_rays` holds for the trusted one.
         trusted: index of the trusted view.
-        prior: [h,w] float32, half the thickness of the trusted view's inflated outline, world units (`nova3d.inflate`).
+        prior: [2,h,w] float32 of the trusted view's inflated outline (`nova3d.inflate.Inflated.prior`).
         calibration: weights of the votes.
         n: nodes along each axis.
         radius: half the side of the box around the origin.
@@ -190,10 +215,9 @@ def consistent_volume(
     camera = cameras[trusted].resized(outline.shape[1], outline.shape[0])
     columns = outline_columns(outline, camera, n, radius)
     columns[[0, -1]], columns[:, [0, -1]] = False, False  # the border is air
-    plane = _plane(n, radius, masks.device)
-    height = sample_mask(plane, prior, cameras[trusted])[0].reshape(n, n)
-    evidence = log_odds(masks, cameras, trusted, height, calibration, columns, radius)
-    solid = solid_of(evidence.cpu().numpy(), height.cpu().numpy(), columns.cpu().numpy(), radius)
+    shape = on_columns(prior, cameras[trusted], n, radius)
+    evidence = log_odds(masks, cameras, trusted, shape, calibration, columns, radius)
+    solid = solid_of(evidence.cpu().numpy(), shape[0].cpu().numpy(), columns.cpu().numpy(), radius)
     found = torch.from_numpy(solid).to(masks.device)
     known = (~contradictions(found, masks, cameras, radius)).float()
     known[trusted] = 1

@@ -32,7 +32,8 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"object": [1.0] * 7}, "'object' of the calibration must be 8 finite numbers"),
-        ({"prior": [1.0, "a", 1, 1, 1]}, "'prior' of the calibration must be 5 finite numbers"),
+        ({"prior": [1.0, "a", 1, 1, 1]}, "'prior' of the calibration must be 7 finite numbers"),
+        ({"prior": [1.0] * 6}, "'prior' of the calibration must be 7 finite numbers"),
         ({"background": 3}, "'background' of the calibration must be 8 finite numbers"),
         ({"prior": [1e400, 1, 1, 1, 1]}, "not valid JSON"),
         ({"inflated_normals": 1.5}, "'inflated_normals' must be a number from 0 to 1"),

@@ -42,12 +42,15 @@ def test_a_disc_becomes_a_ball() -> None:
 def test_a_bar_becomes_a_cylinder_of_its_half_width() -> None:
     mask = np.zeros((SIZE, SIZE), np.float32)
     mask[10:86, 40:57] = 1  # 17 pixels wide: the axis is column 48, nine pixels from the first pixel outside
-    assert inflate(mask, PIXEL).height[30:66, 48] == pytest.approx(9 * PIXEL, abs=1e-6)
+    solid = inflate(mask, PIXEL)
+    assert solid.height[30:66, 48] == pytest.approx(9 * PIXEL, abs=1e-6)
+    assert solid.radius[30:66, 41:56] == pytest.approx(9 * PIXEL, abs=1e-6)  # of the whole width, also near the rim
+    assert not solid.radius[mask == 0].any()
 
 
 def test_an_empty_outline_is_empty() -> None:
     solid = inflate(np.zeros((8, 8)), PIXEL)
-    assert not solid.height.any() and not solid.normal.any()
+    assert not solid.height.any() and not solid.normal.any() and not solid.radius.any()
     rig = rigs.preset("ortho16", 8)
     views = inflated_views(torch.zeros(8, 8, 4), rig)
     assert not views.mask.any() and bool((views.rgb == 1).all())

@@ -43,7 +43,7 @@ def random_masks(seed: int, count: int = 16) -> Tensor:
 
 
 def prior_of(mask: Tensor) -> Tensor:
-    return torch.from_numpy(inflate(mask, PIXEL).height)
+    return inflate(mask, PIXEL).prior
 
 
 def random_solid(seed: int) -> trimesh.Trimesh:
@@ -121,17 +121,21 @@ def test_a_view_that_contradicts_the_others_is_unknown_there() -> None:
     assert float((outlines[0] & disc).sum() / (outlines[0] | disc).sum()) > 0.9
 
 
-def test_the_log_odds_are_the_sum_of_the_votes() -> None:
+@pytest.mark.parametrize("prior", [EVEN.prior, (0.5, 0.5, 0.5, 0.1, -0.1, 0.7, -0.3)])
+def test_the_log_odds_are_the_sum_of_the_votes(prior: tuple[float, ...]) -> None:
     masks = random_masks(3)
-    calibration = replace(EVEN, object=tuple(0.1 * k for k in range(8)), background=tuple(-0.2 * k for k in range(8)))
+    calibration = replace(
+        EVEN, prior=prior, object=tuple(0.1 * k for k in range(8)), background=tuple(-0.2 * k for k in range(8))
+    )
     columns = torch.zeros(NODES, NODES, dtype=torch.bool)
     columns[18, 23] = True
-    height = torch.full((NODES, NODES), 0.2)
-    field = log_odds(masks, CAMERAS, 0, height, calibration, columns, RADIUS)
+    shape = torch.tensor([0.2, 0.25])[:, None, None].expand(-1, NODES, NODES)
+    field = log_odds(masks, CAMERAS, 0, shape, calibration, columns, RADIUS)
     assert torch.equal(field != 0, columns.expand(NODES, -1, -1))
     axis = torch.linspace(-RADIUS, RADIUS, NODES)
     point = torch.stack([axis[23], axis[18], axis[30]])
-    expected = float(prior_features(torch.tensor([0.2]), point[2:])[0] @ torch.tensor(calibration.prior))
+    features = prior_features(torch.tensor([[0.2], [0.25]]), point[2:])[0]
+    expected = float(features[: len(prior)] @ torch.tensor(prior))
     pixels, _ = CAMERAS.project(point[None])
     for view in range(1, 16):
         k = min(view, 16 - view) - 1
@@ -142,6 +146,26 @@ def test_the_log_odds_are_the_sum_of_the_votes() -> None:
     assert float(field[30, 18, 23]) == pytest.approx(expected, abs=1e-3)
 
 
+def test_thin_parts_are_shallow_and_wide_ones_deep_to_their_rim() -> None:
+    """A box 0.5 wide on legs 0.06 wide; the prior is the depth of a part that is as deep as it is wide, alone."""
+    mask = torch.zeros(SIZE, SIZE)
+    mask[14:28, 16:32] = 1
+    mask[28:36, [16, 17, 30, 31]] = 1
+    prior = inflate(mask, PIXEL).prior
+    assert torch.equal(prior[1] > 0, mask > 0)
+    silent = Calibration((0.0,) * 8, (0.0,) * 8, (0.0,) * 5 + (1.0, 0.0))
+    solid, _ = consistent_volume(mask.expand(16, -1, -1), CAMERAS, 0, prior, silent, 64, RADIUS)
+    depth = solid.sum(dim=0) * 2 * RADIUS / 63
+
+    def node(world: float) -> int:
+        return round((world + RADIUS) / (2 * RADIUS) * 63)
+
+    middle = SIZE / 2
+    leg, rim = ((node((middle - row) * PIXEL), node((column - middle) * PIXEL)) for row, column in ((33, 17), (21, 17)))
+    assert 0 < float(depth[leg]) < 0.15
+    assert float(depth[rim]) > 0.3
+
+
 def test_other_rigs_are_told_apart() -> None:
     assert columns_are_rays(CAMERAS, 0) and not columns_are_rays(CAMERAS, 4)
     shifted = Cameras(CAMERAS.c2w, CAMERAS.intrinsics + torch.tensor([0, 0, 3.0, 0]), SIZE, SIZE)
@@ -149,4 +173,4 @@ def test_other_rigs_are_told_apart() -> None:
     for other in (orbit(16, 20.0, SIZE), orbit(16, size=SIZE, model="perspective"), shifted, flat):
         assert not columns_are_rays(other, 0)
         with pytest.raises(ValueError, match="does not look along the world's z axis"):
-            consistent_volume(random_masks(0), other, 0, torch.zeros(SIZE, SIZE), EVEN)
+            consistent_volume(random_masks(0), other, 0, torch.zeros(2, SIZE, SIZE), EVEN)

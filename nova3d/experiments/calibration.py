@@ -25,7 +25,7 @@ from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.utils import provenance
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
-from nova3d.volume import column_points, columns_are_rays, outline_columns, prior_features, shown, solid_of
+from nova3d.volume import column_points, columns_are_rays, on_columns, outline_columns, prior_features, shown, solid_of
 
 _NODES = 64  # along each side of the box; weights per node do not depend on it
 _RADIUS = 0.6
@@ -38,7 +38,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Sample:
-    """What one object gives: at m nodes inside the trusted outline, features [m,13] and truth [m] in {0,1}.
+    """What one object gives: at m nodes inside the trusted outline, features [m,15] and truth [m] in {0,1}.
 
     columns, height: [n,n] as `nova3d.volume.solid_of` takes them. hull: bool [n,n,n] of the true views. angles: mean
     degrees between the true normals of view 0 and mixtures of generated and inflated ones, with SHARES of the latter.
@@ -112,13 +112,13 @@ def sample_of(views: ViewSet, truth: ViewSet) -> Sample:
     if not columns_are_rays(cameras, 0):
         raise InputError("a model is calibrated for a level orthographic input view from the front")
     columns = outline_columns(masks[0], cameras[0], _NODES, _RADIUS)
-    prior = torch.from_numpy(inflate(masks[0], 1 / float(cameras.intrinsics[0, 0])).height)
+    prior = inflate(masks[0], 1 / float(cameras.intrinsics[0, 0])).prior
     points = column_points(torch.ones_like(columns), _RADIUS)
-    height = shown(points[: _NODES**2], prior[None], cameras[[0]])[0].reshape(_NODES, _NODES)
+    shape = on_columns(prior, cameras[0], _NODES, _RADIUS)
     inside = column_points(columns, _RADIUS)
     shares = offset_shares(cameras.azimuth_elevation()[1:, 0] - cameras.azimuth_elevation()[0, 0])
     votes = shown(inside, masks[1:], cameras[1:]).T @ shares
-    features = torch.cat([prior_features(height[columns].repeat(_NODES), inside[:, 2]), votes], dim=-1)
+    features = torch.cat([prior_features(shape[:, columns].repeat(1, _NODES), inside[:, 2]), votes], dim=-1)
     hull = carve(points, truth.mask, truth.cameras).reshape((_NODES,) * 3)
     inflated = inflated_views(truth.straight_alpha(0), cameras)
     mixtures = [F.normalize(torch.lerp(views.normals[:1], inflated.normals[:1], share), dim=-1) for share in SHARES]
@@ -127,7 +127,7 @@ def sample_of(views: ViewSet, truth: ViewSet) -> Sample:
         features,
         hull[:, columns].flatten().float(),
         columns,
-        height,
+        shape[0],
         hull,
         tuple(angles),
         colour_moments(views, inflated, truth),

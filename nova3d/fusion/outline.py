@@ -64,12 +64,12 @@ def consistent_hull(views: ViewSet, trusted: int, detail: ViewSet | None, n: int
         The signed distance to the solid, and known [v,h,w] float32: 0 where a view contradicts the solid, otherwise 1.
     """
     assert views.calibration is not None
-    prior = inflate(views.mask[trusted].cpu(), 1 / float(views.cameras.intrinsics[trusted, 0])).height
+    prior = inflate(views.mask[trusted].cpu(), 1 / float(views.cameras.intrinsics[trusted, 0])).prior
     solid, known = consistent_volume(
         views.mask,
         views.cameras,
         trusted,
-        torch.from_numpy(prior).to(views.mask),
+        prior.to(views.mask),
         views.calibration,
         n,
         radius,
