@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from nova3d import cli
+from nova3d.cli import common
+from nova3d.cli.render import STEPS, render_parser
+from tests.helpers.pages import commands, mentions
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 PATH = re.compile(r"(?<![\w./-])(?:nova3d|configs|scripts|benchmarks|tests|docs|assets)/[\w./*-]+")
-NEW = re.compile(r"It stands in `([^`]+)`")  # the files that docs/extending.md adds
+NEW = re.compile(r"It stands in `([^`]+)`")  # the files that docs/how-to/extending.md adds
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)[^)]*\)")
 ROW = re.compile(r"^\| `(nova3d/[^`]+)` \|", re.MULTILINE)
 
@@ -40,7 +45,39 @@ def test_paths_and_links_lead_somewhere(page: Path) -> None:
 
 def test_the_pages_name_paths() -> None:
     named = set().union(*map(names, PAGES))
-    assert {"nova3d/cameras.py", "configs/fusion/cpu.yaml", "scripts/train.py"} <= named
+    assert {"nova3d/cameras.py", "configs/fusion/cpu.yaml", "benchmarks/cutout.py"} <= named
+
+
+def parser_of(words: list[str]) -> common.Parser:
+    """The parser of a command, and of the step of `render` that its second word may name."""
+    step = words[1] if words[0] == "render" and words[1:] and words[1] in STEPS else ""
+    return render_parser(words.pop(1)) if step else cli.parser_of(words[0])
+
+
+def known(parser: common.Parser) -> set[str]:
+    """The options of a verb and what may stand before "=" for it."""
+    options = parser.option_strings()
+    return {*options, *(name.lstrip("-") for name in options), *parser.config_keys()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_are_ones_that_their_verbs_take(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands(page):
+        parser = parser_of(words)
+        try:
+            options = parser.parse(words[1:])
+        except SystemExit:
+            pytest.fail(f"nova3d {' '.join(words)}: {capsys.readouterr().err}")
+        given = {text.partition("=")[0] for text in getattr(options, "overrides", [])}
+        assert not given - known(parser), f"nova3d {' '.join(words)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_in_prose_name_options_and_keys_that_exist(page: Path) -> None:
+    for words in mentions(page):
+        parser = parser_of(words)
+        given = {word.partition("=")[0] for word in words[1:] if word.startswith("--") or "=" in word}
+        assert not given - known(parser) - {"elevation_deg"}, f"nova3d {' '.join(words)}"
 
 
 def test_the_map_has_every_file_and_folder_of_the_package_once() -> None:

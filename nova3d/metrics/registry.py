@@ -1,7 +1,7 @@
 """The registry of metrics on views: what a protocol may name under `views.metrics` and `textures.metrics`.
 
 A metric of your own is a file that calls `register`, and a line in `nova3d/metrics/__init__.py` that imports it:
-docs/extending.md has a complete example.
+docs/how-to/extending.md has a complete example.
 """
 
 from collections.abc import Callable, Mapping, Sequence

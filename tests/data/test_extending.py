@@ -1,4 +1,4 @@
-"""The source of objects of docs/extending.md: a file and one line."""
+"""The source of objects of docs/how-to/extending.md: a file and one line."""
 
 import importlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.helpers.examples import first_example
 
 
 def test_the_example_of_a_source_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "boxes_source.py").write_text(first_example("extending.md", "A source of objects"))
+    (tmp_path / "boxes_source.py").write_text(first_example("how-to/extending.md", "A source of objects"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sources.SOURCES, "boxes", importlib.import_module("boxes_source").BoxSource)
     source = sources.make_source(SourceConfig(kind="boxes"))

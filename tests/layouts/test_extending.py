@@ -1,4 +1,4 @@
-"""The layout that docs/extending.md adds."""
+"""The layout that docs/how-to/extending.md adds."""
 
 import runpy
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def test_the_documented_layout(
     with pytest.raises(InputError, match="none of the known layouts"):
         layouts.read(tmp_path)
     monkeypatch.setattr(layouts, "LAYOUTS", dict(layouts.LAYOUTS))
-    (tmp_path / "turntable.py").write_text(first_example("extending.md", "A layout"))
+    (tmp_path / "turntable.py").write_text(first_example("how-to/extending.md", "A layout"))
     runpy.run_path(str(tmp_path / "turntable.py"))
     loaded = layouts.load(tmp_path)
     assert loaded.layout == "turntable"

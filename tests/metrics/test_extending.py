@@ -1,4 +1,4 @@
-"""The metric of docs/extending.md: a file and one line."""
+"""The metric of docs/how-to/extending.md: a file and one line."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.helpers.examples import first_example
 
 
 def test_the_example_of_a_metric_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "gradients.py").write_text(first_example("extending.md", "A metric"))
+    (tmp_path / "gradients.py").write_text(first_example("how-to/extending.md", "A metric"))
     monkeypatch.syspath_prepend(tmp_path)
     __import__("gradients")
     try:

@@ -1,4 +1,4 @@
-"""The alignment arm of docs/extending.md: a file and one line."""
+"""The alignment arm of docs/how-to/extending.md: a file and one line."""
 
 import sys
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tests.helpers.examples import first_example
 
 @pytest.fixture
 def gated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    (tmp_path / "gated.py").write_text(first_example("extending.md", "An alignment arm"))
+    (tmp_path / "gated.py").write_text(first_example("how-to/extending.md", "An alignment arm"))
     monkeypatch.syspath_prepend(tmp_path)
     unit = __import__("gated").GatedAlignment
     monkeypatch.setitem(ALIGNMENTS, "gated", Arm(spatial=unit, temporal=unit))

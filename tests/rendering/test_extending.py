@@ -1,4 +1,4 @@
-"""The render engine of docs/extending.md: a file and one line."""
+"""The render engine of docs/how-to/extending.md: a file and one line."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ RIG = cameras.orbit(3, size=32)
 def test_the_example_of_a_render_engine_runs(
     name: str, tmp_path: Path, lopsided_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "clay_engine.py").write_text(first_example("extending.md", "A render engine"))
+    (tmp_path / "clay_engine.py").write_text(first_example("how-to/extending.md", "A render engine"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(engine.ENGINES, "clay", "clay_engine:ClayEngine")
     clay = render_object(lopsided_file, RIG, name, supersample=1)
