@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -38,6 +40,7 @@ _NEARLY_FULL = 0.9
 _CLOSER_MARGIN = 0.2  # around what the network found first, as a share of its sides
 _MASK_SOFTNESS = 0.5  # of the saliency: it is soft over more than the outline
 _CROP_PIXELS = 4_000_000  # a larger picture is cropped to its object
+_SEEN = 4  # in a larger picture, what stands apart on one colour and covers none of every fourth pixel is a speck
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def cut_out(
     warnings += _mask_warnings(alpha)
     for warning in warnings:
         log.warning("'%s': %s", name, warning)
-    whole = (alpha * 255).round().to(torch.uint8)
+    whole = (alpha * 255).round_().to(torch.uint8)
     return CutOut(_crop_and_downscale(pixels[..., :3], alpha, crop, recolour=used == "model"), whole, used, warnings)
 
 
@@ -170,14 +173,39 @@ def matte_plain_background(rgb: Tensor, name: str = "image") -> Tensor:
             f"'{name}' has no transparency and {touches}its background is not of one colour: use cutout=model, or cut "
             "the object out (for example `rembg i photo.jpg photo.png`) and pass the RGBA PNG"
         )
-    like_background = np.ones(rgb.shape[:2], bool)
+    step = _SEEN if rgb.shape[0] * rgb.shape[1] > _CROP_PIXELS else 1
+    window = _window_of(~_like(rgb[::step, ::step], colour), step, rgb.shape[:2])
+    labels, count = ndimage.label(_like(rgb[window], colour))
+    alpha = np.ones(count + 1, np.float32)  # by label; what is not like the background has label 0
+    if count:
+        edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+        alpha[edge[edge > 0]] = 0
+    whole = torch.zeros(rgb.shape[:2])
+    whole[window] = torch.from_numpy(alpha[labels])
+    return whole
+
+
+def _like(rgb: Tensor, colour: Tensor) -> NDArray[np.bool_]:
+    """[h,w]: which pixels of a picture [h,w,3] differ from a colour [3] by at most MATTE_DISTANCE."""
+    like = np.ones(rgb.shape[:2], bool)
     for channel, level in enumerate(colour):  # one after the other: a large picture is not copied as floats
-        like_background &= ((_unit(rgb[..., channel]) - level).abs() <= MATTE_DISTANCE).numpy()
-    labels, _ = ndimage.label(like_background)
-    edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    is_background = np.zeros(int(labels.max()) + 1, bool)
-    is_background[edge[edge > 0]] = True
-    return torch.from_numpy((~is_background[labels]).astype(np.float32))
+        if rgb.dtype == torch.uint8:
+            levels = torch.nonzero((torch.arange(256) / 255 - level).abs() <= MATTE_DISTANCE)[:, 0]
+            values = rgb[..., channel].numpy()
+            like &= (values >= int(levels[0])) & (values <= int(levels[-1]))
+        else:
+            like &= ((rgb[..., channel] - level).abs() <= MATTE_DISTANCE).numpy()
+    return like
+
+
+def _window_of(found: NDArray[np.bool_], step: int, shape: Sequence[int]) -> tuple[slice, slice]:
+    """The rows and columns of a picture of `shape` around what is found in every `step`-th of them."""
+    window = []
+    for axis, length in enumerate(shape):
+        at = np.flatnonzero(found.any(axis=1 - axis))
+        first, last = (int(at[0]), int(at[-1])) if len(at) else (0, -2)
+        window.append(slice(max(0, (first - 1) * step), min(length, (last + 2) * step)))
+    return window[0], window[1]
 
 
 def _alpha_by(method: Method, pixels: Tensor, name: str, warnings: list[str]) -> tuple[str, Tensor]:
@@ -303,7 +331,9 @@ def _block_means(rgba: Tensor, step: int) -> Tensor:
     """[h,w,4] straight alpha reduced by a whole number: means of premultiplied colours over `step` x `step` pixels."""
     if step == 1:
         return rgba
-    padded = F.pad(premultiply(rgba), (0, 0, 0, -rgba.shape[1] % step, 0, -rgba.shape[0] % step))
+    padded = premultiply(rgba)
+    if rgba.shape[0] % step or rgba.shape[1] % step:
+        padded = F.pad(padded, (0, 0, 0, -rgba.shape[1] % step, 0, -rgba.shape[0] % step))
     total = sum(padded[row::step, column::step] for row in range(step) for column in range(step))
     return unpremultiply(torch.as_tensor(total) / step**2)
 

@@ -189,3 +189,17 @@ def test_plain_matte_of_bytes_is_that_of_floats() -> None:
     as_bytes = torch.from_numpy(rgb)
     floats: Tensor = as_bytes.float() / 255
     assert torch.equal(images.matte_plain_background(as_bytes), images.matte_plain_background(floats))
+
+
+def test_the_matte_of_a_large_picture_is_that_of_every_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, x = np.mgrid[:2100, :2000]
+    inside = (np.hypot(x - 900, y - 1000) < 500) & (np.hypot(x - 1000, y - 900) > 90)  # a disc with a hole
+    inside |= (abs(x - 900) < 2) & (y > 300) & (y < 1900)  # a rod through it
+    inside |= (x > 1990) & (y > 2090)  # and something in a corner
+    rgb = torch.from_numpy(np.where(inside, 40, 250)[..., None].repeat(3, -1).astype(np.uint8))
+    found = images.matte_plain_background(rgb)
+    monkeypatch.setattr(cutout, "_CROP_PIXELS", 1 << 30)
+    assert torch.equal(found, images.matte_plain_background(rgb))
+    hole = np.hypot(x - 1000, y - 900) <= 90
+    assert torch.equal(found > 0, torch.from_numpy(inside | hole))  # enclosed background is object
+    assert not images.matte_plain_background(torch.full((2100, 2000, 3), 250, dtype=torch.uint8)).any()
