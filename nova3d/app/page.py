@@ -35,7 +35,13 @@ THEME = gr.themes.Soft(
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 _POLL_SECONDS = 0.2
 _CUT_OUTS = 2  # at a time
-_MOST_STEPS, _MOST_FACES, _MOST_TEXTURE, _MOST_SEED = 50, 100_000, 4096, 2**31 - 1
+_MOST_STEPS, _MOST_CANDIDATES, _MOST_FACES, _MOST_TEXTURE, _MOST_SEED = 50, 4, 100_000, 4096, 2**31 - 1
+
+_WELCOME = {
+    "picture": "<b>The views and the mesh will appear here.</b> Choose a picture or an example, look at its cut-out, "
+    "and press <i>Make the mesh</i>.",
+    "views": "<b>The mesh will appear here.</b> Drop the views, and press <i>Fuse the views</i>.",
+}
 
 Updates = dict[Any, Any]
 
@@ -167,6 +173,14 @@ class Page:
                             maximum=_MOST_STEPS,
                             min_width=120,
                         )
+                    candidates = gr.Slider(
+                        1,
+                        _MOST_CANDIDATES,
+                        1,
+                        step=1,
+                        label="Candidates",
+                        info="Views of this many seeds are sampled; those that agree best are taken.",
+                    )
                     faces, texture = self._sizes()
                 start = gr.Button("Make the mesh", variant="primary", size="lg", elem_id="make")
                 stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
@@ -182,7 +196,7 @@ class Page:
         quality.change(self._sizes_of, quality, [faces, texture], show_progress="hidden", **private)
         start.click(
             self._make_from_picture(bench),
-            [editor, quality, seed, steps, faces, texture],
+            [editor, quality, seed, steps, candidates, faces, texture],
             bench.all,
             show_progress="hidden",
             **private | {"concurrency_limit": None},
@@ -248,14 +262,14 @@ class Page:
 
     def _results(self, start: gr.Button, stop: gr.Button, name: str) -> _Bench:
         with gr.Column(scale=7, min_width=320):
-            status = gr.HTML(_card("The mesh will appear here."), elem_id=f"status-{name}", padding=False)
+            status = gr.HTML(_card(_WELCOME[name]), elem_id=f"status-{name}", padding=False)
             mesh = gr.HTML(visible=False, padding=False, elem_id=f"mesh-{name}")
             with gr.Row(elem_classes="downloads"):
                 downloads = {
                     label: gr.DownloadButton(label, visible=False, size="sm", min_width=110) for label in DOWNLOADS
                 }
             sheet = gr.Image(
-                label="The views and their normal maps",
+                show_label=False,
                 interactive=False,
                 visible=False,
                 buttons=["fullscreen", "download"],
@@ -318,6 +332,7 @@ class Page:
             quality: str,
             seed: int,
             steps: int,
+            candidates: int,
             faces: int,
             texture: int,
             request: gr.Request,
@@ -331,6 +346,7 @@ class Page:
                     image=str(picture.path),
                     mask=str(painted or picture.mask) if painted or picture.edited else None,
                     seed=seed,
+                    seeds=[seed + i for i in range(candidates)] if candidates > 1 else [],
                     steps=steps or None,
                 )
                 settings = replace(_sized(preset, faces, texture), out=str(session.new_folder("result")), sample=sample)

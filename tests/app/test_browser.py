@@ -229,7 +229,7 @@ def test_a_stopped_job_makes_room_for_the_next_visitor_s(visit: Callable[..., An
 def test_the_brush_takes_away_from_the_object(visit: Callable[..., Any]) -> None:
     page = visit()
     choose(page)
-    canvas = page.locator("#editor canvas")
+    canvas = page.locator("#editor canvas").first  # another one lies on it
     canvas.scroll_into_view_if_needed()
     page.wait_for_timeout(1500)  # the editor fits its picture into its frame
     box = canvas.bounding_box()
