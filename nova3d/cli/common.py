@@ -260,7 +260,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
     except BrokenPipeError:
         _silence_stdout()
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(128 + getattr(signal, "SIGPIPE", 13))  # Windows does not have it
     except OSError as error:
         logging.getLogger(__name__).debug("where it came from", exc_info=True)
         _silence_stdout()
@@ -300,10 +300,10 @@ def closing(made: Mapping[str, Path | str], quality: str = "", look: str = "") -
 
 
 def pick_device(asked: str) -> str:
-    """The device asked for, else CUDA where there is one, else the CPU; logged once.
+    """The device asked for, else CUDA where there is one, else MPS, else the CPU; logged once.
 
     Args:
-        asked: "cpu", "cuda", "cuda:1" ..., or "" for no wish.
+        asked: "cpu", "cuda", "cuda:1", "mps" ..., or "" for no wish.
 
     Returns:
         The device's name.
@@ -322,6 +322,7 @@ def pick_device(asked: str) -> str:
     if not usable:
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise InputError(f"device '{asked}' is none that torch has here; use --device {' or '.join(there)}")
-    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
-    logging.getLogger(__name__).info("device: %s", device)
+    device = asked or next((name for name in ("cuda", "mps") if getattr(torch, name).is_available()), "cpu")
+    untried = " (this project has not been run on it; --device cpu always works)" if device == "mps" else ""
+    logging.getLogger(__name__).info("device: %s%s", device, untried)
     return device

@@ -1,9 +1,11 @@
-"""The verb doctor: what this machine has and lacks."""
+"""The verb doctor: what each verb can do on this machine, how fast, and what is missing."""
 
 import os
 import platform
 import shutil
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,25 +15,61 @@ from nova3d.errors import InputError
 from nova3d.utils import compat, provenance
 from nova3d.utils.resources import locate
 
-REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "yaml", "trimesh", "numba")
+REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "yaml", "trimesh", "numba", "rich")
 OPTIONAL = {
     "torchmetrics": "LPIPS in the evaluation",
     "tensorboard": "training curves",
     "objaverse": "downloading training objects",
     "gradio": "the web app",
-    "rembg": "cutting objects out of photos",
+    "av": "turntables as mp4, views from an mp4",
+    "pillow_heif": "phone pictures (HEIC)",
     "open_clip": "OpenCLIP image encoders",
     "xatlas": "texture atlases with fewer charts",
     "mcubes": "marching cubes by PyMCubes",
     "nerfacc": "fusion on a GPU",
     "tinycudann": "fusion on a GPU",
 }
+REFERENCE_GFLOPS = 80.0
+"""Of one core of the machine on which the CPU seconds below were measured: an AMD EPYC with avx512_bf16."""
+
+
+@dataclass(frozen=True)
+class Ability:
+    """What a verb needs beyond the required packages, and how long it takes."""
+
+    what: str
+    """What it does, as the table prints it."""
+    cpu_seconds: float | None = None
+    """Of one core of the reference machine; None where it was not measured."""
+    needs: tuple[str, ...] = ()
+    """Packages without which it cannot run."""
+    extra: str = ""
+    """The extra that brings them."""
+    better: tuple[tuple[str, str, str], ...] = ()
+    """(package, what it adds, its extra) of packages that it runs without."""
+
+
+ABILITIES = {
+    "generate": Ability(
+        "a picture to a mesh, bundled model",
+        48,
+        better=(("av", "mp4 turntables", "video"), ("pillow_heif", "HEIC pictures", "heic")),
+    ),
+    "sample": Ability("16 views and normal maps, bundled model", 6),
+    "reconstruct": Ability("16 views to a mesh, config cpu", 68, better=(("av", "views from an mp4", "video"),)),
+    "evaluate": Ability("scores of views and meshes", better=(("torchmetrics", "LPIPS", "eval"),)),
+    "render": Ability("meshes to shards, raster engine", better=(("objaverse", "Objaverse's lists", "render"),)),
+    "train": Ability("a step of the mini model", 2.5, better=(("tensorboard", "training curves", "train"),)),
+    "app": Ability("the page in the browser", needs=("gradio",), extra="app"),
+}
+"""Verb -> what it needs. The verbs that are not here need what these do."""
 
 
 def doctor_parser() -> common.Parser:
     """The arguments of `doctor`."""
     parser = common.parser(
-        "Report what this machine has and lacks for nova3d; exit code 2 when something it needs is missing.",
+        "Report what each verb can do on this machine, how fast, and what is missing and how to get it. The exit code "
+        "is 2 when something that all verbs need is missing. `nova3d render doctor` examines a render job.",
         "nova3d doctor",
     )
     parser.add_argument("--model", default="assets/nova3d-mini", help="model folder to check (default: %(default)s)")
@@ -39,9 +77,11 @@ def doctor_parser() -> common.Parser:
 
 
 def doctor(argv: Sequence[str] | None = None) -> None:
-    """Report what this machine has and lacks for nova3d."""
+    """Report what each verb can do on this machine, how fast, and what is missing and how to get it."""
     asked = doctor_parser().parse(argv).model
     faults = [*check_machine(), *check_packages(), *check_model(locate(asked, "model") or Path(asked))]
+    if not any("torch cannot" in fault for fault in faults):
+        show_abilities()
     if faults:
         raise InputError(f"{len(faults)} problem(s): {'; '.join(faults)}")
     print("all that is needed is here")
@@ -53,9 +93,10 @@ def check_machine() -> list[str]:
     try:
         import torch
     except ImportError as error:
-        return [f"torch cannot be imported ({error}): run `make setup`"]
+        return [f"torch cannot be imported ({error}): run `make setup` or pip install nova3d"]
     show("torch", f"{torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores")
     show("CUDA", cuda_line(torch))
+    show("MPS", "there (untried by this project)" if torch.mps.is_available() else "none")
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     memory = f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB" if pages else "unknown"
     show("memory", f"{memory}; free disk here {shutil.disk_usage('.').free / 2**30:.0f} GiB")
@@ -71,13 +112,61 @@ def cuda_line(torch: Any) -> str:
     return f"{build}, {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
+def show_abilities() -> None:
+    """Print for each verb whether it can run here, how long it would take, and what would add to it."""
+    gflops = measure_gflops()
+    print(f"\nwhat the verbs can do here (estimates from {gflops:.0f} GFLOP/s of one core, measured just now):")
+    for verb, ability in ABILITIES.items():
+        print(f"  {verb:12}{ability_line(ability, gflops)}")
+    print("  Times are CPU seconds, scaled from those of another machine. Times on a GPU are not estimated.\n")
+
+
+def ability_line(ability: Ability, gflops: float) -> str:
+    """One line on what a verb can do here.
+
+    Args:
+        ability: the verb's.
+        gflops: speed of one core, in GFLOP/s.
+
+    Returns:
+        The line.
+    """
+    if missing := [name for name in ability.needs if not compat.has(name)]:
+        return f"NO: {', '.join(missing)} is not installed: pip install 'nova3d[{ability.extra}]'"
+    line = f"yes: {ability.what}"
+    if ability.cpu_seconds is not None:
+        line += f", about {ability.cpu_seconds * REFERENCE_GFLOPS / gflops:.2g} s of one core (estimate)"
+    for package, adds, extra in ability.better:
+        if not compat.has(package):
+            line += f"; {adds}: pip install 'nova3d[{extra}]'"
+    return line
+
+
+def measure_gflops() -> float:
+    """The speed of one core in products of float32 matrices, GFLOP/s; a tenth of a second."""
+    import torch
+
+    threads, size, best = torch.get_num_threads(), 768, 0.0
+    torch.set_num_threads(1)
+    try:
+        a = torch.rand(size, size)
+        for _ in range(4):
+            started = time.process_time()
+            for _ in range(3):
+                a @ a
+            best = max(best, 3 * 2 * size**3 / max(time.process_time() - started, 1e-6) / 1e9)
+    finally:
+        torch.set_num_threads(threads)
+    return best
+
+
 def check_packages() -> list[str]:
     """Print every package's version or absence; return what is wrong."""
     faults = []
     for name in REQUIRED:
         show(name, version(name) if compat.has(name) else "MISSING")
         if not compat.has(name):
-            faults.append(f"{name} is missing: run `make setup`")
+            faults.append(f"{name} is missing: run `make setup` or pip install nova3d")
     try:
         state = compat.ensure_torchvision()
         words = {"absent": "not installed (not needed)", "sound": "sound"}

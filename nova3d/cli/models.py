@@ -4,27 +4,46 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nova3d.cli import common
+from nova3d.utils.resources import find
 
 
 def export_parser() -> common.Parser:
     """The arguments of `export`."""
     arguments = common.parser(
-        "Write a trained model as it is shipped: fp16 safetensors and their checksums.",
-        "nova3d export --model outputs/mini/model --out assets/nova3d-mini",
+        "Write a trained model as the Hugging Face Hub takes it: fp16 safetensors, their checksums, a card with the "
+        "facts of the training, and sample pictures. A README.md that is there stays.",
+        "nova3d export --model outputs/mini/model --out outputs/my-model",
     )
-    arguments.add_argument("--model", type=Path, required=True, help="the model folder that training wrote")
-    arguments.add_argument("--out", type=Path, required=True, help="the folder to ship")
+    arguments.add_argument("--model", required=True, help="the model folder that training wrote, or a shipped model")
+    arguments.add_argument("--out", type=Path, required=True, help="the folder to upload")
+    arguments.add_argument("--name", default="", help="of the model, for the card (default: the folder's name)")
+    arguments.add_argument(
+        "--licence", help="an identifier of the Hub's (default: apache-2.0; other where it started from SVD)"
+    )
+    arguments.add_argument(
+        "--image",
+        nargs="*",
+        type=Path,
+        metavar="PICTURE",
+        help="sample pictures to show on the card (default: one of the bundled ones; without a value: none)",
+    )
     return arguments
 
 
 def export(argv: Sequence[str] | None = None) -> None:
-    """Write a trained model as it is shipped: fp16 safetensors and their checksums."""
+    """Write a trained model as the Hugging Face Hub takes it: weights, checksums, card, sample pictures."""
     options = export_parser().parse(argv)
 
     from nova3d.pipeline.export import export_model
+    from nova3d.pipeline.folder import model_folder
 
-    size = export_model(options.model, options.out)
-    print(f"{size / 1e6:.1f} MB of weights: {options.out.resolve()}")
+    pictures = [find("assets/images/horse.png", "asset")] if options.image is None else options.image
+    size = export_model(model_folder(options.model), options.out, options.name, options.licence, pictures)
+    common.closing(
+        {"model": options.out, "card": options.out / "README.md"},
+        f"{size / 1e6:.1f} MB of weights in float16",
+        f"read the card, then: hf upload OWNER/NAME {options.out}",
+    )
 
 
 def calibrate_parser() -> common.Parser:

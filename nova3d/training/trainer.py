@@ -238,7 +238,7 @@ class StopRequest:
         return self._signal is not None or self.file.exists()
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):  # Windows has no SIGUSR1
             self._previous[number] = signal.signal(number, self._handle)
         return self
 

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from nova3d.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
+_SYNC_MODE = "r+b" if os.name == "nt" else "rb"  # Windows flushes only what is open for writing
 T = TypeVar("T")
 
 JSON_BYTES = 256 << 20  # the most that `read_json` reads
@@ -60,7 +61,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield aside
         if not aside.is_dir():
-            with aside.open("rb") as file:
+            with aside.open(_SYNC_MODE) as file:
                 os.fsync(file.fileno())
             aside.replace(target)
             return
@@ -320,7 +321,7 @@ def sync_folder(folder: str | Path) -> None:
     """Flush every file below a folder to the disk, so that a rename cannot outlive its content."""
     for path in Path(folder).rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open(_SYNC_MODE) as file:
                 os.fsync(file.fileno())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nova3d.cli import common
+from nova3d.cli import VERBS, common, doctor
 from nova3d.errors import InputError
 from tests.helpers.commands import ROOT, call_script
 
@@ -118,3 +118,24 @@ def test_an_output_that_cannot_be_written_is_one_line() -> None:
 def test_an_unknown_device_is_one_line(device: str) -> None:
     with pytest.raises(InputError, match=f"device '{device}' is none that torch has here; use --device cpu"):
         common.pick_device(device)
+
+
+def test_the_doctor_says_what_a_verb_lacks_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.compat, "has", lambda package: package not in ("gradio", "av"))
+    assert doctor.ability_line(doctor.ABILITIES["app"], 80.0) == (
+        "NO: gradio is not installed: pip install 'nova3d[app]'"
+    )
+    line = doctor.ability_line(doctor.ABILITIES["generate"], 2 * doctor.REFERENCE_GFLOPS)
+    assert ", about 24 s of one core (estimate)" in line and "mp4 turntables: pip install 'nova3d[video]'" in line
+    monkeypatch.setattr(doctor.compat, "has", lambda package: True)
+    assert "pip install" not in "".join(doctor.ability_line(each, 80.0) for each in doctor.ABILITIES.values())
+    assert set(doctor.ABILITIES) <= set(VERBS)
+
+
+def test_the_first_accelerator_is_picked_and_a_wish_beats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for there, device in ((True, "mps"), (False, "cpu")):
+        monkeypatch.setattr("torch.mps.is_available", lambda there=there: there)
+        assert common.pick_device("") == device and common.pick_device("cpu") == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert common.pick_device("") == "cuda"

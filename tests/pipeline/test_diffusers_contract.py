@@ -18,6 +18,7 @@ from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.export import export_model
 from nova3d.pipeline.folder import model_hashes
 from nova3d.sampling import SampleConfig, generate_views, sample_views
+from nova3d.utils import yaml_text
 
 Make = Callable[..., Nova3DPipeline]
 Same = Callable[..., bool]
@@ -177,6 +178,32 @@ def test_an_exported_model_has_the_variant_fp16(make_pipeline: Make, tmp_path: P
         file.write("0" * 64 + "  model_index.json\n")
     with pytest.raises(InputError, match=r"damaged: .*model_index.json differs"):
         Nova3DPipeline.load(tmp_path / "out")
+
+
+def test_an_export_is_ready_for_the_hub(make_pipeline: Make, red: Tensor, tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    pipeline.save_pretrained(tmp_path / "model")
+    settings = {"steps": 7, "seed": 3, "svd": "somebody/svd", "optim": {"name": "muon", "learning_rate": 0.001}}
+    (tmp_path / "model/record.json").write_text(json.dumps({"config": settings, "commit": "abc", "created": "today"}))
+    images.save_image(tmp_path / "toy.png", red)
+    export_model(tmp_path / "model", tmp_path / "out", "My model", pictures=[tmp_path / "toy.png"])
+    card = (tmp_path / "out/README.md").read_text()
+    _, head, body = card.split("---\n", 2)
+    facts = yaml_text.parse(head, "head")
+    assert facts["license"] == "other" and facts["base_model"] == "somebody/svd"
+    assert (facts["library_name"], facts["pipeline_tag"]) == ("diffusers", "image-to-3d") and "nova3d" in facts["tags"]
+    assert "# My model\n" in body and "| steps | 7 |" in body and "| optimizer | muon |" in body
+    assert "| commit of the code | abc |" in body and "](samples/toy.png)" in body
+    assert images.read_image(tmp_path / "out/samples/toy.png").shape[0] > 16
+    weights = sum(parameter.numel() for parameter in pipeline.unet.parameters())
+    assert f"| `unet` | NovaUNet | {weights / 1e6:.2f} M |" in body
+    (tmp_path / "out/README.md").write_text("mine")
+    export_model(tmp_path / "model", tmp_path / "out")
+    assert (tmp_path / "out/README.md").read_text() == "mine"
+    (tmp_path / "model/record.json").unlink()
+    export_model(tmp_path / "model", tmp_path / "other")
+    plain = (tmp_path / "other/README.md").read_text()
+    assert plain.startswith("---\nlicense: apache-2.0\n") and "# other\n" in plain and "No record of" in plain
 
 
 def test_a_hub_id_works_as_a_folder_does(
