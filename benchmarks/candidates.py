@@ -1,0 +1,41 @@
+"""Whether the candidate whose views agree best is better than the mean candidate, on objects with true views."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from nova3d.cli import common
+
+
+def main() -> None:
+    """Sample candidates of each object and print what the choice gains."""
+    arguments = ArgumentParser(description=__doc__)
+    arguments.add_argument("objects", nargs="+", type=Path, help="mesh files; never those of an evaluation")
+    arguments.add_argument("--model", default="mini")
+    arguments.add_argument("--seeds", default="0,1,2")
+    options = arguments.parse_args()
+
+    from nova3d import render_object
+    from nova3d.candidates import agreement
+    from nova3d.metrics import mask_iou, psnr
+    from nova3d.sampling import generate_views, load_pipeline
+    from nova3d.settings import SampleConfig
+
+    pipeline = load_pipeline(SampleConfig(model=options.model), "cpu")
+    print("| object | picked seed | mask IoU, pick | mean candidate | PSNR, pick | mean candidate |")
+    print("|---|---|---|---|---|---|")
+    for path in options.objects:
+        truth = render_object(path, pipeline.cameras, supersample=2)
+        rows = []
+        for seed in map(int, options.seeds.split(",")):
+            config = SampleConfig(model=options.model, framed=True, seed=seed)
+            views, task_iou = generate_views(pipeline, truth.straight_alpha(0), config)
+            iou = float(mask_iou(views.mask[1:], truth.mask[1:]).mean())
+            decibels = float(psnr(views.rgb[1:], truth.rgb[1:]).mean())
+            rows.append((agreement(views, task_iou), seed, iou, decibels))
+        _, seed, iou, decibels = max(rows)
+        means = [sum(row[column] for row in rows) / len(rows) for column in (2, 3)]
+        print(f"| {path.stem} | {seed} | {iou:.3f} | {means[0]:.3f} | {decibels:.2f} | {means[1]:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    common.run(main)
