@@ -1,6 +1,6 @@
 """Evaluation of views and meshes under protocols; it knows nothing of how anything was made.
 
-docs/evaluation.md describes the protocols one by one.
+docs/reference/protocols.md describes the protocols one by one.
 """
 
 from typing import TYPE_CHECKING

@@ -52,7 +52,8 @@ class ViewRules:
         "mask_iou",
         "normals",
     )
-    """Names of nova3d.metrics.VIEW_METRICS; docs/evaluation.md defines each. Companions are added by themselves."""
+    """Names of nova3d.metrics.VIEW_METRICS; docs/reference/protocols.md defines each. Companions are added by
+    themselves."""
     shifts: tuple[int, ...] = (1,)
     """The baselines "true views, n px off"."""
 

@@ -65,7 +65,7 @@ def test_the_shipped_protocols_are_those_of_the_documentation():
         "tex-env32",
         "tex-sphere",
     }
-    page = (ROOT / "docs/evaluation.md").read_text()
+    page = (ROOT / "docs/reference/protocols.md").read_text()
     for path in SHIPPED:
         protocol = config.load(Protocol, path)
         assert protocol.name == path.stem

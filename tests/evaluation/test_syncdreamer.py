@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "assets/gso30-sample"
 COPY = "copy of the input view (scored on the others)"
 ORACLE = "silhouette oracle"
-MEASURED = [14.56, 19.45, 27.78, 27.31, 18.87]  # dB, of this object; docs/evaluation.md has those of all 30
+MEASURED = [14.56, 19.45, 27.78, 27.31, 18.87]  # dB, of this object; docs/results/baselines.md has those of all 30
 
 
 @pytest.fixture(scope="module")
