@@ -27,7 +27,7 @@ OPEN_CLIP := $(if $(CONSTRAINTS),$(VENV)/open_clip/.installed)
 
 # Optional extras with tests of their own, in an environment apart: they are large, and `make test` needs none.
 EXTRAS_VENV = .venv-extras
-TESTED_EXTRAS = adam8bit,app,browser,mcubes,mesh2sdf,ray,video,wandb,xatlas
+TESTED_EXTRAS = adam8bit,app,browser,mcubes,mesh2sdf,notebook,ray,video,wandb,xatlas
 
 # Blender is GPL and needs its own Python and NumPy: an environment and a program apart (configs: engine.python).
 BLENDER_VENV = .venv-blender
