@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The README's picture: input, generated views and normal maps, and the mesh, from what scripts/generate.py wrote."""
+"""The README's picture: input, generated views and normal maps, and the mesh, from what nova3d generate wrote."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ SHOWN = (0, 2, 4, 6, 8, 10, 12, 14)
 
 def main() -> None:
     arguments = common.parser(__doc__, "python benchmarks/figure.py --run outputs/demo --out docs/images/demo.png")
-    arguments.add_argument("--run", type=Path, required=True, help="a folder that scripts/generate.py wrote")
+    arguments.add_argument("--run", type=Path, required=True, help="a folder that nova3d generate wrote")
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--size", type=int, default=128)
     options = arguments.parse_args()

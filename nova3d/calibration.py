@@ -2,7 +2,7 @@
 
 A calibration belongs to one model and lies in its folder as calibration.json. It travels with the views that the model
 makes, in transforms.json, so that fusion needs no model. `nova3d.volume` and `nova3d.fusion.texture` use it;
-scripts/calibrate.py makes it.
+nova3d calibrate makes it.
 """
 
 import math

@@ -74,7 +74,7 @@ def generate(
     pipeline: "Nova3DPipeline | None" = None,
     on_views: Callable[[ViewSet], None] | None = None,
 ) -> Generated:
-    """One picture to views, normal maps, a textured mesh and a report, as `scripts/generate.py` makes them.
+    """One picture to views, normal maps, a textured mesh and a report, as `nova3d generate` makes them.
 
     Args:
         image: the picture's file. None: `config.sample.image`.

@@ -322,9 +322,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if (folder / "plan.json").is_file():
             packed = [str(folder / s) for s in ("train", "val") if (folder / s / INDEX).is_file()]
-            where = f"its shards are in '{', '.join(packed)}'" if packed else "run `scripts/render.py pack` on it first"
+            where = f"its shards are in '{', '.join(packed)}'" if packed else "run `nova3d render pack` on it first"
             raise InputError(f"'{folder}' is not a shard folder but a render job; {where}")
-        raise InputError(f"'{folder}' is not a shard folder (no {INDEX}); make one with scripts/render.py")
+        raise InputError(f"'{folder}' is not a shard folder (no {INDEX}); make one with nova3d render")
     index = parse_json(path.read_bytes(), dict, f"shard index '{path}'")  # may be larger than read_json allows
     try:
         if index.get("format") not in (_WHITE, FORMAT):

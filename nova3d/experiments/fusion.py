@@ -1,4 +1,4 @@
-"""The fusion suite: arms of the fusion on planted faults in true views of real objects (scripts/ablate.py)."""
+"""The fusion suite: arms of the fusion on planted faults in true views of real objects (nova3d ablate)."""
 
 import copy
 import json

@@ -41,7 +41,7 @@ def trusted_view(views: ViewSet) -> int | None:
     if not favoured:
         return None
     if views.calibration is None:
-        log.info("the views carry no calibration of their model (scripts/calibrate.py): their visual hull is used")
+        log.info("the views carry no calibration of their model (nova3d calibrate): their visual hull is used")
     elif len(favoured) > 1 or not columns_are_rays(views.cameras, favoured[0]):
         log.info("the trusted views are not one level orthographic view from the front: the visual hull is used")
     else:

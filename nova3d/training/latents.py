@@ -169,20 +169,20 @@ class LatentCache:
         if (per_object := manifest.get("input_views_per_object")) != dataset.per_object:
             raise InputError(
                 f"latent cache '{folder}' has input_views_per_object={per_object}, this run has {dataset.per_object}; "
-                "make another with scripts/cache_latents.py"
+                "make another with nova3d cache-latents"
             )
         lacking = sorted(set(dataset.input_views) - set(manifest["input_views"]))
         if lacking:
             raise InputError(
                 f"latent cache '{folder}' has the input views {manifest['input_views']}, not {lacking[0]}: set "
-                "data.input_views to what it has, or make another with scripts/cache_latents.py"
+                "data.input_views to what it has, or make another with nova3d cache-latents"
             )
         files = _files(self.folder, len(manifest["uids"]), manifest["objects_per_file"])
         missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise InputError(
                 f"latent cache '{folder}' is not finished: {len(missing)} of {len(files)} files are missing, the first "
-                f"is {missing[0]}; run scripts/cache_latents.py again"
+                f"is {missing[0]}; run nova3d cache-latents again"
             )
         self.with_embeds = bool(manifest["image_encoder"])
         self.with_condition = manifest.get("condition", "picture") == "inflated"
@@ -208,7 +208,7 @@ class LatentCache:
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"latent file '{path}' is damaged at object '{uid}' ({error}); delete it and run "
-                "scripts/cache_latents.py again"
+                "nova3d cache-latents again"
             ) from error
         moments = torch.stack([rgb.roll(-input_view, dims=0), normal])
         cameras = self._angles(input_view)
@@ -293,7 +293,7 @@ def _files(folder: Path, objects: int, per_file: int) -> list[Path]:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise InputError(f"'{folder}' is not a latent cache (no {MANIFEST}); make one with scripts/cache_latents.py")
+        raise InputError(f"'{folder}' is not a latent cache (no {MANIFEST}); make one with nova3d cache-latents")
     manifest = read_json(path, dict, "manifest")
     keys = ("preprocessing", "vae", "image_encoder", "rig", "size", "shards", "input_views", "objects_per_file", "uids")
     if missing := [key for key in keys if key not in manifest]:
@@ -309,5 +309,5 @@ def _check_identity(there: dict[str, Any], here: dict[str, Any], folder: Path) -
             shown = (found, value) if key != "uids" else ("other objects", "these")
             raise InputError(
                 f"latent cache '{folder}' was made with another '{key}' ({shown[0]}, this run has {shown[1]}); make "
-                "one for this run with scripts/cache_latents.py"
+                "one for this run with nova3d cache-latents"
             )

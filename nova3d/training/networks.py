@@ -45,7 +45,7 @@ def build_module(config: TrainConfig, latent_size: int) -> tuple[TrainingModule,
         log.info("%s", report)
     elif not config.vae:
         raise InputError(
-            "vae= must name a trained autoencoder folder (scripts/train_autoencoder.py makes one), or svd= "
+            "vae= must name a trained autoencoder folder (nova3d train-autoencoder makes one), or svd= "
             "Stable Video Diffusion"
         )
     else:

@@ -78,7 +78,7 @@ def manifest_rows(out: str | Path) -> list[dict[str, Any]]:
     """Return the manifest rows of all splits of a packed job. Raises InputError where it is not packed."""
     files = [path for split in SPLITS if (path := Path(out) / split / MANIFEST).is_file()]
     if not files:
-        raise InputError(f"'{out}' has no packed shards; run `scripts/render.py pack` first")
+        raise InputError(f"'{out}' has no packed shards; run `nova3d render pack` first")
     return [row for path in files for row in read_json_lines(path, "manifest")]
 
 

@@ -162,7 +162,7 @@ def read_plan(folder: str | Path, workers: int = 1) -> Plan:
     """Read the plan in a job's folder. Raises InputError where there is none."""
     path = Path(folder) / PLAN
     if not path.is_file():
-        raise InputError(f"'{folder}' has no {PLAN}; make one with `scripts/render.py plan`")
+        raise InputError(f"'{folder}' has no {PLAN}; make one with `nova3d render plan`")
     try:
         plan = Plan(Path(folder), workers=workers, **read_json(path, dict, "plan"))
     except (InputError, TypeError) as error:

@@ -197,7 +197,7 @@ def test_readers_of_a_job_folder_are_told_where_the_shards_are(done: RenderConfi
     config = make_job(MESHES, "unpacked")
     config.pack = False
     job.run(config)
-    with pytest.raises(InputError, match=r"render job; run `scripts/render.py pack` on it first"):
+    with pytest.raises(InputError, match=r"render job; run `nova3d render pack` on it first"):
         MultiViewDataset(config.out)
 
 
