@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 
 MAX_PSNR = 100.0  # dB, what equal images score, so that means stay finite
 NORMAL_WITHIN_DEG = (11.25, 22.5, 30.0)  # the customary thresholds of surface-normal benchmarks
+_SHORT_NORMAL = 0.2  # up to it a generated normal is background; chosen on held-out training objects
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # pixels
 INPUT_SIZE = 512  # pixels of a side, at which a mesh is compared with the picture that it was made from
 
@@ -273,13 +274,14 @@ def task_iou(rgb: Tensor, normals: Tensor) -> Tensor:
     Args:
         rgb: images [n,h,w,3] in [0,1] on white. A pixel is inside where a channel differs from white by more than
             `images.MATTE_DISTANCE`.
-        normals: normal maps [n,h,w,3], zero on background. A pixel is inside where the normal is longer than 1/2.
+        normals: normal maps [n,h,w,3], zero on background. A pixel is inside where the normal is longer than 1/5: a
+            network's normals are short where it doubts, and at 1/2 their outline is too small.
 
     Returns:
         IoU [n] in [0,1].
     """
     _same_shape(rgb, normals)
-    return mask_iou(_outline((1 - rgb).amax(dim=-1) > MATTE_DISTANCE), _outline(normals.norm(dim=-1) > 0.5))
+    return mask_iou(_outline((1 - rgb).amax(dim=-1) > MATTE_DISTANCE), _outline(normals.norm(dim=-1) > _SHORT_NORMAL))
 
 
 def _outline(inside: Tensor) -> Tensor:

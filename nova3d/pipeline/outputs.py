@@ -9,11 +9,12 @@ ensure_torchvision()  # before anything imports diffusers
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from diffusers.utils import BaseOutput  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from nova3d import images, normals  # noqa: E402
+from nova3d import images  # noqa: E402
 from nova3d.calibration import Calibration  # noqa: E402
 from nova3d.cameras import Cameras  # noqa: E402
 from nova3d.inflate import inflated_views  # noqa: E402
@@ -22,6 +23,10 @@ from nova3d.tasks import Task  # noqa: E402
 from nova3d.views import ViewSet  # noqa: E402
 
 OutputType = Literal["views", "pil", "np", "pt", "latent"]
+
+# The mask of a decoded view, see `outline_evidence`. Chosen on held-out training objects (docs/results/mini.md).
+_COLOUR_WEIGHT = 2.0
+_NONE, _CERTAIN = 0.1, 0.9
 
 
 @dataclass
@@ -43,9 +48,14 @@ class Nova3DOutput(BaseOutput):
 
 
 def to_views(
-    decoded: Tensor, cameras: Cameras, kept: Tensor | None = None, calibration: Calibration | None = None
+    decoded: Tensor,
+    cameras: Cameras,
+    kept: Tensor | None = None,
+    calibration: Calibration | None = None,
+    guide: Tensor | None = None,
+    share: float = 0.0,
 ) -> ViewSet:
-    """Decoded pictures as a ViewSet; the mask is the length of the decoded normal vectors.
+    """Decoded pictures as a ViewSet.
 
     Args:
         decoded: float [t,v,3,h,w] in [-1,1].
@@ -53,21 +63,47 @@ def to_views(
         kept: the framed picture [h,w,4] in [0,1] that view 0 shows instead of its own colours and mask.
         calibration: of the model, for the views to carry. With a kept picture it says how much of the normals of the
             picture's inflated outline is mixed into view 0's.
+        guide: [t,v,4,h,w] guide pictures of the condition "inflated" (`nova3d.models.conditioning.inflated_guide`).
+        share: in [0,1), the share of the guide pictures in colours, normals and masks; the rest are decoded.
 
     Returns:
         v views on white.
     """
     rgb = (decoded[Task.RGB].permute(0, 2, 3, 1) + 1) / 2
-    normal, mask = normals.decode((decoded[Task.NORMAL].permute(0, 2, 3, 1) + 1) / 2)
-    mask = ((mask - 0.3) / 0.4).clamp(0, 1)  # decoded lengths are soft over more than the outline: sharpen
+    vectors = decoded[Task.NORMAL].permute(0, 2, 3, 1)
+    mask = outline_evidence(rgb, vectors)
+    if guide is not None and share > 0:
+        inflated_rgb, inflated_normals = guide[..., :3, :, :].permute(0, 1, 3, 4, 2).to(rgb)
+        inflated_mask = guide[Task.NORMAL, :, 3].to(rgb)
+        # Outside the inflated outline its colour is white for want of an object, so the decoded colour stays.
+        rgb = torch.lerp(rgb, (inflated_rgb + 1) / 2, share * inflated_mask[..., None])
+        vectors = torch.lerp(vectors, inflated_normals, share)
+        mask = torch.lerp(mask, inflated_mask, share)
+    normal = F.normalize(vectors, dim=-1)
     if kept is not None:
         rgb[0], mask[0] = images.composite(kept), kept[..., 3]
     rgb = rgb * (mask > 0)[..., None] + (mask <= 0)[..., None].float()
     trusted = tuple(kept is not None and view == 0 for view in range(len(mask)))
     if kept is not None and calibration is not None and calibration.inflated_normals > 0:
         inflated = inflated_views(kept, cameras, only=[0]).normals[0]
-        normal[0] = torch.nn.functional.normalize(torch.lerp(normal[0], inflated, calibration.inflated_normals), dim=-1)
+        normal[0] = F.normalize(torch.lerp(normal[0], inflated, calibration.inflated_normals), dim=-1)
     return ViewSet(rgb, normal * (mask > 0)[..., None], mask, cameras, trusted, calibration)
+
+
+def outline_evidence(rgb: Tensor, normals: Tensor) -> Tensor:
+    """The mask of decoded views: how sure colours and normals are, together, that a pixel shows the object.
+
+    A normal is short where the model doubts, and then alone says too little; a coloured pixel is object all the same.
+
+    Args:
+        rgb: [...,h,w,3] in [0,1] on white.
+        normals: [...,h,w,3], decoded vectors of length 0 to 1.
+
+    Returns:
+        [...,h,w] float in [0,1].
+    """
+    evidence = normals.norm(dim=-1) + _COLOUR_WEIGHT * (1 - rgb).amax(dim=-1)
+    return ((evidence - _NONE) / (_CERTAIN - _NONE)).clamp(0, 1)
 
 
 def outline_agreement(decoded: Tensor) -> Tensor:

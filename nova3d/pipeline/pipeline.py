@@ -74,6 +74,8 @@ class Nova3DPipeline(DiffusionPipeline):
         camera_preset: the name of the cameras (`nova3d.cameras.preset`) that the UNet was trained on.
         condition: what the UNet's condition latents show, "picture" or "inflated" (nova3d.models.conditioning). It is a
             plain `str`, because diffusers warns at every load about a `Literal` among these parameters.
+        condition_share: in [0,1), the share of the condition's own pictures in the views, where it is "inflated"; the
+            rest is what the networks make. A small model's views are nearer to the truth for it.
         sigma_min: the lowest noise level above 0.
         sigma_max: the noise level that sampling starts from.
         rho: curvature of the Karras noise levels.
@@ -85,7 +87,7 @@ class Nova3DPipeline(DiffusionPipeline):
     The defaults are those of Stable Video Diffusion.
 
     Raises:
-        InputError: for another `condition`.
+        InputError: for another `condition`, or a `condition_share` outside its range.
     """
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
@@ -104,6 +106,7 @@ class Nova3DPipeline(DiffusionPipeline):
         size: int = 256,
         camera_preset: str = "ortho16",
         condition: str = "picture",
+        condition_share: float = 0.0,
         sigma_min: float = 0.002,
         sigma_max: float = 700.0,
         rho: float = 7.0,
@@ -115,11 +118,14 @@ class Nova3DPipeline(DiffusionPipeline):
         super().__init__()
         if condition not in CONDITIONS:
             raise InputError(f"condition must be one of {', '.join(CONDITIONS)}, got '{condition}'")
+        if not 0 <= condition_share < 1:
+            raise InputError(f"condition_share must lie in [0,1), got {condition_share}")
         self.register_modules(unet=unet, vae=vae, image_encoder=image_encoder)
         self.register_to_config(
             size=size,
             camera_preset=camera_preset,
             condition=condition,
+            condition_share=condition_share,
             sigma_min=sigma_min,
             sigma_max=sigma_max,
             rho=rho,
@@ -288,7 +294,11 @@ class Nova3DPipeline(DiffusionPipeline):
         else:
             decoded = self.decode_latents(x, conditioning.guide)
             kept = pictures if keep_input else [None] * len(given)
-            views = [to_views(d, self.cameras, k, self.calibration) for d, k in zip(decoded, kept, strict=True)]
+            guides = [None] * len(given) if conditioning.guide is None else conditioning.guide.float().cpu()
+            views = [
+                to_views(pair, self.cameras, picture, self.calibration, guide, config.condition_share)
+                for pair, picture, guide in zip(decoded, kept, guides, strict=True)
+            ]
             result = postprocess(views, output_type, torch.stack([outline_agreement(pair) for pair in decoded]))
         self.maybe_free_model_hooks()
         return result if return_dict else result.to_tuple()

@@ -84,6 +84,8 @@ class PipelineConfig:
     """The cameras of the views. It must be the rig of the shards."""
     condition: str = "picture"
     """What the UNet's condition latents show: picture, or inflated (nova3d.models.conditioning)."""
+    condition_share: float = 0.0
+    """Share in [0,1) of the inflated condition's own pictures in the views of the trained model."""
     sigma_min: float = 0.002
     """The last noise level before zero."""
     sigma_max: float = 700.0

@@ -45,15 +45,38 @@ def test_output_is_sixteen_valid_views(pipeline: Nova3DPipeline, red: Tensor) ->
     assert torch.equal(views.cameras.c2w, pipeline.cameras.c2w)
 
 
-def test_the_mask_sharpens_the_length_of_the_decoded_normals() -> None:
-    lengths = torch.tensor([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 1.0])
-    decoded = torch.zeros(2, 1, 3, 8, 8)
+def test_the_mask_adds_the_colours_to_the_length_of_the_decoded_normals() -> None:
+    lengths = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0, 0.0])
+    decoded = torch.ones(2, 1, 3, 8, 8)  # white
+    decoded[Task.RGB, 0, :, :, 7] = 0.5  # a quarter from white: 2 x 0.25 of evidence without a normal
+    decoded[Task.NORMAL] = 0
     decoded[Task.NORMAL, 0, 2] = lengths
     views = to_views(decoded, preset("ortho1", 8))
-    mask = torch.tensor([0, 0, 0.25, 0.5, 0.75, 1, 1, 1]).expand(8, 8)
+    mask = torch.tensor([0, 0, 0.25, 0.5, 0.75, 1, 1, 0.5]).expand(8, 8)
     torch.testing.assert_close(views.mask[0], mask, atol=1e-5, rtol=0)
-    torch.testing.assert_close(views.rgb[0, 0, [0, 4, 7]], torch.tensor([[1.0] * 3, [0.5] * 3, [0.5] * 3]))
-    assert views.normals[0, 0, :, 2].tolist() == pytest.approx([0, 0, 0, 0, 1, 1, 1, 1])
+    assert views.rgb[0, 0, :, 0].tolist() == pytest.approx([1] * 7 + [0.75])
+    assert views.normals[0, 0, :, 2].tolist() == pytest.approx([0, 0, 1, 1, 1, 1, 1, 0])
+
+
+def test_a_share_of_the_condition_s_pictures_is_mixed_into_the_views() -> None:
+    decoded, guide = torch.ones(2, 1, 3, 8, 8), torch.zeros(2, 1, 4, 8, 8)
+    decoded[Task.RGB, 0, :, :, :4] = -1  # black on the left, normals to +z
+    decoded[Task.NORMAL] = 0
+    decoded[Task.NORMAL, 0, 2, :, :4] = 1
+    guide[Task.RGB, 0, :3] = 1  # white outside
+    guide[Task.RGB, 0, 0, 2:] = -1  # cyan in the lower rows, normals to +x
+    guide[Task.NORMAL, 0, 0, 2:] = 1
+    guide[:, 0, 3, 2:] = 1
+    cameras = preset("ortho1", 8)
+    views = to_views(decoded, cameras, guide=guide, share=0.25)
+    both, decoded_only, guide_only, neither = (views.rgb[0, r, c].tolist() for r, c in [(5, 1), (0, 1), (5, 6), (0, 6)])
+    assert both == pytest.approx([0, 0.25, 0.25]) and decoded_only == pytest.approx([0, 0, 0])
+    assert guide_only == pytest.approx([0.75, 1, 1]) and neither == [1, 1, 1]
+    assert [float(views.mask[0, r, c]) for r, c in [(5, 1), (0, 1), (5, 6), (0, 6)]] == [1, 0.75, 0.25, 0]
+    length = (0.75**2 + 0.25**2) ** 0.5
+    assert views.normals[0, 5, 1].tolist() == pytest.approx([0.25 / length, 0, 0.75 / length])
+    plain, none = to_views(decoded, cameras), to_views(decoded, cameras, guide=guide)
+    assert torch.equal(plain.rgb, none.rgb) and torch.equal(plain.normals, none.normals)
 
 
 def test_a_seed_names_one_result_and_a_batch_is_its_singles(
