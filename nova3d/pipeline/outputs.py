@@ -25,8 +25,7 @@ from nova3d.views import ViewSet  # noqa: E402
 OutputType = Literal["views", "pil", "np", "pt", "latent"]
 
 # The mask of a decoded view, see `outline_evidence`. Chosen on held-out training objects (docs/results/mini.md).
-_COLOUR_WEIGHT = 2.0
-_NONE, _CERTAIN = 0.1, 0.9
+_NONE, _CERTAIN = 0.05, 0.8
 
 
 @dataclass
@@ -102,7 +101,7 @@ def outline_evidence(rgb: Tensor, normals: Tensor) -> Tensor:
     Returns:
         [...,h,w] float in [0,1].
     """
-    evidence = normals.norm(dim=-1) + _COLOUR_WEIGHT * (1 - rgb).amax(dim=-1)
+    evidence = normals.norm(dim=-1) + (1 - rgb).amax(dim=-1)
     return ((evidence - _NONE) / (_CERTAIN - _NONE)).clamp(0, 1)
 
 

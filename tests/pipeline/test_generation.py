@@ -46,16 +46,16 @@ def test_output_is_sixteen_valid_views(pipeline: Nova3DPipeline, red: Tensor) ->
 
 
 def test_the_mask_adds_the_colours_to_the_length_of_the_decoded_normals() -> None:
-    lengths = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0, 0.0])
+    lengths = torch.tensor([0.0, 0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.2])
     decoded = torch.ones(2, 1, 3, 8, 8)  # white
-    decoded[Task.RGB, 0, :, :, 7] = 0.5  # a quarter from white: 2 x 0.25 of evidence without a normal
+    decoded[Task.RGB, 0, :, :, 7] = 0.5  # a quarter from white: as much evidence as a longer normal
     decoded[Task.NORMAL] = 0
     decoded[Task.NORMAL, 0, 2] = lengths
     views = to_views(decoded, preset("ortho1", 8))
-    mask = torch.tensor([0, 0, 0.25, 0.5, 0.75, 1, 1, 0.5]).expand(8, 8)
+    mask = torch.tensor([0, 0, 0.2, 0.4, 0.6, 0.8, 1, 0.4 + 0.4 / 3]).expand(8, 8)
     torch.testing.assert_close(views.mask[0], mask, atol=1e-5, rtol=0)
     assert views.rgb[0, 0, :, 0].tolist() == pytest.approx([1] * 7 + [0.75])
-    assert views.normals[0, 0, :, 2].tolist() == pytest.approx([0, 0, 1, 1, 1, 1, 1, 0])
+    assert views.normals[0, 0, :, 2].tolist() == pytest.approx([0, 0, 1, 1, 1, 1, 1, 1])
 
 
 def test_a_share_of_the_condition_s_pictures_is_mixed_into_the_views() -> None:
