@@ -26,6 +26,7 @@ OutputType = Literal["views", "pil", "np", "pt", "latent"]
 
 # The mask of a decoded view, see `outline_evidence`. Chosen on held-out training objects (docs/results/mini.md).
 _NONE, _CERTAIN = 0.05, 0.8
+_OUTSIDE, _INSIDE = 1 / 3, 2 / 3  # of the evidence: what is doubtful is cut, not shown as a ghost
 
 
 @dataclass
@@ -70,18 +71,19 @@ def to_views(
     """
     rgb = (decoded[Task.RGB].permute(0, 2, 3, 1) + 1) / 2
     vectors = decoded[Task.NORMAL].permute(0, 2, 3, 1)
-    mask = outline_evidence(rgb, vectors)
+    evidence = outline_evidence(rgb, vectors)
     if guide is not None and share > 0:
         inflated_rgb, inflated_normals = guide[..., :3, :, :].permute(0, 1, 3, 4, 2).to(rgb)
-        inflated_mask = guide[Task.NORMAL, :, 3].to(rgb)
-        # Outside the inflated outline its colour is white for want of an object, so the decoded colour stays.
-        rgb = torch.lerp(rgb, (inflated_rgb + 1) / 2, share * inflated_mask[..., None])
+        rgb = torch.lerp(rgb, (inflated_rgb + 1) / 2, share)
         vectors = torch.lerp(vectors, inflated_normals, share)
-        mask = torch.lerp(mask, inflated_mask, share)
+        evidence = torch.lerp(evidence, guide[Task.NORMAL, :, 3].to(rgb), share)
     normal = F.normalize(vectors, dim=-1)
+    # A network that doubts whether there is an object mixes its colour with white: the colour is what remains of it.
+    colour = (1 - (1 - rgb) / evidence.clamp(min=_OUTSIDE)[..., None]).clamp(0, 1)
+    mask = ((evidence - _OUTSIDE) / (_INSIDE - _OUTSIDE)).clamp(0, 1)
+    rgb = colour * mask[..., None] + 1 - mask[..., None]
     if kept is not None:
         rgb[0], mask[0] = images.composite(kept), kept[..., 3]
-    rgb = rgb * (mask > 0)[..., None] + (mask <= 0)[..., None].float()
     trusted = tuple(kept is not None and view == 0 for view in range(len(mask)))
     if kept is not None and calibration is not None and calibration.inflated_normals > 0:
         inflated = inflated_views(kept, cameras, only=[0]).normals[0]
@@ -90,7 +92,7 @@ def to_views(
 
 
 def outline_evidence(rgb: Tensor, normals: Tensor) -> Tensor:
-    """The mask of decoded views: how sure colours and normals are, together, that a pixel shows the object.
+    """How sure colours and normals are, together, that a pixel shows the object.
 
     A normal is short where the model doubts, and then alone says too little; a coloured pixel is object all the same.
 

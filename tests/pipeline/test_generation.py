@@ -46,16 +46,26 @@ def test_output_is_sixteen_valid_views(pipeline: Nova3DPipeline, red: Tensor) ->
 
 
 def test_the_mask_adds_the_colours_to_the_length_of_the_decoded_normals() -> None:
-    lengths = torch.tensor([0.0, 0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.2])
+    lengths = torch.tensor([0.0, 0.3, 0.35, 0.425, 0.5, 0.6, 1.0, 0.175])
     decoded = torch.ones(2, 1, 3, 8, 8)  # white
-    decoded[Task.RGB, 0, :, :, 7] = 0.5  # a quarter from white: as much evidence as a longer normal
+    decoded[Task.RGB, 0, :, :, 7] = 0.5  # a quarter from white counts as a normal longer by a quarter
     decoded[Task.NORMAL] = 0
     decoded[Task.NORMAL, 0, 2] = lengths
     views = to_views(decoded, preset("ortho1", 8))
-    mask = torch.tensor([0, 0, 0.2, 0.4, 0.6, 0.8, 1, 0.4 + 0.4 / 3]).expand(8, 8)
+    mask = torch.tensor([0, 0, 0.2, 0.5, 0.8, 1, 1, 0.5]).expand(8, 8)  # of evidence 1/3 to 2/3
     torch.testing.assert_close(views.mask[0], mask, atol=1e-5, rtol=0)
-    assert views.rgb[0, 0, :, 0].tolist() == pytest.approx([1] * 7 + [0.75])
     assert views.normals[0, 0, :, 2].tolist() == pytest.approx([0, 0, 1, 1, 1, 1, 1, 1])
+    # At an evidence of 1/2 the white part of the mixture is taken off the colour, and the mask puts it on again.
+    assert views.rgb[0, 0, :, 0].tolist() == pytest.approx([1] * 7 + [0.75])
+
+
+def test_colours_that_doubt_has_paled_are_those_of_the_object() -> None:
+    decoded = torch.zeros(2, 1, 3, 8, 8)
+    decoded[Task.RGB, 0] = torch.tensor([0.3, 1.0, 1.0])[:, None, None]  # 0.65 in [0,1]: red lacks 0.35
+    decoded[Task.NORMAL, 0, 2] = 0.25  # evidence (0.25 + 0.35 - 0.05) / 0.75 = 11/15
+    views = to_views(decoded, preset("ortho1", 8))
+    assert bool((views.mask == 1).all())
+    assert views.rgb[0, 0, 0].tolist() == pytest.approx([1 - 0.35 * 15 / 11, 1, 1])
 
 
 def test_a_share_of_the_condition_s_pictures_is_mixed_into_the_views() -> None:
@@ -68,13 +78,15 @@ def test_a_share_of_the_condition_s_pictures_is_mixed_into_the_views() -> None:
     guide[Task.NORMAL, 0, 0, 2:] = 1
     guide[:, 0, 3, 2:] = 1
     cameras = preset("ortho1", 8)
-    views = to_views(decoded, cameras, guide=guide, share=0.25)
-    both, decoded_only, guide_only, neither = (views.rgb[0, r, c].tolist() for r, c in [(5, 1), (0, 1), (5, 6), (0, 6)])
-    assert both == pytest.approx([0, 0.25, 0.25]) and decoded_only == pytest.approx([0, 0, 0])
-    assert guide_only == pytest.approx([0.75, 1, 1]) and neither == [1, 1, 1]
-    assert [float(views.mask[0, r, c]) for r, c in [(5, 1), (0, 1), (5, 6), (0, 6)]] == [1, 0.75, 0.25, 0]
-    length = (0.75**2 + 0.25**2) ** 0.5
-    assert views.normals[0, 5, 1].tolist() == pytest.approx([0.25 / length, 0, 0.75 / length])
+    views = to_views(decoded, cameras, guide=guide, share=0.45)
+    places = [(5, 1), (0, 1), (5, 6), (0, 6)]  # shown by both, decoded alone, in the guide alone, by neither
+    assert [float(views.mask[0, r, c]) for r, c in places] == pytest.approx([1, 0.65, 0.35, 0])
+    both, decoded_only, guide_only, neither = (views.rgb[0, r, c].tolist() for r, c in places)
+    assert both == pytest.approx([0, 0.45, 0.45]) and neither == [1, 1, 1]
+    assert decoded_only == pytest.approx([0.35] * 3)  # black under its mask, though evidence 0.55 made it grey
+    assert guide_only == pytest.approx([0.65, 1, 1])
+    length = (0.55**2 + 0.45**2) ** 0.5
+    assert views.normals[0, 5, 1].tolist() == pytest.approx([0.45 / length, 0, 0.55 / length])
     plain, none = to_views(decoded, cameras), to_views(decoded, cameras, guide=guide)
     assert torch.equal(plain.rgb, none.rgb) and torch.equal(plain.normals, none.normals)
 
