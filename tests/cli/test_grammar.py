@@ -79,9 +79,9 @@ for words in {commands!r}:
 def test_an_unknown_verb_is_one_line_with_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "generat") == 2
+    assert run(monkeypatch, "exprt") == 2
     error = capsys.readouterr().err
-    assert error == "error: unknown verb 'generat', did you mean 'generate'? `nova3d --help` lists all\n"
+    assert error == "error: unknown verb 'exprt', did you mean 'export'? `nova3d --help` lists all\n"
     assert run(monkeypatch, "zzz") == 2
     assert capsys.readouterr().err == "error: unknown verb 'zzz'; `nova3d --help` lists all\n"
 
