@@ -35,7 +35,7 @@ def progress_bar(description: str, stream: TextIO | None = None) -> Iterator[Pro
 
 def _lines(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Progress:
     """Plain lines: at the start of a stage and at its end, and at every tenth or every half minute of it."""
-    stage, began, shown, written, last = "", 0.0, 0, 0.0, -1
+    stage, began, shown, written, last = "", clock(), 0, 0.0, -1
 
     def update(done: int, total: int, text: str, /) -> None:
         nonlocal stage, began, shown, written, last

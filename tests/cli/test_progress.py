@@ -75,3 +75,9 @@ def test_a_bar_goes_away_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) ->
         update(1, 3, "packing")
         raise RuntimeError("the disk is full")
     assert stream.getvalue().rindex("\x1b[?25h") > stream.getvalue().rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_work_whose_first_word_is_its_last_takes_no_time() -> None:
+    stream = io.StringIO()
+    progress._lines(stream, lambda: 5000.0)(3, 3, "training")
+    assert stream.getvalue() == "training: 100 % (0:00)\n"
