@@ -1,6 +1,7 @@
 """What the tests share. Nothing here needs a GPU or a network."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ from tests.helpers import meshes
 # The same examples on every machine, and no time limit that a busy machine could break.
 settings.register_profile("nova3d", deadline=None, derandomize=True)
 settings.load_profile("nova3d")
+
+
+@pytest.fixture(autouse=True)
+def _accelerate_forgets() -> Iterator[None]:
+    """A run in this process leaves its precision in accelerate's state, which refuses that of the next run."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state()
+
 
 # Cells (column, row) of a 3x5 letter F, row 0 on top: no mirror image or rotation of it is itself.
 LETTER_F = [(0, 0), (1, 0), (2, 0), (0, 1), (0, 2), (1, 2), (0, 3), (0, 4)]

@@ -54,7 +54,7 @@ def test_doubtful_objects_first_then_random(job: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, int, str]] = []
     paths = contact_sheets(job, tmp_path / "sheets", 14, lambda *call: calls.append(call))
     assert [path.name for path in paths] == ["sheet-00.png", "sheet-01.png"]
-    assert calls == [(1, 2, "sheet-00.png"), (2, 2, "sheet-01.png")]
+    assert calls == [(1, 2, "drawing, sheet-00.png"), (2, 2, "drawing, sheet-01.png")]
     shown = levels(paths[0]) + levels(paths[1])
     assert shown[:7] == [grey(i) for i in range(7)]  # the least covered
     assert len(shown) == len(set(shown)) == 14 and shown[7:] != sorted(shown[7:])

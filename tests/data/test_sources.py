@@ -79,7 +79,7 @@ def test_folder_lists_every_mesh_once(folder: Path) -> None:
     config = SourceConfig(path=str(folder), licences=str(folder.parent / "licences.json"))
     calls: list[tuple[int, int, str]] = []
     first, second = make_source(config).assets(lambda *call: calls.append(call))
-    assert calls == [(1, 2, "a.v1.PLY"), (2, 2, "b.glb")]
+    assert calls == [(1, 2, "reading, a.v1.PLY"), (2, 2, "reading, b.glb")]
     assert first == Asset(
         uid="a_v1",
         source="folder",

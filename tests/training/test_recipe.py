@@ -1,4 +1,4 @@
-"""The README's recipe of the paper: three commands that read what the one before wrote, here on tiny stand-ins."""
+"""The recipe of the paper in docs/how-to: three commands that read what the one before wrote, on tiny stand-ins."""
 
 import re
 import shlex
@@ -38,13 +38,12 @@ SMALL = {
 
 
 def recipe() -> list[tuple[str, list[str]]]:
-    """Script and arguments of the three commands in the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = text[text.index("The three commands") :].split("\n\n")[1]
-    lines = [re.sub(r"^accelerate launch --config_file \S+ ", "python ", line.strip()) for line in block.splitlines()]
-    words = [shlex.split(line) for line in lines if line]
-    assert all(line[0] == "python" for line in words)
-    return [(Path(line[1]).stem, line[2:]) for line in words]
+    """Script and arguments of the how-to's three commands; what only plans, tries or prints is left out."""
+    text = (ROOT / "docs/how-to/eight-gpus.md").read_text(encoding="utf-8")
+    lines = [re.sub(r"^accelerate launch --config_file \S+ -m ", "", line) for line in text.splitlines()]
+    wanted = ("nova3d render run ", "nova3d cache-latents ", "nova3d train ")
+    words = [shlex.split(line) for line in lines if line.startswith(wanted) and "--dry-run" not in line]
+    return [(line[1].replace("-", "_"), line[2:]) for line in words if "--print-config" not in line]
 
 
 def test_the_recipe_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

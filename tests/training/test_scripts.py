@@ -29,4 +29,4 @@ def test_missing_shards_end_in_one_line(
     assert call_script(monkeypatch, "train_autoencoder", *arguments) == 2
     assert "is not a shard folder" in capsys.readouterr().err.strip().splitlines()[-1]
     assert call_script(monkeypatch, "cache_latents", "--config", "configs/train/mini.yaml", "--device", "cpu") == 2
-    assert "data.cache= or --out must name the folder" in capsys.readouterr().err
+    assert "data.cache= must name the folder to write; so does --out" in capsys.readouterr().err

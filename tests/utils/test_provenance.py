@@ -30,7 +30,14 @@ def copy(tmp_path: Path) -> Path:
     """A copy of the package's ground floor outside any checkout."""
     package = tmp_path / "nova3d"
     (package / "utils").mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "utils/__init__.py", "utils/files.py", "utils/provenance.py"):
+    for name in (
+        "__init__.py",
+        "errors.py",
+        "utils/__init__.py",
+        "utils/files.py",
+        "utils/lazy.py",
+        "utils/provenance.py",
+    ):
         shutil.copy(Path(nova3d.__file__).parent / name, package / name)
     return tmp_path
 
