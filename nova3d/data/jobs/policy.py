@@ -10,7 +10,17 @@ from nova3d.rendering.reasons import Reason
 _WINDOW = 100  # objects that a circuit breaker looks at
 _VIEW_TIMES = 1000  # views whose times are remembered
 _WORKER_DEATHS = 2  # an object that has killed so many workers is given up
-_NOT_THE_WORKER = {Reason.FETCH_FAILED, Reason.FETCH_HASH, Reason.LICENCE, Reason.DUPLICATE}
+# Of the source, or read from the file's bytes: the same in every worker, however many there are in a row.
+_NOT_THE_WORKER = {
+    Reason.FETCH_FAILED,
+    Reason.FETCH_HASH,
+    Reason.LICENCE,
+    Reason.DUPLICATE,
+    Reason.PARSE_ERROR,
+    Reason.DRACO,
+    Reason.EMPTY_SCENE,
+    Reason.MISSING_TEXTURE,
+}
 
 
 class Timeouts:

@@ -58,7 +58,7 @@ def test_two_strikes_and_the_second_is_the_last_try() -> None:
 def test_a_worker_stops_at_more_than_a_fifth_of_its_last_hundred_with_one_code() -> None:
     breaker = CircuitBreaker(PoolConfig())
     for index in range(100):
-        reason = Reason.CRASH if index % 5 == 0 else Reason.PARSE_ERROR if index % 7 == 0 else None
+        reason = Reason.CRASH if index % 5 == 0 else Reason.THIN if index % 7 == 0 else None
         assert breaker.record(task(), reason) == ""
     assert breaker.record(task(), None) == ""  # the oldest, a crash, leaves the window
     assert breaker.record(task(), Reason.CRASH) == ""
@@ -77,6 +77,8 @@ def test_ten_blanks_in_a_row_stop_a_worker(interruption: Reason | None) -> None:
 def test_confirmed_verdicts_and_the_source_s_faults_do_not_count() -> None:
     breaker = CircuitBreaker(PoolConfig())
     assert not any(breaker.record(task(suspect=True), Reason.BLANK_RENDER) for _ in range(50))
-    assert not any(breaker.record(task(), Reason.FETCH_FAILED) for _ in range(50))
+    for reason in (Reason.FETCH_FAILED, Reason.PARSE_ERROR, Reason.EMPTY_SCENE, Reason.MISSING_TEXTURE, Reason.DRACO):
+        assert not any(breaker.record(task(), reason) for _ in range(50)), reason
+    assert not breaker.recent
     off = CircuitBreaker(PoolConfig(breaker_share=0, breaker_blanks=0))
     assert not any(off.record(task(), Reason.BLANK_RENDER) for _ in range(200))
