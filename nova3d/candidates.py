@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from nova3d.hull import MASK_LEVEL, carve
+from nova3d.hull import carve
+from nova3d.metrics import mask_iou
 from nova3d.views import ViewSet
 from nova3d.volume import silhouettes_of
 
@@ -46,11 +46,5 @@ def silhouette_agreement(views: ViewSet) -> float:
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
     solid = carve(points, views.mask, views.cameras).reshape(_NODES, _NODES, _NODES)
-    iou = _iou(silhouettes_of(solid, views.cameras, _RADIUS), views.mask > MASK_LEVEL)
+    iou = mask_iou(silhouettes_of(solid, views.cameras, _RADIUS), views.mask)
     return float(iou[0] + iou[1:].mean()) / 2 if len(iou) > 1 else float(iou[0])
-
-
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """[v] in [0,1] of bool [v,h,w]; 1 where both are empty."""
-    shared, either = (a & b).sum((1, 2)).float(), (a | b).sum((1, 2)).float()
-    return torch.where(either > 0, shared / either.clamp(min=1), torch.ones_like(shared))

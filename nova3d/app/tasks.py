@@ -13,7 +13,7 @@ from nova3d.notes import mesh_notes, mesh_warnings
 from nova3d.settings import GenerateConfig
 from nova3d.utils import provenance
 from nova3d.utils.progress import Progress
-from nova3d.views import ViewSet, load_detail
+from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
     from nova3d.pipeline import Nova3DPipeline
@@ -106,20 +106,15 @@ class ViewsTask:
         """As `Task.run`."""
         from nova3d.fusion import reconstruct
 
-        loaded = layouts.load(self.views, self.layout, assume=self.assume)
-        views, placement, detail = loaded.views, loaded.placement, None
-        if loaded.layout == "nova3d":
-            detail = load_detail(self.views)
-        else:
-            views, moved = layouts.normalise(views)
-            placement = moved @ placement
+        loaded, detail = layouts.load_for_fusion(self.views, self.layout, self.assume)
+        views = loaded.views
         on_sheet(_write_sheet(self.out, views))
         result = reconstruct(views, self.fusion, device, progress, detail=detail)
         entry = provenance.record(
             "fusion",
             self.fusion,
             layout=loaded.layout,
-            placement=placement.matrix.tolist(),
+            placement=loaded.placement.matrix.tolist(),
             seed=self.fusion.optim.seed,
             device=device,
             timings=result.timings,

@@ -202,17 +202,11 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     from nova3d.generation import write_fusion_report
     from nova3d.utils import provenance
     from nova3d.utils.files import locked, writable_folder
-    from nova3d.views import load_detail
 
     out = export.check_output(options.out)
     assume = config.load(layouts.Assume, overrides=options.assume)
-    loaded = layouts.load(folder_of_views, options.layout, assume=assume)
-    views, placement, detail = loaded.views, loaded.placement, None
-    if loaded.layout == "nova3d":
-        detail = load_detail(folder_of_views)
-    else:  # ours are in their place, even where a generated object is a little off
-        views, moved = layouts.normalise(views)
-        placement = moved @ placement
+    loaded, detail = layouts.load_for_fusion(folder_of_views, options.layout, assume)
+    views, placement = loaded.views, loaded.placement
     device = common.pick_device(options.device)
     checkpoint = export.maps_folder(out) / "fit.pt"
     with locked(writable_folder(checkpoint.parent), "another reconstruction"):

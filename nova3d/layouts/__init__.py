@@ -1,6 +1,7 @@
 """Views that any tool or published method wrote, read as `nova3d.views.ViewSet`. docs/layouts.md describes each."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from nova3d.errors import InputError
@@ -8,7 +9,7 @@ from nova3d.layouts import published, sheets, transforms
 from nova3d.layouts.base import Assume, Layout, Loaded, Orbit, orbit_views
 from nova3d.layouts.checks import check_for_fusion
 from nova3d.layouts.placement import Placement, normalise
-from nova3d.views import ViewSet
+from nova3d.views import ViewSet, load_detail
 
 __all__ = [
     "LAYOUTS",
@@ -20,6 +21,7 @@ __all__ = [
     "check_for_fusion",
     "detect",
     "load",
+    "load_for_fusion",
     "normalise",
     "orbit_views",
     "read",
@@ -70,6 +72,31 @@ def load(folder: str | Path, layout: str = "auto", size: int | None = None, assu
     views, placement = LAYOUTS[name].read(folder, size, assume)
     log.info("%d views of %dx%d from '%s' (%s)", len(views), views.cameras.width, views.cameras.height, folder, name)
     return Loaded(views, name, placement)
+
+
+def load_for_fusion(
+    folder: str | Path, layout: str = "auto", assume: Assume | None = None
+) -> tuple[Loaded, ViewSet | None]:
+    """Read the views in a folder as the fusion takes them: the object centred, its longest side 1.
+
+    Ours are in their place, even where a generated object is a little off.
+
+    Args:
+        folder: the folder, or a transforms.json file.
+        layout: a name in LAYOUTS, or "auto" to tell it from the files.
+        assume: what the layout does not say.
+
+    Returns:
+        What was read, in its place, and the trusted views that a folder of our own has at a resolution of their own.
+
+    Raises:
+        InputError: in one line, for whatever cannot be read.
+    """
+    loaded = load(folder, layout, assume=assume)
+    if loaded.layout == "nova3d":
+        return loaded, load_detail(folder)
+    views, moved = normalise(loaded.views)
+    return replace(loaded, views=views, placement=moved @ loaded.placement), None
 
 
 def read(folder: str | Path, layout: str = "auto", size: int | None = None, assume: Assume | None = None) -> ViewSet:

@@ -25,14 +25,13 @@ from nova3d.cameras import orbit
 from nova3d.rendering import render_object
 from nova3d.settings import GenerateConfig
 from nova3d.utils import resources
+from tests.helpers.browser import chromium
 
 uvicorn = pytest.importorskip("uvicorn", reason="needs Gradio: pip install nova3d[app]")
 pytest.importorskip("gradio", reason="needs Gradio: pip install nova3d[app]")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install nova3d[browser]")
 pytestmark = pytest.mark.extras
 
-FLAGS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 TINY = {
     "sample.steps": 2,
     "turntable_frames": 3,
@@ -96,13 +95,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with playwright.sync_playwright() as driver:
-        if path is None and not Path(driver.chromium.executable_path).exists():
-            pytest.skip("no Chromium on this machine")
-        started = driver.chromium.launch(executable_path=path, args=FLAGS)
+    with chromium(playwright) as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

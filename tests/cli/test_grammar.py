@@ -1,6 +1,5 @@
 """One grammar for all verbs: where words may stand, what is refused before torch is loaded, and completion."""
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +9,13 @@ import pytest
 
 import nova3d
 from nova3d import config
-from nova3d.cli import VERBS, common, completion, generate, main, models
+from nova3d.cli import VERBS, common, completion, generate, models
 from nova3d.errors import InputError
 from nova3d.settings import GenerateConfig
 from nova3d.utils import yaml_text
+from tests.helpers.commands import run_verb
+
+pytestmark = pytest.mark.usefixtures("keep_logging")
 
 HEAVY = {"torch", "scipy", "diffusers", "transformers", "numba", "trimesh", "rich"}
 # What each verb needs before its keys are looked at.
@@ -27,21 +29,6 @@ NEEDED = {
     "calibrate": ["--model", "a", "--shards", "b"],
     "completion": ["bash"],
 }
-
-
-@pytest.fixture(autouse=True)
-def keep_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """`nova3d ARGUMENTS` in this process; returns the exit code."""
-    monkeypatch.setattr(sys, "argv", ["nova3d", *arguments])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def test_help_and_a_bad_key_of_every_verb_load_no_torch() -> None:
@@ -79,17 +66,17 @@ for words in {commands!r}:
 def test_an_unknown_verb_is_one_line_with_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "exprt") == 2
+    assert run_verb(monkeypatch, "exprt") == 2
     error = capsys.readouterr().err
     assert error == "error: unknown verb 'exprt', did you mean 'export'? `nova3d --help` lists all\n"
-    assert run(monkeypatch, "zzz") == 2
+    assert run_verb(monkeypatch, "zzz") == 2
     assert capsys.readouterr().err == "error: unknown verb 'zzz'; `nova3d --help` lists all\n"
 
 
 def test_an_unknown_option_is_one_line_with_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "generate", "photo.png", "--modle", "mini") == 2
+    assert run_verb(monkeypatch, "generate", "photo.png", "--modle", "mini") == 2
     error = capsys.readouterr().err
     assert error == (
         "error: unknown argument '--modle'; did you mean '--model'?; nova3d generate --help lists what there is\n"
@@ -97,7 +84,7 @@ def test_an_unknown_option_is_one_line_with_the_nearest(
 
 
 def test_a_former_name_works_with_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, "train_autoencoder", "--help") == 0
+    assert run_verb(monkeypatch, "train_autoencoder", "--help") == 0
     shown = capsys.readouterr()
     assert shown.err == "hint: 'train_autoencoder' is now called 'train-autoencoder'\n"
     assert shown.out.startswith("usage: nova3d train-autoencoder ")
@@ -106,9 +93,9 @@ def test_a_former_name_works_with_a_hint(monkeypatch: pytest.MonkeyPatch, capsys
 def test_the_overview_names_every_verb_and_the_version(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "--version") == 0
+    assert run_verb(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"nova3d {nova3d.__version__}\n"
-    assert run(monkeypatch) == 0
+    assert run_verb(monkeypatch) == 0
     shown = capsys.readouterr().out
     assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ")][:-1] == list(VERBS)
 
@@ -118,13 +105,13 @@ def test_the_merged_config_is_printed_and_read_back(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["generate", "mug.png", "--out", "there", "--model", "mini", "sample.seed=3", "--seed", "4"]
-    assert run(monkeypatch, *words, "fusion.optim.steps=7", "--print-config") == 0
+    assert run_verb(monkeypatch, *words, "fusion.optim.steps=7", "--print-config") == 0
     (tmp_path / "own.yaml").write_text(capsys.readouterr().out)
     settings = config.load(GenerateConfig, tmp_path / "own.yaml")
     assert (settings.out, settings.sample.image, settings.sample.seed) == ("there", "mug.png", 4)
     assert (settings.fusion.optim.steps, settings.fusion.extract.faces) == (7, 20000)  # the second is mini's
     assert Path(settings.sample.model).name == "nova3d-mini" and Path(settings.sample.model).is_dir()
-    assert run(monkeypatch, "evaluate", *NEEDED["evaluate"], "--protocol", "mini", "seed=5", "--print-config") == 0
+    assert run_verb(monkeypatch, "evaluate", *NEEDED["evaluate"], "--protocol", "mini", "seed=5", "--print-config") == 0
     printed = yaml_text.typed_all(yaml_text.parse(capsys.readouterr().out, "printed"))
     assert (printed["name"], printed["seed"]) == ("mini", 5)
 

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import logging
 import re
 import runpy
 import sys
@@ -17,6 +16,9 @@ from nova3d import config
 from nova3d.cli import FORMER, VERBS, common, function_of, main, studies
 from nova3d.errors import InputError
 from nova3d.utils.resources import Shipped
+from tests.helpers.commands import run_verb
+
+pytestmark = pytest.mark.usefixtures("keep_logging")
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_SCRIPT = ("pack", "app", "completion")  # verbs that never were a script
@@ -35,21 +37,6 @@ SCHEMAS = {
     "reproduce": "nova3d.experiments.config:ReproduceConfig",
     "ablate": "nova3d.experiments.config:AttentionConfig",
 }
-
-
-@pytest.fixture(autouse=True)
-def keep_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """`python -m nova3d ARGUMENTS` in this process; returns the exit code."""
-    monkeypatch.setattr(sys, "argv", ["nova3d", *arguments])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def test_every_verb_has_a_script_of_its_own_that_only_runs_it(
@@ -83,7 +70,7 @@ def test_help_lists_every_key_of_the_config(
     module, name = SCHEMAS[verb].split(":")
     keys = list(config.fields(getattr(importlib.import_module(module), name)))
     assert len(keys) > 10
-    assert run(monkeypatch, *verb.split(), "--help") == 0
+    assert run_verb(monkeypatch, *verb.split(), "--help") == 0
     lines = capsys.readouterr().out.splitlines()
     for key in keys:
         assert f"  {key.name}={key.default} ({key.type})" in lines
@@ -92,7 +79,7 @@ def test_help_lists_every_key_of_the_config(
 def test_help_of_ablate_lists_the_keys_of_both_suites(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "ablate", "--help") == 0
+    assert run_verb(monkeypatch, "ablate", "--help") == 0
     _, attention, fusion = re.split("config keys of --suite (?:attention|fusion):", capsys.readouterr().out)
     assert "  train_changes=[]" in attention and "  optim.steps=" not in attention
     assert "  optim.steps=" in fusion and "  train_changes=" not in fusion
@@ -104,9 +91,9 @@ def test_a_shipped_config_is_found_by_name_from_any_folder(
     monkeypatch.chdir(tmp_path)
     arguments = ["reconstruct", "--views", "views", "--out", "mesh.glb", "--device", "cpu"]
     for name in ("draft", "fusion/draft", "configs/fusion/draft.yaml"):
-        assert run(monkeypatch, *arguments, "--config", name) == 2
+        assert run_verb(monkeypatch, *arguments, "--config", name) == 2
         assert "'views' does not exist" in capsys.readouterr().err  # the config was read
-    assert run(monkeypatch, *arguments, "--config", "draught") == 2
+    assert run_verb(monkeypatch, *arguments, "--config", "draught") == 2
     assert "config 'draught' is neither a file nor one of cpu, draft, gpu, paper" in capsys.readouterr().err
 
 

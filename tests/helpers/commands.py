@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nova3d.cli import main
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -24,6 +26,16 @@ def call_script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str | Pa
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     try:
         runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def run_verb(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """`nova3d ARGUMENTS` in this process; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", ["nova3d", *arguments])
+    try:
+        main()
     except SystemExit as ended:
         return int(ended.code or 0)
     return 0

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.browser import chromium
+
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install nova3d[browser]")
 pytestmark = pytest.mark.extras
 
-FLAGS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 DESKTOP = {"viewport": {"width": 1440, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with playwright.sync_playwright() as driver:
-        if path is None and not Path(driver.chromium.executable_path).exists():
-            pytest.skip("no Chromium on this machine")
-        started = driver.chromium.launch(executable_path=path, args=FLAGS)
+    with chromium(playwright) as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
