@@ -1,7 +1,8 @@
 """The attention suite: every arm of the alignment attention trained alike, then sampled and scored on held-out objects.
 
-All arms of a seed share the weights they start from (alignment units start as their arm demands), the order of the
-data, every draw of noise and the budget; what differs is the arm.
+All arms of a seed share the weights they start from (new units start as their arm demands), the order of the data,
+every draw of noise and the budget; what differs is the arm. The weights can be those of a trunk, one training without
+alignment that all seeds share.
 """
 
 import json
@@ -40,7 +41,7 @@ from nova3d.utils.workers import in_parts
 log = logging.getLogger(__name__)
 
 BUDGETS = ("steps", "flops")
-_ALIGNMENT = ".alignment."  # in the names of the alignment units' weights
+_UNITS = (".alignment.", ".row_attention.")  # in the names of the weights that an arm adds
 _FORWARD_AND_BACKWARD = 3  # the backward pass costs twice the forward one
 
 
@@ -172,6 +173,8 @@ def attention_suite(
     with locked(out, "another study"):
         dataset = MultiViewDataset(base.data.shards, base.data.input_views)
         costs = budgets(config, base, len(dataset.reader.cameras), dataset.reader.cameras.width)
+        if config.trunk:
+            base = replace(base, unet=str(train_trunk(config, device, progress)))
         runs = trainings(config, base, costs)
         work = partial(train_part, tuple(runs))
         in_parts(work, workers, device, lambda: progress(sum(run.finished() for run in runs), len(runs), "training"))
@@ -190,6 +193,7 @@ def attention_suite(
             "commit": first.facts["commit"],
             "hardware": first.facts["hardware"],
             "training": f"{config.train}, {len(dataset)} objects",
+            "trunk": _trunk_text(config),
             "budget": f"equal {config.budget}",
             "seeds": first.facts["seeds"],
             "held out": f"{len(names)} objects of '{config.held_out}'",
@@ -227,6 +231,29 @@ def step_cost(model: UNetConfig, views: int, side: int) -> tuple[int, float]:
     return parameters, float(_FORWARD_AND_BACKWARD * counter.get_total_flops())
 
 
+def train_trunk(config: AttentionConfig, device: str, progress: Progress = silent) -> Path:
+    """Train the weights that all arms start from, in out/trunk, where they are not there yet.
+
+    Args:
+        config: the suite.
+        device: of the networks.
+        progress: called as the training goes on.
+
+    Returns:
+        The folder of the UNet.
+
+    Raises:
+        InputError: as the training does.
+    """
+    changes = [*config.train_changes, *config.trunk, "model.alignment=none", "resume=auto"]
+    settings = configs.load(TrainConfig, config.train, changes)
+    run = Training("trunk", settings.seed, replace(settings, out=str(Path(config.out) / "trunk")), Path())
+    if not run.finished():
+        log.info("training the trunk, %d steps", settings.steps)
+        train(run.config, device, progress)
+    return run.model / "unet"
+
+
 def trainings(config: AttentionConfig, base: TrainConfig, costs: Mapping[str, Cost]) -> list[Training]:
     """Every run, seed by seed, so that an unfinished suite has whole seeds."""
     runs = []
@@ -255,11 +282,16 @@ def train_part(runs: tuple[Training, ...], part: int, parts: int, device: str, o
         on_progress()
 
 
+def _trunk_text(config: AttentionConfig) -> str:
+    return f"one training without alignment, {' '.join(config.trunk)}" if config.trunk else "none"
+
+
 def write_start(config: TrainConfig, folder: Path) -> TrainConfig:
     """The same training started from weights in `folder`, which are written where they are not there yet.
 
     Every weight that the arms of one seed have in common is the same in all of them, whether the config starts from
-    SVD, from a pretrained UNet or from random weights; alignment units start by `config.model.alignment_init`.
+    SVD, from a pretrained UNet or from random weights. Alignment units start by `config.model.alignment_init`, row
+    attention starts at zero.
     """
     parts = {"unet": folder / "unet", "vae": folder / "vae", "image_encoder": folder / "image_encoder"}
     if not (folder / "complete").is_file():
@@ -278,22 +310,41 @@ def _write_networks(config: TrainConfig, parts: dict[str, Path]) -> None:
     bare = replace(config, model=replace(config.model, alignment="none"))
     module, _ = build_module(bare, size // 8)
     init = cast(AlignmentInit, config.model.alignment_init)
-    arm_of(module.unet, config.model.alignment, init, config.seed).save_pretrained(parts["unet"])
+    arm = arm_of(module.unet, config.model.alignment, init, config.seed, config.model.row_attention)
+    arm.save_pretrained(parts["unet"])
     if config.svd:
         module.vae.save_pretrained(parts["vae"])
         assert module.image_encoder is not None  # SVD has one
         module.image_encoder.save_pretrained(parts["image_encoder"])
 
 
-def arm_of(base: NovaUNet, alignment: str, init: AlignmentInit, seed: int) -> NovaUNet:
-    """`base` with fresh alignment units of another arm; its own, if it has any, are left behind."""
+def arm_of(
+    base: NovaUNet, alignment: str, init: AlignmentInit, seed: int, row_attention: bool | None = None
+) -> NovaUNet:
+    """`base` with fresh units of another arm; its own, if it has any, are left behind.
+
+    Args:
+        base: the network.
+        alignment: the arm's name among ALIGNMENTS.
+        init: how its alignment units start.
+        seed: of what is drawn.
+        row_attention: whether it has row attention. None: as `base`.
+
+    Returns:
+        A new network that shares no storage with `base`.
+    """
     settings = {key: value for key, value in dict(base.config).items() if not key.startswith("_")}
+    settings |= {"alignment": alignment, "alignment_init": init}
+    if row_attention is not None:
+        settings["row_attention"] = row_attention
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        arm = NovaUNet(**(settings | {"alignment": alignment, "alignment_init": init}))
-    shared = {name: value for name, value in base.state_dict().items() if _ALIGNMENT not in name}
+        arm = NovaUNet(**settings)
+    kept = not row_attention or base.config.row_attention
+    own = _UNITS[:1] if kept else _UNITS
+    shared = {name: value for name, value in base.state_dict().items() if not any(unit in name for unit in own)}
     missing, unexpected = arm.load_state_dict(shared, strict=False)
-    assert not unexpected and all(_ALIGNMENT in name for name in missing)
+    assert not unexpected and all(any(unit in name for unit in own) for name in missing)
     for block in arm.modules():
         if isinstance(block, SpatialBlock | TemporalBlock) and block.alignment is not None:
             block.alignment.initialise(init, block.norm1, block.attn1)
@@ -301,7 +352,8 @@ def arm_of(base: NovaUNet, alignment: str, init: AlignmentInit, seed: int) -> No
 
 
 def _model(base: TrainConfig, arm: AttentionArm) -> UNetConfig:
-    return replace(base.model, alignment=arm.alignment, alignment_init=arm.init)
+    row_attention = arm.row_attention or base.model.row_attention
+    return replace(base.model, alignment=arm.alignment, alignment_init=arm.init, row_attention=row_attention)
 
 
 def _check(config: AttentionConfig) -> tuple[TrainConfig, tuple[str, ...]]:

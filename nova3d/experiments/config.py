@@ -66,6 +66,8 @@ class AttentionArm:
     """A name of nova3d.models.alignment.ALIGNMENTS."""
     init: str = "copied"
     """How its units start, of ALIGNMENT_INITS."""
+    row_attention: bool = False
+    """Row attention besides, where the training config has none."""
 
 
 @dataclass
@@ -78,6 +80,9 @@ class AttentionConfig:
     """The config of every training."""
     train_changes: list[str] = field(default_factory=list)
     """Changes to it, as key=value; out, seed, model.alignment and resume are set by the suite."""
+    trunk: list[str] = field(default_factory=list)
+    """Changes to the training config, as key=value, for one training without alignment. All arms of all seeds start
+    from its weights. Empty: they start as the training config says."""
     held_out: str = MISSING
     """Objects to score: a folder of meshes or of shards. None of them may be trained on."""
     names: list[str] = field(default_factory=list)

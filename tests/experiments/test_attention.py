@@ -26,6 +26,7 @@ from nova3d.experiments.attention import (
 from nova3d.models.alignment import ALIGNMENTS
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
+from nova3d.models.unet import NovaUNet
 from nova3d.training.config import TrainConfig
 from nova3d.training.networks import build_module
 from nova3d.views import ViewSet
@@ -128,6 +129,35 @@ def test_arms_start_alike_and_see_the_same_data_and_noise(config: AttentionConfi
     monkeypatch.setattr(module, "train", never)
     again, _ = attention_suite(config)
     assert again.tables["gta"].rows == report.tables["gta"].rows
+
+
+def test_arms_of_all_seeds_start_from_the_trunk_and_row_attention_can_be_one(config: AttentionConfig) -> None:
+    config.arms = {"none": config.arms["none"], "row": AttentionArm("none", row_attention=True)}
+    config.baseline, config.seeds, config.trunk = "none", [0, 1], ["steps=2"]
+    report, _ = attention_suite(config)
+    out = Path(config.out)
+    trunk = NovaUNet.from_pretrained(out / "trunk/model/unet")
+    assert json.loads((out / "trunk/model/record.json").read_text())["step"] == 2
+    losses = {}
+    for arm in config.arms:
+        for seed in config.seeds:
+            lines = (out / f"runs/{arm}/seed{seed}/stats.jsonl").read_text().splitlines()
+            losses[arm, seed] = [json.loads(line)["loss"] for line in lines]
+    for seed in config.seeds:  # row attention starts at zero: at step 0 both arms compute the trunk's function
+        assert losses["none", seed][0] == pytest.approx(losses["row", seed][0], rel=1e-5)
+        assert losses["none", seed][2] != losses["row", seed][2]
+    assert losses["none", 0][0] != losses["none", 1][0]
+    assert report.facts["trunk"].endswith("steps=2")
+
+    base = configs.load(TrainConfig, config.train)
+    started = write_start(
+        replace(base, unet=str(out / "trunk/model/unet"), model=module._model(base, config.arms["row"])), out / "again"
+    )
+    unet = build_module(started, SIZE // 8)[0].unet
+    assert unet.config.row_attention and not trunk.config.row_attention
+    state = unet.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in trunk.state_dict().items())
+    assert [name for name in state if name not in trunk.state_dict()] == [n for n in state if ".row_attention." in n]
 
 
 def test_every_shared_weight_is_the_same_in_all_arms(config: AttentionConfig, tmp_path: Path) -> None:
