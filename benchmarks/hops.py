@@ -129,7 +129,7 @@ def train_step(hops: Hops) -> None:
             f"out={out}",
             f"data.shards={ROOT / 'assets/train-sample'}",
             f"vae={model / 'vae'}",
-            f"image_encoder={model / 'image_encoder'}",
+            "image_encoder=none",
             "steps=5",
             "log_every=1",
             "checkpoint_every=5",

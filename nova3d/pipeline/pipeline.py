@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -322,7 +323,8 @@ class Nova3DPipeline(DiffusionPipeline):
         strength = torch.full((len(rgb),), noise_aug_strength)
         given = [part.to(self._execution_device) for part in (rgb, strength, noise)]
         inflated = self.config.condition == "inflated"
-        guides = [inflated_guide(picture, self.cameras) for picture in pictures] if inflated else []
+        guided = bool(getattr(self.vae.config, "guide_channels", 0))
+        guides = [inflated_guide(picture, self.cameras) for picture in pictures] if inflated or guided else []
         width = int(self.unet.config.cross_attention_dim)
 
         def run(memory: Memory) -> Conditioning:
@@ -332,7 +334,10 @@ class Nova3DPipeline(DiffusionPipeline):
             else:
                 triples = zip(*(part.split(memory.batch or len(rgb)) for part in given), strict=True)
                 encoded = [condition(self.image_encoder, self.vae, x, s, n, width) for x, s, n in triples]
-            return Conditioning.cat(encoded)
+            together = Conditioning.cat(encoded)
+            if guided and not inflated:  # the decoder was trained with guide pictures, whatever the UNet sees
+                together = replace(together, guide=torch.stack(guides).to(self._execution_device))
+            return together
 
         encoded, self.memory = fit_in_memory(
             "encoding", self.memory, run, lambda memory: memory.less_for_encoding(len(rgb))

@@ -19,10 +19,12 @@ from nova3d.diffusion import view_scales
 from nova3d.errors import InputError
 from nova3d.inflate import inflated_views
 from nova3d.models import NovaUNet
+from nova3d.models.conditioning import inflated_guide
 from nova3d.models.denoiser import Denoiser
+from nova3d.models.guided_decoder import GuidedTemporalDecoder
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.outputs import outline_agreement, to_views
-from nova3d.pipeline.pipeline import pixel_noise_generator
+from nova3d.pipeline.pipeline import pixel_noise_generator, prepare_image
 from nova3d.tasks import TASKS, Task
 from nova3d.views import ViewSet
 
@@ -43,6 +45,24 @@ def test_output_is_sixteen_valid_views(pipeline: Nova3DPipeline, red: Tensor) ->
     assert (views.rgb[views.mask == 0] == 1).all()
     assert calls == [0, 1] and pipeline.num_timesteps == 2
     assert torch.equal(views.cameras.c2w, pipeline.cameras.c2w)
+
+
+def test_a_guided_decoder_gets_its_guide_pictures_under_either_condition(
+    make_pipeline: Callable[..., Nova3DPipeline], red: Tensor
+) -> None:
+    pipeline = make_pipeline()
+    GuidedTemporalDecoder.convert_in_place(pipeline.vae.decoder, 4)
+    pipeline.vae.register_to_config(guide_channels=4)
+    call = {"keep_input": False, "guidance_scale": 1.0, "output_type": "pt"}
+    before = pipeline(red, **call).rgb
+    with torch.no_grad():
+        for conv in pipeline.vae.decoder.guides:
+            conv.bias.add_(0.5)
+    assert pipeline.config.condition == "picture" and not torch.equal(pipeline(red, **call).rgb, before)
+    conditioning = pipeline.encode_image(prepare_image(red, 0, SIZE, False)[None], 0.0, [torch.Generator()])
+    assert conditioning.latent.dim() == 4  # still the picture's
+    expected = inflated_guide(prepare_image(red, 0, SIZE, False), pipeline.cameras)
+    torch.testing.assert_close(conditioning.guide, expected[None])
 
 
 def test_the_mask_adds_the_colours_to_the_length_of_the_decoded_normals() -> None:
