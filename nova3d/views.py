@@ -31,6 +31,7 @@ from nova3d.transforms import (
     write_transforms,
 )
 from nova3d.utils.files import write_json
+from nova3d.utils.limits import MAX_VIEW_MEGAPIXELS
 
 DETAIL_FOLDER = "detail"
 _SAME_POSE = 1e-4  # of a pose's entries, which a file holds to float32
@@ -278,7 +279,7 @@ class ViewSet:
         return folder
 
     @staticmethod
-    def load(folder: str | Path, as_they_are: bool = False) -> "ViewSet":
+    def load(folder: str | Path, as_they_are: bool = False, max_megapixels: float = MAX_VIEW_MEGAPIXELS) -> "ViewSet":
         """Read the folder format, whoever wrote it.
 
         A frame's `file_path` may lack its suffix; `normal_path` defaults to the same name under `normal/`. RGB
@@ -287,6 +288,7 @@ class ViewSet:
         Args:
             folder: a folder with a transforms.json and the pictures that it names.
             as_they_are: keep the pixels of RGB pictures without alpha, and do not put them on white.
+            max_megapixels: of one view; all together may have VIEWS_TOGETHER times as many.
 
         Returns:
             The views, on the CPU.
@@ -302,12 +304,14 @@ class ViewSet:
             raise InputError(f"'{folder}' is not a view folder: it has no transforms.json")
         transforms = read_transforms(path)
         cameras = cameras_from_transforms(transforms, str(path))
+        images.check_together([(cameras.width, cameras.height)] * len(cameras), str(path), max_megapixels)
         rgba, surface, opaque = [], [], []
         for i, frame in enumerate(transforms["frames"]):
             file = str(frame.get("file_path", f"rgb/{i:03d}.png"))
             file = file if Path(file).suffix else f"{file}.png"
-            picture = _read_image(folder / file, cameras)
-            encoded = _read_image(folder / str(frame.get("normal_path", f"normal/{Path(file).name}")), cameras)
+            picture = _read_image(folder / file, cameras, max_megapixels)
+            normal_file = folder / str(frame.get("normal_path", f"normal/{Path(file).name}"))
+            encoded = _read_image(normal_file, cameras, max_megapixels)
             normal, from_normals = normals.decode(encoded[..., :3])
             alpha = picture[..., 3] if picture.shape[-1] == 4 else (from_normals > 0.5).float()
             if picture.shape[-1] == 3:
@@ -326,11 +330,12 @@ class ViewSet:
         return replace(views, calibration=Calibration.from_dict(transforms["calibration"], str(path)))
 
 
-def load_detail(folder: str | Path) -> ViewSet | None:
+def load_detail(folder: str | Path, max_megapixels: float = MAX_VIEW_MEGAPIXELS) -> ViewSet | None:
     """The trusted views that a view folder holds at a resolution of their own.
 
     Args:
         folder: a view folder, as `ViewSet.load` reads it.
+        max_megapixels: as `ViewSet.load`.
 
     Returns:
         The views in its folder `detail`, on the CPU; None where there is no such folder.
@@ -339,7 +344,7 @@ def load_detail(folder: str | Path) -> ViewSet | None:
         InputError: as `ViewSet.load`.
     """
     detail = Path(folder) / DETAIL_FOLDER
-    return ViewSet.load(detail) if detail.is_dir() else None
+    return ViewSet.load(detail, max_megapixels=max_megapixels) if detail.is_dir() else None
 
 
 def match_detail(views: ViewSet, detail: ViewSet) -> list[int]:
@@ -393,9 +398,8 @@ def _resize_normals(surface: Tensor, width: int, height: int) -> Tensor:
     return F.normalize(mean, dim=-1) * (mean.norm(dim=-1, keepdim=True) > 0.25)
 
 
-def _read_image(path: Path, cameras: Cameras) -> Tensor:
-    picture = images.read_image(path)
-    h, w = picture.shape[:2]
-    if (w, h) != (cameras.width, cameras.height):
+def _read_image(path: Path, cameras: Cameras, max_megapixels: float) -> Tensor:
+    w, h = images.image_size(path)
+    if w * h > 0 and (w, h) != (cameras.width, cameras.height):
         raise InputError(f"'{path}' is {w}x{h}, transforms.json says {cameras.width}x{cameras.height}")
-    return picture
+    return images.read_image(path, max_megapixels=max_megapixels)

@@ -281,3 +281,17 @@ def test_a_notebook_shows_a_strip_of_the_views(make_views: Make) -> None:
     assert shown is not None and shown[2] == f"<figcaption>{views!r}</figcaption>"
     with Image.open(io.BytesIO(base64.b64decode(shown[1]))) as opened:
         assert opened.size == (len(views) * 66 + 2, 2 * 66 + 2)
+
+
+def test_views_are_refused_by_their_sizes_before_one_is_decoded(tmp_path: Path, make_views: Make) -> None:
+    views = make_views()
+    views.save(tmp_path)
+    count, side = len(views), views.cameras.width
+    enough = count * side * side / 4e6
+    assert len(ViewSet.load(tmp_path, max_megapixels=max(enough, side * side / 1e6))) == count
+    with pytest.raises(InputError, match=f"{count} pictures .* together.* raise max_megapixels"):
+        ViewSet.load(tmp_path, max_megapixels=enough * 0.99)
+    transforms = json.loads((tmp_path / "transforms.json").read_text())
+    (tmp_path / "transforms.json").write_text(json.dumps(transforms | {"w": 50000, "h": 50000}))
+    with pytest.raises(InputError, match="at most 128 million"):
+        ViewSet.load(tmp_path)

@@ -63,8 +63,9 @@ class ObjectFolder:
         if not layout:
             raise InputError(f"'{self.root}' lacks {_NEEDS['views']} of {name}")
         assume = self.assume
-        if layout == "frames" and assume == layouts.Assume() and rules.cameras != "any":
-            assume = layouts.Assume(cameras=rules.cameras)
+        said = replace(assume, max_megapixels=layouts.Assume.max_megapixels)
+        if layout == "frames" and said == layouts.Assume() and rules.cameras != "any":
+            assume = replace(assume, cameras=rules.cameras)
         assume = replace(assume, as_they_are=rules.as_they_are)
         return layouts.read(self.root / name, layout, assume=assume)
 

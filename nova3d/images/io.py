@@ -1,7 +1,7 @@
 """Image files: pictures, animations and videos read as float tensors, and written."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from PIL import Image, ImageOps, ImageSequence, PngImagePlugin
 from torch import Tensor
 
 from nova3d.errors import InputError
-from nova3d.images.pixels import EXIF_ORIENTATION, EXIF_TURNED, has_alpha, open_picture
+from nova3d.images.pixels import EXIF_ORIENTATION, EXIF_TURNED, check_pixels, has_alpha, open_picture
 from nova3d.utils.files import replacing
+from nova3d.utils.limits import MAX_VIEW_MEGAPIXELS, VIEWS_TOGETHER
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of views
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".tif", ".tiff", ".bmp", ".gif")  # of input pictures
@@ -21,20 +22,21 @@ ANIMATION_SUFFIXES = (".gif",)  # read by Pillow
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".avi")  # read by PyAV
 
 
-def read_image(path: str | Path, upright: bool = True) -> Tensor:
+def read_image(path: str | Path, upright: bool = True, max_megapixels: float = MAX_VIEW_MEGAPIXELS) -> Tensor:
     """Read a picture's own values.
 
     Args:
         path: the file, of any mode with 8 bits per channel.
         upright: turn it as its EXIF orientation says.
+        max_megapixels: millions of pixels that its header may state.
 
     Returns:
         [h,w,3] float32 in [0,1], or [h,w,4] (straight alpha) where the file has transparency.
 
     Raises:
-        InputError: where the file is missing, broken, or of more than 8 bits per channel.
+        InputError: where the file is missing, broken, too large, or of more than 8 bits per channel.
     """
-    with open_picture(path) as image:
+    with open_picture(path, max_megapixels=max_megapixels) as image:
         if image.mode.startswith(("I", "F")):
             raise InputError(f"'{path}' has mode {image.mode}: save it with 8 bits per channel")
         shown = ImageOps.exif_transpose(image) if upright else image
@@ -42,39 +44,79 @@ def read_image(path: str | Path, upright: bool = True) -> Tensor:
     return torch.from_numpy(pixels).float().div_(255)
 
 
+def read_images(paths: Sequence[str | Path], max_megapixels: float = MAX_VIEW_MEGAPIXELS) -> list[Tensor]:
+    """Read pictures of one object, whose sizes are checked together before the first is decoded.
+
+    Args:
+        paths: the files, as `read_image` reads them.
+        max_megapixels: millions of pixels of one file; all together may have VIEWS_TOGETHER times as many.
+
+    Returns:
+        [h,w,3|4] float32 in [0,1] of each.
+
+    Raises:
+        InputError: as `read_image`, and where they are too large together.
+    """
+    check_together([image_size(path) for path in paths], str(Path(paths[0]).parent) if paths else "", max_megapixels)
+    return [read_image(path, max_megapixels=max_megapixels) for path in paths]
+
+
+def check_together(sizes: Sequence[tuple[int, int]], name: str, max_megapixels: float = MAX_VIEW_MEGAPIXELS) -> None:
+    """Refuse pictures of one object that are too large together.
+
+    Args:
+        sizes: width and height of each in pixels.
+        name: where they are from, for the message.
+        max_megapixels: millions of pixels of one; all together may have VIEWS_TOGETHER times as many.
+
+    Raises:
+        InputError: where they have more.
+    """
+    total = sum(width * height for width, height in sizes) / 1e6
+    if total > max_megapixels * VIEWS_TOGETHER:
+        raise InputError(
+            f"'{name}': {len(sizes)} pictures have {total:.4g} million pixels together; at most "
+            f"{max_megapixels * VIEWS_TOGETHER:g} million are read: scale them down, or raise max_megapixels"
+        )
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height of an upright image file in pixels, from its header; (0, 0) where it is not an image."""
     try:
-        with open_picture(path) as image:
+        with open_picture(path, max_megapixels=math.inf) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(EXIF_ORIENTATION, 1) in EXIF_TURNED else (width, height)
     except InputError:
         return 0, 0
 
 
-def read_frames(path: str | Path) -> list[Tensor]:
+def read_frames(path: str | Path, max_megapixels: float = MAX_VIEW_MEGAPIXELS) -> list[Tensor]:
     """Read the frames of an animated GIF or of a video.
 
     Args:
         path: a file with one of ANIMATION_SUFFIXES or VIDEO_SUFFIXES. Videos need PyAV.
+        max_megapixels: millions of pixels of a frame; all together may have VIEWS_TOGETHER times as many.
 
     Returns:
         [h,w,3] float32 in [0,1] for each frame, or [h,w,4] for those of a GIF with transparency.
 
     Raises:
-        InputError: where the file is missing, broken or without frames, or PyAV is not installed.
+        InputError: where the file is missing, broken, too large or without frames, or PyAV is not installed.
     """
     path = Path(path)
+    frames: list[np.ndarray] = []
     if path.suffix.lower() in ANIMATION_SUFFIXES:
-        with open_picture(path, "animation") as image:
+        with open_picture(path, "animation", max_megapixels) as image:
             mode = "RGBA" if "transparency" in image.info else "RGB"
-            frames = [np.asarray(frame.convert(mode)).copy() for frame in ImageSequence.Iterator(image)]
+            for frame in ImageSequence.Iterator(image):
+                check_together([image.size] * (len(frames) + 1), str(path), max_megapixels)
+                frames.append(np.asarray(frame.convert(mode)).copy())
     else:
-        frames = _video_frames(path)
+        frames = _video_frames(path, max_megapixels)
     return [torch.from_numpy(frame).float() / 255 for frame in frames]
 
 
-def _video_frames(path: Path) -> list[np.ndarray]:
+def _video_frames(path: Path, max_megapixels: float) -> list[np.ndarray]:
     if not path.is_file():
         raise InputError(f"video '{path}' does not exist")
     try:
@@ -85,7 +127,12 @@ def _video_frames(path: Path) -> list[np.ndarray]:
         ) from error
     try:
         with av.open(str(path)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            frames: list[np.ndarray] = []
+            stream = container.streams.video[0]
+            check_pixels(stream.width, stream.height, str(path), max_megapixels)
+            for frame in container.decode(stream):
+                check_together([(frame.width, frame.height)] * (len(frames) + 1), str(path), max_megapixels)
+                frames.append(frame.to_ndarray(format="rgb24"))
     except (av.error.FFmpegError, OSError, IndexError) as error:
         raise InputError(f"'{path}' cannot be read as a video: {error}") from error
     if not frames:

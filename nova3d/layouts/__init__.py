@@ -94,7 +94,7 @@ def load_for_fusion(
     """
     loaded = load(folder, layout, assume=assume)
     if loaded.layout == "nova3d":
-        return loaded, load_detail(folder)
+        return loaded, load_detail(folder, (assume or Assume()).max_megapixels)
     views, moved = normalise(loaded.views)
     return replace(loaded, views=views, placement=moved @ loaded.placement), None
 

@@ -19,6 +19,7 @@ from nova3d.cameras import ORTHO_SPAN, CameraModel, Cameras, look_from, preset
 from nova3d.errors import InputError
 from nova3d.images import ANIMATION_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from nova3d.layouts.placement import Placement
+from nova3d.utils.limits import MAX_VIEW_MEGAPIXELS
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ class Assume:
     as_they_are: bool = False
     """Whether pictures without transparency keep their pixels, as published scripts score them, and are not put on
     white. Their mask is what stands out from a plain background, and all of them where there is none."""
+    max_megapixels: float = MAX_VIEW_MEGAPIXELS
+    """Millions of pixels above which a picture is refused before it is decoded. All pictures of a folder may have 4
+    times as many together."""
 
 
 @dataclass(frozen=True)
@@ -300,13 +304,13 @@ def _natural_key(path: Path) -> list[str | int]:
     return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", path.name)]
 
 
-def frames_in(folder: Path, layout: str, sample: int) -> tuple[list[Tensor], list[str]]:
+def frames_in(folder: Path, layout: str, assume: Assume) -> tuple[list[Tensor], list[str]]:
     """The frames of a folder's `sample`-th animation or video or, without any, its pictures.
 
     Args:
         folder: an existing folder.
         layout: the layout's name, for the log.
-        sample: which animation or video, from 0.
+        assume: `sample`, which animation or video, and `max_megapixels` are used.
 
     Returns:
         pictures: v of [h,w,3|4] float in [0,1].
@@ -317,13 +321,13 @@ def frames_in(folder: Path, layout: str, sample: int) -> tuple[list[Tensor], lis
     """
     moving = files_in(folder, ANIMATION_SUFFIXES + VIDEO_SUFFIXES)
     if moving:
-        path = pick_sample(moving, sample, layout)
-        pictures = images.read_frames(path)
+        path = pick_sample(moving, assume.sample, layout)
+        pictures = images.read_frames(path, assume.max_megapixels)
         return pictures, [f"{path} (frame {k})" for k in range(len(pictures))]
     paths = numbered(files_in(folder))
     if not paths:
         raise InputError(f"'{folder}' holds no pictures and no video")
-    return [images.read_image(path) for path in paths], [str(path) for path in paths]
+    return images.read_images(paths, assume.max_megapixels), [str(path) for path in paths]
 
 
 def frame_count(folder: Path) -> int:

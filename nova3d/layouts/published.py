@@ -80,12 +80,12 @@ def read_wonder3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewS
     normal = [folder / f"normals_000_{name}.png" for name in names]
     has_normals = any(path.is_file() for path in normal)
     require_files(colour + (normal if has_normals else []), folder)
-    normal_maps = [images.read_image(path) for path in normal] if has_normals else None
-    pictures = [images.read_image(path) for path in colour]
+    normal_maps = images.read_images(normal, assume.max_megapixels) if has_normals else None
+    pictures = images.read_images(colour, assume.max_megapixels)
     alphas = [path for path in masked if path.is_file()]
     matted = normal_maps if normal_maps and all(has_alpha(m) for m in normal_maps) else None
     if matted is None and len(alphas) == len(masked):
-        matted = [images.read_image(path) for path in masked]
+        matted = images.read_images(masked, assume.max_megapixels)
     pictures = _with_alpha_of(pictures, matted, colour) if matted else pictures
     orbit = Orbit([AZIMUTHS[name] for name in names], "orthographic", span=WONDER3D_SPAN)
     surface = [_decode(picture) for picture in normal_maps] if normal_maps else None
@@ -108,8 +108,8 @@ def read_era3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet,
     colour = [folder / f"color_{name}_masked.png" for name in names]
     normal = [folder / f"normals_{name}_masked.png" for name in names]
     require_files(colour + normal, folder)
-    normal_maps = [images.read_image(path) for path in normal]
-    pictures = [images.read_image(path) for path in colour]
+    normal_maps = images.read_images(normal, assume.max_megapixels)
+    pictures = images.read_images(colour, assume.max_megapixels)
     if all(has_alpha(m) for m in normal_maps):
         pictures = _with_alpha_of(pictures, normal_maps, colour)
     orbit = Orbit([AZIMUTHS[name] for name in names], "orthographic", span=ERA3D_SPAN)
@@ -123,7 +123,7 @@ def _read_era3d_sheet(folder: Path, size: int | None, assume: Assume) -> tuple[V
             f"'{folder}' has neither color_front_masked.png nor a picture of 9, 13 or 17 squares side by side"
         )
     path = pick_sample(sheets, assume.sample, "era3d")
-    sheet = images.read_image(path)[..., :3]
+    sheet = images.read_image(path, max_megapixels=assume.max_megapixels)[..., :3]
     parts = split_tiles(sheet, sheet.shape[1] // sheet.shape[0], str(path))[1:]  # the first is the input
     names = RIGS[len(parts) // 2]
     shown = [f"{path} ({name})" for name in names]
@@ -162,13 +162,14 @@ def read_envision3d(folder: Path, size: int | None, assume: Assume) -> tuple[Vie
     has_normals = (folder / "normal0.png").is_file()
     if has_normals:
         require_files([folder / f"normal{k}.png" for k in anchors], folder)
-    for k in index:
-        picture = images.read_image(everything[k])
-        normal = images.read_image(folder / f"normal{k}.png") if has_normals and k % 4 == 0 else None
+    most = assume.max_megapixels
+    for k, picture in zip(index, images.read_images([everything[k] for k in index], most), strict=True):
+        shaded = has_normals and k % 4 == 0
+        normal = images.read_image(folder / f"normal{k}.png", max_megapixels=most) if shaded else None
         masked = [_first(places, f"{name}/rgb{k}.png") for name in ("masked_rgb", "s2_masked_rgb")]
         matte = normal if normal is not None and has_alpha(normal) else None
         if matte is None and (path := next((m for m in masked if m.is_file()), None)):
-            matte = images.read_image(path)
+            matte = images.read_image(path, max_megapixels=most)
         pictures.append(_with_alpha_of([picture], [matte], [everything[k]])[0] if matte is not None else picture)
         normal_maps.append(torch.zeros_like(picture[..., :3]) if normal is None else _decode(normal)[..., [1, 2, 0]])
     orbit = Orbit([11.25 * k for k in index], "perspective", 0.0, _ENVISION3D_RADIUS, _fov_deg(_ENVISION3D_FOCAL))
@@ -224,7 +225,8 @@ def read_syncdreamer(folder: Path, size: int | None, assume: Assume) -> tuple[Vi
     if not strips:
         raise InputError(f"'{folder}' has no picture of {SYNCDREAMER_VIEWS} squares side by side")
     path = pick_sample(strips, assume.sample, "syncdreamer")
-    pictures = split_tiles(images.read_image(path), SYNCDREAMER_VIEWS, str(path))
+    sheet = images.read_image(path, max_megapixels=assume.max_megapixels)
+    pictures = split_tiles(sheet, SYNCDREAMER_VIEWS, str(path))
     fov = math.degrees(2 * math.atan(128 / 280))
     azimuths = [360 / SYNCDREAMER_VIEWS * k for k in range(SYNCDREAMER_VIEWS)]
     orbit = Orbit(azimuths, "perspective", 30.0, 1.5, fov)
@@ -248,7 +250,7 @@ def read_sv3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, 
     The last frame is the input view; it becomes view 0. Field of view 33.8 degrees, radius 2. The elevation is that
     of the input (SV3D_u) or was chosen (SV3D_p, by default 10). No file says it: 0 unless `elevation_deg` is given.
     """
-    pictures, names = frames_in(folder, "sv3d", assume.sample)
+    pictures, names = frames_in(folder, "sv3d", assume)
     if len(pictures) != SV3D_VIEWS:
         raise InputError(f"'{names[0]}': SV3D makes {SV3D_VIEWS} frames, there are {len(pictures)}")
     pictures, names = [pictures[-1], *pictures[:-1]], [names[-1], *names[:-1]]
@@ -267,7 +269,7 @@ def read_v3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, P
 
     Field of view 60 degrees, radius 2, elevation 0.
     """
-    pictures, names = frames_in(folder, "v3d", assume.sample)
+    pictures, names = frames_in(folder, "v3d", assume)
     azimuths = [360 / len(pictures) * k for k in range(len(pictures))]
     return orbit_views("v3d", pictures, names, Orbit(azimuths, "perspective", 0.0, 2.0, 60.0), size, assume)
 
@@ -279,7 +281,7 @@ def read_frames(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet
             f"'{folder}' says nothing of cameras: name a preset as `cameras`, for example ortho16, persp21 or "
             "syncdreamer16, with one view per picture in the same order"
         )
-    pictures, names = frames_in(folder, "frames", assume.sample)
+    pictures, names = frames_in(folder, "frames", assume)
     if len(pictures) != len(preset(assume.cameras)):
         raise InputError(
             f"camera preset '{assume.cameras}' has {len(preset(assume.cameras))} views, '{folder}' has {len(pictures)}"

@@ -35,7 +35,8 @@ def read_mv_adapter(folder: Path, size: int | None, assume: Assume) -> tuple[Vie
     Orthographic, elevation 0, 1.1 world units across.
     """
     path = _sheet(_mv_adapter_sheets(folder), folder, "6 squares side by side, with its _reference.png", assume)
-    pictures = split_tiles(images.read_image(path), len(MV_ADAPTER_AZIMUTHS), str(path))
+    sheet = images.read_image(path, max_megapixels=assume.max_megapixels)
+    pictures = split_tiles(sheet, len(MV_ADAPTER_AZIMUTHS), str(path))
     orbit = Orbit(MV_ADAPTER_AZIMUTHS, "orthographic", span=MV_ADAPTER_SPAN)
     return _views("mv_adapter", path, pictures, orbit, size, assume)
 
@@ -51,7 +52,7 @@ def read_ouroboros3d(folder: Path, size: int | None, assume: Assume) -> tuple[Vi
     Pinhole, field of view 39.6 degrees, radius 1.74, elevation 0. The azimuths are not even: the last one is 337.5.
     """
     path = _sheet(_ouroboros3d_sheets(folder), folder, "2 rows of 4 squares, with its _input.png", assume)
-    sheet = images.read_image(path)
+    sheet = images.read_image(path, max_megapixels=assume.max_megapixels)
     step = (sheet.shape[0] - _RULE) // 2
     pictures = [
         sheet[_RULE + row * step : (row + 1) * step, _RULE + column * step : (column + 1) * step]
@@ -72,7 +73,7 @@ def read_kiss3dgen(folder: Path, size: int | None, assume: Assume) -> tuple[View
     Pinhole, field of view 30 degrees, radius 4.5, elevation 5.
     """
     path = _sheet(_bundles(folder), folder, "2 rows of 4 squares, named NAME_3d_bundle.png", assume)
-    sheet = images.read_image(path)
+    sheet = images.read_image(path, max_megapixels=assume.max_megapixels)
     pictures = split_tiles(sheet[: sheet.shape[0] // 2], len(KISS3DGEN_AZIMUTHS), str(path))
     return _views("kiss3dgen", path, pictures, _KISS3DGEN, size, assume)
 

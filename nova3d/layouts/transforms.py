@@ -41,9 +41,9 @@ def is_nova3d(folder: Path) -> bool:
 
 def read_nova3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
     """A view folder of our own, unchanged but for its size; nothing may be assumed."""
-    if replace(assume, as_they_are=False) != Assume():
+    if replace(assume, as_they_are=False, max_megapixels=Assume.max_megapixels) != Assume():
         raise InputError(f"'{folder}' is a nova3d view folder, which says everything itself: nothing may be assumed")
-    return ViewSet.load(folder, assume.as_they_are).resized(size), Placement.identity()
+    return ViewSet.load(folder, assume.as_they_are, assume.max_megapixels).resized(size), Placement.identity()
 
 
 def is_transforms(folder: Path) -> bool:
@@ -64,7 +64,7 @@ def read_transforms_views(folder: Path, size: int | None, assume: Assume) -> tup
     Args:
         folder: the folder, or the file itself.
         size: pixels of the pictures' longer side in the result; None keeps the files' own.
-        assume: `up`, `front` and `as_they_are` are used.
+        assume: `up`, `front`, `as_they_are` and `max_megapixels` are used.
 
     Returns:
         The views in our frame, without normals, and the placement from the file's frame.
@@ -84,13 +84,17 @@ def read_transforms_views(folder: Path, size: int | None, assume: Assume) -> tup
     files = [_picture_path(path.parent, frame, i, source) for i, frame in enumerate(frames)]
     require_files(files, path.parent)
     masks = _mask_paths(path.parent, frames)
+    sizes = [images.image_size(file) for file in files]
+    if size is not None:
+        sizes = [scaled_size(*each, size) for each in sizes if all(each)]
+    images.check_together(sizes, source, assume.max_megapixels)
     rgba, lenses, keyed = [], [], []
     for i, (frame, file) in enumerate(zip(frames, files, strict=True)):
-        picture = _read_frame(file, {**transforms, **frame})
+        picture = _read_frame(file, {**transforms, **frame}, assume.max_megapixels)
         h, w = picture.shape[:2]
         lens = intrinsics(transforms, frame, w, h, model, f"{source}: frame {i}")
         if masks:
-            cut, was_keyed = _with_mask(picture, file, masks[i]), False
+            cut, was_keyed = _with_mask(picture, file, masks[i], assume.max_megapixels), False
         else:
             cut, was_keyed = with_alpha(picture, str(file), assume.as_they_are)
         keyed.append(was_keyed)
@@ -109,12 +113,12 @@ def read_transforms_views(folder: Path, size: int | None, assume: Assume) -> tup
     return _to_our_frame(views, _up(transforms, cameras, assume, source), assume)
 
 
-def _read_frame(file: Path, said: dict[str, Any]) -> Tensor:
+def _read_frame(file: Path, said: dict[str, Any], most: float) -> Tensor:
     """The picture of a frame, upright by its EXIF orientation unless `w` and `h` are those of its stored pixels."""
-    picture = images.read_image(file)
+    picture = images.read_image(file, max_megapixels=most)
     h, w = picture.shape[:2]
     if h != w and (said.get("w"), said.get("h")) == (h, w):
-        stored = images.read_image(file, upright=False)
+        stored = images.read_image(file, upright=False, max_megapixels=most)
         if stored.shape[:2] == (w, h):
             log.info("transforms: '%s' is not turned by its EXIF orientation: w and h are of its stored pixels", file)
             return stored
@@ -152,8 +156,8 @@ def _mask_paths(folder: Path, frames: list[dict[str, Any]]) -> list[Path]:
     return paths
 
 
-def _with_mask(picture: Tensor, file: Path, mask_path: Path) -> Tensor:
-    mask = images.read_image(mask_path)
+def _with_mask(picture: Tensor, file: Path, mask_path: Path, most: float) -> Tensor:
+    mask = images.read_image(mask_path, max_megapixels=most)
     if mask.shape[:2] != picture.shape[:2]:
         raise InputError(
             f"mask '{mask_path}' is {mask.shape[1]}x{mask.shape[0]}, its picture '{file.name}' is "

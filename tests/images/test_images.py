@@ -1,4 +1,6 @@
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +255,49 @@ def test_uncomposite_is_what_composite_was_made_of():
     rgb = torch.tensor([[0.3, 0.6, 0.9]]).expand(4, 3)
     rgba = images.uncomposite(images.composite(torch.cat([rgb, alpha], dim=-1)), alpha)
     assert torch.allclose(rgba[1:], torch.cat([rgb, alpha], dim=-1)[1:], atol=1e-6) and rgba[0].tolist() == [0, 0, 0, 0]
+
+
+def write_header(path: Path, width: int, height: int) -> Path:
+    """A PNG file that states its size and has no pixels."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT"]
+    packed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    return path
+
+
+def test_a_view_is_refused_by_its_size_before_it_is_decoded(tmp_path: Path) -> None:
+    large = write_header(tmp_path / "large.png", 6000, 6000)
+    with pytest.raises(InputError, match=r"6000x6000 pixels, 36 million; at most 32 million .* max_megapixels"):
+        images.read_image(large)
+    with pytest.raises(InputError, match="cannot be read as an image"):  # let through, it is broken
+        images.read_image(large, max_megapixels=36)
+    Image.new("L", (100, 100)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match="100x100 pixels"):
+        images.read_image(tmp_path / "x.png", max_megapixels=0.0099)
+    assert images.read_image(tmp_path / "x.png", max_megapixels=0.01).shape == (100, 100, 3)
+
+
+def test_views_are_refused_by_their_size_together(tmp_path: Path) -> None:
+    Image.new("L", (100, 100)).save(tmp_path / "x.png")
+    assert len(images.read_images([tmp_path / "x.png"] * 4, max_megapixels=0.01)) == 4
+    with pytest.raises(InputError, match=r"5 pictures have 0\.05 million pixels together; at most 0\.04 million"):
+        images.read_images([tmp_path / "x.png"] * 5, max_megapixels=0.01)
+
+
+def test_frames_are_refused_by_their_size_together(tmp_path: Path) -> None:
+    shades = torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 100, 100, 3)
+    images.save_animation(tmp_path / "x.gif", shades[:4])
+    images.save_animation(tmp_path / "y.gif", shades)
+    assert len(images.read_frames(tmp_path / "x.gif", max_megapixels=0.01)) == 4
+    with pytest.raises(InputError, match=r"y\.gif.*million pixels together"):
+        images.read_frames(tmp_path / "y.gif", max_megapixels=0.01)
+    with pytest.raises(InputError, match="100x100 pixels"):
+        images.read_frames(tmp_path / "x.gif", max_megapixels=0.005)
+
+
+def test_frames_of_a_video_are_refused_by_their_size_together(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    images.save_animation(tmp_path / "x.mp4", torch.rand(5, 100, 100, 3))
+    assert len(images.read_frames(tmp_path / "x.mp4", max_megapixels=0.0125)) == 5
+    with pytest.raises(InputError, match=r"x\.mp4.*million pixels together"):
+        images.read_frames(tmp_path / "x.mp4", max_megapixels=0.01)

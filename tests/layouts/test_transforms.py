@@ -465,3 +465,18 @@ def test_our_own_folder_holds_what_nerfstudio_reads(tmp_path: Path, rig: cameras
     ours = rig.rays()
     torch.testing.assert_close(origins, ours[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(directions, ours[1], atol=1e-5, rtol=0)
+
+
+def test_pictures_are_refused_by_their_sizes_together(tmp_path: Path, views: ViewSet) -> None:
+    data = write(tmp_path, views)
+    many = {"frames": [data["frames"][0]] * 1000}  # of 1,600 pixels each
+    (tmp_path / "transforms.json").write_text(json.dumps({**data, **many}))
+    with pytest.raises(InputError, match=r"1000 pictures have 1\.6 million pixels together; at most 1\.2 million"):
+        layouts.load(tmp_path, assume=Assume(max_megapixels=0.3))
+    (tmp_path / "transforms.json").write_text(json.dumps({**data, "frames": data["frames"][:3]}))
+    with pytest.raises(InputError, match="40x40 pixels"):
+        layouts.load(tmp_path, assume=Assume(max_megapixels=0.00159))
+    (tmp_path / "transforms.json").write_text(json.dumps(data))
+    same(layouts.read(tmp_path, assume=Assume(max_megapixels=0.002)), views)
+    with pytest.raises(InputError, match="together"):  # scaled up, they count as large as they become
+        layouts.read(tmp_path, size=400, assume=Assume(max_megapixels=0.1))
