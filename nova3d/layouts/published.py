@@ -1,7 +1,7 @@
 """Layouts without a camera file, whose rig is known: that of a published method, or a camera preset by its name.
 
 Each is a pair `is_<name>`, `read_<name>`; `nova3d.layouts.base.Layout` has their arguments and results. Facts are from
-the repositories' own writers and readers, of which docs/layouts.md names the files:
+the repositories' own writers and readers, of which docs/reference/layout-sources.md names the files:
 xxlong0/Wonder3D (MIT), liuyuan-pal/SyncDreamer (MIT), Stability-AI/generative-models (code MIT);
 file names and numbers only: pengHTYX/Era3D (AGPL-3.0), PKU-YuanGroup/Envision3D and heheyas/V3D (no licence).
 """

@@ -1,7 +1,8 @@
 """Layouts of methods that write all views of an object into one picture, without normals.
 
 Each is a pair `is_<name>`, `read_<name>`; `nova3d.layouts.base.Layout` has their arguments and results. File names,
-numbers and conventions are from the methods' own programs: docs/layouts.md names the files and their licences.
+numbers and conventions are from the methods' own programs. docs/reference/layout-sources.md names the files and their
+licences.
 """
 
 from collections.abc import Sequence
