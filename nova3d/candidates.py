@@ -1,4 +1,4 @@
-"""Which of several candidate view sets of one picture agree best with one another and with the picture."""
+"""Choice among several view sets of one picture, by how well each agrees with itself and with the picture."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""EDM diffusion as maths on plain tensors; knows no network."""
+"""Elucidated diffusion models (EDM) as functions of plain tensors, without any network."""
 
 from nova3d.diffusion.edm import (
     SOLVERS,

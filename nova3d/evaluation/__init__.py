@@ -1,4 +1,4 @@
-"""Evaluation of views and meshes under protocols; it knows nothing of how anything was made.
+"""Evaluation of views and meshes under protocols, whatever method made them.
 
 docs/reference/protocols.md describes the protocols one by one.
 """

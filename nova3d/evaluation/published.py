@@ -1,6 +1,6 @@
-"""Published numbers, quoted: each source in a block of its own, for every one is another protocol.
+"""Published numbers, quoted: each source in a block of its own, because each used another protocol.
 
-They are printed beside a table so that nobody has to look them up, and apart from it so that nobody subtracts them.
+They are printed below a table and not in it, since differences between protocols are not differences between methods.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""Studies above all rooms: planted faults, ablations, and the paper's tables made anew."""
+"""Studies that use all other packages: ablations, planted faults, the paper's tables."""

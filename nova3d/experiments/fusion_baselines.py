@@ -1,4 +1,4 @@
-"""Baselines of the fusion, used in place of a fit: space carving, screened Poisson from points with normals."""
+"""Baselines of the fusion: space carving, and screened Poisson from points with normals."""
 
 import importlib
 

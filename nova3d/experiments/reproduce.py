@@ -1,4 +1,4 @@
-"""The paper's tables made anew: a model folder and a folder of objects to a report with the paper's numbers beside."""
+"""The paper's tables from a model folder and a folder of objects, with the paper's numbers beside ours."""
 
 import json
 import math

@@ -2,7 +2,7 @@
 
 A metric without its weights is never guessed and never replaced: `WeightsUnavailable` says what is missing, and
 `available` gives a scorer what can be computed and, for the rest, the reason to print. Every metric has a `name`
-(network included, for the scales differ) and a `weights_hash`, which belong in every table.
+(network included, because the scales differ) and a `weights_hash`, which belong in every table.
 """
 
 import importlib.util

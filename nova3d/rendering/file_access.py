@@ -1,4 +1,4 @@
-"""Files that a mesh file names, and their limits: checked before a byte of them is believed or decoded."""
+"""Access to the files that a mesh file names: their kind, place and size are checked before they are decoded."""
 
 import codecs
 import io

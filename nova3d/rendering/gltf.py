@@ -1,7 +1,7 @@
 """glTF 2.0 files (Khronos specification 2.0.1): the JSON, buffers, accessors and pictures, each checked before use.
 
-Nothing is allocated on the word of the file alone: a view must lie in its buffer, an accessor in its view, an index in
-its list.
+Sizes that the file states are checked before memory is allocated: a view must lie in its buffer, an accessor in its
+view, an index in its list.
 """
 
 import base64

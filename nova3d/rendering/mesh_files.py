@@ -1,4 +1,4 @@
-"""The one seam through which every mesh file is read: by its suffix, with one reason for each kind of refusal."""
+"""Reads any mesh file: the suffix chooses the reader, and every refusal has a reason code."""
 
 from pathlib import Path
 

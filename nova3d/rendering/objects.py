@@ -1,4 +1,4 @@
-"""One mesh file, drawn by an engine that is made for it."""
+"""`render_object`: draws one mesh file with an engine that is made for the call."""
 
 from contextlib import closing
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""trimesh as the reader of STL, and its meshes as parts."""
+"""Reads STL by trimesh, and converts its meshes to parts."""
 
 import io
 from pathlib import Path

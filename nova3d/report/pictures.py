@@ -1,4 +1,4 @@
-"""Arrays to data URIs. This room knows nothing of torch: a tensor is whatever can be detached and moved to the CPU."""
+"""Arrays to data URIs, without importing torch: a tensor is whatever can be detached and moved to the CPU."""
 
 import base64
 import io

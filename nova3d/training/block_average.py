@@ -1,7 +1,7 @@
 """The start of an autoencoder as a block average.
 
-A small convolutional autoencoder with random weights spends most of a short run on finding out that colours pass
-through at all. As a block average they do from the first step.
+A small convolutional autoencoder with random weights spends most of a short run on learning to pass colours on. One
+that starts as a block average does so from the first step.
 """
 
 from nova3d.utils.compat import ensure_torchvision

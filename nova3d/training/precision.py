@@ -1,4 +1,4 @@
-"""The arithmetic that a CPU is fast in, found by a measurement."""
+"""Chooses float32 or bfloat16 for training on a CPU by a measurement."""
 
 import logging
 import time

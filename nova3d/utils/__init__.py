@@ -1,1 +1,1 @@
-"""What every room needs, written once."""
+"""Helpers that all other packages use."""

@@ -1,4 +1,4 @@
-"""Packages of the machine: the torchvision repair, and what is installed."""
+"""Installed packages: which are there, and a torchvision that does not fit torch."""
 
 import importlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""Foreign text in files that people open: nothing in it is markup to Markdown or a formula to a spreadsheet."""
+"""Escaping of foreign text, so that it is neither markup in Markdown nor a formula in a spreadsheet."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # OWASP: what a spreadsheet takes to begin a formula
 

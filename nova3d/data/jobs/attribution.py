@@ -1,4 +1,4 @@
-"""Credits: who made the objects, and on what terms; as a table for programs and as a page for people."""
+"""Credits: who made the objects and under which licence, as CSV and as Markdown."""
 
 import csv
 import io
