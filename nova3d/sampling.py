@@ -179,6 +179,7 @@ def generate_views(
         noise_aug_strength=config.noise_aug,
         seed=config.seed,
         keep_input=config.keep_input,
+        keep_known=config.keep_known,
         framed=config.framed,
         **options,
     )

@@ -34,6 +34,9 @@ class SampleConfig:
     """Standard deviation of the noise on the condition picture, pixels in [-1,1]; the pipeline's noise_aug_strength."""
     keep_input: bool = True
     """View 0 shows the input picture itself."""
+    keep_known: bool = False
+    """Every estimate of the views keeps what is known before sampling: view 0's colours, and background that no object
+    with the picture's outline reaches. Needs level orthographic cameras."""
     framed: bool = False
     """The picture is already what view 0's camera sees."""
     cutout: str = "auto"

@@ -2,6 +2,7 @@
 
 from nova3d.diffusion.edm import (
     SOLVERS,
+    Denoise,
     Guidance,
     NoiseSchedule,
     denoised,
@@ -18,6 +19,7 @@ from nova3d.diffusion.edm import (
 
 __all__ = [
     "SOLVERS",
+    "Denoise",
     "Guidance",
     "NoiseSchedule",
     "denoised",

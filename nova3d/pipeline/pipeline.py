@@ -42,6 +42,7 @@ from nova3d.models.denoiser import Denoiser  # noqa: E402
 from nova3d.models.svd import LoadReport, load_svd_parts  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
 from nova3d.pipeline.folder import COMPONENTS, CUSTOM_PIPELINE, check_folder, model_folder  # noqa: E402
+from nova3d.pipeline.known import Known, known_latents  # noqa: E402
 from nova3d.pipeline.memory import Memory, fit_in_memory  # noqa: E402
 from nova3d.pipeline.outputs import (  # noqa: E402
     Nova3DOutput,
@@ -210,6 +211,7 @@ class Nova3DPipeline(DiffusionPipeline):
         seed: int | Sequence[int] | None = None,
         latents: Tensor | None = None,
         keep_input: bool = True,
+        keep_known: bool = False,
         framed: bool = False,
         cutout: images.Method = "auto",
         output_type: OutputType = "views",
@@ -237,6 +239,8 @@ class Nova3DPipeline(DiffusionPipeline):
             latents: float [b,t,v,4,h,w], or [t,v,4,h,w] for one picture: standard normal noise to start from instead
                 of drawing it. It is scaled to `sigma_max` here.
             keep_input: view 0 shows the framed input picture, its colours and mask, instead of the generated ones.
+            keep_known: every estimate keeps what is known before sampling (`nova3d.pipeline.known`): view 0's colours,
+                and background that no object with the picture's outline reaches. It needs level orthographic cameras.
             framed: the picture is already what view 0's camera sees (square, the object's own scale); only resize it.
             cutout: how the object is cut out, see `nova3d.images.cut_out`: "auto", "alpha", "plain", "model" or "none".
             output_type: the form of the result: "views", "pil", "np", "pt" or "latent"; see Nova3DOutput.
@@ -277,13 +281,14 @@ class Nova3DPipeline(DiffusionPipeline):
 
         pictures = torch.stack([prepare_image(p, i, config.size, framed, cutout) for i, p in enumerate(given)])
         conditioning = self.encode_image(pictures, noise_aug_strength, [pixels for pixels, _ in noise_sources])
+        known = known_latents(pictures, self.cameras, self.vae, conditioning) if keep_known else None
         shape = (len(TASKS), len(self.cameras), *conditioning.latent.shape[-3:])
         x = self.prepare_latents(shape, [source for _, source in noise_sources], latents)
         with self.progress_bar(total=steps) as bar:
             for step, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
                 if self.interrupt:
                     continue
-                x = self.denoise_latents(x, sigma, next_sigma, conditioning, solver)
+                x = self.denoise_latents(x, sigma, next_sigma, conditioning, solver, known)
                 if callback_on_step_end is not None:
                     tensors = {name: {"latents": x}[name] for name in callback_on_step_end_tensor_inputs}
                     _, _, _, timestep = precondition(sigma)
@@ -370,7 +375,13 @@ class Nova3DPipeline(DiffusionPipeline):
         return latents.to(device, torch.float32) * (sigma_max**2 + 1) ** 0.5
 
     def denoise_latents(
-        self, x: Tensor, sigma: Tensor, next_sigma: Tensor, conditioning: Conditioning, solver: str
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        next_sigma: Tensor,
+        conditioning: Conditioning,
+        solver: str,
+        known: Known | None = None,
     ) -> Tensor:
         """One step of the solver under the current guidance, cut into pieces as the memory settings say.
 
@@ -380,6 +391,7 @@ class Nova3DPipeline(DiffusionPipeline):
             next_sigma: scalar, the next one.
             conditioning: of the b objects.
             solver: "euler" or "heun".
+            known: latents that replace the estimate.
 
         Returns:
             float32 [b,t,v,4,h,w] at the level `next_sigma`.
@@ -389,7 +401,7 @@ class Nova3DPipeline(DiffusionPipeline):
 
         def run(memory: Memory) -> Tensor:
             pieces = partial(denoise, batch=memory.batch, sequential=memory.sequential_guidance)
-            return solver_step(pieces, x, sigma, next_sigma, solver)
+            return solver_step(known.replaces(pieces) if known else pieces, x, sigma, next_sigma, solver)
 
         moved, self.memory = fit_in_memory(
             "denoising", self.memory, run, lambda memory: memory.less_for_denoising(len(x), denoise.guided)
