@@ -27,6 +27,7 @@ OutputType = Literal["views", "pil", "np", "pt", "latent"]
 # The mask of a decoded view, see `outline_evidence`. Chosen on held-out training objects (docs/results/mini.md).
 _NONE, _CERTAIN = 0.05, 0.8
 _OUTSIDE, _INSIDE = 1 / 3, 2 / 3  # of the evidence: what is doubtful is cut, not shown as a ghost
+_LEAST_NORMAL = 0.1  # a shorter vector says nothing of its direction: the normal is unknown, zero
 
 
 @dataclass
@@ -77,7 +78,7 @@ def to_views(
         rgb = torch.lerp(rgb, (inflated_rgb + 1) / 2, share)
         vectors = torch.lerp(vectors, inflated_normals, share)
         evidence = torch.lerp(evidence, guide[Task.NORMAL, :, 3].to(rgb), share)
-    normal = F.normalize(vectors, dim=-1)
+    normal = F.normalize(vectors, dim=-1) * (vectors.norm(dim=-1, keepdim=True) >= _LEAST_NORMAL)
     # A network that doubts whether there is an object mixes its colour with white: the colour is what remains of it.
     colour = (1 - (1 - rgb) / evidence.clamp(min=_OUTSIDE)[..., None]).clamp(0, 1)
     mask = ((evidence - _OUTSIDE) / (_INSIDE - _OUTSIDE)).clamp(0, 1)

@@ -79,6 +79,14 @@ def test_the_mask_adds_the_colours_to_the_length_of_the_decoded_normals() -> Non
     assert views.rgb[0, 0, :, 0].tolist() == pytest.approx([1] * 7 + [0.75])
 
 
+def test_a_vector_too_short_to_have_a_direction_is_no_normal() -> None:
+    decoded = torch.zeros(2, 1, 3, 8, 8)  # grey: object everywhere, whatever its normals are
+    decoded[Task.NORMAL, 0, 0] = torch.linspace(0, 0.2, 8)  # four of them below 0.1
+    views = to_views(decoded, preset("ortho1", 8))
+    assert bool((views.mask > 0).all())
+    assert views.normals[0, :, :, 0].tolist() == [pytest.approx([0] * 4 + [1] * 4)] * 8
+
+
 def test_colours_that_doubt_has_paled_are_those_of_the_object() -> None:
     decoded = torch.zeros(2, 1, 3, 8, 8)
     decoded[Task.RGB, 0] = torch.tensor([0.3, 1.0, 1.0])[:, None, None]  # 0.65 in [0,1]: red lacks 0.35
