@@ -1,4 +1,4 @@
-"""Views that any tool or published method wrote, read as `nova3d.views.ViewSet`. docs/layouts.md describes each."""
+"""Views that any tool or published method wrote, read as `nova3d.views.ViewSet`. docs/layouts.md lists them."""
 
 import logging
 from dataclasses import replace
