@@ -91,7 +91,7 @@ test: export OMP_NUM_THREADS = 1
 test: export HF_HUB_OFFLINE = 1
 test: lint docs $(OPEN_CLIP)
 	$(if $(OPEN_CLIP),PYTHONPATH=$(dir $(OPEN_CLIP)):$(CURDIR) $(PY) -m pytest tests/models/test_image_encoder.py tests/metrics/test_perceptual.py)
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 test-extras: export OMP_NUM_THREADS = 1
 test-extras:

@@ -10,6 +10,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from nova3d import cameras
+from nova3d.rendering import turntable
 from nova3d.views import ViewSet
 from tests.helpers import meshes
 
@@ -24,6 +25,15 @@ def _accelerate_forgets() -> Iterator[None]:
     yield
     if state := sys.modules.get("accelerate.state"):
         state.AcceleratorState._reset_state()
+
+
+@pytest.fixture
+def short_films(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turntables of four pictures: a film of a whole turn takes as long as a short fit."""
+    whole = turntable.write_turntable
+    monkeypatch.setattr(
+        turntable, "write_turntable", lambda mesh, folder, frames, size: whole(mesh, folder, min(frames, 4), size)
+    )
 
 
 # Cells (column, row) of a 3x5 letter F, row 0 on top: no mirror image or rotation of it is itself.

@@ -38,6 +38,7 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not ended.code, line
 
 
+@pytest.mark.usefixtures("short_films")
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT / "docs").as_posix())
 def test_the_page_runs_as_it_is_written(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)

@@ -49,6 +49,7 @@ def run(folders: tuple[Path, Path, Path], workers: int = 1, protocol: Protocol =
     return list(score_methods(runs, references, protocol, workers=workers, cache=cache).values())
 
 
+@pytest.mark.usefixtures("coarse_shapes")
 def test_tables_are_those_of_score_and_are_read_the_second_time(folders, asked):
     tables = run(folders)
     assert sorted(asked) == ["baselines", "baselines", "full", "full", "part", "part"]
@@ -61,6 +62,7 @@ def test_tables_are_those_of_score_and_are_read_the_second_time(folders, asked):
     assert run(folders) == tables and asked == []
 
 
+@pytest.mark.usefixtures("coarse_shapes")
 def test_what_has_changed_is_scored_again_and_nothing_else(folders, asked, monkeypatch):
     first = run(folders)
     asked.clear()
@@ -77,6 +79,7 @@ def test_what_has_changed_is_scored_again_and_nothing_else(folders, asked, monke
     assert len(asked) == 6
 
 
+@pytest.mark.usefixtures("coarse_shapes")
 def test_a_raised_version_of_the_baselines_measures_them_alone(folders, asked, monkeypatch):
     run(folders)
     asked.clear()
@@ -85,6 +88,7 @@ def test_a_raised_version_of_the_baselines_measures_them_alone(folders, asked, m
     assert asked == ["baselines", "baselines"]
 
 
+@pytest.mark.usefixtures("coarse_shapes")
 def test_kept_scores_of_an_earlier_version_are_measured_anew_with_one_line(folders, asked, caplog):
     tables = run(folders)
     for file in (folders[0].parent / "scores").rglob("*.json"):
@@ -97,10 +101,12 @@ def test_kept_scores_of_an_earlier_version_are_measured_anew_with_one_line(folde
     assert [r.getMessage()[:13] for r in caplog.records if "measured anew" in r.getMessage()] == ["6 kept scores"]
 
 
+@pytest.mark.usefixtures("coarse_shapes")
 def test_the_columns_keep_their_order(folders):
     assert run(folders)[0].metrics == run(folders)[0].metrics == score(folders[1], folders[0], PROTOCOL).metrics
 
 
+@pytest.mark.usefixtures("coarse_shapes")
 def test_fewer_objects_are_read_and_another_protocol_is_not(folders, asked):
     run(folders)
     asked.clear()

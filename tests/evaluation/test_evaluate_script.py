@@ -3,11 +3,14 @@
 import json
 import shutil
 
+import pytest
+
 from nova3d import config
 from nova3d.evaluation import Protocol, Table
 from tests.evaluation.samples import ball
 from tests.helpers.commands import ROOT, call_script
 
+pytestmark = pytest.mark.usefixtures("coarse_shapes")
 SMALL = ["hull_cells=0", "meshes.surface_samples=200", "meshes.ious=[iou16_flood]"]
 
 

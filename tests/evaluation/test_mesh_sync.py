@@ -60,6 +60,7 @@ def test_visible_chamfer_is_the_mean_of_both_directed_means():
     assert visible_chamfer(a, b) == (1 + (5 + 1) / 2) / 2
 
 
+@pytest.mark.usefixtures("coarse_shapes")
 def test_reference_is_normalised_and_the_prediction_is_not():
     ref = MeshReference.prepare(ball(7.0).apply_translation([3, 2, 1]), SYNC, 0)
     rules = MeshRules(**{**vars(SYNC), "ious": ("iou32_flood",)})

@@ -12,6 +12,7 @@ from nova3d.evaluation.folders import mesh_turn
 from nova3d.evaluation.protocols import MeshRules, TextureRules, ViewRules
 from nova3d.views import ViewSet
 
+pytestmark = pytest.mark.usefixtures("coarse_shapes")
 METRICS = ("psnr", "mask_iou", "normals")
 NAMED = ViewRules(cameras="ortho4", count=4, size=32, metrics=METRICS)
 MESHES = MeshRules(surface_samples=500, ious=("iou16_flood",))

@@ -17,6 +17,7 @@ from nova3d.evaluation.view_scores import score_views
 from nova3d.images import save_image
 from tests.evaluation.samples import ball
 
+pytestmark = pytest.mark.usefixtures("coarse_shapes")
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = ("psnr", "psnr_foreground", "ssim", "mask_iou", "normals")
 ANY = ViewRules(cameras="any", count=0, size=0, metrics=METRICS)

@@ -21,6 +21,7 @@ from nova3d.views import ViewSet
 from tests.evaluation.samples import ball
 
 REL = 1e-4
+Values = dict[str, tuple[int, dict[str, float]]]
 VIEWS = {
     "psnr": (1, {"psnr": 17.30029}),
     "psnr_u8": (1, {"psnr_u8": 17.29914}),
@@ -69,7 +70,8 @@ def views() -> tuple[ViewSet, ViewSet]:
     return replace(moved, rgb=moved.rgb - 0.1 * moved.mask[..., None], normals=turned), ref
 
 
-def view_values() -> dict[str, tuple[int, dict[str, float]]]:
+@pytest.fixture(scope="module")
+def view_values() -> Values:
     """Metric -> version and columns."""
     found = {}
     for name, metric in VIEW_METRICS.items():
@@ -79,7 +81,8 @@ def view_values() -> dict[str, tuple[int, dict[str, float]]]:
     return found
 
 
-def mesh_values() -> dict[str, tuple[int, dict[str, float]]]:
+@pytest.fixture(scope="module")
+def mesh_values() -> Values:
     """The metrics of two boxes, by the name of their version."""
     rules = MeshRules(points=("area", "visible16"), surface_samples=2000, ious=("iou32_flood",), mirror_margin=False)
     ref = MeshReference.prepare(trimesh.creation.box((1.0, 0.6, 0.8)), rules, 0)
@@ -95,14 +98,14 @@ def mesh_values() -> dict[str, tuple[int, dict[str, float]]]:
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_metric_has_the_values_of_its_version(name: str) -> None:
-    version, row = view_values()[name]
+def test_a_view_metric_has_the_values_of_its_version(view_values: Values, name: str) -> None:
+    version, row = view_values[name]
     assert (version, row) == (VIEWS[name][0], pytest.approx(VIEWS[name][1], rel=REL)), "raise the metric's version"
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_a_mesh_metric_has_the_values_of_its_version(name: str) -> None:
-    version, row = mesh_values()[name]
+def test_a_mesh_metric_has_the_values_of_its_version(mesh_values: Values, name: str) -> None:
+    version, row = mesh_values[name]
     assert (version, row) == (MESHES[name][0], pytest.approx(MESHES[name][1], rel=REL)), "raise the metric's version"
 
 

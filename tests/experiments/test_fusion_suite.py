@@ -22,7 +22,7 @@ def small(monkeypatch) -> FusionConfig:
     config.hull.resolution, config.hull.fit_steps = 32, 30
     config.sampling.rays, config.sampling.samples, config.sampling.random_points = 64, 8, 16
     config.optim.steps, config.extract.resolution, config.extract.coarse = 15, 48, 24
-    config.extract.faces, config.texture.size = 800, 64
+    config.extract.faces, config.texture.size, config.conflict.polish_steps = 800, 64, 20
     return config
 
 

@@ -84,7 +84,7 @@ def f_result(f_views):
 def short_config(**sections: dict[str, Any]) -> FusionConfig:
     """A dozen steps and a coarse mesh, for tests of anything but quality; sections={"key": value} change it."""
     config = tiny_config()
-    config.optim.steps, config.hull.fit_steps = 12, 20
+    config.optim.steps, config.hull.fit_steps, config.conflict.polish_steps = 12, 20, 20
     config.extract.resolution, config.extract.faces, config.texture.size = 32, 300, 32
     for section, values in sections.items():
         setattr(config, section, replace(getattr(config, section), **values))

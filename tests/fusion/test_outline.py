@@ -114,7 +114,8 @@ def test_from_the_input_s_camera_the_mesh_is_the_input_whatever_the_other_views_
     fine = shapes.draw(shapes.letter_f(), orbit(1, size=192))
     detail = replace(fine, normals=torch.zeros_like(fine.normals), trusted=(True,))
     config = shapes.tiny_config()
-    config.optim.steps, config.extract = 30, replace(config.extract, resolution=96, faces=6000)
+    config.optim.steps, config.conflict.polish_steps = 30, 20
+    config.extract = replace(config.extract, resolution=96, faces=6000)
     result = reconstruct(views, config, detail=detail)
     assert iou(silhouette(result.solid, 192), fine.mask[0]) > 0.96
     assert result.report["components"] == 1 and result.report["watertight"]

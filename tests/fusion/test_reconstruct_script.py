@@ -10,23 +10,25 @@ import torch
 from nova3d import images
 from nova3d.evaluation import read_surface
 from nova3d.layouts import Placement
-from tests.helpers.commands import call_script, run_script
+from tests.helpers.commands import call_script
+
+pytestmark = pytest.mark.usefixtures("short_films")
+SMALL = ["optim.steps=10", "hull.resolution=32", "hull.fit_steps=20", "extract.resolution=32", "texture.size=32"]
+SMALL += ["extract.faces=300", "sampling.rays=64", "conflict.polish_steps=20", "--device", "cpu"]
 
 
 @pytest.mark.parametrize("suffix", [".glb", ".stl"])
-def test_script_writes_everything_and_says_where(f_views, tmp_path, suffix):
+def test_script_writes_everything_and_says_where(f_views, tmp_path, monkeypatch, capsys, suffix):
     f_views.save(tmp_path / "views")
     out = tmp_path / "new" / f"f{suffix}"
-    small = ["optim.steps=10", "hull.resolution=32", "hull.fit_steps=20", "extract.resolution=32", "texture.size=32"]
-    small += ["extract.faces=300", "sampling.rays=64", "--device", "cpu"]
-    done = run_script("reconstruct", "--views", tmp_path / "views", "--out", out, *small)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(out)
-    assert "component" in done.stdout
+    assert call_script(monkeypatch, "reconstruct", "--views", tmp_path / "views", "--out", out, *SMALL) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == str(out)
+    assert "component" in printed
     folder = tmp_path / "new" / "f_fusion"
     assert len(list((folder / "conflict").iterdir())) == 8
     assert len(json.loads((folder / "transforms.json").read_text())["frames"]) == 8
-    assert f"report: {folder / 'report.html'}" in done.stdout.splitlines()
+    assert f"report: {folder / 'report.html'}" in printed.splitlines()
     glb = out if suffix == ".glb" else folder / "f.glb"
     shown = re.search(r'id="glb">([^<]*)<', (folder / "report.html").read_text())
     assert shown is not None and base64.b64decode(shown[1]) == glb.read_bytes()
@@ -37,7 +39,7 @@ def test_script_writes_everything_and_says_where(f_views, tmp_path, suffix):
     assert record["report"]["components"] == 1
 
 
-def test_the_mesh_can_be_in_the_frame_of_the_views(f_views, tmp_path):
+def test_the_mesh_can_be_in_the_frame_of_the_views(f_views, tmp_path, monkeypatch):
     """A world with +Z up, ten times as large and far from the origin, comes back as it was."""
     shift, to_theirs = np.array([50.0, -20.0, 3.0]), np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
     cameras, frames = f_views.cameras, []
@@ -52,11 +54,9 @@ def test_the_mesh_can_be_in_the_frame_of_the_views(f_views, tmp_path):
     lens = {"w": size, "h": size, "fl_x": focal, "fl_y": focal, "cx": size / 2, "cy": size / 2}
     transforms = {"camera_model": "ORTHOPHOTO", **lens, "frames": frames}
     (tmp_path / "views/transforms.json").write_text(json.dumps(transforms))
-    small = ["optim.steps=10", "hull.resolution=32", "hull.fit_steps=20", "extract.resolution=32", "texture.size=32"]
-    small += ["extract.faces=300", "sampling.rays=64", "--device", "cpu"]
     out = tmp_path / "f.glb"
-    done = run_script("reconstruct", "--views", tmp_path / "views", "--out", out, "--frame", "source", *small)
-    assert done.returncode == 0, done.stderr
+    given = ["--views", tmp_path / "views", "--out", out, "--frame", "source", *SMALL]
+    assert call_script(monkeypatch, "reconstruct", *given) == 0
     mesh, ours = read_surface(out), read_surface(tmp_path / "f_fusion/f.glb")
     placement = Placement(
         torch.tensor(json.loads((tmp_path / "f_fusion/record.json").read_text())["placement"]).double()

@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.config import DataConfig, OptimConfig, TrainConfig, UNetConfig
 from nova3d.training.setup import prepare
 from nova3d.training.trainer import train
+from tests.helpers.processes import ScriptProcess
 
 ROOT = Path(__file__).parents[2]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -51,22 +50,14 @@ def train_sharded(runs: list[TrainConfig]) -> None:
     paths = [Path(config.out).with_suffix(".yaml") for config in runs]
     for config, path in zip(runs, paths, strict=True):
         configs.save(config, path)
-    command = [sys.executable, str(Path(__file__).with_name("sharded.py")), *map(str, paths)]
+    script, logs = Path(__file__).with_name("sharded.py"), paths[0].parent
     pair = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        ScriptProcess(script, *paths, logs=logs, name=rank, **(environment | {"RANK": rank, "LOCAL_RANK": rank}))
         for rank in "01"
     ]
     try:
         for process in pair:
-            output, _ = process.communicate(timeout=900)
-            assert process.returncode == 0, output
+            assert process.wait(900) == 0, process.output + process.errors
     finally:
         for process in pair:
             process.kill()  # one that waits for the other's part

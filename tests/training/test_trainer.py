@@ -1,11 +1,8 @@
 """Short true runs: exact resume, kills, stops, several processes, bad steps, damaged data."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +23,7 @@ from nova3d.training.loss import TrainingModule
 from nova3d.training.setup import prepare
 from nova3d.training.trainer import StopRequest, learning_rate_factor, train, train_step
 from nova3d.utils.files import locked
+from tests.helpers.processes import ScriptProcess
 
 Make = Callable[..., TrainConfig]
 ROOT = Path(__file__).parents[2]
@@ -45,20 +43,19 @@ def losses(config: TrainConfig) -> list[tuple[int, float, float]]:
     return [(row["step"], row["loss_rgb"], row["loss_normal"]) for row in lines(Path(config.out) / "stats.jsonl")]
 
 
-def start(config: TrainConfig, **environment: str) -> subprocess.Popen[str]:
+def start(config: TrainConfig, name: str = "train", **environment: str) -> ScriptProcess:
     """`scripts/train.py` on this config, as a process of its own."""
     path = Path(config.out).with_suffix(".yaml")
     configs.save(config, path)
-    command = [sys.executable, str(ROOT / "scripts/train.py"), "--config", str(path), "--device", "cpu"]
-    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    arguments = ["--config", path, "--device", "cpu"]
+    return ScriptProcess(ROOT / "scripts/train.py", *arguments, logs=path.parent, name=name, **environment)
 
 
-def wait_for_steps(config: TrainConfig, process: subprocess.Popen[str], count: int) -> None:
+def wait_for_steps(config: TrainConfig, process: ScriptProcess, count: int) -> None:
     deadline = time.monotonic() + 240
     stats = Path(config.out) / "stats.jsonl"
     while not stats.exists() or len(stats.read_text().splitlines()) < count:
-        assert process.poll() is None, process.communicate()
+        assert process.alive, process.errors
         assert time.monotonic() < deadline, "the run does not get on"
         time.sleep(0.01)
 
@@ -101,7 +98,6 @@ def test_sigkill_and_resume_give_bit_equal_losses(make_config: Make) -> None:
     process = start(config)
     wait_for_steps(config, process, 5)
     process.kill()
-    process.communicate()
     seen = len(losses(config)) + 1
     killed = losses(config)
     train(make_config("killed", steps=seen, optim=STEADY), "cpu")
@@ -115,8 +111,8 @@ def test_sigterm_saves_and_exits_with_0(make_config: Make) -> None:
     process = start(config)
     wait_for_steps(config, process, 2)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    assert process.wait(120) == 0, process.errors
+    output = process.output
     done = losses(config)[-1][0]
     assert f"step-{done:08d}" in output and "stopped" in output
     saved = json.loads((Path(config.out) / f"checkpoints/step-{done:08d}/progress.json").read_text())
@@ -143,9 +139,9 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_hand_over(make_confi
         port = free.getsockname()[1]
     split = make_config("split", steps=2, effective_batch=4, accumulation=0, optim=STEADY)
     where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    pair = [start(split, RANK=str(rank), LOCAL_RANK=str(rank), **where) for rank in (0, 1)]
+    pair = [start(split, rank, RANK=rank, LOCAL_RANK=rank, **where) for rank in "01"]
     for process in pair:
-        assert (result := process.communicate(timeout=300)) and process.returncode == 0, result
+        assert process.wait() == 0, process.errors
     together = {"batch_size": 4, "effective_batch": 4, "optim": STEADY}
     whole = train(make_config("whole", **together), "cpu")
     assert [lines(Path(split.out) / "stats.jsonl")[k]["step"] for k in (0, 1)] == [1, 2]
