@@ -88,16 +88,13 @@ def test_a_plan_that_is_not_json_is_named_by_its_line(tmp_path: Path) -> None:
 def test_what_was_fetched_is_removed_only_below_the_scratch_folder(tmp_path: Path) -> None:
     (tmp_path / "scratch" / "a").mkdir(parents=True)
     (tmp_path / "victim").mkdir()
-    fetcher = Fetcher(lambda asset, folder: folder, tmp_path / "scratch", 1)
-    try:
-        fetcher.discard("a")
-        fetcher.discard("a")  # is gone already
-        with pytest.raises(InputError, match="uid"):
-            fetcher.discard("../victim")
-        (tmp_path / "scratch" / "link").symlink_to(tmp_path / "victim")
-        fetcher.discard("link")
-    finally:
-        fetcher.close()
+    fetcher = Fetcher(lambda asset, folder: folder, tmp_path / "scratch")
+    fetcher.discard("a")
+    fetcher.discard("a")  # is gone already
+    with pytest.raises(InputError, match="uid"):
+        fetcher.discard("../victim")
+    (tmp_path / "scratch" / "link").symlink_to(tmp_path / "victim")
+    fetcher.discard("link")
     assert (tmp_path / "victim").is_dir() and list((tmp_path / "scratch").iterdir()) == []
 
 

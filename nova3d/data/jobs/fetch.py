@@ -1,8 +1,7 @@
-"""Fetching the next objects while the workers render: threads with a bounded queue ahead of them."""
+"""Fetching the next objects while the workers render: a thread for each."""
 
 import contextlib
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,46 +23,34 @@ class FetchResult:
 
 
 class Fetcher:
-    """Runs `fetch(asset, folder) -> path` on daemon threads, each object in a folder of its own under `root`.
+    """Runs `fetch(asset, folder) -> path` on a daemon thread per object, each in a folder of its own under `root`.
 
     `discard` removes that folder. A file that lies elsewhere (the user's own) is never touched.
     """
 
-    def __init__(self, fetch: Callable[[Asset, Path], Path], root: Path, threads: int):
+    def __init__(self, fetch: Callable[[Asset, Path], Path], root: Path):
         self._fetch, self._root = fetch, root
-        self._requests: queue.SimpleQueue[Asset | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[FetchResult] = queue.SimpleQueue()
-        self._running: dict[str, float] = {}  # uid: start time
-        self._outstanding: set[str] = set()
-        self._wakeup, self._notifier = socket.socketpair()
-        self._threads = 0
-        for _ in range(threads):
-            self._start_thread()
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when a fetch has ended."""
-        return self._wakeup.fileno()
+        self._started: dict[str, float] = {}  # by uid, of the fetches whose end `finished` has not returned
+        self._results: queue.SimpleQueue[tuple[float, FetchResult]] = queue.SimpleQueue()
 
     def request(self, asset: Asset) -> None:
-        """Queue an object."""
-        self._outstanding.add(asset.uid)
-        self._requests.put(asset)
+        """Start to fetch an object."""
+        started = self._started[asset.uid] = time.monotonic()
+        threading.Thread(target=self._run, args=(asset, started), daemon=True).start()
 
     def finished(self, limit: float) -> list[FetchResult]:
         """Return the fetches that ended since the last call; one that takes more than `limit` seconds has failed."""
         found = []
         while not self._results.empty():
-            self._wakeup.recv(1)
-            result = self._results.get()
-            if result.uid in self._outstanding:  # else it has timed out before
+            started, result = self._results.get()
+            if self._started.get(result.uid) == started:  # else it has timed out before
                 found.append(result)
-        for uid, began in list(self._running.items()):
-            if time.monotonic() - began > limit and uid in self._outstanding:
-                self._running.pop(uid, None)
-                self._start_thread()  # in place of the one that hangs
+        for uid, started in self._started.items():
+            if time.monotonic() - started > limit and all(result.uid != uid for result in found):
                 message = f"not fetched within {limit:g} s"
                 found.append(FetchResult(uid, None, RenderError(Reason.FETCH_FAILED, message)))
-        self._outstanding -= {result.uid for result in found}
+        for result in found:
+            del self._started[result.uid]
         return found
 
     def discard(self, uid: str) -> None:
@@ -71,27 +58,8 @@ class Fetcher:
         with contextlib.suppress(OSError):  # it goes with the scratch folder
             remove(self._root / check_component(uid, "uid"))
 
-    def close(self) -> None:
-        """End the threads; one that hangs is left alone."""
-        for _ in range(self._threads):
-            self._requests.put(None)
-        self._wakeup.close()
-        self._notifier.close()
-
-    def _start_thread(self) -> None:
-        self._threads += 1
-        threading.Thread(target=self._work, daemon=True).start()
-
-    def _work(self) -> None:
-        while (asset := self._requests.get()) is not None:
-            began = self._running[asset.uid] = time.monotonic()
-            result = self._fetch_one(asset)
-            if self._running.get(asset.uid) != began:
-                return  # timed out; another thread has replaced this one
-            self._running.pop(asset.uid, None)
-            self._results.put(result)
-            with contextlib.suppress(OSError):  # closed meanwhile
-                self._notifier.send(b".")
+    def _run(self, asset: Asset, started: float) -> None:
+        self._results.put((started, self._fetch_one(asset)))
 
     def _fetch_one(self, asset: Asset) -> FetchResult:
         folder = self._root / asset.uid

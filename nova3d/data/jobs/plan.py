@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Plan:
     counts: dict[str, int]
     licences: dict[str, int]
     estimates: dict[str, Any]
-    workers: int = 1
+    workers: int = field(default=1, compare=False)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return every row of plan.jsonl, refused ones too; raises InputError for a line that is none."""
@@ -145,7 +145,7 @@ def write_plan(config: RenderConfig, progress: Progress | None = None) -> Plan:
     }
     plan = Plan(
         folder,
-        _plain(content_settings(config)),
+        content_settings(config),
         rig_digest(cameras),
         counts,
         dict(sorted(Counter(row["licence"] for row in rows).items())),
@@ -158,33 +158,27 @@ def write_plan(config: RenderConfig, progress: Progress | None = None) -> Plan:
     return plan
 
 
-def read_plan(folder: str | Path, workers: int = 1) -> Plan:
+def read_plan(folder: str | Path) -> Plan:
     """Read the plan in a job's folder. Raises InputError where there is none."""
     path = Path(folder) / PLAN
     if not path.is_file():
         raise InputError(f"'{folder}' has no {PLAN}; make one with `nova3d render plan`")
     try:
-        plan = Plan(Path(folder), workers=workers, **read_json(path, dict, "plan"))
+        plan = Plan(Path(folder), **read_json(path, dict, "plan"))
     except (InputError, TypeError) as error:
         raise InputError(f"'{path}' is damaged: {error}") from error
     settings = {k: None if k in _NOT_SET and v == _NOT_SET[k] else v for k, v in plan.settings.items()}
     # A plan of an earlier version lacks keys that came later; their defaults change nothing.
-    return replace(plan, settings=_plain(content_settings(RenderConfig())) | settings)
+    return replace(plan, settings=content_settings(RenderConfig()) | settings)
 
 
 def check_settings(plan: Plan, config: RenderConfig) -> None:
     """Raise InputError where a plan was made with other settings than `config` has."""
-    ours = _plain(content_settings(config))
+    ours = content_settings(config)
     changed = sorted(key for key in ours | plan.settings if ours.get(key) != plan.settings.get(key))
     if changed:
         words = ", ".join(f"{key} was {plan.settings.get(key)!r} and is now {ours.get(key)!r}" for key in changed[:3])
         raise InputError(f"the job in '{plan.folder}' was planned with other settings ({words}); use another `out`")
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON gives them back."""
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
-    return plain
 
 
 def estimate(objects: int, views: int, size: int, engine: EngineConfig) -> dict[str, float | str]:

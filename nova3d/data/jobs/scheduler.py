@@ -8,14 +8,15 @@ import contextlib
 import hashlib
 import logging
 import os
-import selectors
 import shutil
 import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from multiprocessing import connection
 from pathlib import Path
+from typing import cast
 
 from nova3d import config as configs
 from nova3d.data.jobs.config import RenderConfig
@@ -210,7 +211,6 @@ class RenderPool:
         self._workers = [
             WorkerClient(slot, f"{name}-{i}", config, self._timeouts, self._scratch) for i, slot in enumerate(slots)
         ]
-        self._selector = selectors.DefaultSelector()
         self._status_due = self._memory_due = 0.0
         self._progress: Progress | None = None
 
@@ -231,8 +231,7 @@ class RenderPool:
         try:
             with contextlib.closing(Journal(self.out, self.name)) as journal:
                 self._clear_leftovers()
-                fetcher = Fetcher(self._fetch, self._scratch / "fetch", max(2, len(self._workers)))
-                self._selector.register(fetcher, selectors.EVENT_READ, None)
+                fetcher = Fetcher(self._fetch, self._scratch / "fetch")
                 self._queue = TaskQueue(self.config, self._tasks, journal, fetcher)
                 try:
                     while not (stop.reason or self._queue.fatal) and (self._queue or self._busy()):
@@ -242,7 +241,7 @@ class RenderPool:
                         self._poll()
                     self._drain(stop)
                 finally:
-                    self._close(fetcher)
+                    self._close()
         except OSError as error:
             raise InputError(f"cannot go on in '{self.out}': {error.strerror or error}; run again to resume") from error
         if self._queue.fatal:
@@ -264,11 +263,9 @@ class RenderPool:
         self._config_file = self._scratch / "config.yaml"
         configs.save(replace(self.config, engine=replace(engine, threads=threads)), self._config_file)
 
-    def _close(self, fetcher: Fetcher) -> None:
+    def _close(self) -> None:
         for worker in self._workers:
             worker.terminate()
-        self._selector.close()
-        fetcher.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
         with contextlib.suppress(OSError):  # a full disk may be what ended the pool
             self._write_status("stopped" if self._queue or self._queue.fatal else "finished")
@@ -282,11 +279,11 @@ class RenderPool:
             self._queue.fatal = f"every worker stopped ({why})"
             return
         for worker in self._workers:
-            if worker.running or worker.stopped or not self._queue:
+            if worker.process or worker.stopped or not self._queue:
                 continue
-            if not self._timeouts.warm and any(other.running for other in self._workers):
+            if not self._timeouts.warm and any(other.process for other in self._workers):
                 return  # the first worker compiles the kernels that the others will find in the cache
-            worker.start(self._config_file, self._selector)
+            worker.start(self._config_file)
 
     def _assign(self) -> None:
         """Give fetched objects to idle workers."""
@@ -304,17 +301,20 @@ class RenderPool:
 
     def _poll(self) -> None:
         """Wait for messages, for a bounded time, and enforce the workers' limits."""
-        for key, _ in self._selector.select(_POLL_SECONDS):
-            if key.data is not None and (result := key.data.receive()):
-                self._handle(key.data, result)
+        pipes = {worker.process.fileno(): worker for worker in self._workers if worker.process}
+        for pipe in connection.wait(pipes, _POLL_SECONDS):
+            worker = pipes[cast(int, pipe)]
+            if result := worker.receive():
+                self._handle(worker, result)
         self._queue.collect_fetched()
         now = time.monotonic()
         memory: dict[int, int] = {}
         if now >= self._memory_due:
             self._memory_due = now + _MEMORY_SECONDS
-            memory = process_tree_memory(worker.pid for worker in self._busy())
+            memory = process_tree_memory(worker.process.pid for worker in self._busy() if worker.process)
         for worker in self._workers:
-            if result := worker.enforce_limits(memory.get(worker.pid), self._memory_limit(worker)):
+            used = memory.get(worker.process.pid) if worker.process else None
+            if result := worker.enforce_limits(used, self._memory_limit(worker)):
                 self._handle(worker, result)
         if now >= self._status_due:
             self._status_due = now + _STATUS_SECONDS

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import selectors
 import shutil
 import signal
 import subprocess
@@ -35,6 +34,7 @@ class WorkerClient:
     Attributes:
         slot: the slot.
         name: of the worker, unique in the job; names its temporary files.
+        process: the running worker.
         task: the object in flight.
         views: views done of the object in flight.
         served: objects that the running process was given.
@@ -44,24 +44,14 @@ class WorkerClient:
     def __init__(self, slot: Slot, name: str, config: RenderConfig, timeouts: Timeouts, scratch: Path):
         self.slot, self.name = slot, name
         self.breaker = CircuitBreaker(config.pool)
+        self.process: WorkerProcess | None = None
         self.task: Task | None = None
         self.stopped = ""
         self.served = self.views = 0
         self._config, self._timeouts, self._folder = config, timeouts, scratch / name
-        self._process: WorkerProcess | None = None
         self._ready = False
         self._began = self._last_beat = 0.0  # start of the process or of the object; its last progress
         self._start_failures = 0
-
-    @property
-    def running(self) -> bool:
-        """Whether there is a process."""
-        return self._process is not None
-
-    @property
-    def pid(self) -> int:
-        """Process id of the worker, 0 without one."""
-        return self._process.pid if self._process else 0
 
     @property
     def idle(self) -> bool:
@@ -73,26 +63,24 @@ class WorkerClient:
         """How long the object in flight, or the start, has taken."""
         return time.monotonic() - self._began
 
-    def start(self, config_file: Path, selector: selectors.BaseSelector) -> None:
-        """Start a process and register its messages with `selector`."""
-        self._process = WorkerProcess(self.slot, config_file, self.name, self._folder)
+    def start(self, config_file: Path) -> None:
+        """Start a process."""
+        self.process = WorkerProcess(self.slot, config_file, self.name, self._folder)
         self._ready, self.served, self._began = False, 0, time.monotonic()
-        self._selector = selector
-        selector.register(self._process, selectors.EVENT_READ, self)
 
     def submit(self, task: Task, path: Path, target: Path) -> None:
         """Have the mesh `path` rendered into the tar `target`. `receive` notices a worker that is dead already."""
-        assert self._process is not None and self.task is None
+        assert self.process is not None and self.task is None
         self.task, self.views, self.served = task, 0, self.served + 1
         self._began = self._last_beat = time.monotonic()
-        self._process.clear_log()
-        self._process.send({"asset": task.asset.to_row(), "path": str(path), "target": str(target)})
+        self.process.clear_log()
+        self.process.send({"asset": task.asset.to_row(), "path": str(path), "target": str(target)})
 
     def receive(self) -> Result | None:
         """Read the worker's messages; return the result of the object in flight, where there is one."""
-        assert self._process is not None
+        assert self.process is not None
         result = None
-        messages, alive = self._process.receive()
+        messages, alive = self.process.receive()
         for message in messages:
             match message["event"]:
                 case "ready":
@@ -101,18 +89,18 @@ class WorkerClient:
                     self._record_beat(message["views"])
                 case "end":
                     reason = Reason(message["reason"]) if message["reason"] else None
-                    tail = self._process.log_tail() if message["state"] == "failed" else ""
+                    tail = self.process.log_tail() if message["state"] == "failed" else ""
                     result = self._result(message["state"], reason, message["message"], tail)
                 case "fault":
                     self._fail_start(message["message"], final=message["reason"] == Reason.DEVICE)
-            if self._process is None:
+            if self.process is None:
                 return None
         return result if alive else self._handle_exit() or result
 
     def enforce_limits(self, memory: int | None, limit_bytes: int) -> Result | None:
         """Kill the worker where it hangs, takes too long, or uses more than `limit_bytes` (memory None: not known)."""
         now = time.monotonic()
-        if self._process is None:
+        if self.process is None:
             return None
         if not self._ready:
             if now - self._began > (limit := self._config.pool.start_seconds):
@@ -131,23 +119,18 @@ class WorkerClient:
 
     def needs_recycling(self, reason: Reason | None) -> bool:
         """Return whether the next object needs a fresh process, after one that ended with `reason`."""
-        if self._process is None:
+        if self.process is None:
             return False
         pool = self._config.pool
         if reason in (Reason.OUT_OF_MEMORY, Reason.DEVICE, Reason.CRASH) or self.served >= pool.recycle_objects:
             return True
-        return process_tree_memory([self._process.pid])[self._process.pid] > pool.recycle_gb * 1e9
+        return process_tree_memory([self.process.pid])[self.process.pid] > pool.recycle_gb * 1e9
 
     def terminate(self) -> None:
         """End the process: an idle one is asked to, a busy one is killed."""
-        if self._process is None:
-            return
-        self._selector.unregister(self._process)
-        process, self._process, idle, self._ready = self._process, None, self.idle, False
-        if idle:
-            process.finish()
-        else:
-            process.kill()
+        if self.process is not None:
+            self.process.end(_EXIT_SECONDS if self.idle else 0)
+            self.process, self._ready = None, False
 
     def _check_device(self, device: str) -> None:
         """Accept a worker that is ready on the device that was asked for; engines may fall back to the CPU silently."""
@@ -172,20 +155,18 @@ class WorkerClient:
         self._timeouts.warm = self._timeouts.warm or views > 0
 
     def _kill(self, reason: Reason, message: str) -> Result:
-        assert self._process is not None and self.task is not None
+        assert self.process is not None and self.task is not None
         log.warning("worker %s killed at object %s: %s", self.slot.name, self.task.asset.uid, message)
-        result = self._result("failed", reason, message, self._process.log_tail(), worker_died=True)
-        self._ready = False  # busy: killed, not asked to end
+        tail = self.process.log_tail()
         self.terminate()
-        return result
+        return self._result("failed", reason, message, tail, worker_died=True)
 
     def _handle_exit(self) -> Result | None:
         """Clean up after a process that ended by itself."""
-        assert self._process is not None
-        process, was_ready, tail = self._process, self._ready, self._process.log_tail()
-        self._selector.unregister(process)
-        self._process, self._ready = None, False
-        why = f"the worker died: {process.wait()}"
+        assert self.process is not None
+        was_ready, tail = self._ready, self.process.log_tail()
+        why = f"the worker died: {self.process.end(_EXIT_SECONDS)}"
+        self.process, self._ready = None, False
         last_line = tail.splitlines()[-1][:200] if tail else ""
         why += f" | stderr: {last_line}" if last_line else ""
         if self.task:
@@ -280,40 +261,31 @@ class WorkerProcess:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
             return file.read().decode(errors="replace").strip()
 
-    def finish(self) -> None:
-        """End an idle worker by closing its requests, then kill what is left of its group."""
-        try:
-            self._requests.close()
-            self._process.wait(_EXIT_SECONDS)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            log.debug("worker %s did not exit by itself", self._slot.name)
-        self.kill()
+    def end(self, patience: float) -> str:
+        """Close its requests, wait for its exit, then kill what is left of its group and remove its folder.
 
-    def kill(self) -> str:
-        """Kill the whole process group and remove its folder; return how the worker ended."""
+        Args:
+            patience: seconds to wait before it is killed.
+
+        Returns:
+            How the worker ended.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
         # Children may outlive the leader: the group is killed even when the leader is gone.
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            log.debug("worker %s: its group is gone", self._slot.name)
         try:
             code = self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             log.warning("worker %s cannot be killed (process %d)", self._slot.name, self._process.pid)
             code = 0
-        for pipe in (self._requests, self._answers, self._guard.stdin):
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()  # type: ignore[union-attr]  # stdin was asked for
-        self._guard.wait()
+        self._answers.close()
+        self._guard.communicate()
         shutil.rmtree(self._folder, ignore_errors=True)
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-    def wait(self) -> str:
-        """Wait a moment for a worker that closed its pipe, then kill it; return how it ended."""
-        until = time.monotonic() + _EXIT_SECONDS
-        while self._process.poll() is None and time.monotonic() < until:
-            time.sleep(0.01)
-        return self.kill()
 
 
 def process_tree_memory(roots: Iterable[int]) -> dict[int, int]:

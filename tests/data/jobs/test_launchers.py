@@ -3,7 +3,6 @@
 import itertools
 import os
 import re
-import selectors
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,9 +48,9 @@ def test_every_worker_sees_exactly_its_gpu(
 ) -> None:
     start, warm = WorkerClient.start, []
 
-    def note(self: WorkerClient, config_file: Path, selector: selectors.BaseSelector) -> None:
+    def note(self: WorkerClient, config_file: Path) -> None:
         warm.append(self._timeouts.warm)
-        start(self, config_file, selector)
+        start(self, config_file)
 
     monkeypatch.setattr(WorkerClient, "start", note)
     config = make_job({f"o{i}": {"fault": "sleep", "seconds": 0.1} for i in range(12)}, workers=2)
