@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nova3d import config as configs
 from nova3d.notes import mesh_notes, mesh_warnings, model_note, picture_notes, picture_warnings
@@ -18,7 +18,6 @@ from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
     from nova3d.evaluation.input_view import InputAgreement
-    from nova3d.fusion import FusionResult
     from nova3d.pipeline import Nova3DPipeline
 
 log = logging.getLogger(__name__)
@@ -180,48 +179,6 @@ def _generate_into(
     )
     progress(2, 2, "done")
     return Generated(view_folder, mesh, report, record, film, folder / "preview.png", agreement, tuple(notes))
-
-
-def write_fusion_report(
-    mesh: Path, folder: Path, views: ViewSet, result: "FusionResult", record: dict[str, Any], notes: Sequence[str] = ()
-) -> Path:
-    """Write report.html, a turntable and preview.png for a mesh that was fused from views.
-
-    Args:
-        mesh: the mesh that was written. Where it is no GLB, one is written to `folder` for the report.
-        folder: where everything goes.
-        views: what was fused, with the poses as given.
-        result: the mesh and its health.
-        record: provenance, shown in the report.
-        notes: more sentences for the report.
-
-    Returns:
-        The report.
-
-    Raises:
-        InputError: where a file cannot be written.
-    """
-    from nova3d.rendering.turntable import write_preview, write_turntable
-    from nova3d.report import write_report
-
-    glb = mesh if mesh.suffix.lower() == ".glb" else result.save(folder / f"{mesh.stem}.glb", record)
-    defaults = GenerateConfig()
-    write_turntable(glb, folder, defaults.turntable_frames, defaults.turntable_size)
-    return write_report(
-        folder / "report.html",
-        title=readable(mesh.stem).replace("_", " "),
-        views=views,
-        mesh_path=glb,
-        preview=write_preview(glb, folder / "preview.png"),
-        cameras=result.cameras,
-        conflict=result.conflict,
-        health=result.report,
-        warnings=mesh_warnings(result.report, None),
-        notes=[*notes, *mesh_notes(result.report, None)],
-        history=result.history,
-        timings=result.timings,
-        record=record,
-    )
 
 
 def default_config() -> GenerateConfig:

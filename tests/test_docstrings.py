@@ -12,6 +12,7 @@ import pytest
 PUBLIC = {
     "nova3d": ["generate", "reconstruct", "Nova3DPipeline", "NovaUNet", "ViewSet", "Cameras", "render_object"],
     "nova3d.generation": ["Generated", "default_config"],
+    "nova3d.reconstruction": ["reconstruct_folder", "Reconstructed"],
     "nova3d.cameras": ["look_from", "orbit", "preset"],
     "nova3d.normals": ["encode", "decode", "to_world", "to_camera", "rotate"],
     "nova3d.pipeline": ["Nova3DOutput"],

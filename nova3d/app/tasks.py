@@ -1,17 +1,16 @@
 """What a worker of the app does: the library's own functions, and the files that a visitor may download."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nova3d import images, layouts
 from nova3d.fusion.config import FusionConfig
-from nova3d.generation import generate, write_fusion_report
-from nova3d.notes import mesh_notes, mesh_warnings
+from nova3d.generation import Generated, generate
+from nova3d.reconstruction import Reconstructed, reconstruct_folder
 from nova3d.settings import GenerateConfig
-from nova3d.utils import provenance
 from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
@@ -82,12 +81,12 @@ class PictureTask:
             pipeline=pipeline,
             on_views=lambda views: on_sheet(_write_sheet(self.out, views)),
         )
-        return _with_downloads(made.mesh, made.views, made.notes)
+        return _with_downloads(made, made.views)
 
 
 @dataclass(frozen=True)
 class ViewsTask:
-    """Views of any layout to a mesh: `nova3d.fusion.reconstruct`."""
+    """Views of any layout to a mesh: `nova3d.reconstruction.reconstruct_folder`."""
 
     views: Path
     """The folder of the views."""
@@ -104,27 +103,17 @@ class ViewsTask:
         self, device: str, pipeline: "Nova3DPipeline", progress: Progress, on_sheet: Callable[[Path], None]
     ) -> Result:
         """As `Task.run`."""
-        from nova3d.fusion import reconstruct
-
-        loaded, detail = layouts.load_for_fusion(self.views, self.layout, self.assume)
-        views = loaded.views
-        on_sheet(_write_sheet(self.out, views))
-        result = reconstruct(views, self.fusion, device, progress, detail=detail)
-        entry = provenance.record(
-            "fusion",
+        made = reconstruct_folder(
+            self.views,
+            self.out / "mesh.glb",
             self.fusion,
-            layout=loaded.layout,
-            placement=loaded.placement.matrix.tolist(),
-            seed=self.fusion.optim.seed,
-            device=device,
-            timings=result.timings,
-            report=result.report,
+            device,
+            self.layout,
+            self.assume,
+            progress=progress,
+            on_views=lambda views: on_sheet(_write_sheet(self.out, views)),
         )
-        mesh = result.save(self.out / "mesh.glb", entry)
-        write_fusion_report(mesh, self.out, views, result, entry)
-        provenance.write(self.out, entry)
-        said = [f"{len(views)} views were read as the layout {loaded.layout}.", *mesh_notes(result.report, None)]
-        return _with_downloads(mesh, None, [*said, *mesh_warnings(result.report, None)])
+        return _with_downloads(made, None)
 
 
 def _write_sheet(folder: Path, views: ViewSet) -> Path:
@@ -132,23 +121,22 @@ def _write_sheet(folder: Path, views: ViewSet) -> Path:
     return folder / "sheet.png"
 
 
-def _with_downloads(mesh: Path, views: Path | None, said: Sequence[str]) -> Result:
-    """The result in `mesh`'s folder, with the mesh in other formats and the views as one file."""
+def _with_downloads(made: Generated | Reconstructed, views: Path | None) -> Result:
+    """What was made, with the mesh in other formats and the views as one file."""
     import trimesh
 
     from nova3d.fusion import export
 
-    folder = mesh.parent
-    textured = trimesh.load_mesh(mesh, process=False)
+    folder = made.mesh.parent
+    textured = trimesh.load_mesh(made.mesh, process=False)
     welded = trimesh.Trimesh(textured.vertices, textured.faces)  # vertices are doubled on the seams of the texture
     export.write(folder / "obj" / "mesh.obj", textured, welded)
     downloads = {
-        "GLB mesh": mesh,
+        "GLB mesh": made.mesh,
         "OBJ mesh (zip)": Path(shutil.make_archive(str(folder / "mesh-obj"), "zip", folder / "obj")),
         "STL mesh": export.write(folder / "mesh.stl", textured, welded),
     }
     if views is not None:
         downloads["Views (zip)"] = Path(shutil.make_archive(str(folder / "views"), "zip", views))
-    downloads["Report"] = folder / "report.html"
-    downloads["Turntable"] = next(folder.glob("turntable.*"))
-    return Result(downloads["Report"], downloads, tuple(said))
+    downloads |= {"Report": made.report, "Turntable": made.turntable}
+    return Result(made.report, downloads, made.notes)

@@ -194,65 +194,38 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     settings = common.load_config(FusionConfig, "fusion", options)
     if len(folders) != 1:
         raise InputError(f"reconstruct takes one view folder, and {len(folders) or 'none'} is given")
-    (folder_of_views,) = folders
+    (views,) = folders
 
     from nova3d import layouts
-    from nova3d.fusion import export
-    from nova3d.fusion import reconstruct as fuse
-    from nova3d.generation import write_fusion_report
-    from nova3d.utils import provenance
-    from nova3d.utils.files import locked, writable_folder
+    from nova3d.reconstruction import reconstruct_folder
 
-    out = export.check_output(options.out)
     assume = config.load(layouts.Assume, overrides=options.assume)
-    loaded, detail = layouts.load_for_fusion(folder_of_views, options.layout, assume)
-    views, placement = loaded.views, loaded.placement
-    device = common.pick_device(options.device)
-    checkpoint = export.maps_folder(out) / "fit.pt"
-    with locked(writable_folder(checkpoint.parent), "another reconstruction"):
-        if not options.resume:
-            checkpoint.unlink(missing_ok=True)
-        with common.progress_bar("fusing") as bar:
-            result = fuse(views, settings, device, bar, checkpoint, detail)
-        entry = provenance.record(
-            "fusion",
+    with common.progress_bar("fusing") as bar:
+        made = reconstruct_folder(
+            views,
+            options.out,
             settings,
-            views=Path(folder_of_views).absolute().name,
-            layout=loaded.layout,
-            placement=placement.matrix.tolist(),
-            frame=options.frame,
-            seed=settings.optim.seed,
-            device=device,
-            timings=result.timings,
-            report=result.report,
+            common.pick_device(options.device),
+            options.layout,
+            assume,
+            options.frame == "source",
+            options.resume,
+            bar,
         )
-        folder = export.write_maps(out, result.cameras, result.conflict)
-        shown, notes = out, []
-        if options.frame == "source":
-            export.write(out, placement.mesh_to_source(result.mesh), placement.mesh_to_source(result.solid), entry)
-            shown = result.save(folder / f"{out.stem}.glb", entry | {"frame": "nova3d"})
-            notes = [f"{out.name} is in the frame of the views' files; what is shown here, and its GLB, in nova3d's"]
-        else:
-            result.save(out, entry)
-        page = write_fusion_report(shown, folder, views, result, entry, notes)
-        provenance.write(folder, entry | {"history": result.history})
-    report = result.report
-    quality = (
-        f"{report['faces']} faces, {report['components']} component(s), "
-        f"{'watertight' if report['watertight'] else 'NOT watertight'}, "
-        f"{100 * report['unseen_share']:.1f} % of the texture unseen, mean conflict {report['conflict_mean']:.3f}, "
-        f"poses moved {report['rotation_deg_mean']:.2f} degrees, {report['seconds']:.0f} s"
-    )
     if options.frame == "source":
-        print(f"the mesh is in the frame of '{folder_of_views}'; record.json's `placement` leads to nova3d's")
-    elif not placement.is_identity:
+        print(f"the mesh is in the frame of '{views}'; record.json's `placement` leads to nova3d's")
+    elif made.moved:
         print(
-            f"the mesh is in nova3d's frame; record.json's `placement` leads there from that of '{folder_of_views}', "
+            f"the mesh is in nova3d's frame; record.json's `placement` leads there from that of '{views}', "
             "and --frame source writes the mesh in that"
         )
+    health = made.health
     common.closing(
-        {"conflict maps, refined cameras, record and pictures": folder, "report": page},
-        quality,
+        {"conflict maps, refined cameras, record and pictures": made.folder, "report": made.report},
+        f"{health['faces']} faces, {health['components']} component(s), "
+        f"{'watertight' if health['watertight'] else 'NOT watertight'}, "
+        f"{100 * health['unseen_share']:.1f} % of the texture unseen, mean conflict {health['conflict_mean']:.3f}, "
+        f"poses moved {health['rotation_deg_mean']:.2f} degrees, {health['seconds']:.0f} s",
         "open the report in a browser",
     )
-    print(out)
+    print(made.mesh)
