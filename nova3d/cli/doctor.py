@@ -17,18 +17,23 @@ from nova3d.utils.resources import locate
 
 REQUIRED = ("numpy", "scipy", "diffusers", "transformers", "accelerate", "yaml", "trimesh", "numba", "rich")
 OPTIONAL = {
-    "torchmetrics": "LPIPS in the evaluation",
-    "tensorboard": "training curves",
-    "objaverse": "downloading training objects",
-    "gradio": "the web app",
-    "av": "turntables as mp4, views from an mp4",
-    "pillow_heif": "phone pictures (HEIC)",
-    "open_clip": "OpenCLIP image encoders",
-    "xatlas": "texture atlases with fewer charts",
-    "mcubes": "marching cubes by PyMCubes",
-    "nerfacc": "fusion on a GPU",
-    "tinycudann": "fusion on a GPU",
+    "gradio": ("the app", "app"),
+    "av": ("turntables as mp4, views from an mp4", "video"),
+    "pillow_heif": ("HEIC pictures of phones", "heic"),
+    "xatlas": ("reconstruct texture.atlas=xatlas", "xatlas"),
+    "mcubes": ("reconstruct extract.kernel=mcubes", "mcubes"),
+    "nerfacc": ("reconstruct on a GPU, sampling.backend", "cuda"),
+    "tinycudann": ("reconstruct on a GPU, encoding.backend", ""),
+    "torchmetrics": ("evaluate with LPIPS", "eval"),
+    "open_clip": ("evaluate with CLIP similarity", "clip"),
+    "mesh2sdf": ("evaluate --protocol mesh-sync", "mesh2sdf"),
+    "objaverse": ("render source.kind=objaverse", "render"),
+    "ray": ("render pool.launcher=ray", "ray"),
+    "tensorboard": ("train trackers=[tensorboard]", "train"),
+    "wandb": ("train trackers=[wandb]", "wandb"),
+    "bitsandbytes": ("train optim.name=adamw8bit", "adam8bit"),
 }
+"""Package -> what it is for, and the extra that brings it; "" where none can."""
 REFERENCE_GFLOPS = 80.0
 """Of one core of the machine on which the CPU seconds below were measured: an AMD EPYC with avx512_bf16."""
 
@@ -42,25 +47,32 @@ class Ability:
     cpu_seconds: float | None = None
     """Of one core of the reference machine; None where it was not measured."""
     needs: tuple[str, ...] = ()
-    """Packages without which it cannot run."""
-    extra: str = ""
-    """The extra that brings them."""
-    better: tuple[tuple[str, str, str], ...] = ()
-    """(package, what it adds, its extra) of packages that it runs without."""
+    """Packages of OPTIONAL without which it cannot run."""
+    better: tuple[tuple[str, str], ...] = ()
+    """(package, what it adds) of packages of OPTIONAL that it runs without."""
 
 
 ABILITIES = {
     "generate": Ability(
         "a picture to a mesh, bundled model",
         48,
-        better=(("av", "mp4 turntables", "video"), ("pillow_heif", "HEIC pictures", "heic")),
+        better=(("av", "mp4 turntables"), ("pillow_heif", "HEIC pictures")),
     ),
     "sample": Ability("16 views and normal maps, bundled model", 6),
-    "reconstruct": Ability("16 views to a mesh, config cpu", 68, better=(("av", "views from an mp4", "video"),)),
-    "evaluate": Ability("scores of views and meshes", better=(("torchmetrics", "LPIPS", "eval"),)),
-    "render": Ability("meshes to shards, raster engine", better=(("objaverse", "Objaverse's lists", "render"),)),
-    "train": Ability("a step of the mini model", 2.5, better=(("tensorboard", "training curves", "train"),)),
-    "app": Ability("the page in the browser", needs=("gradio",), extra="app"),
+    "reconstruct": Ability("16 views to a mesh, config cpu", 68, better=(("av", "views from an mp4"),)),
+    "evaluate": Ability(
+        "scores of views and meshes",
+        better=(
+            ("torchmetrics", "LPIPS"),
+            ("open_clip", "CLIP similarity"),
+        ),
+    ),
+    "render": Ability(
+        "meshes to shards, raster engine; `nova3d render doctor` says what Blender lacks",
+        better=(("objaverse", "Objaverse's lists"),),
+    ),
+    "train": Ability("a step of the mini model", 2.5, better=(("tensorboard", "training curves"),)),
+    "app": Ability("the page in the browser", needs=("gradio",)),
 }
 """Verb -> what it needs. The verbs that are not here need what these do."""
 
@@ -132,14 +144,20 @@ def ability_line(ability: Ability, gflops: float) -> str:
         The line.
     """
     if missing := [name for name in ability.needs if not compat.has(name)]:
-        return f"NO: {', '.join(missing)} is not installed: pip install 'nova3d[{ability.extra}]'"
+        return f"NO: {', '.join(missing)} is not installed: {'; '.join(map(how_to_get, missing))}"
     line = f"yes: {ability.what}"
     if ability.cpu_seconds is not None:
         line += f", about {ability.cpu_seconds * REFERENCE_GFLOPS / gflops:.2g} s of one core (estimate)"
-    for package, adds, extra in ability.better:
+    for package, adds in ability.better:
         if not compat.has(package):
-            line += f"; {adds}: pip install 'nova3d[{extra}]'"
+            line += f"; {adds}: {how_to_get(package)}"
     return line
+
+
+def how_to_get(package: str) -> str:
+    """The command that installs a package of OPTIONAL."""
+    extra = OPTIONAL[package][1]
+    return f"pip install 'nova3d[{extra}]'" if extra else "built from source, see requirements-cuda.txt of the clone"
 
 
 def measure_gflops() -> float:
@@ -174,8 +192,8 @@ def check_packages() -> list[str]:
     except InputError as error:
         show("torchvision", "BROKEN")
         faults.append(str(error))
-    for name, use in OPTIONAL.items():
-        show(name, version(name) if compat.has(name) else f"not installed (optional: {use})")
+    for name, (use, _) in OPTIONAL.items():
+        show(name, version(name) if compat.has(name) else f"not installed; for {use}: {how_to_get(name)}")
     return faults
 
 

@@ -360,7 +360,7 @@ def mesh2sdf_solid(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
     try:
         import mesh2sdf
     except ImportError as error:
-        raise PackageUnavailable("mesh2sdf is not installed: pip install mesh2sdf") from error
+        raise PackageUnavailable("mesh2sdf is not installed: pip install 'nova3d[mesh2sdf]'") from error
     vertices, faces = np.ascontiguousarray(mesh.vertices), np.ascontiguousarray(mesh.faces)
     return np.asarray(mesh2sdf.compute(vertices, faces, SDF_RESOLUTION, fix=False, return_mesh=False)) < 0
 

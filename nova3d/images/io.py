@@ -123,7 +123,7 @@ def _video_frames(path: Path, max_megapixels: float) -> list[np.ndarray]:
         import av
     except ImportError as error:
         raise InputError(
-            f"reading the video '{path}' needs PyAV: `pip install av`, or pass its frames as numbered PNG files"
+            f"reading the video '{path}' needs PyAV: `pip install 'nova3d[video]'`, or pass its frames as PNG files"
         ) from error
     try:
         with av.open(str(path)) as container:
@@ -186,7 +186,9 @@ def _save_video(path: Path, frames: np.ndarray, seconds_per_frame: float) -> Non
     try:
         import av
     except ImportError as error:
-        raise InputError(f"writing the video '{path}' needs PyAV: `pip install av`, or write a .webp") from error
+        raise InputError(
+            f"writing the video '{path}' needs PyAV: `pip install 'nova3d[video]'`, or write a .webp"
+        ) from error
     height, width = (side // 2 * 2 for side in frames.shape[1:3])  # its chroma has half the resolution
     rate = Fraction(1 / seconds_per_frame).limit_denominator(1000)
     try:

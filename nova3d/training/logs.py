@@ -249,7 +249,10 @@ def make_trackers(config: TrainConfig, out: Path) -> list[GeneralTracker]:
     """accelerate's trackers, their files in `out`/logs and `out`/wandb; raises InputError for one not installed."""
     for name in config.trackers:
         if not has(name):
-            raise InputError(f"trackers: {name} is not installed; `pip install {name}`, or take it off the list")
+            extra = {"tensorboard": "train", "wandb": "wandb"}[name]
+            raise InputError(
+                f"trackers: {name} is not installed; `pip install 'nova3d[{extra}]'`, or take it off the list"
+            )
     made = {
         "tensorboard": lambda: TensorBoardTracker("logs", str(out)),
         "wandb": lambda: WandBTracker(PROJECT, name=out.name, dir=str(out)),

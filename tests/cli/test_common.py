@@ -3,6 +3,7 @@ import logging
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,15 @@ def test_the_doctor_says_what_a_verb_lacks_and_how_to_get_it(monkeypatch: pytest
     monkeypatch.setattr(doctor.compat, "has", lambda package: True)
     assert "pip install" not in "".join(doctor.ability_line(each, 80.0) for each in doctor.ABILITIES.values())
     assert set(doctor.ABILITIES) <= set(VERBS)
+
+
+def test_the_doctor_names_every_package_that_an_extra_brings_and_no_other() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for_work_on_the_code = {"browser", "notebook", "docs", "dev"}
+    assert {extra for _, extra in doctor.OPTIONAL.values() if extra} == set(extras) - for_work_on_the_code
+    assert all(package in doctor.OPTIONAL for ability in doctor.ABILITIES.values() for package in ability.needs)
+    used = "".join(path.read_text() for path in (ROOT / "nova3d").rglob("*.py") if path.name != "doctor.py")
+    assert [package for package in doctor.OPTIONAL if package not in used] == []
 
 
 def test_the_first_accelerator_is_picked_and_a_wish_beats_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_without_mesh2sdf_its_column_is_nan_with_the_reason(monkeypatch):
     rules = MeshRules(ious=SYNC.ious, surface_samples=100, mirror_margin=False)
     row, missing = score_meshes(ball(0.5), MeshReference.prepare(ball(0.5), rules, 0), rules)
     assert math.isnan(row["iou64_mesh2sdf"]) and row["iou32_flood"] == 1.0
-    assert "pip install mesh2sdf" in missing["iou64_mesh2sdf"]
+    assert "pip install 'nova3d[mesh2sdf]'" in missing["iou64_mesh2sdf"]
 
 
 def test_mesh2sdf_is_called_as_syncdreamer_calls_it(monkeypatch):

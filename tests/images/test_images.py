@@ -220,7 +220,7 @@ def test_animation_has_all_frames(tmp_path: Path) -> None:
 
 def test_a_video_without_pyav_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match=r"writing the video .*turn.mp4' needs PyAV: `pip install av`"):
+    with pytest.raises(InputError, match=r"writing the video .*turn.mp4' needs PyAV: `pip install 'nova3d\[video\]'`"):
         images.save_animation(tmp_path / "turn.mp4", torch.zeros(2, 8, 8, 3))
     assert not list(tmp_path.iterdir())
 

@@ -47,7 +47,7 @@ def test_a_video_without_a_reader_says_what_to_install(tmp_path: Path, monkeypat
     (tmp_path / "000000.mp4").write_bytes(b"")
     (tmp_path / "000000.jpg").write_bytes(b"")
     assert layouts.detect(tmp_path) == "sv3d"
-    with pytest.raises(InputError, match="pip install av"):
+    with pytest.raises(InputError, match=r"pip install 'nova3d\[video\]'"):
         layouts.read(tmp_path)
 
 

@@ -86,7 +86,7 @@ def test_a_missing_package_is_one_line(make_config: Make, monkeypatch: pytest.Mo
         monkeypatch.setattr(f"nova3d.training.{module}.has", lambda name: name != package)
     config = make_config(trackers=["wandb"] if package == "wandb" else [], optim=OptimConfig(name="adamw8bit"))
     message = {
-        "wandb": "wandb is not installed; `pip install wandb`",
+        "wandb": "wandb is not installed; `pip install 'nova3d\\[wandb\\]'`",
         "bitsandbytes": "optim.name 'adamw8bit' needs bitsandbytes: `pip install 'nova3d\\[adam8bit\\]'`",
     }
     with pytest.raises(InputError, match=message[package]):
