@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from pathlib import Path
+from statistics import fmean, stdev
 
 from nova3d.cli import common
 
@@ -23,6 +24,7 @@ def main() -> None:
     pipeline = load_pipeline(SampleConfig(model=options.model), "cpu")
     print("| object | picked seed | mask IoU, pick | mean candidate | PSNR, pick | mean candidate |")
     print("|---|---|---|---|---|---|")
+    gains = []
     for path in options.objects:
         truth = render_object(path, pipeline.cameras, supersample=2)
         rows = []
@@ -35,6 +37,14 @@ def main() -> None:
         _, seed, iou, decibels = max(rows)
         means = [sum(row[column] for row in rows) / len(rows) for column in (2, 3)]
         print(f"| {path.stem} | {seed} | {iou:.3f} | {means[0]:.3f} | {decibels:.2f} | {means[1]:.2f} |", flush=True)
+        gains.append((iou - means[0], decibels - means[1]))
+    if len(gains) > 1:
+        for name, gain in zip(("mask IoU", "PSNR, dB"), zip(*gains, strict=True), strict=True):
+            error = stdev(gain) / len(gain) ** 0.5
+            print(
+                f"{name}: the pick beats the mean candidate by {fmean(gain):+.3f} (standard error {error:.3f}), "
+                f"on {sum(value > 0 for value in gain)} of {len(gain)} objects"
+            )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Many pictures to many meshes: what is done is kept, and what fails is listed with its reason."""
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,9 +11,10 @@ from typing import Any, Literal
 from nova3d import config as configs
 from nova3d import images
 from nova3d.errors import InputError
-from nova3d.generation import GenerateConfig, generate
+from nova3d.generation import generate
 from nova3d.layouts.base import files_in
 from nova3d.sampling import load_pipeline
+from nova3d.settings import OUTPUTS, GenerateConfig
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import read_json, writable_folder, write_json
 from nova3d.utils.progress import Progress
@@ -81,7 +83,7 @@ def generate_all(
     progress: Progress | None = None,
     workers: int = 1,
 ) -> list[PictureOutcome]:
-    """`generate` for each picture, into a folder of its own below `config.out`; a process loads the model once.
+    """`generate` for each picture, into a folder of its own in `config.out`; a process loads the model once.
 
     A picture whose results are there, made of the same file with the same settings, is kept. One that fails does not
     stop the others. The outcomes are written to pictures.json after each picture.
@@ -105,7 +107,7 @@ def generate_all(
         raise InputError(f"mask '{config.sample.mask}' belongs to one picture, and {len(pictures)} are given")
     if workers < 1:
         raise InputError(f"the number of workers must be at least 1, got {workers}")
-    out = writable_folder(config.out)
+    out = writable_folder(config.out or OUTPUTS)
     names = _folder_names(pictures)
     outcomes: dict[int, PictureOutcome] = {}
     todo: dict[int, GenerateConfig] = {}
@@ -146,7 +148,7 @@ def _prepare_worker(device: str, progress: Progress | None = None) -> Callable[[
     pipelines: list[Any] = []
 
     def generate_one(config: GenerateConfig) -> PictureOutcome:
-        name = Path(config.out).name
+        name = Path(str(config.out)).name
 
         def report(done: int, total: int, stage: str) -> None:
             if progress:
@@ -165,7 +167,7 @@ def _prepare_worker(device: str, progress: Progress | None = None) -> Callable[[
 
 def _is_done(config: GenerateConfig) -> bool:
     """Whether `config.out` holds this picture's results with these settings; raises where it holds others."""
-    folder = Path(config.out)
+    folder = Path(str(config.out))
     if not (folder / "record.json").is_file():
         return False
     record = read_json(folder / "record.json", dict, "record")
@@ -216,4 +218,4 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _is_pattern(text: str) -> bool:
-    return any(character in text for character in "*?[")
+    return glob.has_magic(text)

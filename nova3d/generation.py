@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nova3d import config as configs
 from nova3d.notes import mesh_notes, mesh_warnings, model_note, picture_notes, picture_warnings
 from nova3d.sampling import run_record, write_views
-from nova3d.settings import GenerateConfig
+from nova3d.settings import GenerateConfig, default_out
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import filling, locked, readable, writable_folder
 from nova3d.utils.progress import Progress, silent
@@ -77,7 +77,7 @@ def generate(
 
     Args:
         image: the picture's file. None: `config.sample.image`.
-        out: the folder to write. None: `config.out`.
+        out: the folder to write. None: `config.out`, and where that is None too outputs/NAME, NAME being the picture's.
         config: the settings. None: `default_config()`.
         device: where the networks and the fusion run.
         progress: called as (done, total, stage) while it samples and fuses.
@@ -93,8 +93,9 @@ def generate(
             generation is at work in `out`. A result that was there before stays whole.
     """
     config = config or default_config()
-    folder = writable_folder(out or config.out)
-    sampling = replace(config.sample, image=str(image or config.sample.image), out=str(folder / "views"))
+    picture = str(image or config.sample.image)
+    folder = writable_folder(out or config.out or default_out(picture))
+    sampling = replace(config.sample, image=picture, out=str(folder / "views"))
     config = replace(config, out=str(folder), sample=sampling)
     with locked(folder, "another generation"), filling(folder, stale=("turntable.*",)) as aside:
         generated = _generate_into(aside, config, device, progress, pipeline, on_views)

@@ -13,7 +13,7 @@ from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.candidates import agreement
 from nova3d.errors import InputError
-from nova3d.settings import SampleConfig
+from nova3d.settings import SampleConfig, default_out
 from nova3d.utils import provenance
 from nova3d.utils.files import filling, locked, writable_folder
 from nova3d.utils.progress import Progress
@@ -49,7 +49,8 @@ def sample_views(
         InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], an unwritable folder, and
             where another process samples into it.
     """
-    folder = writable_folder(config.out)
+    folder = writable_folder(config.out or default_out(config.image) / "views")
+    config = replace(config, out=str(folder))
     with locked(folder, "another sampling"), filling(folder, stale=("detail",)) as aside:
         views, detail, cut = write_views(aside, config, device, progress, pipeline)
     return folder, views, detail, cut

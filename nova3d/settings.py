@@ -1,12 +1,17 @@
 """Settings from a picture to a mesh, read without torch."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from nova3d.config import Sentinel
 from nova3d.fusion.config import FusionConfig
+from nova3d.utils.files import to_component
 from nova3d.utils.limits import MAX_MEGAPIXELS
 from nova3d.utils.resources import Shipped
+
+OUTPUTS = Path("outputs")
+"""Where results go when no folder is named."""
 
 
 @dataclass
@@ -17,8 +22,8 @@ class SampleConfig:
     """The picture: a file. Its object is cut out as `cutout` says."""
     model: Annotated[str, Shipped("model")] = "assets/nova3d-mini"
     """A model folder, the name of a shipped model or a hub id."""
-    out: str = "outputs/views"
-    """The view folder to write."""
+    out: str | None = None
+    """The view folder to write. null: outputs/NAME/views, NAME being the picture's file name without its suffix."""
     steps: Annotated[int | None, Sentinel(0)] = None
     """Denoising steps; the pipeline calls them num_inference_steps. null: the model's own."""
     solver: str | None = None
@@ -69,8 +74,9 @@ class SampleConfig:
 class GenerateConfig:
     """The keys of `nova3d generate`."""
 
-    out: str = "outputs/demo"
-    """The folder to write."""
+    out: str | None = None
+    """The folder to write. null: outputs/NAME, NAME being the picture's file name without its suffix; of several
+    pictures each has a folder of its own in OUT, and null is outputs."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Picture to views; `sample.out` is OUT/views whatever it says."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
@@ -79,3 +85,15 @@ class GenerateConfig:
     """Pictures of the film of one turn, turntable.mp4."""
     turntable_size: int = 320
     """Their side in pixels."""
+
+
+def default_out(picture: str | Path) -> Path:
+    """The folder for the results of a picture when none is named.
+
+    Args:
+        picture: its file.
+
+    Returns:
+        outputs/NAME, NAME being the file's name without its suffix.
+    """
+    return OUTPUTS / to_component(Path(picture).stem)

@@ -188,7 +188,9 @@ class Page:
         for component in (upload, editor, own_mask):
             self._uploads_only(component)
         shown = [cutout, editor, about]
-        upload.upload(self._take_picture, upload, shown, show_progress_on=upload, **private)
+        taken = upload.upload(self._take_picture, upload, shown, show_progress_on=upload, **private)
+        # A file that was refused leaves the box, which takes the next one with one click.
+        taken.failure(lambda: None, None, upload, show_progress="hidden", **private)
         upload.clear(self._drop_picture, None, shown, show_progress="hidden", **private)
         examples.select(self._take_example, None, [*shown, upload], show_progress_on=examples, **private)
         refresh.click(self._show_strokes, editor, [editor, about], show_progress_on=editor, **private)
@@ -290,15 +292,18 @@ class Page:
             return *self._cut_out(session, copy), None
 
     def _cut_out(self, session: Session, path: Path) -> tuple[Any, ...]:
-        """Cut a picture's object out, keep both in the session, and show them."""
-        earlier, session.picture = session.picture, None
-        if earlier is not None and (session.job is None or session.job.ended.is_set()):
-            remove(earlier.path.parent)  # a job at work reads it
-        pixels = images.decode(path, max_megapixels=self._presets[self._standard].sample.max_megapixels)
-        cut = images.cut_out(pixels, name=path.name)
+        """Cut a picture's object out, keep both in the session in place of the earlier ones, and show them."""
+        try:
+            pixels = images.decode(path, max_megapixels=self._presets[self._standard].sample.max_megapixels)
+            cut = images.cut_out(pixels, name=path.name)
+        except InputError:
+            remove(path.parent)
+            raise
         mask = writable_folder(path.parent / "cut") / "mask.png"  # the picture may have this name
         images.save_image(mask, cut.mask)
-        session.picture = Picture(path, masks.shrink(pixels), mask)
+        earlier, session.picture = session.picture, Picture(path, masks.shrink(pixels), mask)
+        if earlier is not None and (session.job is None or session.job.ended.is_set()):
+            remove(earlier.path.parent)  # a job at work reads it
         return gr.update(visible=True), _editor(session.picture), _about(cut)
 
     def _drop_picture(self, request: gr.Request) -> tuple[Any, ...]:
@@ -349,8 +354,8 @@ class Page:
                     seeds=[seed + i for i in range(candidates)] if candidates > 1 else [],
                     steps=steps or None,
                 )
-                settings = replace(_sized(preset, faces, texture), out=str(session.new_folder("result")), sample=sample)
-                job = self._sessions.submit(session, PictureTask(settings))
+                settings = replace(_sized(preset, faces, texture), sample=sample)
+                job = self._sessions.submit(session, PictureTask(settings, session.new_folder("result")))
             async for update in self._follow(job, bench, "picture"):
                 yield update
 

@@ -63,18 +63,16 @@ class PictureTask:
     """One picture to views and a mesh: `nova3d.generation.generate`."""
 
     config: GenerateConfig
-    """The settings, with the picture, its mask and the folder to write."""
-
-    @property
-    def out(self) -> Path:
-        """The folder of the results."""
-        return Path(self.config.out)
+    """The settings, with the picture and its mask."""
+    out: Path
+    """The folder of the results."""
 
     def run(
         self, device: str, pipeline: "Nova3DPipeline", progress: Progress, on_sheet: Callable[[Path], None]
     ) -> Result:
         """As `Task.run`."""
         made = generate(
+            out=self.out,
             config=self.config,
             device=device,
             progress=progress,
