@@ -1,6 +1,5 @@
 """Many pictures to many meshes: what is done is kept, and what fails is listed with its reason."""
 
-import glob
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from nova3d.layouts.base import files_in
 from nova3d.sampling import load_pipeline
 from nova3d.settings import OUTPUTS, GenerateConfig
 from nova3d.utils import provenance, resources
-from nova3d.utils.files import read_json, writable_folder, write_json
+from nova3d.utils.files import names_one_file, read_json, writable_folder, write_json
 from nova3d.utils.progress import Progress
 from nova3d.utils.workers import in_pool
 
@@ -36,14 +35,6 @@ class PictureOutcome:
     """kept: its results were there already, of the same picture and settings."""
     reason: str = ""
     """Why it failed."""
-
-
-def is_one_file(given: Sequence[str]) -> bool:
-    """Whether the texts of `find_pictures` name one picture by its file, which then needs no folder of its own."""
-    if len(given) != 1:
-        return False
-    located = resources.locate(given[0], "asset") or Path(given[0])
-    return not located.is_dir() and (located.exists() or not _is_pattern(given[0]))
 
 
 def find_pictures(given: Sequence[str]) -> list[Path]:
@@ -66,7 +57,7 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
             if not files:
                 kinds = ", ".join(sorted(images.PICTURE_SUFFIXES))
                 raise InputError(f"the folder '{text}' has no pictures ({kinds})")
-        elif not path.exists() and _is_pattern(text):
+        elif not names_one_file(path):
             files = sorted(match for match in _matches(text) if match.is_file())
             if not files:
                 raise InputError(f"no file fits '{text}'")
@@ -215,7 +206,3 @@ def _matches(pattern: str) -> list[Path]:
         return list(root.glob(str(Path(pattern).relative_to(root))))
     except ValueError as error:
         raise InputError(f"'{pattern}' is no file and no pattern: {error}") from error
-
-
-def _is_pattern(text: str) -> bool:
-    return glob.has_magic(text)

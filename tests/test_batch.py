@@ -11,9 +11,9 @@ from PIL import Image
 
 from nova3d import batch, config
 from nova3d.errors import InputError
-from nova3d.generation import GenerateConfig
-from nova3d.sampling import SampleConfig
+from nova3d.settings import GenerateConfig, SampleConfig
 from nova3d.utils import provenance
+from nova3d.utils.files import names_one_file
 from tests.helpers.commands import call_script
 
 
@@ -34,7 +34,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def generate(config: GenerateConfig, **_: Any) -> None:
         from nova3d import images
 
-        folder, image = Path(config.out), config.sample.image
+        folder, image = Path(str(config.out)), config.sample.image
         names.append(Path(image).name)
         images.cut_out(image)  # fails as the real one does
         folder.mkdir(exist_ok=True)
@@ -69,10 +69,20 @@ def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in batch.find_pictures(["1.jpg", ".", "1.jpg"])] == ["1.jpg", "2.png", "10.png"]
     write(tmp_path / "a[1].png")
     assert [path.name for path in batch.find_pictures(["a[1].png"])] == ["a[1].png"]
-    assert [batch.is_one_file([text]) for text in ("1.jpg", "absent.png", "a[1].png", ".", "*.png")] == [True] * 3 + [
-        False
-    ] * 2
-    assert not batch.is_one_file(["1.jpg", "2.png"])
+    texts = ("1.jpg", "absent.png", "a[1].png", ".", "*.png")
+    assert [names_one_file(text) for text in texts] == [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize("given", [["1.jpg", "2.png"], ["."], ["*.*"]])
+def test_several_pictures_get_a_folder_each(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("1.jpg", "2.png"):
+        write(tmp_path / name)
+    assert call_script(monkeypatch, "generate", *given, "--device", "cpu") == 0
+    assert made == ["model", "1.jpg", "2.png"]
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["1", "2", "pictures.json"]
 
 
 def test_a_folder_or_a_pattern_without_pictures(tmp_path: Path) -> None:

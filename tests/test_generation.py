@@ -7,6 +7,8 @@ import pytest
 
 from nova3d import generation
 from nova3d.errors import InputError
+from nova3d.sampling import sample_views
+from nova3d.settings import SampleConfig
 from nova3d.utils.files import locked
 
 
@@ -36,6 +38,17 @@ def test_a_generation_that_dies_leaves_the_earlier_result(tmp_path: Path, monkey
     with pytest.raises(InputError, match="show no object"):
         generation.generate("horse.png", tmp_path)
     assert texts(tmp_path) == before
+
+
+@pytest.mark.parametrize(("picture", "name"), [("in/big mug.jpeg", "big mug"), ("a/.b?.png", "b_")])
+def test_without_a_folder_the_picture_names_it(
+    picture: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with locked(tmp_path / "outputs" / name), pytest.raises(InputError, match=f"at work in 'outputs/{name}'"):
+        generation.generate(picture)
+    with locked(tmp_path / "outputs" / name / "views"), pytest.raises(InputError, match=f"'outputs/{name}/views'"):
+        sample_views(SampleConfig(picture), "cpu")
 
 
 def test_two_generations_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ THEME = gr.themes.Soft(
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],  # of the visitor's system: nothing is fetched
     font_mono=["ui-monospace", "monospace"],
+).set(
+    body_text_color_subdued="*neutral_500",  # the theme's own is too pale to read on white
+    background_fill_primary="*neutral_50",  # Soft's own value, which `set` forgets where it is not named
 )
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 _POLL_SECONDS = 0.2
@@ -113,7 +116,7 @@ class Page:
         standard = self._presets[self._standard]
         with gr.Row(elem_classes="bench"):
             with gr.Column(scale=5, min_width=320):
-                gr.HTML("<h2>1. A picture of one object</h2>", padding=False)
+                gr.HTML("<h2>A picture of one object</h2>", padding=False)
                 upload = gr.File(
                     show_label=False, file_types=list(images.PICTURE_SUFFIXES), height=130, elem_id="upload"
                 )
@@ -132,7 +135,7 @@ class Page:
                     elem_id="examples",
                 )
                 with gr.Column(visible=False, elem_id="cutout") as cutout:
-                    gr.HTML("<h2>2. Its object</h2>", padding=False)
+                    gr.HTML("<h2>Its object</h2>", padding=False)
                     editor = gr.ImageEditor(
                         show_label=False,
                         type="pil",
@@ -157,7 +160,7 @@ class Page:
                         own_mask = gr.UploadButton(
                             "Use a mask file", file_types=list(images.IMAGE_SUFFIXES), size="sm", elem_id="mask"
                         )
-                gr.HTML("<h2>3. The mesh</h2>", padding=False)
+                gr.HTML("<h2>The mesh</h2>", padding=False)
                 quality = gr.Radio(
                     list(self._presets), value=self._standard, label="Quality", container=False, elem_id="quality"
                 )
@@ -208,7 +211,7 @@ class Page:
     def _views_tab(self, private: dict[str, Any]) -> None:
         with gr.Row(elem_classes="bench"):
             with gr.Column(scale=5, min_width=320):
-                gr.HTML("<h2>1. Views of one object: a zip file, or all files of a folder</h2>", padding=False)
+                gr.HTML("<h2>Views of one object: a zip file, or all files of a folder</h2>", padding=False)
                 upload = gr.File(
                     show_label=False,
                     file_count="multiple",
@@ -222,7 +225,7 @@ class Page:
                     "</p>",
                     padding=False,
                 )
-                gr.HTML("<h2>2. The mesh</h2>", padding=False)
+                gr.HTML("<h2>The mesh</h2>", padding=False)
                 quality = gr.Radio(list(self._presets), value=self._standard, label="Quality", container=False)
                 with gr.Accordion("More settings", open=False):
                     with gr.Row():

@@ -93,6 +93,10 @@ class Parser(argparse.ArgumentParser):
             for text in action.option_strings
         }
 
+    def options_with_values(self) -> dict[str, bool]:
+        """Every option -> whether a value follows it."""
+        return {text: action.nargs != 0 for action in self._actions for text in action.option_strings}
+
     def config_keys(self) -> list[str]:
         """The keys of the verb's configs, each once; those below a name that a user chooses are left out."""
         every = (key.name for schema in self.schemas.values() for key in config.fields(load_schema(schema)))
@@ -182,6 +186,17 @@ def add_flag(arguments: Parser, option: str, key: str, text: str, **settings: An
 def add_device(arguments: argparse.ArgumentParser) -> None:
     """Add `--device`, for `pick_device`."""
     arguments.add_argument("--device", default="", help="cpu, cuda, mps ... (default: a GPU where there is one)")
+
+
+def add_workers(arguments: argparse.ArgumentParser, text: str) -> None:
+    """Add `--workers`, at least 1; `text` is what --help says."""
+    arguments.add_argument("--workers", type=_count, default=1, metavar="N", help=f"{text} (default: 1)")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
+    return int(text)
 
 
 def load_config(

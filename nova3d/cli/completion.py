@@ -90,5 +90,10 @@ def fish() -> str:
         f'complete -c nova3d -n __fish_use_subcommand -f -a "{" ".join(cli.VERBS)}"',
     ]
     for verb in cli.VERBS:
-        lines.append(f'complete -c nova3d -n "__fish_seen_subcommand_from {verb}" -a "{" ".join(words(verb))}"')
+        begin, found = f'complete -c nova3d -n "__fish_seen_subcommand_from {verb}"', values(verb)
+        lines.append(f'{begin} -a "{" ".join(word for word in words(verb) if not word.startswith("-"))}"')
+        for text, takes_value in cli.parser_of(verb).options_with_values().items():
+            # -r: a value follows, a file by default. -x: no file.
+            kind = f'-x -a "{" ".join(found[text])}"' if text in found else "-r" if takes_value else ""
+            lines.append(f"{begin} {'-l' if text.startswith('--') else '-s'} {text.lstrip('-')} {kind}".rstrip())
     return "\n".join(lines) + "\n"

@@ -31,9 +31,7 @@ def evaluate_parser() -> common.Parser:
         "--references", type=Path, required=True, help="folder of reference objects; views are drawn from meshes alone"
     )
     arguments.add_argument("--out", type=Path, required=True, help="folder for scores.md, .tex, .csv and .json")
-    arguments.add_argument(
-        "--workers", type=int, default=1, help="processes that share the objects; on cuda each has a GPU of its own"
-    )
+    common.add_workers(arguments, "processes that share the objects; on cuda each has a GPU of its own")
     arguments.add_argument("--layout", default="auto", help="layout of the predicted views (default: from the files)")
     arguments.add_argument(
         "--assume",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from nova3d import config
 from nova3d.cli import common
 from nova3d.errors import InputError
+from nova3d.utils.files import check_file, names_one_file
 
 if TYPE_CHECKING:
     from nova3d.settings import GenerateConfig
@@ -26,9 +27,7 @@ def generate_parser() -> common.Parser:
     )
     _add_sampling(arguments, "sample.")
     common.add_flag(arguments, "--out", "out", "the output folder")
-    arguments.add_argument(
-        "--workers", type=int, default=1, help="processes that share several pictures, each with one thread"
-    )
+    common.add_workers(arguments, "processes that share several pictures, each with one thread")
     common.add_device(arguments)
     return arguments
 
@@ -67,11 +66,12 @@ def generate(argv: Sequence[str] | None = None) -> None:
 
     one = given[0] if len(given) == 1 else None
     settings = common.load_config(GenerateConfig, "generate", options, {"sample.image": one})
+    if len(given) > 1 or (given and not names_one_file(settings.sample.image)):
+        return _generate_all(given, settings, options.device, options.workers)
+    check_file(settings.sample.image, "image")
 
-    from nova3d import batch, generation
+    from nova3d import generation
 
-    if given and not batch.is_one_file(given):
-        return _generate_all(batch.find_pictures(given), settings, options.device, options.workers)
     with common.progress_bar("generating") as bar:
         made = generation.generate(config=settings, device=common.pick_device(options.device), progress=bar)
     for note in made.notes:
@@ -90,21 +90,21 @@ def generate(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _generate_all(pictures: "Sequence[Path]", settings: "GenerateConfig", device: str, workers: int) -> None:
-    from nova3d.batch import SUMMARY, generate_all
+def _generate_all(given: Sequence[str], settings: "GenerateConfig", device: str, workers: int) -> None:
+    from nova3d.batch import SUMMARY, find_pictures, generate_all
+    from nova3d.settings import OUTPUTS
 
+    pictures, out = find_pictures(given), Path(settings.out or OUTPUTS)
     with common.progress_bar("generating") as bar:
         outcomes = generate_all(pictures, settings, common.pick_device(device), bar, workers)
     for outcome in outcomes:
-        print(
-            f"{outcome.status:6} {outcome.picture}: {outcome.reason or (Path(settings.out) / outcome.folder).resolve()}"
-        )
-    summary = (Path(settings.out) / SUMMARY).resolve()
+        print(f"{outcome.status:6} {outcome.picture}: {outcome.reason or (out / outcome.folder).resolve()}")
+    summary = (out / SUMMARY).resolve()
     if failed := sum(outcome.status == "failed" for outcome in outcomes):
         raise InputError(f"{failed} of {len(outcomes)} pictures failed; the reasons stand in {summary}")
     kept = sum(outcome.status == "kept" for outcome in outcomes)
     common.closing(
-        {"results": settings.out, "summary": summary},
+        {"results": out, "summary": summary},
         f"{len(outcomes) - kept} made, {kept} kept, none failed; every folder's record.json has its figures",
         "open report.html of each folder in a browser",
     )
@@ -135,6 +135,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
     from nova3d.settings import SampleConfig
 
     settings = common.load_config(SampleConfig, "sample", options, {"image": given[0] if given else None})
+    check_file(settings.image, "image")
 
     from nova3d.sampling import sample_views
     from nova3d.utils.files import read_json
@@ -195,6 +196,8 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     if len(folders) != 1:
         raise InputError(f"reconstruct takes one view folder, and {len(folders) or 'none'} is given")
     (views,) = folders
+    if not Path(views).exists():
+        raise InputError(f"view folder '{views}' does not exist")
 
     from nova3d import layouts
     from nova3d.reconstruction import reconstruct_folder

@@ -6,7 +6,6 @@ here.
 
 import io
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +16,12 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from nova3d.errors import InputError, first_line
+from nova3d.utils.files import check_file
 from nova3d.utils.limits import MAX_MEGAPIXELS
 
 log = logging.getLogger(__name__)
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
@@ -46,13 +45,7 @@ def open_picture(
         InputError: where there is no such file, its header states too many pixels, or Pillow fails here or in the
             block.
     """
-    if _URL.match(str(path)):
-        raise InputError(f"'{path}' is a URL: download the {kind} and give the file")
-    path = Path(path)
-    if not path.is_file():
-        what = ": it is a folder" if path.is_dir() else ": it is no regular file" if path.exists() else ""
-        raise InputError(f"{kind} '{path}' does not exist{what and ' as a file'}{what}")
-    name = f"an {kind}"
+    path, name = check_file(path, kind), f"an {kind}"
     try:
         if _is_heif(path):
             name = "a HEIC image"

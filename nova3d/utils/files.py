@@ -1,6 +1,7 @@
 """Files and folders: checked before long work, written aside and renamed, locked, read with one-line errors."""
 
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -26,7 +27,36 @@ COMPONENT_BYTES = 90  # leaves room for suffixes below the 143 bytes of an encry
 _SYSTEM_BYTES = 255
 _ASIDE = ".new-"  # begins the name of a result that is being written
 _NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]')
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _DIGITS = re.compile(r"(?<![\w.\"])-?\d{309}")  # an integer that no float holds
+
+
+def check_file(path: str | Path, kind: str) -> Path:
+    """Refuse a path that is not that of a file.
+
+    Args:
+        path: as a user gave it.
+        kind: what it is, for messages: "image", "mask".
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: for a URL, a folder, and where there is no such file.
+    """
+    if _URL.match(str(path)):
+        raise InputError(f"'{path}' is a URL: download the {kind} and give the file")
+    path = Path(path)
+    if not path.is_file():
+        what = ": it is a folder" if path.is_dir() else ": it is no regular file" if path.exists() else ""
+        raise InputError(f"{kind} '{path}' does not exist{what and ' as a file'}{what}")
+    return path
+
+
+def names_one_file(text: str | Path) -> bool:
+    """Whether a text names a file, which need not exist, and no folder and no glob pattern."""
+    path = Path(text)
+    return not path.is_dir() and (path.exists() or not glob.has_magic(str(text)))
 
 
 def writable_folder(path: str | Path) -> Path:

@@ -250,6 +250,24 @@ def test_what_is_no_picture_or_a_bomb_is_refused_in_words(visit: Callable[..., A
         assert str(tmp_path) not in page.content() and not page.locator("#editor").is_visible()
 
 
+def test_after_a_refusal_the_box_is_free_and_the_earlier_picture_stays(
+    visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    page = visit()
+    page.locator("#examples button").last.click()
+    page.wait_for_selector("#editor canvas")
+    page.locator("#upload input[type=file]").set_input_files(tmp_path / "text.png")
+    page.get_by_text("cannot be read").first.wait_for()
+    page.locator("#upload", has_text="Click to Upload").wait_for()
+    assert page.locator("#upload", has_text="text.png").count() == 0
+    assert "own transparency cuts it out: 37 %" in page.locator("#cutout").inner_text()
+    page.locator("#make").click()
+    status(page, "Part 1 of 2")
+    page.locator("#stop").click()
+    status(page, "Stopped.")
+
+
 def test_views_in_a_zip_file_are_fused(visit: Callable[..., Any], lopsided_file: Path, tmp_path: Path) -> None:
     render_object(lopsided_file, orbit(8, size=64)).save(tmp_path / "views", {})
     zipped = shutil.make_archive(str(tmp_path / "views"), "zip", tmp_path / "views")

@@ -1,5 +1,7 @@
 """One grammar for all verbs: where words may stand, what is refused before torch is loaded, and completion."""
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +41,8 @@ def test_help_and_a_bad_key_of_every_verb_load_no_torch() -> None:
         ["render", "plan", "no_such_key=1"],
     ]
     commands += [["generate", "--no-such-option"], ["--help"], ["--version"], ["no-such-verb"]]
+    commands += [["generate", "absent.png"], ["sample", "absent.png"], ["reconstruct", "absent", "--out", "mesh.glb"]]
+    commands += [["generate", "absent.png", "--workers", "0"]]
     program = f"""
 import sys
 from nova3d.cli import main
@@ -59,7 +63,7 @@ for words in {commands!r}:
         code = 0 if words[-1] in ("--help", "--version") else 2
         assert result == " ".join(["RESULT", *words, str(code), "[]"])
     errors = done.stderr.splitlines()
-    assert len(errors) == len(VERBS) + 4 and all(line.startswith("error: ") for line in errors)
+    assert len(errors) == len(VERBS) + 8 and all(line.startswith("error: ") for line in errors)
     assert sum("no_such_key" in line for line in errors) == len(VERBS) + 2
 
 
@@ -193,4 +197,28 @@ def test_zsh_and_fish_get_the_same_words(capsys: pytest.CaptureFixture[str]) -> 
     completion.completion(["fish"])
     fish = capsys.readouterr().out
     assert f'-a "{" ".join(VERBS)}"' in fish
-    assert f'"__fish_seen_subcommand_from export" -a "{" ".join(completion.words("export"))}"' in fish
+    words, begin = completion.words("export"), 'complete -c nova3d -n "__fish_seen_subcommand_from export" '
+    options = re.findall(rf"^{re.escape(begin)}-[ls] ([\w-]+)", fish, re.MULTILINE)
+    assert options == [word.lstrip("-") for word in words if word.startswith("-")] and "out" in options
+    assert f'{begin}-a "{" ".join(word for word in words if not word.startswith("-"))}"' in fish
+    assert '"__fish_seen_subcommand_from reconstruct" -l config -x -a "cpu draft gpu paper"' in fish
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("nova3d gen", ["generate"]),
+        ("nova3d reconstruct --config ", ["cpu", "draft", "gpu", "paper"]),
+        ("nova3d reconstruct --config=d", ["--config=draft"]),
+        ("nova3d generate --k", ["--keep-candidates"]),
+        ("nova3d reconstruct optim.st", ["optim.steps="]),
+        ("nova3d generate --mask own-m", ["own-mask.png"]),
+    ],
+)
+def test_fish_completes(line: str, offered: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    completion.completion(["fish"])
+    (tmp_path / "own-mask.png").touch()
+    program = f"{capsys.readouterr().out}\ncomplete -C '{line}'"
+    done = subprocess.run(["fish", "-N", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert [row.split("\t")[0] for row in done.stdout.splitlines()] == offered
