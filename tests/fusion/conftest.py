@@ -63,6 +63,7 @@ def tiny_config() -> FusionConfig:
     config.sampling.rays, config.sampling.samples, config.sampling.random_points = 96, 10, 64
     config.sampling.probes = 48
     config.optim.steps = 100
+    config.conflict.polish_steps, config.conflict.polish_rays = 300, 512
     config.extract.resolution, config.extract.coarse, config.extract.faces = 64, 32, 1500
     config.texture.size = 128
     return config

@@ -240,7 +240,6 @@ def test_no_number_of_other_views_outvotes_a_trusted_one(shapes, ball):
 def test_h_rests_on_the_others_where_the_fit_is_still_far_off(shapes, ball):
     config = shapes.tiny_config()
     config.optim.steps, config.pose.enabled, config.conflict.mode = 20, False, "mlp"
-    config.conflict.polish_steps, config.conflict.polish_rays = 300, 512
     state = fit(ball, config)
     alone = replace(copy.deepcopy(state), config=copy.deepcopy(state.config))
     alone.config.conflict.consensus = False
