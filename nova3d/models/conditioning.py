@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from nova3d.cameras import Cameras
+from nova3d.errors import InputError
 from nova3d.inflate import inflated_views
 from nova3d.models.autoencoder import encode_mode
 
@@ -194,8 +195,16 @@ def inflated_guide(rgba: Tensor, cameras: Cameras, only: Sequence[int] | None = 
     Returns:
         [t,v,4,H,W] float32: RGB views on white in [-1,1] and normal maps with zero background, of the inflated outline,
         each with its mask in [0,1] as the fourth channel. The first RGB frame is the picture.
+
+    Raises:
+        InputError: for other cameras, and for a picture of another size.
     """
-    views = inflated_views(rgba, cameras, only=only)
+    try:
+        views = inflated_views(rgba, cameras, only=only)
+    except ValueError as error:
+        raise InputError(
+            f"{error}: other cameras need the condition 'picture' and an autoencoder with guide_channels 0"
+        ) from error
     mask = views.mask[..., None]
     layers = [torch.cat([views.rgb * 2 - 1, mask], dim=-1), torch.cat([views.normals, mask], dim=-1)]
     return torch.stack(layers).permute(0, 1, 4, 2, 3).contiguous()

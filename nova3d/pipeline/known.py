@@ -65,7 +65,7 @@ def known_latents(
         return None
     device = conditioning.noise_aug.device
     latents = conditioning.latent
-    if conditioning.guide is None:
+    if latents.dim() == 4:  # the condition "picture"
         guides = torch.stack([inflated_guide(picture, cameras) for picture in pictures]).to(device)
         latents = condition_inflated(None, vae, guides).latent
     cell = pictures.shape[1] // latents.shape[-2]

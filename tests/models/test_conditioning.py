@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nova3d.cameras import preset
 from nova3d.diffusion import edm
+from nova3d.errors import InputError
 from nova3d.models.conditioning import (
     CLIP_MEAN,
     CLIP_STD,
@@ -174,3 +175,8 @@ def test_the_inflated_condition_shows_the_picture_first_and_every_view_its_own_o
     assert cond.image_embeds.shape == (1, 1, 7) and not cond.image_embeds.any() and not cond.noise_aug.any()
     cond = condition_inflated(Encoder(), Vae(), guide[None])
     torch.testing.assert_close(cond.image_embeds[0], clip_pixels(frames[:1, 0], 8).mean(dim=(2, 3)))
+
+
+def test_the_inflated_condition_is_refused_for_other_cameras() -> None:
+    with pytest.raises(InputError, match=r"level orthographic cameras.*: other cameras need the condition 'picture'"):
+        inflated_guide(torch.ones(32, 32, 4), preset("persp16", 32))

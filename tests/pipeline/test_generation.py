@@ -63,6 +63,8 @@ def test_a_guided_decoder_gets_its_guide_pictures_under_either_condition(
     assert conditioning.latent.dim() == 4  # still the picture's
     expected = inflated_guide(prepare_image(red, 0, SIZE, False), pipeline.cameras)
     torch.testing.assert_close(conditioning.guide, expected[None])
+    kept = pipeline(red, keep_known=True, **call).rgb  # its latents are of the guide pictures, not of the condition
+    assert kept.shape == before.shape and not torch.equal(kept, before)
 
 
 def test_the_mask_adds_the_colours_to_the_length_of_the_decoded_normals() -> None:
