@@ -41,7 +41,8 @@ def model_note(name: str, size: int) -> str:
             f"Views of {size} px by {Path(name).name}, the bundled model: a demonstration of the method, not of the "
             "quality of a large model."
         )
-    return f"Views of {size} px by the model {name}."
+    shown = Path(name).resolve().name if Path(name).is_dir() else name  # reports are handed on: no paths of a machine
+    return f"Views of {size} px by the model {shown}."
 
 
 def picture_notes(cut: images.CutOut, cameras: Cameras) -> list[str]:

@@ -1,6 +1,7 @@
 """What a user is told of a picture, a model and a mesh."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -70,7 +71,8 @@ def test_an_elevation_that_the_model_cannot_use_is_a_warning() -> None:
     assert notes.picture_warnings(picture(), 20.0, orbit(4, 20.0, size=32)) == []
 
 
-def test_the_bundled_model_is_called_a_demonstration() -> None:
+def test_the_bundled_model_is_called_a_demonstration(tmp_path: Path) -> None:
     for name in ("nova3d-mini", str(resources.root() / "assets/nova3d-mini")):
         assert "nova3d-mini, the bundled model: a demonstration" in notes.model_note(name, 128)
     assert notes.model_note("runs/mine", 256) == "Views of 256 px by the model runs/mine."
+    assert notes.model_note(str(tmp_path), 256) == f"Views of 256 px by the model {tmp_path.name}."

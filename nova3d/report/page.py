@@ -172,7 +172,7 @@ def _document(title: str, content: str, run: Mapping[str, Any], glb: bytes | Non
 def _header(title: str, record: Mapping[str, Any], download: str) -> str:
     made = [str(record["created"])[:16].replace("T", " ")] if record.get("created") else []
     made += [f"nova3d {record['nova3d']}"] if record.get("nova3d") else []
-    made += [str(record["commit"])[:12]] if record.get("commit") else []
+    made += [str(record["commit"])[:12]] if record.get("commit") not in (None, "", "unknown") else []
     line = f'<p class="soft">{escape(" · ".join(made))}</p>' if made else ""
     return f"<header><div><h1>{escape(title)}</h1>{line}</div>{download}</header>\n"
 

@@ -204,6 +204,13 @@ def test_text_is_escaped(write):
     assert "<" not in script(text, "run")
 
 
+@pytest.mark.parametrize(("commit", "line"), [("abc", "nova3d 0.1.0 · abc"), ("unknown", "nova3d 0.1.0")])
+def test_an_unknown_commit_is_left_out_of_the_head(write, commit, line):
+    """An installed package knows none."""
+    text = write(record={"nova3d": "0.1.0", "commit": commit}).read_text()
+    assert re.search(r'</h1><p class="soft">([^<]*)</p>', text)[1] == line
+
+
 def test_labels_say_azimuth_from_the_input_view_and_elevation_where_there_is_one(write, views):
     assert "0° · input" in Page(write(input_image=np.ones((9, 9, 3))).read_text()).text
     assert "input" not in Page(write().read_text()).text.split("Azimuth from")[0]
