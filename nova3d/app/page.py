@@ -516,8 +516,8 @@ def _viewer(job: Job) -> str:
     address = f"report/{job.token}"
     return (
         f'<iframe src="{address}?stage=1" title="the mesh in 3D" sandbox="allow-scripts allow-downloads"></iframe>'
-        f'<p class="soft"><a href="{address}" target="_blank" rel="noopener">Open the full report</a> with views beside '
-        "the mesh, conflict maps, health and timings.</p>"
+        f'<p class="soft"><a href="{address}" target="_blank" rel="noopener">Open the full report</a> with views '
+        "beside the mesh, conflict maps, health and timings.</p>"
     )
 
 

@@ -8,15 +8,18 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nova3d import config as configs
 from nova3d import images
 from nova3d.app.config import QUALITIES, AppConfig
 from nova3d.errors import InputError
 from nova3d.sampling import load_pipeline
-from nova3d.settings import GenerateConfig
-from nova3d.utils import resources
+from nova3d.settings import GenerateConfig, SampleConfig
+from nova3d.utils import compat, resources
+
+if TYPE_CHECKING:
+    from nova3d.pipeline import Nova3DPipeline
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ def application(
         # Gradio itself opens what its editor sends. Pillow refuses twice this number of pixels before it decodes.
         Image.MAX_IMAGE_PIXELS = round(images.MAX_MEGAPIXELS * 1e6 / 2)
         sampling = next(iter(qualities.values())).sample
-        queue = JobQueue(partial(load_pipeline, sampling, device), device, config.workers, config.waiting)
+        queue = JobQueue(partial(_load_in_worker, sampling, device), device, config.workers, config.waiting)
         try:
             sessions = Sessions(folder, queue, 60 * config.keep_minutes)
             server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -123,6 +126,15 @@ def application(
             yield _Guard(server)
         finally:
             queue.close()
+
+
+def _load_in_worker(sampling: SampleConfig, device: str) -> "Nova3DPipeline":
+    """The model, without diffusers' bars: they take a semaphore, which Python reports as leaked by a killed worker."""
+    compat.ensure_torchvision()
+    from diffusers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    return load_pipeline(sampling, device)
 
 
 class _Guard:
