@@ -136,7 +136,8 @@ class LossConfig:
     normal_keep: float = 1.0
     """Share of the rays, lowest normal error first, that count. Wonder3D: 0.8, which is blunter (measured)."""
     input_view: float = 2.0
-    """Weight of the trusted views, such as the input picture, among views that are not."""
+    """Weight of the trusted views, such as the input picture, among views that are not. Where all views are alike: of
+    view 0, while the other poses are refined."""
 
     def __post_init__(self) -> None:
         for name in ("colour", "normal", "mask", "eikonal", "sparse", "smooth", "solid"):

@@ -256,7 +256,8 @@ def loss_terms(
     config, conflict, c = state.config.loss, rendering.conflict, state.config.conflict
     favoured = state.favoured[batch.view]
     conflict = torch.where(favoured, 0.0, conflict)  # what is true contradicts nothing
-    weight = torch.where(favoured, config.input_view, 1.0)
+    heavy = state.anchors if context.poses_move else state.favoured
+    weight = torch.where(heavy[batch.view], config.input_view, 1.0)
     colour_weight = weight
     if context.conflict and c.mode == CLOSED_FORM:
         free = losses.closed_form_conflict(residual.detach(), context.lambda_0)

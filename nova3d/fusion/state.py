@@ -83,6 +83,15 @@ class FusionState:
         """[v] bool, `ViewSet.favoured` of the views."""
         return self.views.favoured
 
+    @cached_property
+    def anchors(self) -> Tensor:
+        """[v] bool, the views that count more while poses are refined: the favoured, or view 0 where all are alike.
+
+        View 0's pose is fixed. The heavier it is, the less the other poses and the surface drift from it together.
+        """
+        first = torch.arange(len(self.views), device=self.favoured.device) == 0
+        return self.favoured if bool(self.favoured.any()) else first
+
     @property
     def cameras(self) -> Cameras:
         """The refined cameras."""

@@ -98,6 +98,8 @@ def test_trusted_views_count_more_among_others_only(batch):
     assert bool(favoured.any())
     for alike in ((), range(8)):
         assert torch.equal(batch(trusted=alike, loss={"input_view": 3.0}).weight, torch.ones(200))
+        moving = batch(trusted=alike, loss={"input_view": 3.0}, move=True)
+        assert torch.equal(moving.weight, torch.where(moving.view == 0, 3.0, 1.0))  # it anchors the poses
 
 
 @pytest.mark.parametrize("mode", ["mlp", "closed_form", "trimmed"])
