@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def short_films(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         turntable, "write_turntable", lambda mesh, folder, frames, size: whole(mesh, folder, min(frames, 4), size)
     )
+
+
+@pytest.fixture
+def coarse_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Baselines and figures of shapes from small pictures, for tests that ask what is scored and not how well."""
+    from nova3d.evaluation import baselines, shape_figures
+
+    monkeypatch.setattr(baselines, "preset", partial(cameras.preset, size=32))
+    monkeypatch.setattr(shape_figures, "INPUT_SIZE", 32)
+    monkeypatch.setattr(shape_figures, "_VOXELS", 16)
 
 
 # Cells (column, row) of a 3x5 letter F, row 0 on top: no mirror image or rotation of it is itself.

@@ -1,22 +1,11 @@
 """What the tests of the evaluation share."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import trimesh
 
-from nova3d.cameras import preset
-from nova3d.evaluation import baselines, shape_figures
 from tests.evaluation.samples import ball
-
-
-@pytest.fixture
-def coarse_shapes(monkeypatch):
-    """Baselines and figures of shapes from small pictures, for tests that ask what is scored and not how well."""
-    monkeypatch.setattr(baselines, "preset", partial(preset, size=32))
-    monkeypatch.setattr(shape_figures, "INPUT_SIZE", 32)
-    monkeypatch.setattr(shape_figures, "_VOXELS", 16)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from tests.helpers.networks import tiny_image_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 16
+pytestmark = pytest.mark.usefixtures("coarse_shapes")
 
 
 @pytest.fixture(scope="module")
