@@ -1,5 +1,6 @@
 """The verbs from a picture to a mesh: sample (the views), reconstruct (the mesh), generate (both)."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,9 +9,12 @@ from nova3d import config
 from nova3d.cli import common
 from nova3d.errors import InputError
 from nova3d.utils.files import check_file, names_one_file
+from nova3d.utils.resources import locate
 
 if TYPE_CHECKING:
     from nova3d.settings import GenerateConfig
+
+log = logging.getLogger(__name__)
 
 
 def generate_parser() -> common.Parser:
@@ -68,7 +72,7 @@ def generate(argv: Sequence[str] | None = None) -> None:
     settings = common.load_config(GenerateConfig, "generate", options, {"sample.image": one})
     if len(given) > 1 or (given and not names_one_file(settings.sample.image)):
         return _generate_all(given, settings, options.device, options.workers)
-    check_file(settings.sample.image, "image")
+    _check_picture(settings.sample.image)
 
     from nova3d import generation
 
@@ -88,6 +92,15 @@ def generate(argv: Sequence[str] | None = None) -> None:
         f"seen as in the picture, outline IoU {seen.input_iou:.2f}, colours {seen.input_psnr:.1f} dB PSNR",
         "open the report in a browser; another seed gives other sides: --seed 1",
     )
+
+
+def _check_picture(picture: str) -> None:
+    """Refuse a picture that is not there, and say when it is the example of the settings, for want of another."""
+    from nova3d.settings import SampleConfig
+
+    check_file(picture, "image")
+    if Path(picture) == locate(SampleConfig.image, "asset"):
+        log.info("the picture is the example '%s'", picture)
 
 
 def _generate_all(given: Sequence[str], settings: "GenerateConfig", device: str, workers: int) -> None:
@@ -135,7 +148,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
     from nova3d.settings import SampleConfig
 
     settings = common.load_config(SampleConfig, "sample", options, {"image": given[0] if given else None})
-    check_file(settings.image, "image")
+    _check_picture(settings.image)
 
     from nova3d.sampling import sample_views
     from nova3d.utils.files import read_json

@@ -188,6 +188,22 @@ def test_bash_completes_verbs_options_keys_and_names(capsys: pytest.CaptureFixtu
     assert complete(script, "generate", "sample.image", "=", "ph") == []  # bash offers files
 
 
+def test_without_a_picture_the_example_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def generate(**_: Any) -> None:
+        raise InputError("far enough")
+
+    monkeypatch.setattr("nova3d.generation.generate", generate)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.png").touch()
+    for words, named in (["generate"], True), (["generate", "mine.png"], False):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert run_verb(monkeypatch, *words, "--device", "cpu") == 2
+        assert ("the picture is the example" in caplog.text and "horse.png" in caplog.text) == named
+
+
 def test_zsh_and_fish_get_the_same_words(capsys: pytest.CaptureFixture[str]) -> None:
     completion.completion(["bash"])
     script = capsys.readouterr().out
