@@ -1,6 +1,7 @@
 """Access to the files that a mesh file names: their kind, place and size are checked before they are decoded."""
 
 import codecs
+import hashlib
 import io
 import os
 import stat
@@ -25,8 +26,8 @@ class Limits:
 
     Attributes:
         triangles: in the whole file, instances counted.
-        texture_pixels: of one picture.
-        file_bytes: of one file.
+        texture_pixels: of one picture; all that differ may have TEXTURES_TOGETHER times as many.
+        file_bytes: of one file, and of all files that a glTF file names.
     """
 
     triangles: int = 20_000_000
@@ -35,6 +36,7 @@ class Limits:
 
 
 LIMITS = Limits()
+TEXTURES_TOGETHER = 4
 
 
 class PictureError(InputError):
@@ -134,26 +136,47 @@ def shorten(name: str, length: int = 80) -> str:
     return printable if len(printable) <= length else printable[:length] + "..."
 
 
-def decode_picture(content: bytes, limits: Limits = LIMITS) -> NDArray[np.uint8]:
-    """Decode a texture.
+class Pictures:
+    """The pictures of one mesh file. Equal ones are decoded once, however often and by whatever name they are used.
 
     Args:
-        content: an image file.
-        limits: its largest size.
-
-    Returns:
-        [h,w,4] uint8, straight alpha.
-
-    Raises:
-        PictureError: where it is no picture, broken, or too large.
+        limits: their largest size.
     """
+
+    def __init__(self, limits: Limits = LIMITS):
+        self.limits = limits
+        self._decoded: dict[bytes, NDArray[np.uint8]] = {}
+        self._left = limits.texture_pixels * TEXTURES_TOGETHER
+
+    def decode(self, content: bytes) -> NDArray[np.uint8]:
+        """Decode a texture.
+
+        Args:
+            content: an image file.
+
+        Returns:
+            [h,w,4] uint8, straight alpha; the same array for the same content.
+
+        Raises:
+            PictureError: where it is no picture, broken, too large, or too large together with those before.
+        """
+        key = hashlib.sha256(content).digest()
+        if key not in self._decoded:
+            self._decoded[key] = _decode_picture(content, self.limits.texture_pixels, self._left)
+            self._left -= self._decoded[key][..., 0].size
+        return self._decoded[key]
+
+
+def _decode_picture(content: bytes, most: int, left: int) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
             with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
                 width, height = picture.size
-                if width * height > limits.texture_pixels:
-                    raise PictureError(f"{width} x {height} pixels are more than {limits.texture_pixels}")
+                if width * height > most:
+                    raise PictureError(f"{width} x {height} pixels are more than {most}")
+                if width * height > left:
+                    raise PictureError(f"the file's pictures have more than {most * TEXTURES_TOGETHER} pixels together")
                 if picture.mode.startswith("I;16"):
                     grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
                     return np.dstack([grey, grey, grey, np.full_like(grey, 255)])

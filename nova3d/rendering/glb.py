@@ -25,6 +25,7 @@ class _Writer:
     def __init__(self) -> None:
         self.tree: dict[str, list[dict[str, Any]]] = {}
         self.binary = bytearray()
+        self.pictures: dict[tuple[int, bool], int] = {}  # of an array, with or without its alpha: the image
 
     def add(self, collection: str, entry: dict[str, Any]) -> int:
         """Append an entry to a list; return its index."""
@@ -129,10 +130,13 @@ def _material(writer: _Writer, material: Material) -> int:
 
 def _texture(writer: _Writer, material: Material) -> int:
     assert material.picture is not None
-    pixels = material.picture if material.alpha_mode != "OPAQUE" else material.picture[..., :3]
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
-    image = writer.add("images", {"bufferView": writer.view(content.getvalue()), "mimeType": "image/png"})
+    key = id(material.picture), material.alpha_mode != "OPAQUE"
+    if key not in writer.pictures:
+        content = io.BytesIO()
+        Image.fromarray(material.picture[..., : 4 if key[1] else 3]).save(content, format="PNG")
+        entry = {"bufferView": writer.view(content.getvalue()), "mimeType": "image/png"}
+        writer.pictures[key] = writer.add("images", entry)
+    image = writer.pictures[key]
     wrap_u, wrap_v = (_WRAPS[wrap] for wrap in material.sampler.wrap)
     look_up = {"magFilter": _NEAREST if material.sampler.nearest else _LINEAR, "wrapS": wrap_u, "wrapT": wrap_v}
     return writer.add("textures", {"source": image, "sampler": writer.add("samplers", look_up)})

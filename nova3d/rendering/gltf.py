@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nova3d.errors import InputError
-from nova3d.rendering.file_access import Folder, Limits, PictureError, decode_picture, read_regular, shorten
+from nova3d.rendering.file_access import Folder, Limits, PictureError, Pictures, read_regular, shorten
 from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils.files import JSON_BYTES, parse_json
 
@@ -75,7 +75,9 @@ class Document:
     def __init__(self, path: Path, limits: Limits):
         self.path, self.limits, self.folder = path, limits, Folder(path)
         self.tree, self._binary = _read(path, limits)
+        self._pictures = Pictures(limits)
         self._buffers: dict[int, bytes] = {}
+        self._files: dict[str, bytes] = {}
         self._check_version()
         self._check_extensions()
 
@@ -96,19 +98,26 @@ class Document:
         found: dict[str, Any] = entries[index]
         return found
 
-    def numbers(self, index: Any, widths: tuple[int, ...], normalised: bool = False) -> NDArray[np.float32]:
+    def count(self, index: Any) -> int:
+        """The number of elements that an accessor states."""
+        return _count(self.entry("accessors", index).get("count"), f"accessors[{index}].count")
+
+    def numbers(
+        self, index: Any, widths: tuple[int, ...], normalised: bool = False, rows: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
         """Read an accessor as numbers.
 
         Args:
             index: of the accessor.
             widths: the numbers per element that are allowed.
             normalised: take unsigned integers as fractions even where the accessor does not say so.
+            rows: [n] the elements to read; None for all.
 
         Returns:
             [n,w] float32; normalised integers are in [-1,1] or [0,1].
         """
         accessor = self.entry("accessors", index)
-        values = self._elements(accessor, index)
+        values = self._elements(accessor, index, rows)
         if values.shape[1] not in widths:
             raise ValueError(f"accessors[{index}] has {values.shape[1]} numbers per element, not {widths}")
         if values.dtype.kind == "f":
@@ -118,12 +127,12 @@ class Document:
             return np.maximum(values.astype(np.float32) / np.float32(largest), np.float32(-1))
         return values.astype(np.float32)
 
-    def integers(self, index: Any, width: int = 1) -> NDArray[np.int64]:
-        """Read an accessor of unsigned integers as [n,w] int64."""
+    def integers(self, index: Any, width: int = 1, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Read an accessor of unsigned integers, or `rows` of it, as [n,w] int64."""
         accessor = self.entry("accessors", index)
         if accessor.get("componentType") not in _INDEX_COMPONENTS:
             raise ValueError(f"accessors[{index}] does not hold unsigned integers")
-        values = self._elements(accessor, index)
+        values = self._elements(accessor, index, rows)
         if values.shape[1] != width:
             raise ValueError(f"accessors[{index}] has {values.shape[1]} numbers per element, not {width}")
         return values.astype(np.int64)
@@ -151,8 +160,8 @@ class Document:
             if "uri" in image:
                 uri = _text(image["uri"], "an image's uri")
                 name = name if uri.startswith("data:") else f"'{shorten(uri)}'"
-                return decode_picture(self._resource(uri), self.limits)
-            return decode_picture(bytes(self._view(image["bufferView"])), self.limits)
+                return self._pictures.decode(self._resource(uri))
+            return self._pictures.decode(bytes(self._view(image["bufferView"])))
         except (InputError, KeyError) as error:
             raise PictureError(f"{name}: {error}") from error
 
@@ -163,7 +172,10 @@ class Document:
                 return base64.b64decode(data) if header.endswith(";base64") else unquote_to_bytes(data)
             except binascii.Error as error:
                 raise ValueError(f"a data URI is broken: {error}") from error
-        return self.folder.read_uri(uri, self.limits.file_bytes)
+        if uri not in self._files:
+            left = self.limits.file_bytes - sum(map(len, self._files.values()))
+            self._files[uri] = self.folder.read_uri(uri, left)
+        return self._files[uri]
 
     def _buffer(self, index: Any) -> bytes:
         if index not in self._buffers:
@@ -189,8 +201,8 @@ class Document:
             raise ValueError(f"bufferViews[{index}] ends at byte {start + length} of a buffer of {len(content)}")
         return memoryview(content)[start : start + length]
 
-    def _elements(self, accessor: dict[str, Any], index: Any) -> NDArray[Any]:
-        """An accessor's elements [n,w] as they are stored, sparse ones put in."""
+    def _elements(self, accessor: dict[str, Any], index: Any, rows: NDArray[np.int64] | None) -> NDArray[Any]:
+        """An accessor's elements [n,w], all or `rows`, as they are stored, sparse ones put in."""
         name = f"accessors[{index}]"
         count = _count(accessor.get("count"), f"{name}.count")
         kind, width = accessor.get("componentType"), _WIDTHS.get(accessor.get("type", ""))
@@ -205,7 +217,8 @@ class Document:
             if count > 3 * self.limits.triangles:
                 raise ValueError(f"{name} has {count} elements and no data; at most {3 * self.limits.triangles}")
             values = np.zeros((count, width), dtype)
-        return self._with_sparse(values, accessor["sparse"], name) if "sparse" in accessor else values
+        values = self._with_sparse(values, accessor["sparse"], name) if "sparse" in accessor else values
+        return values if rows is None else values[rows]
 
     def _with_sparse(self, values: NDArray[Any], sparse: dict[str, Any], name: str) -> NDArray[Any]:
         count = _count(sparse.get("count"), f"{name}.sparse.count")

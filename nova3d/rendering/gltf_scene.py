@@ -64,7 +64,7 @@ class _Reader:
         shapes: dict[Any, list[_Shape]] = {}
         # A shape that is used often is placed at once: sixty thousand nodes may name one mesh.
         parts: list[Part] = []
-        places: dict[int, tuple[Part, list[Floats]]] = {}
+        places: dict[int, tuple[Part, list[Floats]]] = {}  # matrices [k,4,4] of each node
         for index in self._visible():
             node = self.nodes[index]
             if "mesh" not in node:
@@ -78,10 +78,9 @@ class _Reader:
                     self._count(len(shape.part.faces))
                     parts.append(self._apply_skin(shape, self.document.entry("skins", node["skin"])))
                     continue
-                matrices = self._matrices(index)
-                self._count(len(shape.part.faces) * len(matrices))
-                places.setdefault(id(shape.part), (shape.part, []))[1].extend(matrices)
-        return [_instantiate(part, np.stack(matrices)) for part, matrices in places.values()] + parts
+                matrices = self._matrices(index, len(shape.part.faces))
+                places.setdefault(id(shape.part), (shape.part, []))[1].append(matrices)
+        return [_instantiate(part, np.concatenate(matrices)) for part, matrices in places.values()] + parts
 
     def _count(self, triangles: int) -> None:
         self.triangles += triangles
@@ -141,9 +140,8 @@ class _Reader:
             listed = [k for k in range(len(self.nodes)) if k not in self.parent]
         for index in listed:
             self.document.entry("nodes", index)
-        named = set(listed)
-        roots = [k for k in dict.fromkeys(listed) if not self._below(k, named)]
-        stack = roots[::-1]
+        below = self._below(set(listed))
+        stack = [k for k in dict.fromkeys(listed) if k not in below][::-1]
         while stack:
             index = stack.pop()
             node = self.nodes[index]
@@ -152,12 +150,16 @@ class _Reader:
             yield index
             stack += node.get("children", [])[::-1]
 
-    def _below(self, index: int, others: set[int]) -> bool:
-        while index in self.parent:
-            index = self.parent[index]
-            if index in others:
-                return True
-        return False
+    def _below(self, listed: set[int]) -> set[int]:
+        """The nodes below one of those listed."""
+        found: set[int] = set()
+        stack = [child for index in listed for child in self.nodes[index].get("children", [])]
+        while stack:
+            index = stack.pop()
+            if index not in found:
+                found.add(index)
+                stack += self.nodes[index].get("children", [])
+        return found
 
     def _first_keys(self) -> dict[int, dict[str, Floats]]:
         """What the first animation sets at time 0: {node: {path: value}}."""
@@ -207,58 +209,76 @@ class _Reader:
     def _shape(self, primitive: dict[str, Any], mode: int, weights: list[float]) -> _Shape:
         attributes = primitive["attributes"]
         material, coordinates = self.materials.get(primitive.get("material"))
-        positions = self._attribute(primitive, "POSITION", (3,), weights)
+        stated = self.document.count(attributes["POSITION"])
+        if "indices" in primitive:
+            corners = self.document.integers(primitive["indices"])[:, 0]
+        else:
+            corners = np.arange(self._within(stated), dtype=np.int64)
+        faces, rows = _used(_faces(corners, mode, stated), stated)
+        count = stated if rows is None else len(rows)
+        for name in ("NORMAL", "COLOR_0", f"TEXCOORD_{coordinates.number}", "JOINTS_0", "WEIGHTS_0"):
+            if name in attributes and self.document.count(attributes[name]) != stated:
+                given = self.document.count(attributes[name])
+                raise ValueError(f"a primitive has {stated} positions and {given} of {name}")
+        positions = self._attribute(primitive, "POSITION", (3,), weights, rows)
         assert positions is not None
-        count = len(positions)
-        corners = (
-            self.document.integers(primitive["indices"])[:, 0]
-            if "indices" in primitive
-            else np.arange(count, dtype=np.int64)
-        )
-        uv = self._attribute(primitive, f"TEXCOORD_{coordinates.number}", (2,), weights)
+        uv = self._attribute(primitive, f"TEXCOORD_{coordinates.number}", (2,), weights, rows)
         textured = material.picture is not None or material.finish is not None
-        colours = self._attribute(primitive, "COLOR_0", (3, 4), weights)
+        colours = self._attribute(primitive, "COLOR_0", (3, 4), weights, rows)
         if colours is not None and colours.shape[1] == 3:
             colours = np.concatenate([colours, np.ones((count, 1), colours.dtype)], axis=1)
-        normals = self._attribute(primitive, "NORMAL", (3,), weights)
+        normals = self._attribute(primitive, "NORMAL", (3,), weights, rows)
         part = Part(
             positions=positions.astype(np.float64),
-            faces=_faces(corners, mode, count),
+            faces=faces,
             material=material,
             normals=normals,
             uv=None if not textured else coordinates.apply(np.zeros((count, 2)) if uv is None else uv),
             colours=None if colours is None else colours.clip(0, 1),
         )
-        for name, values in (("NORMAL", normals), ("COLOR_0", colours), ("TEXCOORD", uv)):
-            if values is not None and len(values) != count:
-                raise ValueError(f"a primitive has {count} positions and {len(values)} of {name}")
-        joints, influence = self._influence(attributes, count)
+        joints, influence = self._influence(attributes, count, rows)
         return _Shape(part, joints, influence)
 
+    def _within(self, corners: int) -> int:
+        """A number of corners; raises ValueError where their triangles are too many."""
+        if corners > 3 * self.document.limits.triangles:
+            raise ValueError(f"it has more than {self.document.limits.triangles} triangles")
+        return corners
+
     def _attribute(
-        self, primitive: dict[str, Any], name: str, widths: tuple[int, ...], weights: list[float]
+        self,
+        primitive: dict[str, Any],
+        name: str,
+        widths: tuple[int, ...],
+        weights: list[float],
+        rows: NDArray[np.int64] | None,
     ) -> NDArray[np.floating] | None:
-        """A vertex attribute with its morph targets added; None where the primitive lacks it."""
+        """A vertex attribute, or `rows` of it, with its morph targets added; None where the primitive lacks it."""
         if name not in primitive["attributes"]:
             return None
         colour = name.startswith("COLOR")
-        values: NDArray[np.floating] = self.document.numbers(primitive["attributes"][name], widths, normalised=colour)
+        values: NDArray[np.floating] = self.document.numbers(primitive["attributes"][name], widths, colour, rows)
         for weight, target in zip(weights, primitive.get("targets", []), strict=False):
             if weight and name in target:
-                moved = self.document.numbers(target[name], widths)
+                given, wanted = (self.document.count(k) for k in (target[name], primitive["attributes"][name]))
+                if given != wanted:
+                    raise ValueError(f"a morph target has {given} of {name} for {wanted} vertices")
+                moved = self.document.numbers(target[name], widths, rows=rows)
                 if moved.shape != values.shape:
-                    raise ValueError(f"a morph target has {len(moved)} of {name} for {len(values)} vertices")
+                    raise ValueError(f"a morph target has {moved.shape[1]} numbers of {name}, not {values.shape[1]}")
                 values = values + weight * moved.astype(np.float64)
         return values
 
-    def _influence(self, attributes: dict[str, Any], count: int) -> tuple[NDArray[np.int64] | None, Floats | None]:
+    def _influence(
+        self, attributes: dict[str, Any], count: int, rows: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int64] | None, Floats | None]:
         """Joints [n,k] and weights [n,k], of sum 1, of a skinned primitive."""
         sets = [k for k in range(8) if f"JOINTS_{k}" in attributes and f"WEIGHTS_{k}" in attributes]
         if not sets:
             return None, None
-        joints = np.concatenate([self.document.integers(attributes[f"JOINTS_{k}"], 4) for k in sets], axis=1)
+        joints = np.concatenate([self.document.integers(attributes[f"JOINTS_{k}"], 4, rows) for k in sets], axis=1)
         weights = np.concatenate(
-            [self.document.numbers(attributes[f"WEIGHTS_{k}"], (4,), normalised=True) for k in sets], axis=1
+            [self.document.numbers(attributes[f"WEIGHTS_{k}"], (4,), True, rows) for k in sets], axis=1
         ).astype(np.float64)
         if len(joints) != count or len(weights) != count:
             raise ValueError(f"a primitive has {count} positions and {len(joints)} sets of joints")
@@ -269,24 +289,27 @@ class _Reader:
 
     # Placing
 
-    def _matrices(self, index: int) -> list[Floats]:
-        """The transforms of a node's mesh to the world: its own, or one for each of its instances."""
+    def _matrices(self, index: int, triangles: int) -> Floats:
+        """The transforms [k,4,4] of a node's mesh, of `triangles`, to the world: its own, or one for each instance."""
         instances = self.nodes[index].get("extensions", {}).get("EXT_mesh_gpu_instancing")
         if instances is None:
-            return [self.world[index]]
-        return [self.world[index] @ local for local in self._instances(instances.get("attributes", {}))]
+            self._count(triangles)
+            return self.world[index][None]
+        return self.world[index] @ self._instances(instances.get("attributes", {}), triangles)
 
-    def _instances(self, attributes: dict[str, Any]) -> Floats:
-        """The transforms [n,4,4] of EXT_mesh_gpu_instancing."""
+    def _instances(self, attributes: dict[str, Any], triangles: int) -> Floats:
+        """The transforms [k,4,4] of EXT_mesh_gpu_instancing, for a mesh of `triangles`."""
+        named = [name for name in ("TRANSLATION", "ROTATION", "SCALE") if name in attributes]
+        counts = {self.document.count(attributes[name]) for name in named}
+        if len(counts) != 1:
+            raise ValueError("the attributes of EXT_mesh_gpu_instancing have no common number of instances")
+        count = counts.pop()
+        self._count(max(1, triangles) * count)
         read = {
             name: self.document.numbers(attributes[name], (width,)).astype(np.float64)
             for name, width in (("TRANSLATION", 3), ("ROTATION", 4), ("SCALE", 3))
             if name in attributes
         }
-        counts = {len(values) for values in read.values()}
-        if len(counts) != 1:
-            raise ValueError("the attributes of EXT_mesh_gpu_instancing have no common number of instances")
-        count = counts.pop()
         return _transforms(
             read.get("TRANSLATION", np.zeros((count, 3))),
             read.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1))),
@@ -333,6 +356,21 @@ def _faces(corners: NDArray[np.int64], mode: int, count: int) -> NDArray[np.int6
     faces[1::2] = faces[1::2][:, [0, 2, 1]]
     bridges = (faces[:, 0] == faces[:, 1]) | (faces[:, 1] == faces[:, 2]) | (faces[:, 0] == faces[:, 2])
     return faces[~bridges]
+
+
+def _used(faces: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Faces among the vertices that they use, and which of the `count` those are; None where they use all.
+
+    Many primitives may share one long list of vertices. Each then reads its own of it.
+    """
+    if 3 * len(faces) < count:
+        rows, index = np.unique(faces, return_inverse=True)
+        return index.reshape(faces.shape), rows
+    mask = np.zeros(count, bool)
+    mask[faces] = True
+    if mask.all():
+        return faces, None
+    return (np.cumsum(mask) - 1)[faces], np.flatnonzero(mask)
 
 
 def _instantiate(part: Part, matrices: Floats) -> Part:

@@ -55,7 +55,7 @@ class Mesh:
         colours: [n,3] float32 in [0,1], sRGB, multiplied onto the texture: vertex colour x material's factor. They are
             interpolated in linear light.
         face_material: [f] int64, index into `textures`, `alphas`, `samplers` and `finishes`.
-        textures: each [h,w,3] float32 in [0,1], sRGB.
+        textures: each [h,w,3] float32 in [0,1], sRGB; the same tensor where materials share a picture.
         alphas: None where the material is opaque.
         samplers: how each texture is looked up.
         has_normals: whether the file carried vertex normals; otherwise they are the faces'.
@@ -87,8 +87,9 @@ class Mesh:
     def to(self, device: torch.device | str) -> "Mesh":
         """Return the same mesh on a device."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS if getattr(self, name) is not None}
+        shared = {id(t): t.to(device) for t in self.textures}
         alphas = tuple(a and replace(a, values=a.values.to(device)) for a in self.alphas)
-        return replace(self, **moved, textures=tuple(t.to(device) for t in self.textures), alphas=alphas)
+        return replace(self, **moved, textures=tuple(shared[id(t)] for t in self.textures), alphas=alphas)
 
     def normalisation(self) -> tuple[float, Tensor]:
         """Return scale and centre [3] of the object frame; see the function `normalisation`."""
@@ -178,6 +179,7 @@ def assemble(parts: list[Part]) -> Mesh:
     textures: list[Tensor] = []
     alphas: list[Alpha | None] = []
     shared: list[Material] = []
+    decoded: dict[int, tuple[Tensor, Tensor]] = {}  # colours and alpha of a picture, which many materials may share
     pieces: list[dict[str, NDArray[np.generic]]] = []
     offset = 0
     origin = _origin(parts)
@@ -185,7 +187,9 @@ def assemble(parts: list[Part]) -> Mesh:
         if id(part.material) not in materials:
             materials[id(part.material)] = len(shared)
             shared.append(part.material)
-            texture, alpha = _pictures(part.material)
+            if id(part.material.picture) not in decoded:
+                decoded[id(part.material.picture)] = _levels(part.material.picture)
+            texture, alpha = _textures(part.material, *decoded[id(part.material.picture)])
             textures.append(texture)
             alphas.append(alpha)
         piece = _piece(part, origin)
@@ -254,16 +258,21 @@ def _origin(parts: list[Part]) -> NDArray[np.float64]:
     return middle if np.abs(middle).max() > FAR * (high - low).max() else np.zeros(3)
 
 
-def _pictures(material: Material) -> tuple[Tensor, Alpha | None]:
-    """A material's texture [h,w,3], one white texel without, and its opacity."""
-    pixels = torch.ones(1, 1, 4)
-    if material.picture is not None:
-        pixels = torch.from_numpy(material.picture.copy()).float() / 255
+def _levels(picture: NDArray[np.uint8] | None) -> tuple[Tensor, Tensor]:
+    """Colours [h,w,3] and alpha [h,w,1] of a picture, float32 in [0,1]; one white texel without."""
+    if picture is None:
+        return torch.ones(1, 1, 3), torch.ones(1, 1, 1)
+    colours, alpha = picture[..., :3].astype(np.float32), picture[..., 3:].astype(np.float32)
+    return torch.from_numpy(colours).div_(255), torch.from_numpy(alpha).div_(255)
+
+
+def _textures(material: Material, colours: Tensor, alpha: Tensor) -> tuple[Tensor, Alpha | None]:
+    """A material's texture [h,w,3] and its opacity."""
     if material.alpha_mode == "OPAQUE":
-        return pixels[..., :3], None
+        return colours, None
     blended = material.alpha_mode == "BLEND"
-    values = pixels[..., 3:] * material.factor[3]
-    return pixels[..., :3], Alpha(values, BLEND_CUTOFF if blended else material.cutoff, blended)
+    values = alpha if material.factor[3] == 1 else alpha * material.factor[3]
+    return colours, Alpha(values, BLEND_CUTOFF if blended else material.cutoff, blended)
 
 
 def _face_normals(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from nova3d.errors import InputError
 from nova3d.rendering.file_access import (
     Folder,
-    Limits,
     PictureError,
-    decode_picture,
+    Pictures,
     decode_text,
     read_regular,
     shorten,
@@ -41,13 +40,13 @@ class _Map:
     clamp: bool
 
 
-def read_mtl(path: Path, folder: Folder, limits: Limits) -> dict[str | None, MtlMaterial]:
+def read_mtl(path: Path, folder: Folder, pictures: Pictures) -> dict[str | None, MtlMaterial]:
     """Read an MTL file.
 
     Args:
         path: the file.
         folder: where its pictures may be.
-        limits: what they may cost.
+        pictures: of the mesh file, with what they may cost.
 
     Returns:
         The materials by name.
@@ -56,7 +55,7 @@ def read_mtl(path: Path, folder: Folder, limits: Limits) -> dict[str | None, Mtl
         InputError: where the file cannot be read.
         ValueError: for a number that is none.
     """
-    text = decode_text(read_regular(path, limits.file_bytes))
+    text = decode_text(read_regular(path, pictures.limits.file_bytes))
     entries: dict[str | None, dict[str, str]] = {}
     current: dict[str, str] = {}
     for line in text.splitlines():
@@ -65,10 +64,10 @@ def read_mtl(path: Path, folder: Folder, limits: Limits) -> dict[str | None, Mtl
             current = entries.setdefault(rest.strip(), {})
         elif rest.strip() and not key.startswith("#"):
             current[key.lower()] = rest.strip()
-    return {name: _material(entry, path.parent, folder, limits) for name, entry in entries.items()}
+    return {name: _material(entry, path.parent, folder, pictures) for name, entry in entries.items()}
 
 
-def _material(entry: dict[str, str], base: Path, folder: Folder, limits: Limits) -> MtlMaterial:
+def _material(entry: dict[str, str], base: Path, folder: Folder, pictures: Pictures) -> MtlMaterial:
     factor = np.ones(3)
     if "kd" in entry and not entry["kd"].startswith(("spectral", "xyz")):
         numbers = [float(word) for word in entry["kd"].partition("#")[0].split()[:3]]
@@ -81,12 +80,12 @@ def _material(entry: dict[str, str], base: Path, folder: Folder, limits: Limits)
     picture, missing, lies = None, "", _Map("", (1.0, 1.0), (0.0, 0.0), False)
     if "map_kd" in entry:
         lies = _map(entry["map_kd"])
-        picture, missing = _picture(lies.name, base, folder, limits)
+        picture, missing = _picture(lies.name, base, folder, pictures)
         if not factor.any():  # exporters write black where they mean the picture alone
             factor = np.ones(3)
     mask = None
     if "map_d" in entry:
-        mask, lost = _picture(_map(entry["map_d"]).name, base, folder, limits)
+        mask, lost = _picture(_map(entry["map_d"]).name, base, folder, pictures)
         missing = missing or lost
     if mask is not None:
         picture = _with_alpha(picture, mask)
@@ -146,7 +145,7 @@ def _is_number(word: str) -> bool:
         return False
 
 
-def _picture(name: str, base: Path, folder: Folder, limits: Limits) -> tuple[NDArray[np.uint8] | None, str]:
+def _picture(name: str, base: Path, folder: Folder, pictures: Pictures) -> tuple[NDArray[np.uint8] | None, str]:
     """The picture, or why there is none. A path of the exporter's machine counts by its last part."""
     last = name.replace("\\", "/").rpartition("/")[2]
     spellings = [name, last]
@@ -156,7 +155,7 @@ def _picture(name: str, base: Path, folder: Folder, limits: Limits) -> tuple[NDA
     if path is None:
         return None, f"'{shorten(name)}': the file is not there"
     try:
-        return decode_picture(read_regular(path, limits.file_bytes), limits), ""
+        return pictures.decode(read_regular(path, pictures.limits.file_bytes)), ""
     except PictureError as error:
         return None, f"'{shorten(name)}': {error}"
     except InputError as error:

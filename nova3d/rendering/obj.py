@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nova3d.rendering.file_access import LIMITS, Folder, Limits, decode_text, read_regular
+from nova3d.rendering.file_access import LIMITS, Folder, Limits, Pictures, decode_text, read_regular
 from nova3d.rendering.mtl import MtlMaterial, read_mtl
 from nova3d.rendering.parts import FileFacts, Material, Part, Scene, srgb_colours
 from nova3d.rendering.triangulate import triangulate_all
@@ -48,7 +48,7 @@ def read_obj(path: Path, limits: Limits = LIMITS) -> Scene:
     coordinates = _table(content.coordinates, 2, pad=True)
     normals = _table(content.normals, 3)
     lists = (("vertex", positions), ("coordinate", coordinates), ("normal", normals))
-    materials, absent = _libraries(content.libraries, folder, limits)
+    materials, absent = _libraries(content.libraries, folder, Pictures(limits))
     if None in content.polygons and len(content.polygons) == 1 and len(materials) == 1:
         materials[None] = next(iter(materials.values()))  # a library of one material, and no usemtl
     parts = []
@@ -176,7 +176,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _libraries(names: list[str], folder: Folder, limits: Limits) -> tuple[dict[str | None, MtlMaterial], list[str]]:
+def _libraries(names: list[str], folder: Folder, pictures: Pictures) -> tuple[dict[str | None, MtlMaterial], list[str]]:
     """The materials of all MTL files, by name, and the names of the files that are not there."""
     materials: dict[str | None, MtlMaterial] = {}
     absent = []
@@ -187,7 +187,7 @@ def _libraries(names: list[str], folder: Folder, limits: Limits) -> tuple[dict[s
             if path is None:
                 absent.append(name)
             else:
-                materials.update(read_mtl(path, folder, limits))
+                materials.update(read_mtl(path, folder, pictures))
     return materials, absent
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nova3d.errors import InputError
-from nova3d.rendering.file_access import LIMITS, Folder, Limits, PictureError, decode_picture, read_regular, shorten
+from nova3d.rendering.file_access import LIMITS, Folder, Limits, PictureError, Pictures, read_regular, shorten
 from nova3d.rendering.parts import FileFacts, Material, Part, Scene, srgb_colours
 from nova3d.rendering.triangulate import triangulate_all
 
@@ -120,19 +120,22 @@ def _scene(
             material = Material(missing="the texture: the mesh has no coordinates for it")
         if material.missing:
             missing.append(material.missing)
-        shown = material.picture is not None
-        parts.append(Part(positions, mine, material, normals, uv if shown else None, None if shown else colours))
+        values = (positions, normals, *((uv, None) if material.picture is not None else (None, colours)))
+        if len(pictures) > 1:  # each part with its own vertices
+            used, index = np.unique(mine, return_inverse=True)
+            mine, values = index.reshape(-1, 3), tuple(None if v is None else v[used] for v in values)
+        parts.append(Part(values[0], mine, material, *values[1:]))
     return Scene(parts, FileFacts(missing_textures=tuple(dict.fromkeys(missing))))
 
 
 def _pictures(names: list[str], folder: Folder, limits: Limits) -> list[Material]:
-    materials = []
+    materials, pictures = [], Pictures(limits)
     for name in names:
         found = folder.find(name) or folder.find(name.replace("\\", "/").rpartition("/")[2])
         try:
             if found is None:
                 raise PictureError("the file is not there")
-            materials.append(Material(picture=decode_picture(read_regular(found, limits.file_bytes), limits)))
+            materials.append(Material(picture=pictures.decode(read_regular(found, limits.file_bytes))))
         except InputError as error:
             materials.append(Material(missing=f"'{shorten(name)}': {error}"))
     return materials

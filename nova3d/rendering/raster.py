@@ -118,7 +118,9 @@ def rasterize(
         InputError: where no view shows anything.
     """
     fine = cameras.to(mesh.vertices.device).resized(cameras.width * supersample, cameras.height * supersample)
-    textures = [srgb_to_linear(_box_filter(t, 2 * max(fine.width, fine.height))) for t in mesh.textures]
+    distinct = {id(t): t for t in mesh.textures}
+    filtered = {k: srgb_to_linear(_box_filter(t, 2 * max(fine.width, fine.height))) for k, t in distinct.items()}
+    textures = [filtered[id(t)] for t in mesh.textures]
     colours = srgb_to_linear(mesh.colours)
     views = []
     for index in range(len(cameras)):
@@ -278,12 +280,15 @@ def _facing_normals(mesh: Mesh, face: Tensor, weights: Tensor, camera: Cameras) 
 def _albedo(mesh: Mesh, textures: list[Tensor], colours: Tensor, face: Tensor, weights: Tensor) -> Tensor:
     """Linear base colour [n,3]: texture lookup times the linear vertex colours."""
     colour = (weights[..., None] * colours[mesh.faces[face]]).sum(dim=1)
-    for index, texture in enumerate(textures):
-        hits = torch.nonzero(mesh.face_material[face] == index)[:, 0]
-        if texture.shape[:2] == (1, 1):
-            colour[hits] *= texture[0, 0]
-        else:
-            colour[hits] *= _sample_texture(mesh, texture, mesh.samplers[index], face[hits], weights[hits])
+    material = mesh.face_material[face]
+    plain = [texture.shape[:2] == (1, 1) for texture in textures]  # most of a file of thousands of materials
+    white = colours.new_ones(3)
+    texel = torch.stack([texture[0, 0] if one else white for texture, one in zip(textures, plain, strict=True)])
+    colour = colour * texel[material]
+    for index in torch.unique(material).tolist():
+        if not plain[index]:
+            hits = torch.nonzero(material == index)[:, 0]
+            colour[hits] *= _sample_texture(mesh, textures[index], mesh.samplers[index], face[hits], weights[hits])
     return colour
 
 
@@ -291,9 +296,11 @@ def _opacity(mesh: Mesh, face: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]
     """Return the alpha [n] of the surfaces, 1 where they are opaque, and [n] bool: surface, not a hole."""
     opacity = weights.new_ones(len(face))
     solid = torch.ones_like(opacity, dtype=torch.bool)
-    for index, alpha in enumerate(mesh.alphas):
+    material = mesh.face_material[face]
+    for index in torch.unique(material).tolist():
+        alpha = mesh.alphas[index]
         if alpha is not None:
-            hits = torch.nonzero(mesh.face_material[face] == index)[:, 0]
+            hits = torch.nonzero(material == index)[:, 0]
             values = _sample_texture(mesh, alpha.values, mesh.samplers[index], face[hits], weights[hits])[:, 0]
             if mesh.opacity is not None:
                 values = values * (weights[hits] * mesh.opacity[mesh.faces[face[hits]]]).sum(dim=1)

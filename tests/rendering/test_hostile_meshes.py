@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nova3d.rendering.file_access import Limits, PictureError, decode_picture, read_regular
-from nova3d.rendering.mesh_files import inspect_file
+from nova3d.rendering.file_access import Limits, PictureError, Pictures, read_regular
+from nova3d.rendering.glb import glb_bytes
+from nova3d.rendering.mesh_files import inspect_file, read_scene
 from nova3d.rendering.meshes import load_mesh
 from nova3d.rendering.reasons import Reason, RenderError
 
@@ -189,8 +190,8 @@ def png(side: int) -> bytes:
 def test_pictures_that_unfold_are_refused_by_their_size(tmp_path: Path, gltf: Callable[[], Any]) -> None:
     bomb = png(1200)
     with pytest.raises(PictureError, match="1200 x 1200 pixels are more than 1000000"):
-        decode_picture(bomb, Limits(texture_pixels=10**6))
-    assert decode_picture(bomb).shape == (1200, 1200, 4)
+        Pictures(Limits(texture_pixels=10**6)).decode(bomb)
+    assert Pictures().decode(bomb).shape == (1200, 1200, 4)
     (tmp_path / "t.png").write_bytes(bomb)
     file = gltf()
     texture = file.add("textures", {"source": file.add("images", {"uri": "t.png"})})
@@ -227,3 +228,115 @@ def test_json_that_is_no_gltf(tmp_path: Path, content: bytes) -> None:
 def test_other_kinds_of_files_are_refused_with_those_that_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.fbx").write_bytes(b"Kaydara")
     refused(tmp_path / "a.fbx", r"not read; give one of \.glb, \.gltf, \.obj")
+
+
+def test_pictures_together_are_refused_by_their_size(tmp_path: Path, gltf: Callable[[], Any]) -> None:
+    file = gltf()
+    for k in range(6):
+        (tmp_path / f"{k}.png").write_bytes(png(300 + k))
+        texture = file.add("textures", {"source": file.add("images", {"uri": f"{k}.png"})})
+        file.node(mesh=file.quad(file.material(texture=texture)))
+    path = file.save(tmp_path / "a.gltf")
+    missing = load_mesh(path, Limits(texture_pixels=100_000)).file.missing_textures
+    assert [name.split(":")[0] for name in missing] == ["'4.png'", "'5.png'"]
+    assert "more than 400000 pixels together" in missing[0]
+    for k in range(6):
+        (tmp_path / f"{k}.png").write_bytes(png(300))
+    assert not load_mesh(path, Limits(texture_pixels=100_000)).file.missing_textures  # one picture of six names
+
+
+def test_materials_share_their_picture(tmp_path: Path, gltf: Callable[[], Any]) -> None:
+    file = gltf()
+    (tmp_path / "t.png").write_bytes(png(64))
+    for k in range(5):
+        image = {"uri": "./" * k + "t.png"}
+        texture = file.add("textures", {"source": file.add("images", image)})
+        file.node(mesh=file.quad(file.material((1, k / 5, 1, 1), texture)))
+    path = file.save(tmp_path / "a.gltf")
+    mesh = load_mesh(path)
+    assert len(mesh.textures) == 5 and len({texture.data_ptr() for texture in mesh.textures}) == 1
+    assert mesh.colours[:, 1].unique().numel() == 5  # the factors stay their own
+    content = glb_bytes(read_scene(path).parts)
+    assert content.count(b"\x89PNG") == 1 and content.count(b'"baseColorTexture"') == 5
+
+
+def test_primitives_read_their_own_of_a_shared_list_of_vertices(tmp_path: Path, gltf: Callable[[], Any]) -> None:
+    count = 30_000
+    points = np.random.default_rng(0).random((count, 3), np.float32)
+    file = gltf()
+    shared = {"POSITION": file.accessor(points), "NORMAL": file.accessor(np.tile([0, 0, 1], (count, 1)))}
+    corners = [[7, 20_000, 3], [29_999, 7, 0], [5, 6, 5_000]]
+    primitives = [{"attributes": shared, "indices": file.accessor(np.array(c), indices=True)} for c in corners]
+    file.node(mesh=file.add("meshes", {"primitives": primitives}))
+    scene = read_scene(file.save(tmp_path / "a.gltf"))
+    assert [len(part.positions) for part in scene.parts] == [3, 3, 3]
+    for part, expected in zip(scene.parts, corners, strict=True):
+        assert part.normals is not None and len(part.normals) == 3
+        np.testing.assert_array_equal(part.positions[part.faces[0]], points[expected].astype(float))
+
+
+def test_instances_are_counted_before_they_are_placed(tmp_path: Path, square: Any) -> None:
+    instances = {"TRANSLATION": square.accessor(np.zeros((2, 3)))}
+    square.json["accessors"][instances["TRANSLATION"]] = {"componentType": 5126, "count": 50_000_000, "type": "VEC3"}
+    square.json["nodes"][0]["extensions"] = {"EXT_mesh_gpu_instancing": {"attributes": instances}}
+    refused(square.save(tmp_path / "a.gltf"), "more than 20000000 triangles")
+
+
+def test_leaves_below_deep_nodes_are_read_soon(tmp_path: Path, square: Any) -> None:
+    count = 3000
+    chain = [{"children": [k + 1]} for k in range(count)]
+    chain[-1]["children"] = list(range(count, 2 * count))
+    square.json["nodes"] = chain + [{"mesh": 0}] * count
+    square.json["scenes"][0]["nodes"] = [*range(count, 2 * count), 0]
+    began = time.process_time()
+    assert len(load_mesh(square.save(tmp_path / "a.gltf")).faces) == 2 * count  # each once, though listed twice
+    assert time.process_time() - began < 2
+
+
+def test_buffers_of_one_file_are_read_once(tmp_path: Path, square: Any) -> None:
+    square.blob += bytes(20_000)
+    (tmp_path / "a.bin").write_bytes(square.blob)
+    accessors = list(square.json["accessors"])
+    for k in range(1, 6):  # the square again, five times, from buffers of their own
+        for accessor in accessors:
+            view = square.json["bufferViews"][accessor["bufferView"]] | {"buffer": k}
+            square.json["accessors"].append(accessor | {"bufferView": square.add("bufferViews", view)})
+        primitive = json.loads(json.dumps(square.primitive()))
+        offset = k * len(accessors)
+        primitive["attributes"] = {name: index + offset for name, index in primitive["attributes"].items()}
+        primitive["indices"] += offset
+        square.node(mesh=square.add("meshes", {"primitives": [primitive]}))
+    path = tmp_path / "a.gltf"
+    for prefix, most in (("", 30_000), ("./", 130_000)):
+        names = [prefix * k + "a.bin" for k in range(6)]
+        buffers = [{"byteLength": len(square.blob), "uri": name} for name in names]
+        path.write_text(json.dumps(square.json | {"buffers": buffers}))
+        assert len(load_mesh(path, Limits(file_bytes=most)).faces) == 12
+    refused(path, "has 20.* bytes; at most .* are read", file_bytes=100_000)
+
+
+def test_polygons_that_cross_themselves_end_soon(tmp_path: Path) -> None:
+    count = 1500
+    path = tmp_path / "a.obj"
+    points = np.random.default_rng(0).random((count, 2))
+    corners = " ".join(str(k + 1) for k in range(count))
+    path.write_text("".join(f"v {x} {y} 0\n" for x, y in points) + f"f {corners}\n")
+    began = time.process_time()
+    assert len(load_mesh(path).faces) == count - 2
+    assert time.process_time() - began < 5
+    path.write_text("".join(f"v {x} {y} 0\n" for x, y in points) + f"f {corners}\n" * 500)
+    refused(path, "polygons with inner corners have too many corners")
+
+
+def test_textures_of_ply_have_their_own_vertices(tmp_path: Path) -> None:
+    text = "ply\nformat ascii 1.0\ncomment TextureFile a.png\ncomment TextureFile b.png\nelement vertex 5\n"
+    text += "".join(f"property float {name}\n" for name in ("x", "y", "z", "s", "t"))
+    text += "element face 2\nproperty list uchar int vertex_indices\nproperty int texnumber\nend_header\n"
+    text += "0 0 0 0 0\n1 0 0 1 0\n0 1 0 0 1\n1 1 0 1 1\n2 1 0 .5 1\n3 0 1 2 0\n3 1 4 3 1\n"
+    (tmp_path / "a.ply").write_text(text)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png(8))
+    first, second = read_scene(tmp_path / "a.ply").parts
+    assert first.positions.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]] and first.faces.tolist() == [[0, 1, 2]]
+    assert second.positions[second.faces[0]].tolist() == [[1, 0, 0], [2, 1, 0], [1, 1, 0]]
+    assert second.uv is not None and second.uv[second.faces[0]].tolist() == [[1, 0], [0.5, 1], [1, 1]]
