@@ -12,7 +12,7 @@ from nova3d.notes import mesh_notes, mesh_warnings, model_note, picture_notes, p
 from nova3d.sampling import run_record, write_views
 from nova3d.settings import GenerateConfig, default_out
 from nova3d.utils import provenance, resources
-from nova3d.utils.files import filling, locked, readable, writable_folder
+from nova3d.utils.files import check_replaceable, filling, locked, readable, writable_folder
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
 
@@ -89,12 +89,14 @@ def generate(
         `out`/turntable.mp4 and `out`/preview.png.
 
     Raises:
-        InputError: for an unreadable picture or model, an unwritable folder, views without an object, and where another
-            generation is at work in `out`. A result that was there before stays whole.
+        InputError: for an unreadable picture or model, an unwritable folder, a folder `views` in it that is no earlier
+            result's, views without an object, and where another generation is at work in `out`. A result that was there
+            before stays whole.
     """
     config = config or default_config()
     picture = str(image or config.sample.image)
     folder = writable_folder(out or config.out or default_out(picture))
+    check_replaceable(folder, ("views",))
     sampling = replace(config.sample, image=picture, out=str(folder / "views"))
     config = replace(config, out=str(folder), sample=sampling)
     with locked(folder, "another generation"), filling(folder, stale=("turntable.*",)) as aside:

@@ -256,7 +256,7 @@ class ViewSet:
         text = {"nova3d": json.dumps(record, sort_keys=True, default=str)} if record else None
         transforms = cameras_to_transforms(self.cameras)
         try:
-            if (folder / DETAIL_FOLDER).is_dir():
+            if (folder / DETAIL_FOLDER / "transforms.json").is_file():  # and no other folder of that name
                 shutil.rmtree(folder / DETAIL_FOLDER)
             for name in ("rgb", "normal"):
                 (folder / name).mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from nova3d.errors import InputError, first_line
 from nova3d.transforms import cameras_from_transforms, cameras_to_transforms
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, parse_json, write_text
+from nova3d.utils.limits import MAX_VIEW_MEGAPIXELS
 from nova3d.views import ViewSet
 
 INDEX = "index.json"
@@ -94,13 +95,20 @@ def read_object(path: Path) -> dict[str, bytes]:
     try:
         with tarfile.open(path, "r:") as tar:
             for header in tar:
-                file = tar.extractfile(header)
-                if file is None:
-                    raise InputError(f"'{path}' holds '{header.name}', which is not a file")
-                members[header.name] = file.read()
-    except (tarfile.TarError, OSError) as error:
+                members[header.name] = read_member(tar, header)
+    except (tarfile.TarError, OSError, InputError) as error:
         raise InputError(f"object '{path}' is damaged: {error}; delete it and run again") from error
     return members
+
+
+def read_member(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
+    """Read a member of a tar file on the disk; raises InputError where it is no file or larger than the tar."""
+    file = tar.extractfile(header) if header.isreg() else None
+    if file is None:
+        raise InputError(f"it holds '{header.name[:80]}', which is not a file")
+    if header.size > Path(str(tar.name)).stat().st_size:  # of a sparse file, or a lie
+        raise InputError(f"its member '{header.name[:80]}' states {header.size} bytes")
+    return file.read()
 
 
 class ShardWriter:
@@ -222,11 +230,12 @@ class ShardReader:
         members: dict[str, bytes] = {}
         with path.open("rb") as file:
             length = path.stat().st_size
-            for name in sorted(sample["members"]):
+            fits = sum(size for _, size in sample["members"].values()) <= length
+            for name in sorted(sample["members"] if fits else ()):
                 offset, size = sample["members"][name]
                 file.seek(min(offset, length))
                 members[name] = file.read(min(size, length))
-        if members_hash(members) != sample["sha256"]:
+        if not fits or members_hash(members) != sample["sha256"]:
             raise InputError(f"shard '{path}' is damaged or truncated at object '{sample['uid']}'; render it again")
         return members
 
@@ -294,7 +303,8 @@ def read_picture(data: bytes, size: tuple[int, int] | None = None) -> Tensor:
 
     Args:
         data: the member.
-        size: width and height that it must have, which is checked before it is decoded; None takes any.
+        size: width and height that it must have, which is checked before it is decoded; None takes any up to
+            MAX_VIEW_MEGAPIXELS.
 
     Returns:
         The pixels.
@@ -306,8 +316,9 @@ def read_picture(data: bytes, size: tuple[int, int] | None = None) -> Tensor:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             if size and picture.size != size:
                 raise InputError(f"a picture has {picture.width}x{picture.height} pixels, not {size[0]}x{size[1]}")
+            images.check_pixels(picture.width, picture.height, "a picture", MAX_VIEW_MEGAPIXELS)
             return torch.from_numpy(np.asarray(picture).copy())
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise InputError(f"a picture cannot be decoded: {first_line(error, 80)}") from error
 
 

@@ -42,7 +42,7 @@ from nova3d.images.io import (
     save_image,
     to_uint8,
 )
-from nova3d.images.pixels import MAX_MEGAPIXELS, Picture, decode
+from nova3d.images.pixels import MAX_MEGAPIXELS, Picture, check_pixels, decode
 
 __all__ = [
     "ANIMATION_SUFFIXES",
@@ -57,6 +57,7 @@ __all__ = [
     "Picture",
     "alpha_separates",
     "check_object",
+    "check_pixels",
     "check_together",
     "composite",
     "cut_out",

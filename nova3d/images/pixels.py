@@ -22,6 +22,8 @@ from nova3d.utils.limits import MAX_MEGAPIXELS
 log = logging.getLogger(__name__)
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
+# What Pillow may read. Others of its formats start a program of their own (EPS: Ghostscript) or are no pictures.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "JPEG2000", "ICO")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
@@ -50,7 +52,8 @@ def open_picture(
         if _is_heif(path):
             name = "a HEIC image"
             _register_heif(path)
-        with Image.open(path) as image:
+        Image.init()  # AVIF and HEIF are not in every build
+        with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
             check_pixels(image.width, image.height, str(path), max_megapixels)
             yield image
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

@@ -53,7 +53,8 @@ def export_model(
         if not all(bool(torch.isfinite(p).all()) for p in part.parameters()):
             raise InputError(f"a weight of '{part_name}' is too large for float16; keep this model in float32")
     pipeline.save_pretrained(out, safe_serialization=True, variant=hub.HALF_PRECISION)
-    for path in out.rglob("*.json"):  # diffusers notes the folder it loaded from, which means nothing elsewhere
+    configs = [out / "model_index.json", *(path for name in COMPONENTS for path in (out / name).glob("*.json"))]
+    for path in configs:  # diffusers notes the folder it loaded from, which means nothing elsewhere
         content = read_json(path, dict)
         if content.pop("_name_or_path", None) is not None:
             write_json(path, content, indent=2)
@@ -63,7 +64,7 @@ def export_model(
         record = read_json(model / "record.json", dict, "record") if (model / "record.json").is_file() else {}
         shown = [path.relative_to(out).as_posix() for path in samples]
         write_text(out / "README.md", model_card(pipeline, record, name or out.resolve().name, licence, shown))
-    weights = sorted(out.rglob("*.safetensors"))
+    weights = sorted(path for name in COMPONENTS for path in (out / name).glob("*.safetensors"))
     lines = [f"{provenance.hash_file(path)}  {path.relative_to(out).as_posix()}\n" for path in weights]
     write_text(out / CHECKSUMS, "".join(lines))
     return sum(path.stat().st_size for path in weights)

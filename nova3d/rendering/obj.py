@@ -13,7 +13,7 @@ from nova3d.rendering.mtl import MtlMaterial, read_mtl
 from nova3d.rendering.parts import FileFacts, Material, Part, Scene, srgb_colours
 from nova3d.rendering.triangulate import triangulate_all
 
-_CONTINUED = re.compile(r"\\[ \t]*\r?\n")
+_CONTINUED = re.compile(r"\\[ \t]*(\r\n?|\n)")
 Corner = tuple[int, int, int]  # position, texture coordinate, normal: from 0, -1 where there is none
 
 
@@ -110,7 +110,7 @@ def _parse(text: str, limits: Limits) -> _Content:
 
 def _lines(text: str) -> Iterator[str]:
     """The lines without comments, tabs as blanks, continued lines joined."""
-    for line in _CONTINUED.sub(" ", text).split("\n"):
+    for line in _CONTINUED.sub(" ", text).replace("\r", "\n").split("\n"):
         line = line.replace("\t", " ").strip()
         if line and line[0] != "#":
             # A comment may end a line of numbers; the name of a file may hold '#'.

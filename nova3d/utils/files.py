@@ -66,9 +66,26 @@ def writable_folder(path: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise InputError(f"cannot write to '{folder}': {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"cannot write to {str(folder)!r}: {getattr(error, 'strerror', None) or error}") from error
     return folder
+
+
+def check_replaceable(folder: str | Path, names: Sequence[str]) -> None:
+    """Refuse to replace folders that are none of an earlier result.
+
+    Args:
+        folder: where a result is to be written. An earlier result has left its record.json there.
+        names: the folders in it that the result replaces.
+
+    Raises:
+        InputError: naming the first that is there and holds something, where there is no record.json.
+    """
+    if (Path(folder) / "record.json").is_file():
+        return
+    for path in (Path(folder) / name for name in names):
+        if path.is_dir() and any(path.iterdir()):
+            raise InputError(f"'{path}' would be replaced, and is no result of an earlier run: choose another folder")
 
 
 @contextmanager

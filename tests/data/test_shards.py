@@ -1,7 +1,10 @@
 """Shards: names WebDataset understands, exact round trips, named damage."""
 
 import json
+import struct
 import tarfile
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,3 +176,45 @@ def test_the_data_s_hash_names_the_set_and_not_its_order() -> None:
     rows = [{"uid": "a", "sha256": "1"}, {"uid": "b", "sha256": "2"}]
     assert shard_hash(rows) == shard_hash(rows[::-1])
     assert shard_hash(rows) != shard_hash([rows[0], {"uid": "b", "sha256": "3"}])
+
+
+def test_members_that_the_index_repeats_are_refused_before_they_are_read(tmp_path: Path, write_shards: Write) -> None:
+    folder = write_shards(tmp_path / "s", 1)
+    index = json.loads((folder / "index.json").read_text())
+    sample = index["samples"][0]
+    whole = [0, (folder / sample["shard"]).stat().st_size]
+    sample["members"] = {f"rgb.{k:03d}.png": whole for k in range(100_000)}
+    (folder / "index.json").write_text(json.dumps(index))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="damaged or truncated at object"):
+        reader = ShardReader(folder)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        reader.read(0)
+    assert tracemalloc.get_traced_memory()[1] - before < 50e6
+    tracemalloc.stop()
+
+
+def test_members_that_state_more_than_the_tar_holds_are_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("a.json")
+    header.size = 512
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    block[156:157] = tarfile.GNUTYPE_SPARSE
+    block[386:410] = b"00000000000\0" + b"00000001000\0"  # one piece, of 512 bytes
+    block[483:495] = b"100000000000"  # of a file of 8 GiB
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block[:512])
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(block) + b"{}".ljust(512) + bytes(1024))
+    with pytest.raises(InputError, match=r"a\.tar' is damaged: its member 'a\.json' states 8589934592 bytes"):
+        read_object(path)
+
+
+def test_pictures_of_members_are_refused_by_their_size() -> None:
+    def chunk(body: bytes) -> bytes:
+        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+    for side, message in ((6000, "36 million"), (60_000, "exceeds limit")):
+        header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        with pytest.raises(InputError, match=message):
+            read_picture(b"\x89PNG\r\n\x1a\n" + chunk(header) + chunk(b"IDAT"))

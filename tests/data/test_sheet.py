@@ -1,6 +1,7 @@
 """Contact sheets: every chosen object is on one, with its own pictures."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,18 @@ def test_nothing_to_show_is_said(tmp_path: Path) -> None:
     (tmp_path / "shard-00000.tar").write_bytes(b"half a tar" * 200)
     with pytest.raises(InputError, match=r"shard-00000\.tar.*damaged"):
         contact_sheets(tmp_path, tmp_path / "sheets")
+
+
+def test_strangers_objects_are_one_line(tmp_path: Path) -> None:
+    sound = members("a", 0.5, 0.1)
+    facts = json.loads(sound["a.json"])
+    broken = {
+        "picture": sound | {"a.rgb.000.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 40\n"},
+        "tags": sound | {"a.json": json.dumps(facts | {"tags": 3}).encode()},
+        "measures": sound | {"a.json": json.dumps(facts | {"measures": {"coverage": "much"}}).encode()},
+        "number": sound | {"a.json": json.dumps(facts | {"measures": 3}).encode()},
+    }
+    for name, content in broken.items():
+        write_object(tmp_path / name / "a.tar", content, "w")
+        with pytest.raises(InputError, match=r"a\.tar' is damaged"):
+            contact_sheets(tmp_path / name, tmp_path / "sheets", 4)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 
 from nova3d import images
 from nova3d.errors import InputError
@@ -190,3 +190,16 @@ def test_a_truncated_pillow_image_is_one_line() -> None:
     with pytest.raises(InputError, match="cannot be read") as caught:
         images.decode(cut)
     assert "\n" not in str(caught.value)
+
+
+def test_formats_that_start_a_program_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    for name in ("drawing.eps", "photo.png"):
+        (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 40\n%%EndComments\nshowpage\n")
+        with pytest.raises(InputError, match="cannot identify image file"):
+            images.decode(tmp_path / name)
+        with pytest.raises(InputError, match="cannot identify image file"):
+            images.read_image(tmp_path / name)

@@ -237,3 +237,11 @@ def test_broken_lines_are_refused(tmp_path: Path, text: str, message: str) -> No
     with pytest.raises(RenderError, match=message) as caught:
         load_mesh(tmp_path / "a.obj")
     assert caught.value.reason == Reason.PARSE_ERROR and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_line_ends_of_other_systems(tmp_path: Path, end: str) -> None:
+    path = write(tmp_path, "newmtl a\nmap_Kd t.png\n".replace("\n", end).encode())
+    text = path.read_text().replace("f 1/1 2/2", "f 1/1 \\\n2/2")  # a continued line
+    path.write_bytes(text.replace("\n", end).encode())
+    assert close(colours(path), UPRIGHT)

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from nova3d.errors import InputError
-from nova3d.utils.files import filling, inside, locked, read_json, read_json_lines, replacing, write_text
+from nova3d.utils.files import (
+    check_replaceable,
+    filling,
+    inside,
+    locked,
+    read_json,
+    read_json_lines,
+    replacing,
+    write_text,
+)
 
 
 def hold(folder: Path) -> None:
@@ -90,6 +99,18 @@ def test_a_result_that_is_not_finished_leaves_the_one_before(tmp_path: Path) -> 
         raise InputError("stop")
     assert (tmp_path / "views/000.png").read_text() == (tmp_path / "mesh.glb").read_text() == "first"
     assert {p.name for p in tmp_path.iterdir()} == {"views", "mesh.glb"}
+
+
+def test_folders_that_are_no_result_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "rgb").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").write_text("mine")
+    check_replaceable(tmp_path, ("rgb", "absent"))
+    (tmp_path / "rgb/mine.png").write_text("mine")
+    with pytest.raises(InputError, match="rgb' would be replaced, and is no result"):
+        check_replaceable(tmp_path, ("rgb", "absent"))
+    (tmp_path / "record.json").write_text("{}")
+    check_replaceable(tmp_path, ("rgb", "absent"))
 
 
 def test_json_lines_name_the_line_or_leave_it_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from nova3d.data import duplicates
 from nova3d.data.jobs.config import RenderConfig, rig_digest
 from nova3d.data.jobs.journal import AssetOutcome, object_path, outcomes, uid_hash
 from nova3d.data.jobs.plan import Plan
-from nova3d.data.shards import INDEX, ShardWriter, read_object
+from nova3d.data.shards import INDEX, ShardWriter, read_member, read_object
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
 from nova3d.utils import provenance
@@ -190,8 +190,7 @@ def _facts(out: Path, uid: str, digest: str) -> dict[str, Any]:
     try:
         with tarfile.open(path, "r:") as tar:
             header = tar.next()
-            file = tar.extractfile(header) if header else None
-            facts = parse_json(file.read(), dict, "its JSON") if file else {}
+            facts = parse_json(read_member(tar, header), dict, "its JSON") if header else {}
     except (tarfile.TarError, InputError) as error:
         raise InputError(f"object '{path}' is damaged: {error}; delete it and run again") from error
     if facts.get("rig") != digest:

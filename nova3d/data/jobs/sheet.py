@@ -1,7 +1,6 @@
 """Contact sheets of rendered objects, the most doubtful first."""
 
 import hashlib
-import io
 import tarfile
 import textwrap
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from nova3d.data.filters import FilterConfig, worst_measure
+from nova3d.data.shards import read_member, read_picture
 from nova3d.errors import InputError
 from nova3d.utils.files import parse_json, writable_folder
 from nova3d.utils.progress import Progress
@@ -86,11 +86,12 @@ def _scan(folder: Path, filters: FilterConfig) -> Iterator[_Sample]:
             with tarfile.open(path, "r:") as tar:
                 for header in tar:
                     if header.name.endswith(".json"):
-                        file = tar.extractfile(header)
-                        facts: dict[str, Any] = parse_json(file.read() if file else b"", dict, header.name[:80])
+                        facts: dict[str, Any] = parse_json(read_member(tar, header), dict, header.name[:80])
+                        if not isinstance(facts.get("tags", []), list):
+                            raise InputError(f"the tags of {header.name[:80]} are no list")
                         severity, worst = worst_measure(facts.get("measures", {}), filters)
                         yield _Sample(header.name.removesuffix(".json"), path, facts, severity, worst)
-        except (tarfile.TarError, OSError, InputError) as error:
+        except (tarfile.TarError, OSError, InputError, TypeError, AttributeError) as error:
             raise InputError(f"'{path}' is damaged: {error}; delete it and run again") from error
 
 
@@ -117,7 +118,7 @@ def _draw_label(draw: ImageDraw.ImageDraw, top: int, sample: _Sample, group: str
     lines.append((", ".join(str(word) for word in about if word), _FAINT, small))
     if sample.worst:
         lines.append((f"nearest limit: {sample.worst}", _ALARM if sample.severity > 1 else _FAINT, small))
-    tags = ", ".join(sample.facts.get("tags", []))
+    tags = ", ".join(map(str, sample.facts.get("tags", [])))
     lines += [(line, _ALARM, small) for line in textwrap.wrap(tags, 44)[:2]]
     for text, ink, font in lines:
         draw.text((2 * _GAP, top), text, ink, font)
@@ -130,12 +131,13 @@ def _pictures(sample: _Sample, kind: str) -> list[Image.Image]:
         prefix = f"{sample.uid}.{kind}."
         headers = sorted((h for h in tar if h.name.startswith(prefix)), key=lambda h: h.name)
         chosen = [headers[i * len(headers) // _VIEWS] for i in range(_VIEWS)] if len(headers) > _VIEWS else headers
-        found = [tar.extractfile(header) for header in chosen]
-        contents = [file.read() for file in found if file is not None]
+        try:
+            found = [read_picture(read_member(tar, header)).numpy() for header in chosen]
+        except (tarfile.TarError, OSError, InputError) as error:
+            raise InputError(f"'{sample.tar}' is damaged: {error}; delete it and run again") from error
     pictures = []
-    for content in contents:
-        with Image.open(io.BytesIO(content)) as opened:
-            picture = opened.convert("RGBA")
+    for pixels in found:
+        picture = Image.fromarray(pixels).convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         flat = Image.alpha_composite(white, picture).convert("RGB")
         pictures.append(flat.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))

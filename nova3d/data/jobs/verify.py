@@ -95,7 +95,7 @@ def _check_headers(reader: ShardReader, row: int) -> str:
                 header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "strict")
                 if (header.name, header.size) != (f"{sample['uid']}.{name}"[:NAME_BYTES], size):
                     return f"object '{sample['uid']}': '{name}' is not where the index of '{path}' says"
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
         return f"object '{sample['uid']}': '{path}' is damaged: {error}"
     return ""
 
