@@ -19,7 +19,9 @@ from nova3d.cameras import ORTHO_SPAN, CameraModel, Cameras, look_from, preset
 from nova3d.errors import InputError
 from nova3d.images import ANIMATION_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from nova3d.layouts.placement import Placement
+from nova3d.utils.files import is_file
 from nova3d.utils.limits import MAX_VIEW_MEGAPIXELS
+from nova3d.utils.text import shorten
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -339,7 +341,9 @@ def frame_count(folder: Path) -> int:
 def require_files(paths: Sequence[Path], folder: Path) -> None:
     """Raise InputError naming those of the files that are missing, relative to `folder`."""
     missing = [
-        str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in paths if not path.is_file()
+        shorten(str(path.relative_to(folder) if path.is_relative_to(folder) else path))
+        for path in paths
+        if not is_file(path)
     ]
     if missing:
         names = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")

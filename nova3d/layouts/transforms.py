@@ -20,6 +20,8 @@ from nova3d.errors import InputError
 from nova3d.layouts.base import Assume, log_keyed, require_files, unkeyed, with_alpha
 from nova3d.layouts.placement import Placement
 from nova3d.transforms import camera_model, frames_of, intrinsics, poses, read_transforms, up_axis
+from nova3d.utils.files import is_file
+from nova3d.utils.text import shorten
 from nova3d.views import ViewSet, scaled_size, yaw_rotation
 
 log = logging.getLogger(__name__)
@@ -131,15 +133,15 @@ def _picture_path(folder: Path, frame: dict[str, Any], index: int, source: str) 
         raise InputError(f"{source}: frame {index}: key 'file_path' is missing")
     if "\0" in name:
         raise InputError(f"{source}: frame {index}: file_path holds a NUL")
-    if "\\" in name and not (folder / name).is_file():
+    if "\\" in name and not is_file(folder / name):
         name = name.replace("\\", "/")  # a path of Windows
     path = folder / name
-    if path.suffix.lower() in images.IMAGE_SUFFIXES or path.is_file():
+    if path.suffix.lower() in images.IMAGE_SUFFIXES or is_file(path):
         return path
     if path.suffix.lower() in images.PICTURE_SUFFIXES:
-        raise InputError(f"{source}: frame {index}: '{name}' does not exist")
+        raise InputError(f"{source}: frame {index}: '{shorten(name)}' does not exist")
     candidates = [path.with_name(path.name + suffix) for suffix in images.IMAGE_SUFFIXES]
-    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+    return next((candidate for candidate in candidates if is_file(candidate)), candidates[0])
 
 
 def _mask_paths(folder: Path, frames: list[dict[str, Any]]) -> list[Path]:

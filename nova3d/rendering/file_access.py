@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nova3d.errors import InputError, first_line
+from nova3d.utils.text import shorten
 
 # What Pillow may decode: formats that every build of it has (AVIF is optional) and that start no other program.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TGA", "TIFF", "DDS", "PPM", "JPEG2000", "PCX")
@@ -128,12 +129,6 @@ def _other_case(path: Path) -> Path | None:
         return None
     found = [entry for entry in path.parent.iterdir() if entry.name.lower() == path.name.lower()]
     return found[0] if len(found) == 1 else None
-
-
-def shorten(name: str, length: int = 80) -> str:
-    """A name from a file, cut for a message."""
-    printable = "".join(c if c.isprintable() else "?" for c in name[: length + 1])
-    return printable if len(printable) <= length else printable[:length] + "..."
 
 
 class Pictures:

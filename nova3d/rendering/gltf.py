@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nova3d.errors import InputError
-from nova3d.rendering.file_access import Folder, Limits, PictureError, Pictures, read_regular, shorten
+from nova3d.rendering.file_access import Folder, Limits, PictureError, Pictures, read_regular
 from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils.files import JSON_BYTES, parse_json
+from nova3d.utils.text import shorten
 
 # Extensions that may be required: what is read, and what changes neither the triangles nor their base colour.
 READ_EXTENSIONS = frozenset(
@@ -35,6 +36,7 @@ READ_EXTENSIONS = frozenset(
         "KHR_texture_transform",
     }
 )
+
 HARMLESS_EXTENSIONS = frozenset(
     {
         "EXT_lights_image_based",

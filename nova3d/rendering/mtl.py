@@ -13,9 +13,9 @@ from nova3d.rendering.file_access import (
     Pictures,
     decode_text,
     read_regular,
-    shorten,
 )
 from nova3d.rendering.parts import Material, Sampler, Wrap
+from nova3d.utils.text import shorten
 
 # How many words follow an option; three numbers at most, of which later ones may be left out.
 _FIXED = {"-blendu": 1, "-blendv": 1, "-boost": 1, "-mm": 2, "-texres": 1, "-clamp": 1, "-bm": 1, "-imfchan": 1}

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nova3d.errors import InputError
-from nova3d.rendering.file_access import LIMITS, Folder, Limits, PictureError, Pictures, read_regular, shorten
+from nova3d.rendering.file_access import LIMITS, Folder, Limits, PictureError, Pictures, read_regular
 from nova3d.rendering.parts import FileFacts, Material, Part, Scene, srgb_colours
 from nova3d.rendering.triangulate import triangulate_all
+from nova3d.utils.text import shorten
 
 _TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"}
 _TYPES |= {"float": "f4", "double": "f8", "float32": "f4", "float64": "f8", "int64": "i8", "uint64": "u8"}

@@ -242,7 +242,7 @@ def read_json_lines(path: str | Path, what: str = "file", cut: bool = False) -> 
 def parse_json(content: bytes | str, kind: type[T], name: str) -> T:
     """The value of JSON `content`, whose top level is of type `kind`; raises InputError that begins with `name`."""
     try:
-        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content  # Windows' tools write a mark
         if _DIGITS.search(text):
             raise ValueError("a number has more than 308 digits")
         value = json.loads(text, parse_constant=_refuse_constant)
@@ -253,6 +253,14 @@ def parse_json(content: bytes | str, kind: type[T], name: str) -> T:
     if not isinstance(value, kind):
         raise InputError(f"{name} must hold a JSON {_JSON_NAMES[kind]}, not a {_JSON_NAMES[type(value)]}")
     return value
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a regular file of a name that another file gives; False for names that no file can have."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # longer than the system's names, or with a NUL
+        return False
 
 
 def check_component(name: Any, what: str, most: int = COMPONENT_BYTES) -> str:

@@ -1,4 +1,4 @@
-"""Escaping of foreign text, so that it is neither markup in Markdown nor a formula in a spreadsheet."""
+"""Foreign text where people read it: no markup in Markdown, no formula in a spreadsheet, no endless names."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # OWASP: what a spreadsheet takes to begin a formula
 
@@ -18,3 +18,9 @@ def csv_cell(value: object) -> object:
     except ValueError:
         return f"'{value}"
     return value
+
+
+def shorten(name: str, length: int = 80) -> str:
+    """A name from a file, cut for a message."""
+    printable = "".join(c if c.isprintable() else "?" for c in name[: length + 1])
+    return printable if len(printable) <= length else printable[:length] + "..."

@@ -480,3 +480,20 @@ def test_pictures_are_refused_by_their_sizes_together(tmp_path: Path, views: Vie
     same(layouts.read(tmp_path, assume=Assume(max_megapixels=0.002)), views)
     with pytest.raises(InputError, match="together"):  # scaled up, they count as large as they become
         layouts.read(tmp_path, size=400, assume=Assume(max_megapixels=0.1))
+
+
+@pytest.mark.parametrize("layout", ["nova3d", "transforms"])
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 5000 + ".png", "a\0b.png"])
+def test_names_that_no_file_can_have_are_one_line(tmp_path: Path, views: ViewSet, layout: str, name: str) -> None:
+    data = write(tmp_path, views)
+    data["frames"][1] |= {"file_path": name}
+    (tmp_path / "transforms.json").write_text(json.dumps(data))
+    with pytest.raises(InputError) as caught:
+        layouts.load(tmp_path, layout)
+    assert "\n" not in str(caught.value) and "\0" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_mark_before_the_json_is_passed_over(tmp_path: Path, views: ViewSet) -> None:
+    data = write(tmp_path, views)
+    (tmp_path / "transforms.json").write_text(json.dumps(data), encoding="utf-8-sig")
+    same(layouts.read(tmp_path), views)
