@@ -17,6 +17,8 @@ The type of a key decides how its text is read. A string is its text as it stand
 `run #2` mean themselves. An override may put the whole of it in quotes. Numbers and switches are read from their text,
 lists and mappings as YAML. Nothing is interpolated: `${...}` is refused in a file unless it is quoted.
 
+`Annotated[int, Range(1, 4096)]` gives the values that a number may have.
+
 An optional key (`T | None`) is unset by `key=null`, by `key=` and by an empty string. `Sentinel` names a further value
 that meant "unset" in files of earlier versions; it is read as null.
 """
@@ -28,6 +30,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import textwrap
 import types
 import typing
@@ -61,6 +64,19 @@ class Sentinel:
 
 
 @dataclass(frozen=True)
+class Range:
+    """Marks a number, or an optional one, with the values that it may have: `Annotated[int, Range(1, 4096)]`."""
+
+    least: float
+    most: float = math.inf
+
+    def __str__(self) -> str:
+        if math.isinf(self.most):
+            return f"at least {self.least:.10g}"
+        return f"from {self.least:.10g} to {self.most:.10g}"
+
+
+@dataclass(frozen=True)
 class Key:
     """One key of a schema, or one section."""
 
@@ -73,7 +89,7 @@ class Key:
     text: str
     """The attribute docstring on one line, "" where there is none; of a section else its class's first line."""
     marks: tuple[Any, ...] = ()
-    """The further arguments of `Annotated`: Sentinel, or what another module defines."""
+    """The further arguments of `Annotated`: Sentinel, Range, or what another module defines."""
 
 
 def load(
@@ -194,7 +210,8 @@ def _entries(schema: type, prefix: str, defaults: Any) -> Iterator[Key]:
             yield Key(name, SECTION, "", text or _summary(hint))
             yield from _entries(cast(type, hint), f"{name}.", default)
             continue
-        yield Key(name, _type_name(hint), _yaml(default), text, marks)
+        limits = [f"{str(mark).capitalize()}." for mark in marks if isinstance(mark, Range)]
+        yield Key(name, _type_name(hint), _yaml(default), " ".join([text, *limits]).strip(), marks)
         item = get_args(hint)[-1] if get_origin(hint) is dict else None
         if is_dataclass(item):
             yield Key(f"{name}.NAME", SECTION, "", _summary(item))
@@ -378,6 +395,15 @@ def _inner(hint: Any) -> Any:
 
 def _value(hint: Any, given: Any, source: str, name: str) -> Any:
     """What was given for a key, as its type has it. Raises ConfigError that names the key."""
+    value = _typed(hint, given, source, name)
+    for limits in (mark for mark in _plain(hint)[1] if isinstance(mark, Range)):
+        if value is not None and not limits.least <= value <= limits.most:
+            raise ConfigError(f"{source}: {name}: {_shown(value)} is not {limits}")
+    return value
+
+
+def _typed(hint: Any, given: Any, source: str, name: str) -> Any:
+    """What was given for a key, as its type has it, whatever its value."""
     plain, marks = _plain(hint)
     if _is_optional(plain):
         sentinels = [mark.value for mark in marks if isinstance(mark, Sentinel)]

@@ -1,3 +1,5 @@
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -5,7 +7,7 @@ from typing import Annotated, Any
 import pytest
 
 from nova3d import config
-from nova3d.config import MISSING, ConfigError, Sentinel
+from nova3d.config import MISSING, ConfigError, Range, Sentinel
 
 
 @dataclass
@@ -338,3 +340,35 @@ def test_a_mapping_without_a_default_is_filled_and_asked_for() -> None:
     assert config.from_dict(Source, {"rows": {"a": [1, None]}}, "x").rows == {"a": [1.0, None]}
     with pytest.raises(ConfigError, match="'rows' has no value"):
         config.load(Source)
+
+
+@dataclass
+class Bounded:
+    steps: Annotated[int, Range(1, 4096)] = 10
+    """How many steps."""
+    rate: Annotated[float, Range(0, 1)] = 0.5
+    budget: Annotated[float | None, Range(0), Sentinel(-1)] = None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps=0", "override 'steps=0': steps: '0' is not from 1 to 4096"),
+        ("steps=-5", "steps: '-5' is not from 1 to 4096"),
+        ("steps=99999999999999999999", "is not from 1 to 4096"),
+        ("rate=1.01", "rate: '1.01' is not from 0 to 1"),
+        ("rate=.nan", "rate: 'nan' is not from 0 to 1"),
+        ("rate=.inf", "rate: 'inf' is not from 0 to 1"),
+        ("budget=-2", "budget: '-2.0' is not at least 0"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config.load(Bounded, overrides=[override])
+
+
+def test_numbers_within_their_range_are_read() -> None:
+    assert config.load(Bounded, overrides=["steps=4096", "rate=0", "budget=.inf"]) == Bounded(4096, 0.0, math.inf)
+    assert config.load(Bounded, overrides=["budget=-1", "steps=1"]) == Bounded(1)
+    assert config.load(Bounded, overrides=["budget=null"]).budget is None
+    assert "How many steps. From 1 to 4096." in config.help_text(Bounded)

@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from nova3d.config import Sentinel
+from nova3d.config import Range, Sentinel
 from nova3d.errors import InputError
 
 Weight = Any
@@ -25,21 +25,21 @@ class EncodingConfig:
 
     backend: str = "auto"
     """torch, numba (CPU) or tcnn (CUDA); auto takes the fastest one that is installed."""
-    levels: int = 10
+    levels: Annotated[int, Range(1, 32)] = 10
     """Number of grid levels."""
-    features: int = 2
+    features: Annotated[int, Range(1, 16)] = 2
     """Features per level. Instant-NGP: 2."""
-    log2_table: int = 15
+    log2_table: Annotated[int, Range(1, 26)] = 15
     """Log2 of the entries per level. Instant-NGP and Wonder3D: 19, which 256 px images do not need (measured)."""
-    base: int = 16
+    base: Annotated[int, Range(1, 4096)] = 16
     """Cells across the box at the coarsest level. Instant-NGP: 16."""
-    finest: int | None = None
+    finest: Annotated[int | None, Range(1, 65536)] = None
     """Cells across the box at the finest level; null: the images' height (measured: finer grids diverge)."""
-    start_levels: float = 4.0
+    start_levels: Annotated[float, Range(0)] = 4.0
     """Levels that are open at the start; the others open one by one. Neuralangelo and Wonder3D: 4."""
-    open_until: float = 0.8
+    open_until: Annotated[float, Range(0, 1)] = 0.8
     """Share of the run after which all levels are open (measured)."""
-    init: float = 1e-4
+    init: Annotated[float, Range(0, 1)] = 1e-4
     """Tables start uniform in +-init. Instant-NGP: 1e-4."""
 
 
@@ -47,22 +47,22 @@ class EncodingConfig:
 class FieldConfig:
     """The networks of signed distance and colour, and the sharpness of the surface."""
 
-    hidden: int = 64
+    hidden: Annotated[int, Range(1, 4096)] = 64
     """Width of the SDF network's one hidden layer. Wonder3D: 64."""
-    geometry_features: int = 12
+    geometry_features: Annotated[int, Range(1, 4096)] = 12
     """Outputs of the SDF network beside the distance. Wonder3D: 12."""
-    beta: float = 100.0
+    beta: Annotated[float, Range(0, 1_000_000)] = 100.0
     """Sharpness of the softplus activation. NeuS: 100."""
-    colour_hidden: int = 64
+    colour_hidden: Annotated[int, Range(1, 4096)] = 64
     """Width of the colour network's two hidden layers. Wonder3D: 64."""
-    inv_s: float = 60.0
+    inv_s: Annotated[float, Range(0, 1_000_000)] = 60.0
     """Inverse standard deviation s of the NeuS paper at the start. NeuS and Wonder3D start at exp(3) = 20 on a sphere.
 
     A visual hull is a better first guess, so the start is sharper here.
     """
     normals: str = "analytic"
     """analytic, or tetrahedral: finite differences over a cell of the finest open level, as in Neuralangelo."""
-    radius: float = 0.6
+    radius: Annotated[float, Range(0.1, 10)] = 0.6
     """Half the side of the box that the field fills; the object's own half side is 0.5."""
     init: str = "hull"
     """hull: regress the visual hull's distance first; sphere: the geometric initialisation of IDR and NeuS."""
@@ -72,20 +72,20 @@ class FieldConfig:
 class HullConfig:
     """The visual hull, and the SDF cached on its grid, which guide the sampling."""
 
-    resolution: int = 96
+    resolution: Annotated[int, Range(8, 1024)] = 96
     """Grid nodes along each side of the box."""
-    dilate: float = 0.02
+    dilate: Annotated[float, Range(0, 1)] = 0.02
     """How far outside the hull the surface may lie."""
-    reach: float = 0.01
+    reach: Annotated[float, Range(0, 1)] = 0.01
     """How far the surface may lie from the consistent volume, on either side, where views carry a calibration.
 
     About the step of the grid (measured).
     """
-    tolerance: float = 0.1
+    tolerance: Annotated[float, Range(0, 1)] = 0.1
     """Share of the views that may see background at a node which is kept (1 of 16)."""
-    fit_steps: int = 120
+    fit_steps: Annotated[int, Range(0, 1_000_000)] = 120
     """Steps that regress the hull's distance before any rendering."""
-    refresh: int = 25
+    refresh: Annotated[int, Range(1, 1_000_000)] = 25
     """Steps between two evaluations of the cached SDF."""
 
 
@@ -95,19 +95,19 @@ class SamplingConfig:
 
     backend: str = "auto"
     """Ray marching by torch or nerfacc (CUDA); auto takes nerfacc where it works."""
-    rays: int = 256
+    rays: Annotated[int, Range(1, 2**20)] = 256
     """Rays per step (measured: more steps are better than more rays)."""
-    samples: int = 16
+    samples: Annotated[int, Range(1, 4096)] = 16
     """Samples per ray."""
-    probes: int = 128
+    probes: Annotated[int, Range(1, 65536)] = 128
     """Marching steps across the box's diagonal, at which the cached SDF is read."""
-    min_weight: float = 1e-3
+    min_weight: Annotated[float, Range(0, 1)] = 1e-3
     """Samples with a lower rendering weight get no colour, normal and conflict."""
-    random_points: int = 256
+    random_points: Annotated[int, Range(1, 2**20)] = 256
     """Random points per step for the regularisers. Wonder3D: 2048 beside 262144 samples."""
-    foreground: float = 0.7
+    foreground: Annotated[float, Range(0, 1)] = 0.7
     """Share of the rays drawn on the object; the others come from the ring around it."""
-    ring_px: float = 6.0
+    ring_px: Annotated[float, Range(0, 10_000)] = 6.0
     """Width of that ring in pixels at 256 px."""
 
 
@@ -129,13 +129,13 @@ class LossConfig:
     """Smoothness term. Wonder3D: 1."""
     solid: Weight = 10.0
     """Weight of staying within `hull.reach` of the consistent volume, where views carry a calibration (measured)."""
-    sparse_tau: float = 200.0
+    sparse_tau: Annotated[float, Range(0, 1_000_000)] = 200.0
     """tau of the sparsity term. SparseNeuS: 100 where the box's half side is 1."""
-    smooth_delta: float = 0.005
+    smooth_delta: Annotated[float, Range(0, 1)] = 0.005
     """Standard deviation of the smoothness term's offsets. Wonder3D: 0.01 where the box's half side is 1."""
-    normal_keep: float = 1.0
+    normal_keep: Annotated[float, Range(0, 1)] = 1.0
     """Share of the rays, lowest normal error first, that count. Wonder3D: 0.8, which is blunter (measured)."""
-    input_view: float = 2.0
+    input_view: Annotated[float, Range(0, 1_000_000)] = 2.0
     """Weight of the trusted views, such as the input picture, among views that are not. Where all views are alike: of
     view 0, while the other poses are refined."""
 
@@ -150,27 +150,27 @@ class PoseConfig:
 
     enabled: bool = True
     """Whether poses are refined."""
-    start: float = 0.05
+    start: Annotated[float, Range(0, 1)] = 0.05
     """Share of the run before which poses are fixed."""
-    stop: float = 0.8
+    stop: Annotated[float, Range(0, 1)] = 0.8
     """Share of the run after which poses are fixed."""
-    lr: float = 1e-3
+    lr: Annotated[float, Range(0, 10)] = 1e-3
     """Learning rate. BARF: 1e-3."""
-    final_lr: float = 0.01
+    final_lr: Annotated[float, Range(0, 1)] = 0.01
     """Learning rate at `stop` as a share of `lr`. BARF: 0.01."""
-    average: float = 0.98
+    average: Annotated[float, Range(0, 1)] = 0.98
     """Decay of the running mean that replaces the poses when they are frozen (about the last 50 steps)."""
-    prior_rotation: float = 0.004
+    prior_rotation: Annotated[float, Range(0, 1_000_000)] = 0.004
     """Weight of the rotation prior per radian (measured)."""
-    prior_translation: float = 0.004
+    prior_translation: Annotated[float, Range(0, 1_000_000)] = 0.004
     """Weight of the translation prior per world unit (measured)."""
-    recarve: float = 0.2
+    recarve: Annotated[float, Range(0, 1)] = 0.2
     """Share of the run after which the hull is carved again with the current poses."""
-    slack: float = 0.06
+    slack: Annotated[float, Range(0, 1)] = 0.06
     """How much further outside the hull the surface may lie while poses move."""
-    max_rotation_deg: float = 8.0
+    max_rotation_deg: Annotated[float, Range(0, 180)] = 8.0
     """Largest rotation of a view, in degrees."""
-    max_translation: float = 0.1
+    max_translation: Annotated[float, Range(0, 10)] = 0.1
     """Largest translation of a view."""
     normals_follow: bool = False
     """Whether a view's normals rotate with its pose. All normal maps share one frame, so by default they do not."""
@@ -182,35 +182,35 @@ class ConflictConfig:
 
     mode: str = "mlp"
     """mlp: the paper's f_psi. Ablation arms: closed_form (no network), trimmed (Wonder3D), none."""
-    start: float = 0.2
+    start: Annotated[float, Range(0, 1)] = 0.2
     """Share of the run before which H is 0, so that ignoring everything is never the cheapest answer."""
-    hidden: int = 64
+    hidden: Annotated[int, Range(1, 4096)] = 64
     """Width of f_psi's hidden layers."""
-    layers: int = 2
+    layers: Annotated[int, Range(0, 32)] = 2
     """Number of f_psi's hidden layers."""
-    bands: int = 5
+    bands: Annotated[int, Range(0, 32)] = 5
     """Frequency bands of the positional encoding of x (measured)."""
-    view_embedding: int = 16
+    view_embedding: Annotated[int, Range(1, 4096)] = 16
     """Width of the view embedding l."""
-    bias: float = -4.0
+    bias: Annotated[float, Range(-100, 100)] = -4.0
     """Bias of f_psi's output: h starts at sigmoid(bias) = 0.02."""
-    lambda_start: float = 1.0
+    lambda_start: Annotated[float, Range(0, 1_000_000)] = 1.0
     """lambda_0 at `start`."""
-    lambda_end: float = 0.15
+    lambda_end: Annotated[float, Range(0, 1_000_000)] = 0.15
     """lambda_0 at the end. H* = r / (2 lambda_0), so at 0.15 a residual of 0.3 is ignored."""
-    floor: float = 10.5
+    floor: Annotated[float, Range(0, 1_000_000)] = 10.5
     """lambda_0 stays above this multiple of the mean residual; mean H then stays below 1 / (2 floor)."""
     consensus: bool = True
     """After the fit, base H on what the other views show at the same point; false: the paper alone."""
-    polish_steps: int = 600
+    polish_steps: Annotated[int, Range(0, 1_000_000)] = 600
     """Steps in which f_psi learns from the consensus (measured)."""
-    polish_rays: int = 2048
+    polish_rays: Annotated[int, Range(1, 2**20)] = 2048
     """Pixels per step of that."""
-    trim: float = 0.2
+    trim: Annotated[float, Range(0, 1)] = 0.2
     """Share of the rays that `trimmed` leaves out. Wonder3D: 0.2."""
     detach: bool = True
     """Whether f_psi's inputs and rendering weights are detached from geometry and colour."""
-    warn_mean: float = 0.5
+    warn_mean: Annotated[float, Range(0, 1)] = 0.5
     """Mean H on the foreground above which a warning is logged."""
 
     def __post_init__(self) -> None:
@@ -222,23 +222,23 @@ class ConflictConfig:
 class OptimConfig:
     """The optimiser and its schedule."""
 
-    steps: int = 1000
+    steps: Annotated[int, Range(0, 10_000_000)] = 1000
     """Number of steps (measured)."""
-    lr_grid: float = 1e-2
+    lr_grid: Annotated[float, Range(0, 10)] = 1e-2
     """Learning rate of the hash grid. Wonder3D: 1e-3 for 3000 steps; instant-nsr-pl: 1e-2."""
-    lr_mlp: float = 1e-3
+    lr_mlp: Annotated[float, Range(0, 10)] = 1e-3
     """Learning rate of the SDF and colour networks. Wonder3D: 1e-3 (measured)."""
-    lr_inv_s: float = 1e-3
+    lr_inv_s: Annotated[float, Range(0, 10)] = 1e-3
     """Learning rate of the sharpness. Wonder3D: 1e-3."""
-    lr_conflict: float = 1e-2
+    lr_conflict: Annotated[float, Range(0, 10)] = 1e-2
     """Learning rate of f_psi, which starts late and has little time (measured)."""
-    warm_up: float = 0.03
+    warm_up: Annotated[float, Range(0, 1)] = 0.03
     """Share of the run with a linear warm-up."""
-    final_lr: float = 0.05
+    final_lr: Annotated[float, Range(0, 1)] = 0.05
     """Learning rate at the end as a share of the first. NeuS: 0.05."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of everything random."""
-    time_budget: float | None = None
+    time_budget: Annotated[float | None, Range(0)] = None
     """Seconds for the whole reconstruction, which the schedule is shortened to meet; null: no limit."""
 
 
@@ -246,13 +246,13 @@ class OptimConfig:
 class ExtractConfig:
     """Mesh extraction by marching cubes."""
 
-    resolution: int = 192
+    resolution: Annotated[int, Range(8, 2048)] = 192
     """Marching cubes cells across the box. Wonder3D: 192."""
-    coarse: int = 64
+    coarse: Annotated[int, Range(4, 1024)] = 64
     """Cells of the coarse grid; only those near the surface are evaluated finely."""
-    min_component: float = 0.01
+    min_component: Annotated[float, Range(0, 1)] = 0.01
     """Components with less than this share of the largest one's area are dropped."""
-    faces: int = 20000
+    faces: Annotated[int, Range(4, 100_000_000)] = 20000
     """Number of faces after decimation."""
     kernel: str = "skimage"
     """Marching cubes by skimage or mcubes (PyMCubes, the extra `mcubes`); they differ only in ambiguous cells."""
@@ -264,22 +264,22 @@ class TextureConfig:
 
     mode: str = "uv"
     """uv: an atlas with a texture; vertex: vertex colours only."""
-    size: int = 1024
+    size: Annotated[int, Range(16, 16384)] = 1024
     """Side of the texture in texels."""
-    most: int = 2048
+    most: Annotated[int, Range(16, 16384)] = 2048
     """Largest side that the texture grows to where trusted views, such as the input picture, have finer pixels."""
     atlas: str = "projected"
     """projected: flat projections, in a second; xatlas (the extra `xatlas`): fewer, less stretched charts in
     5 to 15 seconds."""
-    atlas_seconds: float = 60.0
+    atlas_seconds: Annotated[float, Range(0)] = 60.0
     """Time limit of xatlas, after which `projected` is used."""
-    power: float = 2.0
+    power: Annotated[float, Range(0, 100)] = 2.0
     """Views are blended by cos^power * (1 - H)^2."""
-    top_views: Annotated[int | None, Sentinel(0)] = 3
+    top_views: Annotated[int | None, Sentinel(0), Range(1)] = 3
     """Best views per texel that are blended; null: all (measured: equal on true views, otherwise sharper)."""
-    min_cos: float = 0.15
+    min_cos: Annotated[float, Range(0, 1)] = 0.15
     """Least cosine between the surface normal and the direction to a view that is used."""
-    erode_px: float = 1.0
+    erode_px: Annotated[float, Range(0, 10_000)] = 1.0
     """Width of the masks' rim whose colours are not used: in pixels at 256 px, and in own pixels of trusted views among
     others."""
     smooth_unseen: bool = True

@@ -2,7 +2,7 @@
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,18 @@ def _scene(
             material = Material(missing="the texture: the mesh has no coordinates for it")
         if material.missing:
             missing.append(material.missing)
-        values = (positions, normals, *((uv, None) if material.picture is not None else (None, colours)))
-        if len(pictures) > 1:  # each part with its own vertices
-            used, index = np.unique(mine, return_inverse=True)
-            mine, values = index.reshape(-1, 3), tuple(None if v is None else v[used] for v in values)
-        parts.append(Part(values[0], mine, material, *values[1:]))
+        shown = material.picture is not None
+        part = Part(positions, mine, material, normals, uv if shown else None, None if shown else colours)
+        parts.append(_with_own_vertices(part) if len(pictures) > 1 else part)
     return Scene(parts, FileFacts(missing_textures=tuple(dict.fromkeys(missing))))
+
+
+def _with_own_vertices(part: Part) -> Part:
+    """The part with the vertices alone that its faces use."""
+    used, index = np.unique(part.faces, return_inverse=True)
+    normals, uv, colours = (None if v is None else v[used] for v in (part.normals, part.uv, part.colours))
+    faces = index.reshape(part.faces.shape)
+    return replace(part, positions=part.positions[used], faces=faces, normals=normals, uv=uv, colours=colours)
 
 
 def _pictures(names: list[str], folder: Folder, limits: Limits) -> list[Material]:
