@@ -47,9 +47,13 @@ def check_file(path: str | Path, kind: str) -> Path:
     if _URL.match(str(path)):
         raise InputError(f"'{path}' is a URL: download the {kind} and give the file")
     path = Path(path)
-    if not path.is_file():
-        what = ": it is a folder" if path.is_dir() else ": it is no regular file" if path.exists() else ""
-        raise InputError(f"{kind} '{path}' does not exist{what and ' as a file'}{what}")
+    if not is_file(path):
+        try:
+            what = ": it is a folder" if path.is_dir() else ": it is no regular file" if path.exists() else ""
+        except OSError as error:  # longer than the system's names
+            raise InputError(f"{kind} '{str(path)[:80]}...' cannot be read: {error.strerror}") from error
+        shown = str(path).replace("\0", "\\0")
+        raise InputError(f"{kind} '{shown}' does not exist{what and ' as a file'}{what}")
     return path
 
 

@@ -10,7 +10,6 @@ out/train, out/val              the shards, after packing
 
 import contextlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -154,7 +153,7 @@ def duration(seconds: float) -> str:
 
 
 def _scheduler_line(status: dict[str, Any]) -> str:
-    age = duration(max(0.0, time.time() - status["updated"]))
+    age = duration(status["age"])
     where = f"{status['name']} (process {status['pid']} on {status['host']})"
     if status["live"]:
         in_flight = ", ".join(f"{o['uid']} {o['seconds']:.0f} s" for o in status["in_flight"][:4])

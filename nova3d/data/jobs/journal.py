@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from nova3d.data.sources import Asset
-from nova3d.errors import InputError
+from nova3d.errors import InputError, first_line
 from nova3d.utils.files import read_json, read_json_lines, write_json
 
 log = logging.getLogger(__name__)
@@ -149,18 +150,33 @@ def write_status(out: Path, name: str, status: dict[str, Any]) -> None:
 
 
 def read_status(out: Path) -> list[dict[str, Any]]:
-    """Return the status of every scheduler, with `live`: whether it is still at work.
+    """Return the status of every scheduler, with `age` in seconds, and `live`: whether it is still at work.
 
     A scheduler that was killed leaves a status that says `running`. It is known by its age and, on its own host, by its
-    process.
+    process. The age of another host's status is that of its file, by the clock of the file system that both share: the
+    hosts' own clocks may differ.
     """
     found = []
     for path in sorted((out / "status").glob("[!.]*.json")):
         status = read_json(path, dict, "status")
-        fresh = time.time() - status["updated"] < STALE_SECONDS
-        gone = status["host"] == socket.gethostname() and not psutil.pid_exists(status["pid"])
-        found.append(status | {"live": status["state"] == "running" and fresh and not gone})
+        try:
+            here = status["host"] == socket.gethostname()
+            age = time.time() - status["updated"] if here else _file_system_time(path.parent) - path.stat().st_mtime
+            gone = here and not psutil.pid_exists(status["pid"])
+            live = status["state"] == "running" and age < STALE_SECONDS and not gone
+        except (KeyError, TypeError, OverflowError) as error:
+            raise InputError(f"status '{path}' is broken ({first_line(error, 60)}): delete it") from error
+        found.append(status | {"age": max(0.0, age), "live": live})
     return found
+
+
+def _file_system_time(folder: Path) -> float:
+    """The time now by the clock of a folder's file system; by this host's where the folder cannot be written."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def _ends_in_newline(path: Path) -> bool:

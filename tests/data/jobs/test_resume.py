@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,22 @@ def test_a_parent_that_was_killed_shows_as_dead(make_job: MakeJob, caplog: pytes
         path.write_text(json.dumps(status | {"state": "running", "pid": os.getpid(), "rate": 2.0} | change))
         assert not job.status(config).schedulers[0]["live"] and job.status(config).rate == 0
         assert "dead since" in str(job.status(config))
+
+
+def test_the_clock_of_another_host_does_not_decide(make_job: MakeJob) -> None:
+    config = make_job({"good": {}})
+    job.run(config)
+    path = Path(config.out) / "status/local.json"
+    status = json.loads(path.read_text()) | {"state": "running", "host": "elsewhere", "pid": 2**22 + 1, "rate": 2.0}
+    for hours in (-2, 0, 2):
+        path.write_text(json.dumps(status | {"updated": time.time() + 3600 * hours}))
+        assert job.status(config).schedulers[0]["live"] and "at work" in str(job.status(config))
+        os.utime(path, (time.time() - 600, time.time() - 600))
+        assert not job.status(config).schedulers[0]["live"] and "dead since 10 min" in str(job.status(config))
+    for broken in ({"state": "running"}, status | {"host": socket.gethostname(), "updated": "soon"}):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(InputError, match=r"local\.json' is broken"):
+            job.status(config)
 
 
 def test_the_scratch_folder_is_private_and_its_name_cannot_be_foreseen(make_job: MakeJob, tmp_path: Path) -> None:
