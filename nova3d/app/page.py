@@ -242,6 +242,8 @@ class Page:
                 stop = gr.Button("Stop", variant="stop", visible=False)
             bench = self._results(start, stop, "views")
         self._uploads_only(upload)
+        checked = upload.upload(self._check_views, upload, None, show_progress="hidden", **private)
+        checked.failure(lambda: None, None, upload, show_progress="hidden", **private)
         quality.change(self._sizes_of, quality, [faces, texture], show_progress="hidden", **private)
         start.click(
             self._make_from_views(bench),
@@ -363,6 +365,15 @@ class Page:
                 yield update
 
         return make
+
+    def _check_views(self, files: list[str], request: gr.Request) -> None:
+        """Refuse uploads that cannot be views as soon as they are there."""
+        with self._session(request) as session:
+            folder = session.new_folder("check")
+            try:
+                uploads.take_views(files, folder, self._config.upload_mb * 1_000_000)
+            finally:
+                remove(folder)
 
     def _make_from_views(self, bench: _Bench) -> Callable[..., AsyncIterator[Updates]]:
         async def make(
@@ -534,10 +545,13 @@ def _words(job: Job, ahead: int, kind: str) -> str:
         case "done":
             return _card(f"<b>Done</b> in {_minutes(job.seconds)}.", kind="done")
     so_far = f" <span>{_minutes(job.seconds)}</span>"
-    if job.stage is None:
+    if job.stage is None and job.sheet is None:
         return _card(f"<b>Starting.</b> The model is being loaded.{so_far}", 0)
+    parts = 1 if kind == "views" else 2
+    if job.stage is None:
+        return _card(f"<b>Part {parts} of {parts}: the mesh.</b> Carving the first shape.{so_far}", 0)
     done, total, stage = job.stage
-    share, parts = done / max(total, 1), 1 if kind == "views" else 2
+    share = done / max(total, 1)
     if stage == "sampling" and job.sheet is None:
         doing = f"Step {done + 1} of {total}" if done < total else "Decoding the pictures"
         return _card(f"<b>Part 1 of 2: the views.</b> {doing}.{so_far}", share)

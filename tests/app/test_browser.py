@@ -266,6 +266,11 @@ def test_after_a_refusal_the_box_is_free_and_the_earlier_picture_stays(
     status(page, "Part 1 of 2")
     page.locator("#stop").click()
     status(page, "Stopped.")
+    (tmp_path / "bad.zip").write_text("no zip file")
+    page.get_by_role("tab", name="Views to mesh").click()
+    page.locator("#views input[type=file]").set_input_files(tmp_path / "bad.zip")
+    page.get_by_text("'bad.zip' cannot be unpacked").first.wait_for()
+    page.locator("#views", has_text="Click to Upload").wait_for()
 
 
 def test_views_in_a_zip_file_are_fused(visit: Callable[..., Any], lopsided_file: Path, tmp_path: Path) -> None:
