@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,11 +39,9 @@ def short_films(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def coarse_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Baselines and figures of shapes from small pictures, for tests that ask what is scored and not how well."""
-    from nova3d.evaluation import baselines, shape_figures
+    from tests.helpers.coarse import coarsen
 
-    monkeypatch.setattr(baselines, "preset", partial(cameras.preset, size=32))
-    monkeypatch.setattr(shape_figures, "INPUT_SIZE", 32)
-    monkeypatch.setattr(shape_figures, "_VOXELS", 16)
+    coarsen(monkeypatch)
 
 
 # Cells (column, row) of a 3x5 letter F, row 0 on top: no mirror image or rotation of it is itself.

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import trimesh
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table, baselines, mesh_metrics, score, score_methods, scorer
 from nova3d.evaluation.protocols import MeshRules
+from nova3d.utils.workers import in_parts
+from tests.helpers.coarse import coarse_work
 
 RULES = MeshRules(surface_samples=300, ious=("iou16_flood",), f_score_thresholds=(0.05,))
 PROTOCOL = Protocol(kinds=("meshes",), hull_cells=0, failures="score", meshes=RULES)
@@ -115,7 +118,9 @@ def test_fewer_objects_are_read_and_another_protocol_is_not(folders, asked):
     assert len(asked) == 6
 
 
-def test_several_processes_give_the_same(folders):
+@pytest.mark.usefixtures("coarse_shapes")
+def test_several_processes_give_the_same(folders, monkeypatch):
+    monkeypatch.setattr(scorer, "in_parts", lambda work, *rest: in_parts(partial(coarse_work, work), *rest))
     tables = run(folders, workers=2)
     assert tables == [score(folder, folders[0], PROTOCOL) for folder in folders[1:]]
 

@@ -102,6 +102,21 @@ def make_config(shards: Path, vae_folder: Path, tmp_path: Path) -> Make:
     return make
 
 
+@pytest.fixture
+def one_level() -> UNetConfig:
+    """A UNet of one level, for tests whose cost goes by the number of its weights."""
+    return UNetConfig(
+        ["CrossAttnDownBlockSpatioTemporal"],
+        ["CrossAttnUpBlockSpatioTemporal"],
+        [32],
+        [2],
+        layers_per_block=1,
+        cross_attention_dim=16,
+        addition_time_embed_dim=32,
+        norm_groups=8,
+    )
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

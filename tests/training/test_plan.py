@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from nova3d.training.config import OptimConfig, TrainConfig
+from nova3d.training.config import OptimConfig, TrainConfig, UNetConfig
 from nova3d.training.plan import dry_run, plan
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., TrainConfig]
 
 
-def test_the_plan_counts_a_step_of_a_small_model(make_config: Make) -> None:
+def test_the_plan_counts_a_step_of_a_small_model(make_config: Make, one_level: UNetConfig) -> None:
     optim = OptimConfig(name="adamw8bit", ema_device="cpu")
-    whole = plan(make_config(batch_size=2), 32)
+    whole = plan(make_config(batch_size=2, model=one_level), 32)
     assert whole.weights == 4 * whole.parameters and whole.averages == 4 * whole.trained
     assert whole.optimizer == 8 * whole.trained and 0 < whole.new < whole.trained < whole.parameters
-    frugal = plan(make_config(gradient_checkpointing=True, optim=optim), 32)
+    frugal = plan(make_config(gradient_checkpointing=True, optim=optim, model=one_level), 32)
     assert frugal.optimizer == 2 * whole.trained and frugal.averages == 0
     assert whole.flops == pytest.approx(2 * frugal.flops)
     assert 0.1 < frugal.activations / whole.activations < 0.4  # half the objects, and less kept of each

@@ -63,23 +63,14 @@ def train_sharded(runs: list[TrainConfig]) -> None:
             process.kill()  # one that waits for the other's part
 
 
-def test_sharded_runs_equal_unsharded_ones(make_config: Make, shards: Path) -> None:
+def test_sharded_runs_equal_unsharded_ones(make_config: Make, shards: Path, one_level: UNetConfig) -> None:
     """Losses, gradient norms, averages, validation of fewer objects than processes, resume and the saved model."""
     common: dict[str, Any] = {
         "effective_batch": 4,
         "steps": 2,
         "checkpoint_every": 1,
         "data": DataConfig(str(shards), str(shards)),
-        "model": UNetConfig(  # one level: every weight and block is a message between the processes
-            ["CrossAttnDownBlockSpatioTemporal"],
-            ["CrossAttnUpBlockSpatioTemporal"],
-            [32],
-            [2],
-            layers_per_block=1,
-            cross_attention_dim=16,
-            addition_time_embed_dim=32,
-            norm_groups=8,
-        ),
+        "model": one_level,  # every weight and block is a message between the processes
         "optim": OptimConfig(learning_rate=1e-3, warmup=2, ema_decay=0.9),
         "validate_every": 2,
         "validation_objects": 1,
