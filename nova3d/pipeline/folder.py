@@ -16,6 +16,7 @@ _CLASSES: dict[str, list[list[str | None]]] = {
     "vae": [["nova3d.models.autoencoder", "VideoAutoencoder"]],
     "image_encoder": [["transformers", "CLIPVisionModelWithProjection"], [None, None]],
 }
+_WIDTHS, _DEPTHS = ("block_out_channels",), ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers")
 _MOST_PIXELS, _MOST_STEPS = 4096, 10_000  # of a view's side, of one sampling
 
 
@@ -67,6 +68,30 @@ def check_folder(folder: Path, name: str) -> None:
     pickles = sorted(path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if pickles and not any(folder.rglob("*.safetensors")):
         raise InputError(f"model '{name}' has {pickles[0]}, a pickle, which can run code when opened: get .safetensors")
+    for part in COMPONENTS:
+        if (folder / part / "config.json").is_file():
+            _check_sizes(folder / part, name)
+
+
+def _check_sizes(component: Path, name: str) -> None:
+    """Refuse a config of wider or deeper networks than the weights beside it, before memory is taken for them."""
+    from safetensors import SafetensorError, safe_open
+
+    config, shapes = read_json(component / "config.json", dict, "config"), []
+    try:
+        for path in component.glob("*.safetensors"):
+            with safe_open(path, "np") as weights:
+                shapes += [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError):  # loading says what is wrong with the file
+        return
+    widest = max((side for shape in shapes for side in shape), default=0)
+    for keys, most in ((_WIDTHS, widest), (_DEPTHS, len(shapes))):
+        for key in keys:
+            value = config.get(key, 0)
+            numbers = value if isinstance(value, list) else [value]
+            if shapes and any(isinstance(number, int) and number > most for number in numbers):
+                shown = f"{component.name}'s config has {key}={str(value)[:60]}"
+                raise InputError(f"model '{name}': {shown}, which its weights have not")
 
 
 def model_hashes(name: str | Path) -> dict[str, str]:

@@ -311,3 +311,22 @@ def test_a_pickle_in_place_of_safetensors_is_not_opened(saved: Path, tmp_path: P
     file.unlink()
     with pytest.raises(InputError, match="cannot be loaded"):
         Nova3DPipeline.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("unet", {"block_out_channels": [10**6, 10**6]}),
+        ("unet", {"layers_per_block": 10**6}),
+        ("vae", {"block_out_channels": [20_000]}),
+    ],
+)
+def test_a_config_of_larger_networks_than_its_weights_is_refused_at_once(
+    saved: Path, tmp_path: Path, part: str, change: dict[str, object]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    config = folder / part / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(InputError, match=f"{part}'s config has {next(iter(change))}=.*, which its weights have not"):
+        Nova3DPipeline.load(folder)
