@@ -41,7 +41,7 @@ from nova3d.utils.workers import in_parts
 log = logging.getLogger(__name__)
 
 BUDGETS = ("steps", "flops")
-_UNITS = (".alignment.", ".row_attention.")  # in the names of the weights that an arm adds
+_ALIGNMENT, _ROW = ".alignment.", ".row_attention."  # in the names of the units' weights
 _FORWARD_AND_BACKWARD = 3  # the backward pass costs twice the forward one
 
 
@@ -193,7 +193,7 @@ def attention_suite(
             "commit": first.facts["commit"],
             "hardware": first.facts["hardware"],
             "training": f"{config.train}, {len(dataset)} objects",
-            "trunk": _trunk_text(config),
+            "trunk": f"one training without alignment, {' '.join(config.trunk)}" if config.trunk else "none",
             "budget": f"equal {config.budget}",
             "seeds": first.facts["seeds"],
             "held out": f"{len(names)} objects of '{config.held_out}'",
@@ -282,10 +282,6 @@ def train_part(runs: tuple[Training, ...], part: int, parts: int, device: str, o
         on_progress()
 
 
-def _trunk_text(config: AttentionConfig) -> str:
-    return f"one training without alignment, {' '.join(config.trunk)}" if config.trunk else "none"
-
-
 def write_start(config: TrainConfig, folder: Path) -> TrainConfig:
     """The same training started from weights in `folder`, which are written where they are not there yet.
 
@@ -318,33 +314,28 @@ def _write_networks(config: TrainConfig, parts: dict[str, Path]) -> None:
         module.image_encoder.save_pretrained(parts["image_encoder"])
 
 
-def arm_of(
-    base: NovaUNet, alignment: str, init: AlignmentInit, seed: int, row_attention: bool | None = None
-) -> NovaUNet:
-    """`base` with fresh units of another arm; its own, if it has any, are left behind.
+def arm_of(base: NovaUNet, alignment: str, init: AlignmentInit, seed: int, row_attention: bool = False) -> NovaUNet:
+    """`base` with fresh alignment units of another arm; its own, if it has any, are left behind.
 
     Args:
-        base: the network.
+        base: the network. Its row attention, if it has any, is kept.
         alignment: the arm's name among ALIGNMENTS.
         init: how its alignment units start.
         seed: of what is drawn.
-        row_attention: whether it has row attention. None: as `base`.
+        row_attention: whether it gets row attention where `base` has none.
 
     Returns:
         A new network that shares no storage with `base`.
     """
     settings = {key: value for key, value in dict(base.config).items() if not key.startswith("_")}
     settings |= {"alignment": alignment, "alignment_init": init}
-    if row_attention is not None:
-        settings["row_attention"] = row_attention
+    settings["row_attention"] = row_attention or base.config.row_attention
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         arm = NovaUNet(**settings)
-    kept = not row_attention or base.config.row_attention
-    own = _UNITS[:1] if kept else _UNITS
-    shared = {name: value for name, value in base.state_dict().items() if not any(unit in name for unit in own)}
+    shared = {name: value for name, value in base.state_dict().items() if _ALIGNMENT not in name}
     missing, unexpected = arm.load_state_dict(shared, strict=False)
-    assert not unexpected and all(any(unit in name for unit in own) for name in missing)
+    assert not unexpected and all(_ALIGNMENT in name or _ROW in name for name in missing)
     for block in arm.modules():
         if isinstance(block, SpatialBlock | TemporalBlock) and block.alignment is not None:
             block.alignment.initialise(init, block.norm1, block.attn1)

@@ -160,6 +160,18 @@ def test_arms_of_all_seeds_start_from_the_trunk_and_row_attention_can_be_one(con
     assert [name for name in state if name not in trunk.state_dict()] == [n for n in state if ".row_attention." in n]
 
 
+def test_row_attention_of_pretrained_weights_is_kept_in_every_arm(config: AttentionConfig, tmp_path: Path) -> None:
+    base = configs.load(TrainConfig, config.train)
+    made = build_module(replace(base, model=replace(base.model, row_attention=True)), SIZE // 8)[0].unet
+    made.save_pretrained(tmp_path / "unet")
+    started = write_start(
+        replace(base, unet=str(tmp_path / "unet"), model=module._model(base, config.arms["gta"])), tmp_path / "start"
+    )
+    arm = NovaUNet.from_pretrained(started.unet)
+    rows = {name: value for name, value in made.state_dict().items() if ".row_attention." in name}
+    assert rows and all(torch.equal(value, arm.state_dict()[name]) for name, value in rows.items())
+
+
 def test_every_shared_weight_is_the_same_in_all_arms(config: AttentionConfig, tmp_path: Path) -> None:
     base = configs.load(TrainConfig, config.train)
     built = {}
