@@ -1,7 +1,5 @@
 """Generated meshes of scans beside their inflated and cut-out outlines: shape, sides and hidden views."""
 
-import json
-from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ PHOTO_PX, MARGINS = 512, (40, 10, 20, 60)  # a photo's view, and pixels above, b
 
 def main() -> None:
     """Score meshes, print the paired tables."""
-    arguments = ArgumentParser(description=__doc__)
+    arguments = common.parser(str(__doc__), "python benchmarks/meshes.py outputs/reproduce --photos GSO")
     arguments.add_argument("study", type=Path, help="a folder of `nova3d reproduce mesh`, for references and meshes")
     arguments.add_argument(
         "--photos", type=Path, metavar="OBJECTS", help="score meshes that `generate` makes of photos"
@@ -32,19 +30,23 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("outputs/meshes"), help="kept rows and photos' meshes")
     options = arguments.parse_args()
 
+    from nova3d.errors import InputError
+    from nova3d.utils.files import read_json, write_json
+
     meshes = options.study / "meshes" / "seed0"
     if options.photos:
         meshes = options.out / "photos"
         make_of_photos(sorted(options.photos.glob("*.glb"))[:: options.every], meshes)
-    kept, rows = options.out / f"{meshes.name}.json", {}
-    if kept.is_file():
-        rows = json.loads(kept.read_text())
+    kept = options.out / f"{meshes.name}.json"
+    rows = read_json(kept, dict, "rows") if kept.is_file() else {}
     for mesh in sorted(meshes.glob("*/mesh.glb")):
         name = mesh.parent.name
         if name not in rows:
             rows[name] = score(mesh, options.study / "references" / name)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(rows))
+            write_json(kept, rows)
+    if not rows:
+        raise InputError(f"'{meshes}' has no NAME/mesh.glb: run `nova3d reproduce mesh` first")
     print(tables(rows))
 
 

@@ -66,8 +66,10 @@ def known_latents(
     device = conditioning.noise_aug.device
     latents = conditioning.latent
     if latents.dim() == 4:  # the condition "picture"
-        guides = torch.stack([inflated_guide(picture, cameras) for picture in pictures]).to(device)
-        latents = condition_inflated(None, vae, guides).latent
+        guide = conditioning.guide
+        if guide is None:
+            guide = torch.stack([inflated_guide(picture, cameras) for picture in pictures]).to(device)
+        latents = condition_inflated(None, vae, guide).latent
     cell = pictures.shape[1] // latents.shape[-2]
     empty = torch.stack([background_cells(picture[..., 3], cameras, cell) for picture in pictures]).to(device)
     cells = torch.stack([empty, empty], dim=1)[:, :, :, None]
