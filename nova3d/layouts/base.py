@@ -1,7 +1,6 @@
 """What the readers of layouts share: options, files, masks, and the views of an orbit of pictures.
 
-A layout is a pair of functions, `Layout`. A new one needs one file and one line in `nova3d.layouts.LAYOUTS`;
-docs/how-to/extending.md has a complete example.
+A layout is a pair of functions, `Layout`. `nova3d/layouts/registry.py` says how to add one.
 """
 
 import logging

@@ -115,9 +115,10 @@ class Arm:
     """The units of the temporal blocks."""
 
 
-# Every arm by its name, the value of NovaUNet's `alignment`; an arm of another package adds itself. `cross_domain` is
-# Wonder3D's attention. It has the units of `gta_spatial` in the same place. The two differ by `alignment_init` alone,
-# which is "wonder3d" for `cross_domain` in the ablations and "copied" for `gta_spatial`.
+# Every arm by its name, the value of NovaUNet's `alignment`. A further arm is a file that adds itself, and a line in
+# nova3d/models/__init__.py that imports it: docs/how-to/extending.md has a complete example.
+# `cross_domain` is Wonder3D's attention. It has the units of `gta_spatial` in the same place. The two differ by
+# `alignment_init` alone, which is "wonder3d" for `cross_domain` in the ablations and "copied" for `gta_spatial`.
 ALIGNMENTS: dict[str, Arm] = {
     "none": Arm(),
     "cross_domain": Arm(spatial=AlignmentAttention),

@@ -3,22 +3,20 @@
 To add a source, write a module with a class that follows `Source` and add one line to `SOURCES`.
 """
 
-from collections.abc import Callable
+import pkgutil
+from typing import cast
 
 from nova3d.data.sources.base import Asset, Source, SourceConfig, read_uids
-from nova3d.data.sources.folder import FolderSource
-from nova3d.data.sources.gso import GsoSource
-from nova3d.data.sources.objaverse import ObjaverseSource
-from nova3d.data.sources.procedural import ProceduralSource
 from nova3d.errors import InputError
 
 __all__ = ["SOURCES", "Asset", "Source", "SourceConfig", "make_source", "read_uids"]
 
-SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
-    "folder": FolderSource,
-    "objaverse": ObjaverseSource,
-    "gso": GsoSource,
-    "procedural": ProceduralSource,
+# Kind: "module:class". A module is imported when a source of it is made, as an engine's is.
+SOURCES = {
+    "folder": "nova3d.data.sources.folder:FolderSource",
+    "objaverse": "nova3d.data.sources.objaverse:ObjaverseSource",
+    "gso": "nova3d.data.sources.gso:GsoSource",
+    "procedural": "nova3d.data.sources.procedural:ProceduralSource",
 }
 
 
@@ -36,4 +34,4 @@ def make_source(config: SourceConfig) -> Source:
     """
     if config.kind not in SOURCES:
         raise InputError(f"source kind '{config.kind}' is not one of {', '.join(SOURCES)}")
-    return SOURCES[config.kind](config)
+    return cast(Source, pkgutil.resolve_name(SOURCES[config.kind])(config))
