@@ -45,7 +45,7 @@ class ViewSet:
 
     Attributes:
         rgb: [v,h,w,3] float in [0,1], composited on white.
-        normals: [v,h,w,3] unit vectors in the world frame, zero on background and wherever the normal is not known.
+        normals: [v,h,w,3] float, unit vectors in the world frame, zero on background and where the normal is not known.
             Views without normal maps have zeros everywhere (`has_normals`). The fusion's normal loss and every measure
             of angles skip such pixels.
         mask: [v,h,w] float coverage in [0,1], the only thing that says what is object.
@@ -85,7 +85,7 @@ class ViewSet:
 
         Args:
             rgba: [v,h,w,4] float in [0,1], straight alpha; alpha becomes the mask.
-            normals: [v,h,w,3] unit world normals or zero, cut to the mask; None where there are none.
+            normals: [v,h,w,3] float, unit world normals or zero, cut to the mask; None where there are none.
             cameras: v cameras of h x w pixels.
             size: pixels of the pictures' longer side in the result; None keeps theirs.
             trusted: see `ViewSet`.

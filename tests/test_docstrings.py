@@ -58,6 +58,9 @@ PUBLIC = {
 
 
 CALLED = ("__call__", "forward")
+# [b,v,3], [(b t v),l,c], [...,3], [n+1], [3,3]. A range such as [0,1] or [-1,1] is not a shape.
+SHAPE = re.compile(r"\[(?=[^\]]*[a-zA-Z.])[^\]=]+\]|\[3,3\]|\[4,4\]|\bscalar\b")
+DTYPE_OR_RANGE = re.compile(r"\b(float(32|64)?|uint8|bool|dtype)\b|\[-?\d+,-?\d+\]")
 
 
 def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -87,13 +90,45 @@ def parameters(found: Callable[..., Any]) -> list[str]:
     return [name for name in inspect.signature(found).parameters if name not in ("self", "cls")]
 
 
+def sections_of(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^(Args|Attributes|Returns|Yields|Raises):\n((?:(?:[ ].*)?\n?)*)", text, re.MULTILINE))
+
+
+def docstring(found: Callable[..., Any]) -> str:
+    return inspect.cleandoc(vars(found).get("__doc__") or "") if inspect.isclass(found) else inspect.getdoc(found) or ""
+
+
+def tensors(found: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """The tensors that are passed, returned or kept as fields: name and description."""
+    text = docstring(found)
+    sections = sections_of(text)
+    entries = sections.get("Args", "") + sections.get("Attributes", "")
+    descriptions = dict(re.findall(r"^    \**(\w+): (.*(?:\n {8}.*)*)", entries, re.MULTILINE))
+    if dataclasses.is_dataclass(found):
+        source = inspect.getsource(found)
+        beside = re.findall(r'^    (\w+): .*?(?:# (.*)|\n    """(.*?)""")', source, re.MULTILINE)
+        beside += re.findall(r'^    (\w+): [^\n]*\n    """(.*?)()"""', source, re.MULTILINE | re.DOTALL)
+        descriptions = {name: a or b for name, a, b in beside} | descriptions
+        annotations = {field.name: field.type for field in dataclasses.fields(found)}
+    else:
+        called = inspect.signature(found)
+        annotations = {name: called.parameters[name].annotation for name in parameters(found)}
+        if inspect.isfunction(found):
+            annotations["Returns"] = called.return_annotation
+            descriptions["Returns"] = sections.get("Returns") or text  # a property may have its summary alone
+    for name, annotation in annotations.items():
+        # "Tensor" alone and as a part of a union or tuple, not what a callback gets
+        if re.search(r"\bTensor\b|\bndarray\b", re.sub(r"Callable\[.*\]", "", str(annotation))):
+            yield name, descriptions[name]
+
+
 @pytest.mark.parametrize(("name", "found"), [pytest.param(*pair, id=pair[0]) for pair in callables()])
 def test_docstring(name: str, found: Callable[..., Any]) -> None:
-    text = inspect.cleandoc(vars(found).get("__doc__") or "") if inspect.isclass(found) else inspect.getdoc(found) or ""
+    text = docstring(found)
     summary, _, rest = text.partition("\n")
     assert summary and summary[-1] in ".:?", "a first line that is a sentence"
     assert not rest or rest.startswith("\n"), "a blank line below the first"
-    sections = dict(re.findall(r"^(Args|Attributes|Returns|Yields|Raises):\n((?:(?:[ ].*)?\n?)*)", text, re.MULTILINE))
+    sections = sections_of(text)
     assert bool(re.findall(r"^(?:Args|Returns|Raises)\b", text, re.MULTILINE)) <= bool(sections)
     if dataclasses.is_dataclass(found):
         source = inspect.getsource(found)  # a field may have its own docstring, or a comment beside it
@@ -106,3 +141,14 @@ def test_docstring(name: str, found: Callable[..., Any]) -> None:
     if inspect.isfunction(found) and parameters(found):
         gives = inspect.signature(found).return_annotation not in (None, "None", inspect.Signature.empty)
         assert gives <= bool({"Returns", "Yields"} & set(sections)), "the result is described"
+
+
+@pytest.mark.parametrize(("name", "found"), [pytest.param(*pair, id=pair[0]) for pair in callables()])
+def test_every_tensor_has_a_shape_and_a_dtype_or_range(name: str, found: Callable[..., Any]) -> None:
+    described = dict(tensors(found))
+    assert not [n for n, text in described.items() if not SHAPE.search(text)], "no shape in brackets"
+    assert not [n for n, text in described.items() if not DTYPE_OR_RANGE.search(text)], "neither dtype nor range"
+
+
+def test_the_public_names_have_tensors() -> None:
+    assert sum(len(list(tensors(found))) for _, found in callables()) > 100

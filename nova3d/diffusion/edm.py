@@ -25,10 +25,10 @@ def precondition(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """EDM's four coefficients for data of standard deviation 1 (eqs. 7-10).
 
     Args:
-        sigma: float, any shape: noise levels above 0.
+        sigma: float [...], noise levels above 0.
 
     Returns:
-        c_skip, c_out, c_in and c_noise = ln(sigma) / 4, each of sigma's shape.
+        c_skip, c_out, c_in and c_noise = ln(sigma) / 4, each float [...] as sigma.
     """
     root = (sigma**2 + 1).sqrt()
     return 1 / root**2, -sigma / root, 1 / root, sigma.log() / 4
@@ -40,10 +40,10 @@ def weight(sigma: Tensor) -> Tensor:
     `loss` includes it.
 
     Args:
-        sigma: float, any shape: noise levels above 0.
+        sigma: float [...], noise levels above 0.
 
     Returns:
-        The weights, of sigma's shape.
+        The weights, float [...] as sigma.
     """
     return (1 + sigma**2) / sigma**2
 
@@ -70,12 +70,12 @@ def denoised(network_output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     """The estimate of x0, D = c_skip x + c_out F.
 
     Args:
-        network_output: float, F.
-        x: float, noisy latents of the same shape.
-        sigma: float that broadcasts against them.
+        network_output: float [b,t,v,c,h,w], F.
+        x: float [b,t,v,c,h,w], noisy latents.
+        sigma: float that broadcasts against them, [b,1,1,1,1,1] or scalar.
 
     Returns:
-        D, of x's shape.
+        D, float [b,t,v,c,h,w].
     """
     c_skip, c_out, _, _ = precondition(sigma)
     return c_skip * x + c_out * network_output
@@ -166,7 +166,7 @@ def initial_noise(
         device: where the noise goes.
 
     Returns:
-        float32 of `shape` on `device`.
+        float32 [*shape] on `device`.
     """
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, device=generator.device).to(device) * (sigma_max**2 + 1) ** 0.5
@@ -177,13 +177,13 @@ def solver_step(denoise: Denoise, x: Tensor, sigma: Tensor, next_sigma: Tensor, 
 
     Args:
         denoise: denoise(x, sigma) returns the estimate D of x0, of x's shape.
-        x: float32, noisy latents at the level `sigma`.
-        sigma: scalar, the present level.
-        next_sigma: scalar, the next level, below `sigma`.
+        x: float32 [b,t,v,c,h,w], noisy latents at the level `sigma`.
+        sigma: float scalar, the present level.
+        next_sigma: float scalar, the next level, below `sigma`.
         solver: "euler", or "heun": a second evaluation, except for the step to 0.
 
     Returns:
-        x at the level `next_sigma`.
+        float32 [b,t,v,c,h,w], x at the level `next_sigma`.
     """
     s, s_next = sigma.to(x), next_sigma.to(x)
     slope = (x - denoise(x, s).float()) / s
@@ -205,13 +205,13 @@ def sample(
 
     Args:
         denoise: denoise(x, sigma) returns the estimate D of x0, of x's shape.
-        x: noise already scaled to sigmas[0]; it stays float32 throughout.
+        x: [b,t,v,c,h,w], noise already scaled to sigmas[0]; it stays float32 throughout.
         sigmas: float [n+1], descending, as `karras_sigmas` gives them.
         solver: "euler" or "heun".
         callback: called after every step as callback(steps done, steps, x).
 
     Returns:
-        float32 of x's shape.
+        float32 [b,t,v,c,h,w].
 
     Raises:
         ValueError: for another solver.

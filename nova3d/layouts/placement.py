@@ -60,7 +60,7 @@ class Placement:
             points: [...,3] float in the source's frame.
 
         Returns:
-            A tensor of the same shape and dtype.
+            [...,3] of the same shape and dtype.
         """
         return (points.double() @ self.matrix[:3, :3].mT + self.matrix[:3, 3]).to(points)
 
@@ -71,7 +71,7 @@ class Placement:
             points: [...,3] float in our frame.
 
         Returns:
-            A tensor of the same shape and dtype.
+            [...,3] of the same shape and dtype.
         """
         return Placement(torch.linalg.inv(self.matrix)).apply(points)
 

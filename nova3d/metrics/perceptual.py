@@ -123,7 +123,7 @@ class Lpips(nn.Module):
             ref: [n,h,w,3] float in [0,1].
 
         Returns:
-            [n], 0 or more.
+            float [n], 0 or more.
 
         Raises:
             InputError: for pictures under 32 pixels.
@@ -209,7 +209,7 @@ class ClipSimilarity(nn.Module):
             ref: [n,h,w,3] float in [0,1].
 
         Returns:
-            [n] cosines in [-1,1].
+            float [n], cosines in [-1,1].
         """
         _check_pictures(pred, ref)
         a, b = self._embed(pred), self._embed(ref)

@@ -30,10 +30,10 @@ def psnr(pred: Tensor, ref: Tensor) -> Tensor:
 
     Args:
         pred: predicted images [n,h,w,3], float in [0,1].
-        ref: reference images, likewise.
+        ref: reference images [n,h,w,3], float in [0,1].
 
     Returns:
-        dB [n]; equal images score MAX_PSNR.
+        float [n], dB; equal images score MAX_PSNR.
 
     Raises:
         ValueError: where the shapes differ. All metrics here do so.
@@ -50,11 +50,11 @@ def foreground_psnr(pred: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         pred: predicted images [n,h,w,3], float in [0,1].
-        ref: reference images, likewise.
+        ref: reference images [n,h,w,3], float in [0,1].
         mask: the reference's coverage [n,h,w] in [0,1]; pixels above 1/2 count.
 
     Returns:
-        dB [n]; nan where no pixel counts.
+        float [n], dB; nan where no pixel counts.
     """
     _same_shape(pred, ref)
     inside = (mask > 0.5).to(pred)
@@ -71,12 +71,12 @@ def psnr_union(pred: Tensor, ref: Tensor, pred_mask: Tensor, ref_mask: Tensor) -
 
     Args:
         pred: predicted images [n,h,w,3] on white, float in [0,1].
-        ref: reference images, likewise.
+        ref: reference images [n,h,w,3] on white, float in [0,1].
         pred_mask: the prediction's coverage [n,h,w] in [0,1].
-        ref_mask: the reference's coverage, likewise.
+        ref_mask: the reference's coverage [n,h,w] in [0,1].
 
     Returns:
-        dB [n]; nan where both masks are empty.
+        float [n], dB; nan where both masks are empty.
     """
     _same_shape(pred, ref)
     union = ((pred_mask > 0.5) | (ref_mask > 0.5)).to(pred)
@@ -97,12 +97,12 @@ def registered_psnr(pred: Tensor, ref: Tensor, max_shift: int = 4, background: f
 
     Args:
         pred: predicted images [n,h,w,3], float in [0,1].
-        ref: reference images, likewise.
+        ref: reference images [n,h,w,3], float in [0,1].
         max_shift: the largest shift along either axis, in pixels.
         background: the grey level in [0,1] that moves in where the prediction moves out of the frame.
 
     Returns:
-        dB [n].
+        float [n], dB.
 
     Raises:
         ValueError: where `max_shift` is negative or not below both sides.
@@ -129,10 +129,10 @@ def ssim(pred: Tensor, ref: Tensor) -> Tensor:
 
     Args:
         pred: predicted images [n,h,w,3], float in [0,1].
-        ref: reference images, likewise.
+        ref: reference images [n,h,w,3], float in [0,1].
 
     Returns:
-        SSIM [n], averaged over pixels and channels; at most 1.
+        float [n], SSIM, averaged over pixels and channels; at most 1.
 
     Raises:
         InputError: where the images are smaller than the window.
@@ -148,11 +148,11 @@ def foreground_ssim(pred: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         pred: predicted images [n,h,w,3], float in [0,1].
-        ref: reference images, likewise.
+        ref: reference images [n,h,w,3], float in [0,1].
         mask: the reference's coverage [n,h,w] in [0,1]; pixels above 1/2 count.
 
     Returns:
-        SSIM [n]; nan where no pixel counts.
+        float [n], SSIM; nan where no pixel counts.
 
     Raises:
         InputError: where the images are smaller than the window.
@@ -180,10 +180,10 @@ def ssim_own_range_cropped(pred: Tensor, ref: Tensor) -> Tensor:
 
     Args:
         pred: predicted images [n,h,w,3], float in [0,1].
-        ref: reference images, likewise.
+        ref: reference images [n,h,w,3], float in [0,1].
 
     Returns:
-        SSIM [n].
+        float [n], SSIM.
 
     Raises:
         InputError: where the images are smaller than the window.
@@ -226,7 +226,7 @@ def input_iou(drawn: Tensor, picture: Tensor) -> float:
     Args:
         drawn: [h,w,4] float in [0,1], straight alpha; the mesh as the picture's own camera sees it, INPUT_SIZE pixels a
             side.
-        picture: the framed picture, likewise.
+        picture: the framed picture, [h,w,4] float in [0,1], straight alpha.
 
     Returns:
         `mask_iou` of the two alphas, in [0,1].
@@ -240,7 +240,7 @@ def input_psnr(drawn: Tensor, picture: Tensor) -> float:
     Args:
         drawn: [h,w,4] float in [0,1], straight alpha; the mesh as the picture's own camera sees it under flat light,
             INPUT_SIZE pixels a side.
-        picture: the framed picture, likewise.
+        picture: the framed picture, [h,w,4] float in [0,1], straight alpha.
 
     Returns:
         `foreground_psnr` of the two on white, over the picture's object, in dB. Where the mesh is missing, white is
@@ -274,8 +274,8 @@ def task_iou(rgb: Tensor, normals: Tensor) -> Tensor:
     Args:
         rgb: images [n,h,w,3] in [0,1] on white. A pixel is inside where a channel differs from white by more than
             `images.MATTE_DISTANCE`.
-        normals: normal maps [n,h,w,3], zero on background. A pixel is inside where the normal is longer than 1/5: a
-            network's normals are short where it doubts, and at 1/2 their outline is too small.
+        normals: normal maps [n,h,w,3], float, zero on background. A pixel is inside where the normal is longer than 1/5:
+            a network's normals are short where it doubts, and at 1/2 their outline is too small.
 
     Returns:
         IoU [n] in [0,1].
@@ -297,8 +297,8 @@ def normal_angle(pred: Tensor, ref: Tensor, mask: Tensor) -> dict[str, float]:
     `mask_iou`, which says how much of the surface that was.
 
     Args:
-        pred: predicted normals [n,h,w,3], zero on background.
-        ref: reference normals, likewise.
+        pred: predicted normals [n,h,w,3], float, unit vectors, zero on background.
+        ref: reference normals [n,h,w,3], float, unit vectors, zero on background, in the same frame.
         mask: the reference's coverage [n,h,w] in [0,1].
 
     Returns:

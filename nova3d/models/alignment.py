@@ -67,11 +67,11 @@ class AlignmentAttention(nn.Module):
         """The residual branch.
 
         Args:
-            x: [(b t v),l,c] tokens for "spatial", [(b t l),v,c] for "temporal".
+            x: float [(b t v),l,c] tokens for "spatial", [(b t l),v,c] for "temporal".
             shape: (t, inner), inner = v for "spatial" and l for "temporal".
 
         Returns:
-            A tensor of the shape of x.
+            [(b t v),l,c] or [(b t l),v,c] as x, of its dtype.
 
         Raises:
             ValueError: where the batch holds no whole groups of t * inner rows.

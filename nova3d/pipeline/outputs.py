@@ -40,7 +40,8 @@ class Nova3DOutput(BaseOutput):
     """The views' colours on white. "pil": b lists of v pictures; "np": float32 [b,v,h,w,3] in [0,1]; "pt": float32
     [b,v,3,h,w] in [0,1]."""
     normals: list[list[Image.Image]] | np.ndarray | Tensor | None = None
-    """The normal maps in the same forms: (n + 1) / 2 of unit vectors in the input view's frame, background mid-grey."""
+    """The normal maps in the same forms, "np" [b,v,h,w,3] and "pt" [b,v,3,h,w]: (n + 1) / 2 in [0,1] of unit vectors in
+    the input view's frame, background mid-grey."""
     task_iou: Tensor | None = None
     """float32 [b,v] in [0,1], for all but "latent": how far colours and normals show one outline
     (`nova3d.metrics.task_iou`), measured before the normals cut out the colours."""

@@ -358,7 +358,7 @@ class Nova3DPipeline(DiffusionPipeline):
         Args:
             shape: (t, v, 4, h, w) of one object.
             generators: b generators that draw it, each for one object.
-            latents: standard normal noise [b,t,v,4,h,w] or [t,v,4,h,w] to take instead.
+            latents: float [b,t,v,4,h,w] or [t,v,4,h,w], standard normal noise to take instead.
 
         Returns:
             float32 [b,t,v,4,h,w] on the execution device, of the standard deviation sqrt(sigma_max^2 + 1).
@@ -387,8 +387,8 @@ class Nova3DPipeline(DiffusionPipeline):
 
         Args:
             x: float32 [b,t,v,4,h,w], noisy latents at the level `sigma`.
-            sigma: scalar, the present noise level.
-            next_sigma: scalar, the next one.
+            sigma: float scalar, the present noise level.
+            next_sigma: float scalar, the next one.
             conditioning: of the b objects.
             solver: "euler" or "heun".
             known: latents that replace the estimate.
