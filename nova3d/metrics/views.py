@@ -274,8 +274,8 @@ def task_iou(rgb: Tensor, normals: Tensor) -> Tensor:
     Args:
         rgb: images [n,h,w,3] in [0,1] on white. A pixel is inside where a channel differs from white by more than
             `images.MATTE_DISTANCE`.
-        normals: normal maps [n,h,w,3], float, zero on background. A pixel is inside where the normal is longer than 1/5:
-            a network's normals are short where it doubts, and at 1/2 their outline is too small.
+        normals: normal maps [n,h,w,3], float, zero on background. A pixel is inside where the normal is longer than
+            1/5: a network's normals are short where it doubts, and at 1/2 their outline is too small.
 
     Returns:
         IoU [n] in [0,1].

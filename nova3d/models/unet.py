@@ -138,8 +138,8 @@ class NovaUNet(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
         """The network's raw output F for noisy latents.
 
         Args:
-            sample: float [b,t,v,8,h,w], c_in * noisy latent (4 channels) and the condition's unscaled latent (4). View 0
-                is the input view. Its dtype is that of the network.
+            sample: float [b,t,v,8,h,w], c_in * noisy latent (4 channels) and the condition's unscaled latent (4). View
+                0 is the input view. Its dtype is that of the network.
             c_noise: float32 [b], ln(sigma) / 4.
             image_embeds: float [b,1,d], CLIP's embedding of the input picture, zeros where dropped.
             noise_aug: float32 [b], standard deviation of the noise on the condition picture, pixels in [-1,1].
