@@ -97,9 +97,9 @@ def inspect(argv: Sequence[str] | None = None) -> None:
     from nova3d.models.svd import inspect_svd, inspect_svd_parts
     from nova3d.models.unet import NovaUNet
 
-    account = inspect_svd if options.unet_only else inspect_svd_parts
+    inspection = inspect_svd if options.unet_only else inspect_svd_parts
     settings = {"alignment": options.alignment, "id_mode": options.id_mode}
-    report = account(NovaUNet, options.source, options.variant, **settings)
+    report = inspection(NovaUNet, options.source, options.variant, **settings)
     print(report)
     if options.keys:
         for kind in ("new", "reshaped", "derived", "unused"):

@@ -7,7 +7,9 @@ queries, keys and values alike::
     spatial:  (b t v) l c -> (b v) (t l) c    the tokens of one view attend to its RGB and normal tokens
     temporal: (b t l) v c -> (b l) (t v) c    one latent position attends to itself in all views of both tasks
 
-This is algorithm 1 without copies of keys and values, and independent of the batch order.
+This is algorithm 1 without copies of keys and values, and independent of the batch order. The GTA matrix is never
+formed: it is the attention matrix of the folded tokens, which the attention kernel computes in blocks. t and v come
+from the blocks (`nova3d/models/blocks.py`), to which `NovaUNet.forward` passes them.
 Axes: b object, t task, v view, l = h*w tokens, c channels.
 """
 

@@ -188,7 +188,7 @@ class BadStepDetector:
         self.bad_in_a_row = 0
 
     def check(self, loss: float, norm: float) -> str | None:
-        """Judge one step; the values of accepted steps are remembered.
+        """Check one step, and record the values of an accepted one.
 
         Args:
             loss: mean over the global batch.

@@ -32,7 +32,7 @@ def build_module(config: TrainConfig, latent_size: int) -> tuple[TrainingModule,
         latent_size: side of the latents, for a random UNet's config.
 
     Returns:
-        The module, on the CPU, and the account of SVD's keys where the run starts from SVD.
+        The module, on the CPU, and the report on SVD's keys where the run starts from SVD.
 
     Raises:
         InputError: where no autoencoder is named, or a folder cannot be loaded.
