@@ -160,13 +160,13 @@ def initial_noise(
     """Noise to start sampling from, of the standard deviation of x at sigma_max, sqrt(sigma_max^2 + 1).
 
     Args:
-        shape: of the noise.
+        shape: of the noise, written ... below.
         sigma_max: the first noise level.
         seed: an integer, for noise that is drawn on the CPU and equal on every device, or a generator.
         device: where the noise goes.
 
     Returns:
-        float32 [*shape] on `device`.
+        float32 [...], on `device`.
     """
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, device=generator.device).to(device) * (sigma_max**2 + 1) ** 0.5
