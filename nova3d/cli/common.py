@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import importlib
 import io
 import logging
 import operator
@@ -19,7 +18,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 from nova3d import config
 from nova3d.cli.progress import progress_bar as progress_bar
 from nova3d.errors import InputError, first_line
-from nova3d.utils import yaml_text
+from nova3d.utils import lazy, yaml_text
 from nova3d.utils.resources import Shipped, find, locate
 
 Schema = TypeVar("Schema")
@@ -126,8 +125,7 @@ class Parser(argparse.ArgumentParser):
 
 def load_schema(name: str) -> type:
     """The dataclass that "module:Class" names."""
-    module, _, cls = name.partition(":")
-    return cast(type, getattr(importlib.import_module(module), cls))
+    return cast(type, lazy.resolve(name))
 
 
 def parser(description: str, example: str) -> Parser:

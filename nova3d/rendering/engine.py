@@ -6,7 +6,6 @@ world = object frame (+Y up, +Z front), the object centred, its longest bounding
 To add an engine, write a module with a class that follows `Engine` and add one line to `ENGINES`.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_a
 from nova3d.config import Sentinel
 from nova3d.errors import InputError
 from nova3d.rendering.file_access import LIMITS, Limits
+from nova3d.utils import lazy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,9 +156,8 @@ def make_engine(config: EngineConfig, normalise: bool = True) -> Engine:
     target = ENGINES.get(config.name, config.name)
     if ":" not in target:
         raise InputError(f"render engine '{config.name}' is not one of {', '.join(ENGINES)}, or package.module:factory")
-    module, _, name = target.partition(":")
     try:
-        factory = getattr(importlib.import_module(module), name)
+        factory = lazy.resolve(target)
     except (ImportError, AttributeError) as error:
         raise InputError(f"render engine '{config.name}' cannot be imported: {error}") from error
     return cast(Engine, factory(config) if normalise else factory(config, normalise=False))

@@ -1,9 +1,20 @@
-"""Packages whose names load their modules on first use, so that a config is read without torch."""
+"""Names that load their modules on first use, so that a config is read without torch."""
 
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+
+def resolve(target: str) -> Any:
+    """The object that "module:name" names; its module is imported.
+
+    Raises:
+        ImportError: where there is no such module.
+        AttributeError: where the module has no such name.
+    """
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def exports(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

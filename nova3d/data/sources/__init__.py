@@ -3,11 +3,11 @@
 To add a source, write a module with a class that follows `Source` and add one line to `SOURCES`.
 """
 
-import pkgutil
 from typing import cast
 
 from nova3d.data.sources.base import Asset, Source, SourceConfig, read_uids
 from nova3d.errors import InputError
+from nova3d.utils import lazy
 
 __all__ = ["SOURCES", "Asset", "Source", "SourceConfig", "make_source", "read_uids"]
 
@@ -34,4 +34,4 @@ def make_source(config: SourceConfig) -> Source:
     """
     if config.kind not in SOURCES:
         raise InputError(f"source kind '{config.kind}' is not one of {', '.join(SOURCES)}")
-    return cast(Source, pkgutil.resolve_name(SOURCES[config.kind])(config))
+    return cast(Source, lazy.resolve(SOURCES[config.kind])(config))
