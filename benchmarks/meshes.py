@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import nan
 from pathlib import Path
+from typing import Any
 
 from nova3d.cli import common
 
@@ -31,6 +33,7 @@ def main() -> None:
     options = arguments.parse_args()
 
     from nova3d.errors import InputError
+    from nova3d.evaluation.formats import plain
     from nova3d.utils.files import read_json, write_json
 
     meshes = options.study / "meshes" / "seed0"
@@ -38,16 +41,24 @@ def main() -> None:
         meshes = options.out / "photos"
         make_of_photos(sorted(options.photos.glob("*.glb"))[:: options.every], meshes)
     kept = options.out / f"{meshes.name}.json"
-    rows = read_json(kept, dict, "rows") if kept.is_file() else {}
+    rows = with_nan(read_json(kept, dict, "rows")) if kept.is_file() else {}
     for mesh in sorted(meshes.glob("*/mesh.glb")):
         name = mesh.parent.name
         if name not in rows:
             rows[name] = score(mesh, options.study / "references" / name)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json(kept, rows)
+            write_json(kept, plain(rows))
     if not rows:
         raise InputError(f"'{meshes}' has no NAME/mesh.glb: run `nova3d reproduce mesh` first")
     print(tables(rows))
+
+
+def with_nan(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows as they were before `evaluation.formats.plain`, whose None is nan."""
+    return {
+        key: with_nan(value) if isinstance(value, Mapping) else nan if value is None else value
+        for key, value in rows.items()
+    }
 
 
 def make_of_photos(scans: list[Path], out: Path) -> None:
