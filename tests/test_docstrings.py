@@ -98,6 +98,13 @@ def docstring(found: Callable[..., Any]) -> str:
     return inspect.cleandoc(vars(found).get("__doc__") or "") if inspect.isclass(found) else inspect.getdoc(found) or ""
 
 
+def beside_fields(found: type) -> dict[str, str]:
+    """Field of a dataclass -> the comment beside it, or the docstring below it."""
+    form = r'^    (\w+): (?:[^\n]*?# ([^\n]*)|[^\n]*\n    """(.*?)""")'
+    texts = re.findall(form, inspect.getsource(found), re.MULTILINE | re.DOTALL)
+    return {name: comment or below for name, comment, below in texts}
+
+
 def tensors(found: Callable[..., Any]) -> Iterator[tuple[str, str]]:
     """The tensors that are passed, returned or kept as fields: name and description."""
     text = docstring(found)
@@ -105,10 +112,7 @@ def tensors(found: Callable[..., Any]) -> Iterator[tuple[str, str]]:
     entries = sections.get("Args", "") + sections.get("Attributes", "")
     descriptions = dict(re.findall(r"^    \**(\w+): (.*(?:\n {8}.*)*)", entries, re.MULTILINE))
     if dataclasses.is_dataclass(found):
-        source = inspect.getsource(found)
-        beside = re.findall(r'^    (\w+): .*?(?:# (.*)|\n    """(.*?)""")', source, re.MULTILINE)
-        beside += re.findall(r'^    (\w+): [^\n]*\n    """(.*?)()"""', source, re.MULTILINE | re.DOTALL)
-        descriptions = {name: a or b for name, a, b in beside} | descriptions
+        descriptions = beside_fields(found) | descriptions
         annotations = {field.name: field.type for field in dataclasses.fields(found)}
     else:
         called = inspect.signature(found)
@@ -130,11 +134,7 @@ def test_docstring(name: str, found: Callable[..., Any]) -> None:
     assert not rest or rest.startswith("\n"), "a blank line below the first"
     sections = sections_of(text)
     assert bool(re.findall(r"^(?:Args|Returns|Raises)\b", text, re.MULTILINE)) <= bool(sections)
-    if dataclasses.is_dataclass(found):
-        source = inspect.getsource(found)  # a field may have its own docstring, or a comment beside it
-        said = [n for n in parameters(found) if re.search(rf"^\s*{n}: .*(#.*|\n\s*\"\"\")", source, re.MULTILINE)]
-    else:
-        said = []
+    said = beside_fields(found) if dataclasses.is_dataclass(found) else {}
     described = re.findall(r"^    \**(\w+): ", sections.get("Args", "") + sections.get("Attributes", ""), re.MULTILINE)
     if "The other arguments are the parent's." not in text:
         assert not [n for n in parameters(found) if n not in (*described, *said)], "every parameter is described"
