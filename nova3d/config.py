@@ -41,6 +41,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 from nova3d.errors import InputError
 from nova3d.utils import yaml_text
+from nova3d.utils.files import writing
 
 Schema = TypeVar("Schema")
 
@@ -153,10 +154,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save(config: Any, path: str | Path) -> None:
     """Write a config instance as YAML that `load` reads back; raises InputError where it cannot be written."""
-    try:
+    with writing(f"'{path}'"):
         yaml_text.write(path, to_dict(config))
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror or error}") from error
 
 
 def is_config(value: Any) -> bool:

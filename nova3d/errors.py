@@ -19,3 +19,8 @@ def first_line(error: BaseException, limit: int = 300) -> str:
         return "it is not UTF-8 text"
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__
+
+
+def system_reason(error: BaseException) -> str:
+    """The operating system's words for an OSError, without number and file name; the first line of any other error."""
+    return getattr(error, "strerror", None) or first_line(error)

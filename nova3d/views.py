@@ -30,7 +30,7 @@ from nova3d.transforms import (
     trusted_frames,
     write_transforms,
 )
-from nova3d.utils.files import write_json
+from nova3d.utils.files import write_json, writing
 from nova3d.utils.limits import MAX_VIEW_MEGAPIXELS
 
 DETAIL_FOLDER = "detail"
@@ -255,7 +255,7 @@ class ViewSet:
         folder = Path(folder)
         text = {"nova3d": json.dumps(record, sort_keys=True, default=str)} if record else None
         transforms = cameras_to_transforms(self.cameras)
-        try:
+        with writing(f"views to '{folder}'"):
             if (folder / DETAIL_FOLDER / "transforms.json").is_file():  # and no other folder of that name
                 shutil.rmtree(folder / DETAIL_FOLDER)
             for name in ("rgb", "normal"):
@@ -272,8 +272,6 @@ class ViewSet:
             write_transforms(folder / "transforms.json", transforms)
             if record:
                 write_json(folder / "record.json", record)
-        except OSError as error:
-            raise InputError(f"cannot write views to '{folder}': {error.strerror or error}") from error
         if detail is not None:
             detail.save(folder / DETAIL_FOLDER, record)
         return folder

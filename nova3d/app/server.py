@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nova3d import config as configs
 from nova3d import images
 from nova3d.app.config import QUALITIES, AppConfig
-from nova3d.errors import InputError
+from nova3d.errors import InputError, system_reason
 from nova3d.sampling import load_pipeline
 from nova3d.settings import GenerateConfig, SampleConfig
 from nova3d.utils import compat, resources
@@ -219,7 +219,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise InputError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another by --port"
+            f"cannot listen on {host} port {port}: {system_reason(error)}; choose another by --port"
         ) from error
     with listener:
         yield listener

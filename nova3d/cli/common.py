@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from nova3d import config
 from nova3d.cli.progress import progress_bar as progress_bar
-from nova3d.errors import InputError, first_line
+from nova3d.errors import InputError, system_reason
 from nova3d.utils import lazy, yaml_text
 from nova3d.utils.resources import Shipped, find, locate
 
@@ -278,7 +278,7 @@ def run(main: Callable[[], None]) -> None:
         logging.getLogger(__name__).debug("where it came from", exc_info=True)
         _silence_stdout()
         where = f": '{error.filename}'" if error.filename is not None else ""
-        sys.stderr.write(f"error: {error.strerror or first_line(error)}{where}\n")
+        sys.stderr.write(f"error: {system_reason(error)}{where}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

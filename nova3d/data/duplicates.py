@@ -23,6 +23,7 @@ from torch import Tensor
 from nova3d import images
 from nova3d.errors import InputError
 from nova3d.rendering.meshes import Mesh, load_mesh
+from nova3d.utils.provenance import stable_hash
 
 log = logging.getLogger(__name__)
 _QUANTILES = 16
@@ -116,7 +117,7 @@ def mark_duplicates(rows: Iterable[Mapping[str, Any]], config: DuplicateConfig |
     """
     config = config or DuplicateConfig()
     marked = [dict(row) for row in rows]
-    rank = sorted(range(len(marked)), key=lambda i: hashlib.sha256(marked[i]["uid"].encode()).digest())
+    rank = sorted(range(len(marked)), key=lambda i: stable_hash(marked[i]["uid"]))
     ordered = [marked[i] for i in rank]
     same, near = _DisjointSets(len(ordered)), _DisjointSets(len(ordered))
     for sets in (same, near):

@@ -1,6 +1,5 @@
 """The multi-view training set: all views of an object, any of them as the input view."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from nova3d.data.augment import UNCHANGED, Augmentation, apply
 from nova3d.data.shards import ShardReader
 from nova3d.errors import InputError
+from nova3d.utils.provenance import stable_hash
 from nova3d.views import ViewSet
 
 
@@ -57,8 +57,8 @@ class MultiViewDataset:
         drawn by a hash of the object's uid. A larger number keeps what a smaller one chose."""
         if self.per_object is None:
             return self.input_views
-        digest = hashlib.sha256(str(self.reader.samples[row]["uid"]).encode()).digest()
-        order = np.random.default_rng(list(digest[:8])).permutation(len(self.input_views))
+        digest = stable_hash(str(self.reader.samples[row]["uid"]), 64).to_bytes(8)
+        order = np.random.default_rng(list(digest)).permutation(len(self.input_views))
         return [self.input_views[i] for i in order[: self.per_object]]
 
     def views(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> ViewSet:

@@ -24,7 +24,7 @@ from nova3d.cameras import Cameras
 from nova3d.errors import InputError, first_line
 from nova3d.transforms import cameras_from_transforms, cameras_to_transforms
 from nova3d.utils import provenance
-from nova3d.utils.files import check_component, parse_json, write_text
+from nova3d.utils.files import check_component, parse_json, write_text, writing
 from nova3d.utils.limits import MAX_VIEW_MEGAPIXELS
 from nova3d.views import ViewSet
 
@@ -133,12 +133,10 @@ class ShardWriter:
         self.samples: list[dict[str, Any]] = []
         self.shards: dict[str, dict[str, Any]] = {}
         self._tar: tarfile.TarFile | None = None
-        try:
+        with writing(f"shards to '{folder}'"):
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob("shard-*.part"):
                 stale.unlink()
-        except OSError as error:
-            raise InputError(f"cannot write shards to '{folder}': {error.strerror}") from error
 
     def add(self, uid: str, members: Mapping[str, bytes]) -> None:
         """Append one object; `members` as `encode_pictures` makes them."""

@@ -16,7 +16,7 @@ from nova3d.errors import InputError
 from nova3d.evaluation.formats import plain
 from nova3d.evaluation.tables import Rows
 from nova3d.utils import provenance
-from nova3d.utils.files import read_json, write_text
+from nova3d.utils.files import read_json, write_text, writing
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +73,8 @@ class ScoreCache:
         """Keep the scores of an object; raises InputError where they cannot be written."""
         entry = {"key": self.keys[run, name], "rows": scores.rows}
         entry |= {"failure": scores.failure, "missing": scores.missing}
-        try:
+        with writing(f"'{self._file(run, name)}'"):
             write_text(self._file(run, name), json.dumps(plain(entry), allow_nan=False))  # the order of columns stays
-        except OSError as error:
-            raise InputError(f"cannot write '{self._file(run, name)}': {error.strerror or error}") from error
 
     def _file(self, run: str, name: str) -> Path:
         return self.folder / run / f"{name}.json"

@@ -15,7 +15,7 @@ from nova3d.evaluation.baselines import FLOORS
 from nova3d.evaluation.formats import TextRow, TextTable, decimals_for, header, number, plain, style
 from nova3d.evaluation.statistics import Paired, Verdict
 from nova3d.evaluation.tables import Table, interval_text
-from nova3d.utils.files import write_text
+from nova3d.utils.files import write_text, writing
 from nova3d.utils.text import csv_cell
 
 _COLUMNS = (
@@ -120,11 +120,9 @@ class Comparison:
         folder = Path(folder)
         texts = {"md": self.markdown(), "tex": self.latex(), "csv": self.csv()}
         texts["json"] = json.dumps(self.to_dict() | {"record": dict(record)}, indent=1, allow_nan=False)
-        try:
+        with writing(f"the comparison to '{folder}'"):
             for suffix, text in texts.items():
                 write_text(folder / f"comparison.{suffix}", text)
-        except OSError as error:
-            raise InputError(f"cannot write the comparison to '{folder}': {error.strerror or error}") from error
         return folder
 
     @property

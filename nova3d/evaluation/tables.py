@@ -17,7 +17,7 @@ from nova3d.errors import InputError
 from nova3d.evaluation import statistics
 from nova3d.evaluation.formats import TextRow, TextTable, decimals_for, header, number, plain, stated, style
 from nova3d.evaluation.published import Published
-from nova3d.utils.files import read_json, write_text
+from nova3d.utils.files import read_json, write_text, writing
 from nova3d.utils.text import csv_cell
 
 Rows = dict[str, dict[str, float]]  # object -> metric -> value
@@ -283,7 +283,7 @@ class Table:
         folder = Path(folder)
         quoted = published.to_dict() if published else {}
         entry = self.to_dict() | {"facts": {**self.facts, **(facts or {})}, "published": quoted, "record": dict(record)}
-        try:
+        with writing(f"scores to '{folder}'"):
             printed = self.beside_published() if published else self
             below = f"\n{published.markdown()}" if published else ""
             write_text(folder / "scores.md", printed.markdown(facts) + below)
@@ -291,8 +291,6 @@ class Table:
             write_text(folder / "scores.tex", printed.latex(facts) + below)
             write_text(folder / "scores.csv", self.csv(facts))
             write_text(folder / FILE, json.dumps(entry, indent=1, allow_nan=False))  # the order of columns stays
-        except OSError as error:
-            raise InputError(f"cannot write scores to '{folder}': {error.strerror or error}") from error
         return folder
 
     @staticmethod

@@ -1,7 +1,6 @@
 """The fusion suite: arms of the fusion on planted faults in true views of real objects (nova3d ablate)."""
 
 import copy
-import json
 import logging
 import math
 import time
@@ -27,7 +26,7 @@ from nova3d.experiments.fusion_inputs import GroundTruth, load_ground_truth, per
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write
 from nova3d.utils import provenance
-from nova3d.utils.files import locked, read_json_lines
+from nova3d.utils.files import append_json_lines, locked, read_json_lines
 from nova3d.utils.progress import Progress
 from nova3d.utils.workers import in_parts
 from nova3d.views import ViewSet
@@ -130,9 +129,7 @@ def _measure_part(
 ) -> None:
     """The cases part, part + parts, ...; each row is one write, so that processes do not cut into each other's."""
     for path, case in todo[part::parts]:
-        line = json.dumps(_row(path, case, out, config, device)) + "\n"
-        with (out / "rows.jsonl").open("a") as file:
-            file.write(line)
+        append_json_lines(out / "rows.jsonl", [_row(path, case, out, config, device)])
         on_progress()
 
 

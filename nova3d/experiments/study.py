@@ -8,7 +8,6 @@
 A folder is written aside and renamed, so what exists is complete, and the same call goes on where the last one ended.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -213,7 +212,7 @@ def object_seed(seed: int, name: str) -> int:
     With one seed for all objects, all would start from the same noise, and what one draw of it is worth would not
     average out over the objects.
     """
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
+    return provenance.stable_hash(f"{seed} {name}", 32)
 
 
 def write_views(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nova3d import config as configs
-from nova3d.errors import InputError, first_line
+from nova3d.errors import InputError, first_line, system_reason
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.state import FusionState
 from nova3d.utils.files import replacing
@@ -92,7 +92,7 @@ class Snapshot:
             with replacing(path) as aside:
                 torch.save(content, aside)
         except OSError as error:
-            raise InputError(f"cannot save the fit to '{path}': {error.strerror or error}") from error
+            raise InputError(f"cannot save the fit to '{path}': {system_reason(error)}") from error
 
     @staticmethod
     def load(path: Path, state: FusionState, detail: ViewSet | None = None) -> bool:

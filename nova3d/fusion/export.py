@@ -17,7 +17,7 @@ from nova3d.errors import InputError
 from nova3d.rendering.glb import glb_bytes
 from nova3d.rendering.trimesh_files import part_of
 from nova3d.transforms import cameras_to_transforms, write_transforms
-from nova3d.utils.files import replacing, writable_folder, write_text
+from nova3d.utils.files import replacing, writable_folder, write_text, writing
 
 SUFFIXES = (".glb", ".obj", ".ply", ".stl")
 
@@ -95,7 +95,7 @@ def write(
         InputError: where the file cannot be written.
     """
     path = check_output(path)
-    try:
+    with writing(f"'{path}'"):
         match path.suffix.lower():
             case ".glb":
                 _write(path, _glb(mesh, record))
@@ -105,8 +105,6 @@ def write(
                 _write(path, trimesh.exchange.stl.export_stl(solid))
             case ".obj":
                 _write_obj(path, mesh)
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror or error}") from error
     return path
 
 
@@ -132,14 +130,12 @@ def write_maps(mesh_path: str | Path, cameras: Cameras, conflict: Tensor) -> Pat
     """
     folder = maps_folder(mesh_path)
     transforms = cameras_to_transforms(cameras)
-    try:
+    with writing(f"to '{folder}'"):
         (folder / "conflict").mkdir(parents=True, exist_ok=True)
         for index, (frame, picture) in enumerate(zip(transforms["frames"], conflict, strict=True)):
             frame["conflict_path"] = f"conflict/{index:03d}.png"
             images.save_image(folder / frame["conflict_path"], picture)
         write_transforms(folder / "transforms.json", transforms)
-    except OSError as error:
-        raise InputError(f"cannot write to '{folder}': {error.strerror or error}") from error
     return folder
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nova3d.errors import InputError, first_line
+from nova3d.errors import InputError, first_line, system_reason
 from nova3d.utils.text import shorten
 
 # What Pillow may decode: formats that every build of it has (AVIF is optional) and that start no other program.
@@ -61,8 +61,7 @@ def read_regular(path: Path, limit: int) -> bytes:
         # Without O_NONBLOCK, opening a pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"'{path}' cannot be read: {reason}") from error
+        raise InputError(f"'{path}' cannot be read: {system_reason(error)}") from error
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from nova3d import images
 from nova3d.cameras import orbit
-from nova3d.errors import InputError
 from nova3d.rendering import render_object
-from nova3d.utils.files import remove
+from nova3d.utils.files import remove, writing
 
 PREVIEW_SIZE = 512  # pixels
 _PREVIEW_AZIMUTH, _ELEVATION = 30.0, 10.0  # degrees
@@ -37,10 +36,8 @@ def write_preview(mesh: str | Path, path: str | Path) -> Tensor:
     # flat: the light of the pictures is already in the texture
     drawn = render_object(mesh, camera, supersample=_SUPERSAMPLE, light="flat", normalise=False)
     picture = drawn.straight_alpha(0)
-    try:
+    with writing(f"'{path}'"):
         images.save_image(path, picture)
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror or error}") from error
     return picture
 
 
@@ -66,9 +63,7 @@ def write_turntable(mesh: str | Path, folder: str | Path, frames: int, size: int
     cameras = orbit(frames, elevation_deg=_ELEVATION, size=size)
     drawn = render_object(mesh, cameras, supersample=_SUPERSAMPLE, light="flat", normalise=False)
     path = Path(folder) / f"turntable{written}"
-    try:
+    with writing(f"'{path}'"):
         images.save_animation(path, drawn.rgb, _TURN_SECONDS / frames)
         remove(path.with_suffix(stale))
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror or error}") from error
     return path

@@ -15,10 +15,10 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from nova3d.errors import InputError
+from nova3d.errors import InputError, system_reason
 from nova3d.report.pictures import conflict_colours, data_uri, normal_colours, to_numpy
 from nova3d.report.plots import bar_chart, loss_charts
-from nova3d.utils.files import write_text
+from nova3d.utils.files import write_text, writing
 
 if TYPE_CHECKING:
     from nova3d.cameras import Cameras
@@ -140,10 +140,8 @@ def write_report(
         _details_card("The run record", f"<pre>{escape(_json(record))}</pre>") if record else "",
     ]
     text = _document(title, "".join(parts), run, embedded)
-    try:
+    with writing(f"the report '{path}'"):
         return write_text(path, text)
-    except OSError as error:
-        raise InputError(f"cannot write the report '{path}': {error.strerror or error}") from error
 
 
 def _document(title: str, content: str, run: Mapping[str, Any], glb: bytes | None) -> str:
@@ -185,7 +183,7 @@ def _read_mesh(mesh_path: str | Path | None) -> bytes | None:
     except FileNotFoundError:
         raise InputError(f"mesh '{mesh_path}' does not exist: write it before its report") from None
     except OSError as error:
-        raise InputError(f"cannot read the mesh '{mesh_path}': {error.strerror or error}") from error
+        raise InputError(f"cannot read the mesh '{mesh_path}': {system_reason(error)}") from error
 
 
 def _download(mesh_path: str | Path | None, page: Path, glb: bytes | None) -> str:

@@ -36,7 +36,7 @@ from nova3d.tasks import TASKS
 from nova3d.training.data import Item
 from nova3d.transforms import cameras_to_transforms
 from nova3d.utils import provenance
-from nova3d.utils.files import read_json, replacing, write_text
+from nova3d.utils.files import read_json, replacing, write_text, writing
 from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
@@ -120,7 +120,7 @@ def build_cache(
         "objects_per_file": objects_per_file,
         "uids": [sample["uid"] for sample in dataset.reader.samples],
     }
-    try:
+    with writing(f"the latent cache '{folder}'"):
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / MANIFEST).is_file():
             _check_identity(_read_manifest(folder), manifest, folder)
@@ -143,8 +143,6 @@ def build_cache(
                 _write(files[index], tensors)
             if progress:
                 progress(done + 1, len(mine), f"encoding, {files[index].name}")
-    except OSError as error:
-        raise InputError(f"cannot write the latent cache '{folder}': {error}") from error
     return folder
 
 

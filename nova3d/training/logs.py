@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from nova3d import config as configs
-from nova3d.errors import InputError, first_line
+from nova3d.errors import InputError, first_line, system_reason
 from nova3d.tasks import TASKS
 from nova3d.training.checkpoint import flatten
 from nova3d.training.config import HealthConfig, TrainConfig
 from nova3d.training.ema import full_tensor
 from nova3d.utils.compat import has
-from nova3d.utils.files import write_text
+from nova3d.utils.files import append_json_lines, write_text, writing
 
 log = logging.getLogger(__name__)
 # Noise levels between which losses are told apart: near the data, up to where only the object's position is left.
@@ -49,7 +49,7 @@ class StatsLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"output folder '{path.parent}' cannot be written: {error.strerror}") from error
+            raise InputError(f"output folder '{path.parent}' cannot be written: {system_reason(error)}") from error
         truncate_after(path, start)
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -77,18 +77,10 @@ class StatsLog:
         if not self._counts:
             return {}
         means = {key: total / self._counts[key] for key, total in self._sums.items()} | dict(extra or {})
-        append_lines(self.path, [{"step": self._step, **means}])
+        with writing(f"'{self.path}'"):
+            append_json_lines(self.path, [{"step": self._step, **means}])
         self._sums, self._counts = {}, {}
         return means
-
-
-def append_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Append entries to a JSON-lines file; raises InputError where it cannot be written."""
-    try:
-        with path.open("a") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in entries)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be written: {error.strerror}") from error
 
 
 def truncate_after(path: Path, step: int) -> list[dict[str, Any]]:
@@ -103,6 +95,7 @@ def truncate_after(path: Path, step: int) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
+    # `read_json_lines` refuses NaN, which a mean over no pixels is.
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     kept = [line for line in lines if line["step"] <= step]
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept), keep_equal=True)
@@ -242,7 +235,8 @@ def log_bad_step(out: Path, step: int, reason: str, uids: Sequence[str], values:
     """
     log.warning("step %d skipped: %s (objects %s)", step, reason, ", ".join(uids))
     numbers = {name: repr(value) for name, value in values.items()}  # JSON has no nan
-    append_lines(out / BAD_STEPS, [{"step": step, "reason": reason, "uids": list(uids), **numbers}])
+    with writing(f"'{out / BAD_STEPS}'"):
+        append_json_lines(out / BAD_STEPS, [{"step": step, "reason": reason, "uids": list(uids), **numbers}])
 
 
 def make_trackers(config: TrainConfig, out: Path) -> list[GeneralTracker]:

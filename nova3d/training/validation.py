@@ -12,16 +12,15 @@ from torch import Tensor
 
 from nova3d import images
 from nova3d.data.shards import ShardReader
-from nova3d.errors import InputError
 from nova3d.metrics import foreground_psnr, mask_iou, normal_angle, psnr
 from nova3d.models.image_encoder import empty_image_encoder
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.ema import EMA, full_state_dict
-from nova3d.training.logs import append_lines, truncate_after
+from nova3d.training.logs import truncate_after
 from nova3d.training.setup import Run, run_record
 from nova3d.utils import provenance
-from nova3d.utils.files import replacing
+from nova3d.utils.files import append_json_lines, replacing, writing
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,8 @@ class Validation:
             log.info("validation at step %d, %s weights: %s", step, weights, _round(means[weights]))
         if accelerator.is_main_process:
             lines = [{"step": step, "weights": weights, **values} for weights, values in means.items()]
-            append_lines(self.run.out / VALIDATION, lines)
+            with writing(f"'{self.run.out / VALIDATION}'"):
+                append_json_lines(self.run.out / VALIDATION, lines)
         if config.trackers:
             flat = {f"validation/{k}_{weights}": v for weights, values in means.items() for k, v in values.items()}
             accelerator.log(flat, step=step)
@@ -177,12 +177,9 @@ def save_model(run: Run, folder: Path, step: int) -> None:
 def write_model(run: Run, folder: Path, state: dict[str, Tensor], step: int) -> None:
     """A diffusers folder of a TrainingModule's full weights and the frozen networks, with its record."""
     pipeline = pipeline_of(run, state)
-    try:
-        with replacing(folder) as aside:
-            pipeline.save_pretrained(aside, safe_serialization=True)
-            provenance.write(aside, run_record(run) | {"step": step})
-    except OSError as error:
-        raise InputError(f"cannot write the model '{folder}': {error.strerror or error}") from error
+    with writing(f"the model '{folder}'"), replacing(folder) as aside:
+        pipeline.save_pretrained(aside, safe_serialization=True)
+        provenance.write(aside, run_record(run) | {"step": step})
 
 
 def _strip_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

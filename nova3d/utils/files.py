@@ -9,14 +9,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from filelock import FileLock, Timeout
 
-from nova3d.errors import InputError, first_line
+from nova3d.errors import InputError, first_line, system_reason
 
 log = logging.getLogger(__name__)
 _SYNC_MODE = "r+b" if os.name == "nt" else "rb"  # Windows flushes only what is open for writing
@@ -51,7 +51,7 @@ def check_file(path: str | Path, kind: str) -> Path:
         try:
             what = ": it is a folder" if path.is_dir() else ": it is no regular file" if path.exists() else ""
         except OSError as error:  # longer than the system's names
-            raise InputError(f"{kind} '{str(path)[:80]}...' cannot be read: {error.strerror}") from error
+            raise InputError(f"{kind} '{str(path)[:80]}...' cannot be read: {system_reason(error)}") from error
         shown = str(path).replace("\0", "\\0")
         raise InputError(f"{kind} '{shown}' does not exist{what and ' as a file'}{what}")
     return path
@@ -71,8 +71,24 @@ def writable_folder(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"cannot write to {str(folder)!r}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"cannot write to {str(folder)!r}: {system_reason(error)}") from error
     return folder
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Raise an OSError of the block as an InputError of one line.
+
+    Args:
+        what: what the block writes, with its path: "the report 'out/report.html'".
+
+    Raises:
+        InputError: "cannot write", `what` and the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {what}: {system_reason(error)}") from error
 
 
 def check_replaceable(folder: str | Path, names: Sequence[str]) -> None:
@@ -185,6 +201,28 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
     return write_text(path, json.dumps(value, indent=indent, sort_keys=True, default=str))
 
 
+def append_json_lines(path: str | Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Append entries to a file of one JSON object per line, in one write.
+
+    Several processes may append to one file: their lines do not mix. A line that a killed process cut short is ended
+    first, and `read_json_lines` can leave it out.
+
+    Args:
+        path: the file, made where it is missing.
+        entries: JSON-ready.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
+    content = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+    with Path(path).open("a+b", buffering=0) as file:  # nothing is held back, so nothing can fail later
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            content = content if file.read(1) == b"\n" else b"\n" + content
+        if file.write(content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def read_json(path: str | Path, kind: type[T], what: str = "file") -> T:
     """Read a JSON file whose top level is of type `kind`.
 
@@ -208,7 +246,7 @@ def read_json(path: str | Path, kind: type[T], what: str = "file") -> T:
             raise InputError(f"{what} '{file}' has {file.stat().st_size} bytes, more than a {what} can have")
         return parse_json(file.read_bytes(), kind, f"{what} '{file}'")
     except OSError as error:
-        raise InputError(f"{what} '{file}' cannot be read: {error.strerror or first_line(error)}") from error
+        raise InputError(f"{what} '{file}' cannot be read: {system_reason(error)}") from error
 
 
 def read_json_lines(path: str | Path, what: str = "file", cut: bool = False) -> list[dict[str, Any]]:
@@ -228,7 +266,7 @@ def read_json_lines(path: str | Path, what: str = "file", cut: bool = False) -> 
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
-        raise InputError(f"{what} '{path}' cannot be read: {error.strerror or first_line(error)}") from error
+        raise InputError(f"{what} '{path}' cannot be read: {system_reason(error)}") from error
     found: list[dict[str, Any]] = []
     left_out = 0
     for number, line in enumerate(lines, start=1):
@@ -355,7 +393,7 @@ def locked(folder: str | Path, what: str = "another process", name: str = "", wa
     except Timeout:
         raise InputError(f"{what} is at work in '{folder}': wait for it, or choose another folder") from None
     except OSError as error:
-        raise InputError(f"cannot lock '{folder}': {error.strerror or first_line(error)}") from error
+        raise InputError(f"cannot lock '{folder}': {system_reason(error)}") from error
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import nova3d
 from nova3d.errors import InputError, first_line
-from nova3d.utils.files import inside, readable, write_json
+from nova3d.utils.files import inside, readable, write_json, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,10 +69,8 @@ def without_folders(value: Any) -> Any:
 def write(folder: str | Path, entry: Mapping[str, Any]) -> Path:
     """Write `entry` as folder/record.json; raises InputError where it cannot be written."""
     path = Path(folder) / "record.json"
-    try:
+    with writing(f"'{path}'"):
         return write_json(path, entry)
-    except OSError as error:
-        raise InputError(f"cannot write '{path}': {error.strerror or error}") from error
 
 
 def commit() -> str:
@@ -91,6 +89,21 @@ def commit() -> str:
 def hash_json(value: Any) -> str:
     """First 16 hex digits of the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def stable_hash(text: str, bits: int = 256) -> int:
+    """A number made of a text alone: the same in every process, version and machine, unlike `hash`.
+
+    Seeds, orders, splits and shares of work follow from it.
+
+    Args:
+        text: any that UTF-8 encodes.
+        bits: a multiple of 8, at most 256.
+
+    Returns:
+        The first `bits` bits of the text's SHA-256.
+    """
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[: bits // 8])
 
 
 def hash_file(path: str | Path) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from nova3d.errors import InputError, first_line
+from nova3d.errors import InputError, first_line, system_reason
 from nova3d.utils.files import write_text
 
 NULLS = ("", "~", "null", "Null", "NULL")
@@ -38,7 +38,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: it has {path.stat().st_size} bytes, more than a config can have")
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read as a config: {error.strerror or first_line(error)}") from error
+        raise InputError(f"{path}: cannot be read as a config: {system_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid YAML: {first_line(error)}") from error
     content = parse(text, str(path))

@@ -8,6 +8,7 @@ import pytest
 
 from nova3d.errors import InputError
 from nova3d.utils.files import (
+    append_json_lines,
     check_replaceable,
     filling,
     inside,
@@ -16,6 +17,7 @@ from nova3d.utils.files import (
     read_json_lines,
     replacing,
     write_text,
+    writing,
 )
 
 
@@ -140,3 +142,28 @@ def test_a_list_names_files_below_its_own_folder(tmp_path: Path, name: object) -
     with pytest.raises(InputError, match="weights"):
         inside(tmp_path, name, "weights")
     assert inside(tmp_path, "unet/model.safetensors", "weights") == tmp_path / "unet/model.safetensors"
+
+
+def test_appended_lines_do_not_join_a_line_that_was_cut_short(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    append_json_lines(file, [{"z": 1, "a": "ü"}, {"z": 2}])
+    assert file.read_text() == '{"z": 1, "a": "\\u00fc"}\n{"z": 2}\n'
+    with file.open("a") as torn:
+        torn.write('{"z": 3, "a"')
+    append_json_lines(file, [{"z": 4}])
+    assert [row["z"] for row in read_json_lines(file, cut=True)] == [1, 2, 4]
+    with pytest.raises(IsADirectoryError):
+        append_json_lines(tmp_path, [{"z": 5}])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device", "a.txt"), "No space left on device"),
+        (OSError("no quota\nleft"), "no quota"),  # a library's own, without the system's number
+    ],
+)
+def test_a_failed_write_is_refused_with_the_systems_reason(error: OSError, reason: str) -> None:
+    with pytest.raises(InputError) as caught, writing("the table 'a.txt'"):
+        raise error
+    assert str(caught.value) == f"cannot write the table 'a.txt': {reason}"

@@ -86,6 +86,20 @@ def test_config_hash_depends_on_values_and_not_on_order() -> None:
     assert len(provenance.hash_json({})) == 16
 
 
+def test_a_number_made_of_a_text_is_the_beginning_of_its_sha256() -> None:
+    """Seeds, splits and orders of finished data sets and studies follow from these values."""
+    # printf 'cup' | sha256sum, and the like
+    digest = "c6171781d65f3ccce1135e3c89850cfbaa7f332fd72a1f8f6a841fbcf7fd362a"
+    assert provenance.stable_hash("cup") == int(digest, 16)
+    assert provenance.stable_hash("cup", 8) == int(digest[:2], 16)
+    assert provenance.stable_hash("7 cup", 32) == 0xAB10B2B4
+    assert provenance.stable_hash("split cup", 64) == 0x023D310D2C76093E
+    names = [f"ü{i}" for i in range(20)]
+    assert sorted(names, key=provenance.stable_hash) == sorted(
+        names, key=lambda name: hashlib.sha256(name.encode()).digest()
+    )
+
+
 def test_hash_file_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"nova")
     assert provenance.hash_file(tmp_path / "x") == hashlib.sha256(b"nova").hexdigest()

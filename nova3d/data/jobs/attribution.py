@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nova3d.data.sources.licences import licence_url
-from nova3d.errors import InputError
-from nova3d.utils.files import readable, writable_folder, write_text
+from nova3d.utils.files import readable, writable_folder, write_text, writing
 from nova3d.utils.text import csv_cell, markdown
 
 _COLUMNS = ("uid", "title", "attribution", "licence", "licence_url", "url", "source", "sha256", "split")
@@ -39,11 +38,9 @@ def write_attribution(rows: Iterable[Mapping[str, Any]], out: str | Path) -> Pat
     writer = csv.DictWriter(table, _COLUMNS)
     writer.writeheader()
     writer.writerows({key: csv_cell(value) for key, value in credit.items()} for credit in credits)
-    try:
+    with writing(f"the attribution to '{folder}'"):
         write_text(folder / "attribution.csv", table.getvalue())
         return write_text(folder / "ATTRIBUTION.md", _page(credits))
-    except OSError as error:
-        raise InputError(f"cannot write the attribution to '{folder}': {error.strerror or error}") from error
 
 
 def _credit(row: Mapping[str, Any]) -> dict[str, str]:

@@ -5,10 +5,7 @@ attempt, seconds, worker, device, time, sequence. An object is done when its tar
 otherwise the latest row decides, by `sequence`: clocks of machines differ. `queued` cancels the attempts before it.
 """
 
-import errno
-import hashlib
-import json
-import logging
+import contextlib
 import os
 import socket
 import tempfile
@@ -19,24 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError, first_line
-from nova3d.utils.files import read_json, read_json_lines, write_json
+from nova3d.utils.files import append_json_lines, locked, read_json, read_json_lines, write_json
+from nova3d.utils.provenance import stable_hash
 
-log = logging.getLogger(__name__)
 STALE_SECONDS = 30.0  # a status that is older belongs to a dead scheduler
 
 
 def object_path(out: Path, uid: str) -> Path:
     """Return where an object's tar lies: out/objects/ab/UID.tar, ab from the hash of its uid."""
-    return out / "objects" / uid_hash(uid)[:2] / f"{uid}.tar"
-
-
-def uid_hash(uid: str) -> str:
-    """Return the SHA-256 of a uid in hex: it orders objects in plan and shards and divides them among jobs."""
-    return hashlib.sha256(uid.encode()).hexdigest()
+    return out / "objects" / f"{stable_hash(uid, 8):02x}" / f"{uid}.tar"
 
 
 class Journal:
@@ -47,18 +38,12 @@ class Journal:
     """
 
     def __init__(self, out: Path, name: str):
-        path = out / "journal" / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(out / f".{name}.lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"another process is rendering '{out}' ({name}); see `status`, or wait for it") from None
+        self._path = out / "journal" / f"{name}.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(locked(out, f"another process ({name})", name))
         # Later than every row that any machine has written: a scheduler and a retry of one object never write at once.
         self._sequence = max((row["sequence"] for row in read_rows(out)), default=0)
-        self._file = path.open("a+b", buffering=0)  # nothing is held back, so nothing can fail later
-        if self._file.tell() and not _ends_in_newline(path):  # a scheduler was killed in mid-line
-            self._file.write(b"\n")
 
     def write(
         self,
@@ -84,14 +69,11 @@ class Journal:
             "sequence": self._sequence + 1,
         }
         self._sequence += 1
-        line = json.dumps(row, sort_keys=True).encode() + b"\n"
-        if self._file.write(line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append_json_lines(self._path, [dict(sorted(row.items()))])
 
     def close(self) -> None:
-        """Close the file and release the lock."""
-        self._file.close()
-        self._lock.release()
+        """Release the lock."""
+        self._lock.close()
 
 
 def read_rows(out: Path) -> list[dict[str, Any]]:
@@ -177,9 +159,3 @@ def _file_system_time(folder: Path) -> float:
             return os.fstat(file.fileno()).st_mtime
     except OSError:
         return time.time()
-
-
-def _ends_in_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

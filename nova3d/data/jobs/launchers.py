@@ -18,6 +18,7 @@ from nova3d.data.jobs.scheduler import RenderPool, RunSummary, Stop
 from nova3d.data.sources import Asset, make_source
 from nova3d.errors import InputError, first_line
 from nova3d.utils.progress import Progress
+from nova3d.utils.provenance import stable_hash
 
 log = logging.getLogger(__name__)
 Share = tuple[int, int]
@@ -59,7 +60,7 @@ def run_share(
 def in_share(assets: list[Asset], share: Share) -> list[Asset]:
     """Return the assets of a share, in their order."""
     index, count = share
-    return [asset for asset in assets if int(journal.uid_hash(asset.uid), 16) % count == index]
+    return [asset for asset in assets if stable_hash(asset.uid) % count == index]
 
 
 def share_name(share: Share) -> str:

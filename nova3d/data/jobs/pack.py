@@ -11,10 +11,10 @@ from typing import Any
 from nova3d.cameras import Cameras
 from nova3d.data import duplicates
 from nova3d.data.jobs.config import RenderConfig, rig_digest
-from nova3d.data.jobs.journal import AssetOutcome, object_path, outcomes, uid_hash
+from nova3d.data.jobs.journal import AssetOutcome, object_path, outcomes
 from nova3d.data.jobs.plan import Plan
 from nova3d.data.shards import INDEX, ShardWriter, read_member, read_object
-from nova3d.errors import InputError
+from nova3d.errors import InputError, system_reason
 from nova3d.rendering.reasons import Reason
 from nova3d.utils import provenance
 from nova3d.utils.files import locked, parse_json, read_json_lines, write_text
@@ -69,9 +69,7 @@ def pack(config: RenderConfig, plan: Plan, incomplete: bool = False, progress: P
         with locked(out, name="pack", wait=True):
             return _pack(config, plan, incomplete, progress)
     except OSError as error:
-        raise InputError(
-            f"cannot pack '{out}': {error.strerror or error}; pack again when it can be written"
-        ) from error
+        raise InputError(f"cannot pack '{out}': {system_reason(error)}; pack again when it can be written") from error
 
 
 def manifest_rows(out: str | Path) -> list[dict[str, Any]]:
@@ -168,7 +166,7 @@ def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress
     never = AssetOutcome("waiting", "", "", 0, {})
     rows = [_row(row, found.get(row["uid"], never), facts.get(row["uid"])) for row in plan.rows()]
     _mark_duplicates(rows, facts)
-    rows.sort(key=lambda row: uid_hash(row["uid"]))
+    rows.sort(key=lambda row: provenance.stable_hash(row["uid"]))
     packed = write_splits(
         rows,
         lambda row: (cameras, read_object(object_path(out, row["uid"]))),

@@ -15,7 +15,7 @@ from nova3d.data.jobs.plan import PLAN, choose_objects
 from nova3d.data.shards import encode_views
 from nova3d.data.sources.base import Asset, licence_rows, uid_of
 from nova3d.data.sources.licences import spdx
-from nova3d.errors import InputError
+from nova3d.errors import InputError, system_reason
 from nova3d.utils.files import locked, readable
 from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
@@ -62,7 +62,7 @@ def pack_views(
             reader = _reader(config, layout, assume)
             return write_splits(rows, reader, config, "pack views", lambda members: [], progress)
     except OSError as error:
-        raise InputError(f"cannot pack '{out}': {error.strerror or error}") from error
+        raise InputError(f"cannot pack '{out}': {system_reason(error)}") from error
 
 
 def _rows(folder: Path, config: RenderConfig) -> list[dict[str, Any]]:

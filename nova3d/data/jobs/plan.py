@@ -5,7 +5,6 @@ and nothing that differs from one planning to the next. `plan.json` has the sett
 estimates. Objects stand in the order of the SHA-256 of their uid, so that any first part of a job is a fair sample.
 """
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from nova3d.data.jobs.config import RenderConfig, content_settings, rig_digest
-from nova3d.data.jobs.journal import uid_hash
 from nova3d.data.sources import Asset, make_source
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
@@ -23,6 +21,7 @@ from nova3d.rendering.engine import EngineConfig
 from nova3d.rendering.reasons import Reason
 from nova3d.utils.files import read_json, read_json_lines, writable_folder, write_json, write_text
 from nova3d.utils.progress import Progress
+from nova3d.utils.provenance import stable_hash
 
 PLAN = "plan.json"
 ROWS = "plan.jsonl"
@@ -234,7 +233,7 @@ def choose_splits(uids: Sequence[str], val_share: float, counted: Sequence[str])
 
 def _split_hash(uid: str) -> int:
     # Salted, or the plan's order, also a hash of the uid, would put all of val/ first.
-    return int.from_bytes(hashlib.sha256(f"split {uid}".encode()).digest()[:8])
+    return stable_hash(f"split {uid}", 64)
 
 
 def choose_objects(assets: Iterable[Asset], config: RenderConfig) -> list[dict[str, Any]]:
@@ -251,7 +250,7 @@ def choose_objects(assets: Iterable[Asset], config: RenderConfig) -> list[dict[s
     allowed = {spdx(name).lower() for name in config.licences}
     rows: list[dict[str, Any]] = []
     planned = 0
-    for asset in sorted(assets, key=lambda a: uid_hash(a.uid)):
+    for asset in sorted(assets, key=lambda a: stable_hash(a.uid)):
         row = asset.to_row()
         if allowed and asset.licence.lower() not in allowed:
             rows.append(row | {"state": "refused", "reason": Reason.LICENCE.value})

@@ -26,7 +26,7 @@ from nova3d.data.jobs.journal import Journal, object_path, write_status
 from nova3d.data.jobs.policy import Result, Task, Timeouts
 from nova3d.data.jobs.worker_client import WorkerClient, process_tree_memory
 from nova3d.data.sources import Asset
-from nova3d.errors import InputError
+from nova3d.errors import InputError, system_reason
 from nova3d.rendering.reasons import Reason
 from nova3d.utils.files import write_text
 from nova3d.utils.progress import Progress
@@ -243,7 +243,7 @@ class RenderPool:
                 finally:
                     self._close()
         except OSError as error:
-            raise InputError(f"cannot go on in '{self.out}': {error.strerror or error}; run again to resume") from error
+            raise InputError(f"cannot go on in '{self.out}': {system_reason(error)}; run again to resume") from error
         if self._queue.fatal:
             raise InputError(f"{self._queue.fatal}; {self._queue.summary} so far, run again to resume")
         return replace(self._queue.summary, ended=stop.reason)

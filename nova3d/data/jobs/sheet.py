@@ -1,6 +1,5 @@
 """Contact sheets of rendered objects, the most doubtful first."""
 
-import hashlib
 import tarfile
 import textwrap
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from nova3d.data.shards import read_member, read_picture
 from nova3d.errors import InputError
 from nova3d.utils.files import parse_json, writable_folder
 from nova3d.utils.progress import Progress
+from nova3d.utils.provenance import stable_hash
 
 _ROWS = 10  # objects per sheet
 _VIEWS = 6  # of the object, as colours and as normals
@@ -64,7 +64,7 @@ def contact_sheets(
         raise InputError(f"no rendered objects (.tar) in '{folder}'")
     out = writable_folder(out)
     worst = samples[: (count + 1) // 2]
-    rest = sorted(samples[len(worst) :], key=lambda s: hashlib.sha256(s.uid.encode()).digest())[: count - len(worst)]
+    rest = sorted(samples[len(worst) :], key=lambda s: stable_hash(s.uid))[: count - len(worst)]
     shown = [*worst, *rest]
     pages = [shown[i : i + _ROWS] for i in range(0, len(shown), _ROWS)]
     written = []

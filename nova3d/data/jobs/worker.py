@@ -33,7 +33,7 @@ from nova3d.data.filters import apply_filters
 from nova3d.data.jobs.config import RenderConfig, rig_digest
 from nova3d.data.shards import encode_pictures, write_object
 from nova3d.data.sources import Asset
-from nova3d.errors import InputError
+from nova3d.errors import InputError, system_reason
 from nova3d.rendering.engine import Engine, make_engine
 from nova3d.rendering.reasons import Reason, RenderError, one_line
 from nova3d.utils import provenance
@@ -92,7 +92,7 @@ class ObjectRenderer:
         try:
             write_object(target, members, self.writer)
         except OSError as error:
-            raise RenderError(Reason.WRITE_ERROR, f"cannot write '{target}': {error.strerror}") from error
+            raise RenderError(Reason.WRITE_ERROR, f"cannot write '{target}': {system_reason(error)}") from error
         return {"state": "done", "reason": "", "message": ""}
 
 

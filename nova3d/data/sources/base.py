@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from nova3d.errors import InputError, first_line
+from nova3d.errors import InputError, first_line, system_reason
 from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, parse_json, read_json, to_component
@@ -247,7 +247,7 @@ def check_file(path: Path, asset: Asset) -> Path:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise RenderError(Reason.FETCH_FAILED, f"'{path}' cannot be read: {error.strerror or error}") from error
+        raise RenderError(Reason.FETCH_FAILED, f"'{path}' cannot be read: {system_reason(error)}") from error
     if not head:
         raise RenderError(Reason.PARSE_ERROR, f"'{path}' is empty")
     if head.startswith(b"version https://git-lfs"):

@@ -19,6 +19,7 @@ from nova3d.data.jobs.verify import verify
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import ShardReader, encode_pictures, write_object
 from nova3d.errors import InputError
+from nova3d.utils import provenance
 
 pytestmark = pytest.mark.usefixtures("fake_worker")
 ROOT = Path(__file__).parents[3]
@@ -47,7 +48,7 @@ def test_shards_are_sorted_by_hash_and_split_by_it(done: RenderConfig) -> None:
     assert len(train) + len(val) == 9 and len(val) >= 1
     for reader in (train, val):
         uids = [sample["uid"] for sample in reader.samples]
-        assert uids == sorted(uids, key=journal.uid_hash)
+        assert uids == sorted(uids, key=provenance.stable_hash)
         shards = [sample["shard"] for sample in reader.samples]
         assert shards == sorted(shards) and max(map(shards.count, shards)) <= 3
         assert reader.index["rig"] and reader.index["engines"] == [{"name": "fake"}]
@@ -107,7 +108,7 @@ def test_look_alikes_are_dropped_with_their_reason(make_job: MakeJob, tmp_path: 
     shutil.copyfile(source / "o1.obj", source / "copy.obj")
     job.run(config)
     found = {row["uid"]: row for row in rows(Path(config.out))}
-    kept, dropped = sorted(("o1", "copy"), key=journal.uid_hash)
+    kept, dropped = sorted(("o1", "copy"), key=provenance.stable_hash)
     assert found[dropped]["dup_of"] == kept and found[dropped]["reason"] == "duplicate" and not found[dropped]["shard"]
     assert found[kept]["state"] == "done" and found[kept]["split"] == found[dropped]["split"]
 

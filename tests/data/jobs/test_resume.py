@@ -78,7 +78,7 @@ def test_a_stop_does_not_wait_for_ever(make_job: MakeJob) -> None:
 def test_one_parent_per_share_and_no_other_settings(make_job: MakeJob) -> None:
     config = make_job(GOOD)
     holder = journal.Journal(Path(config.out), "local")
-    with pytest.raises(InputError, match="another process is rendering"):
+    with pytest.raises(InputError, match=r"another process \(local\) is at work in"):
         job.run(config)
     holder.close()
     job.run(config)
