@@ -16,8 +16,8 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 
 MASK_LEVEL = 0.5  # coverage from which a pixel is object
-_FROM_ABOVE_DEG = 5.0  # cameras all at least so high say nothing of the underside
-_NOT_EXPLAINED = 0.002  # share of a view's object that a cut may leave unexplained: masks disagree by pixels
+_FROM_ABOVE_DEG = 5.0  # least elevation of a camera that looks from above: it does not see the underside
+_UNCOVERED = 0.002  # share of a silhouette that the closed hull may leave uncovered: masks disagree by pixels
 _POINTS_AT_ONCE = 1 << 17
 
 
@@ -65,11 +65,12 @@ def carve(
     return misses <= allowed
 
 
-def unexplaining(points: Tensor, masks: Tensor, cameras: Cameras, spacing: float) -> Tensor:
-    """The part of a visual hull that no mask needs, where every camera looks from above, or every one from below.
+def unsupported(points: Tensor, masks: Tensor, cameras: Cameras, spacing: float) -> Tensor:
+    """The part of a visual hull that no silhouette supports, where all cameras look from above, or all from below.
 
-    Seen from one side alone, an object has a cone on the other side in its hull that no view tells of. What lies
-    beyond the lowest plane that all masks need explains nothing: there the solid is closed.
+    The hull of such views has a cone on the hidden side. Seen from above, each silhouette needs the hull down to some
+    height, so that its pixels are covered. Nodes below the lowest of these heights are unsupported, and the solid is
+    closed there. Seen from below, it is the other way up.
 
     Args:
         points: [n,3] float32 nodes of the hull, world frame.
@@ -78,7 +79,7 @@ def unexplaining(points: Tensor, masks: Tensor, cameras: Cameras, spacing: float
         spacing: between nodes, in world units.
 
     Returns:
-        bool [n]; nowhere true where cameras look from both sides, or from the object's height.
+        bool [n]; all False where cameras look from both sides, or from the object's height.
     """
     elevation = torch.rad2deg(cameras.azimuth_elevation()[:, 1])
     if (
@@ -88,22 +89,22 @@ def unexplaining(points: Tensor, masks: Tensor, cameras: Cameras, spacing: float
     ):
         return torch.zeros(len(points), dtype=torch.bool, device=points.device)
     height = points[:, 1] * elevation[0].sign()
-    needed = []
+    least_heights = []
     for view in range(len(cameras)):
         pixels, depth = cameras[view].project(points)
         focal = float(cameras.intrinsics[view, 0])
         per_unit = focal / float(depth.median()) if cameras.model == "perspective" else focal
-        block = max(1, round(spacing * per_unit))  # finer ones would miss every node
-        shown = F.avg_pool2d(masks[view, None], block, ceil_mode=True)[0] > MASK_LEVEL
-        rows, columns = shown.shape
+        block = max(1, round(spacing * per_unit))  # smaller blocks would fall between nodes
+        silhouette = F.avg_pool2d(masks[view, None], block, ceil_mode=True)[0] > MASK_LEVEL
+        rows, columns = silhouette.shape
         x, y = (pixels[0] / block).floor().long().unbind(-1)
         inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & (depth[0] > 0)
         highest = torch.full((rows * columns,), -torch.inf, device=points.device)
         highest.scatter_reduce_(0, (y * columns + x)[inside], height[inside], "amax")
-        explained = highest[shown.flatten() & torch.isfinite(highest)].sort().values
-        if len(explained):  # the object may end anywhere in its block
-            needed.append(float(explained[int(_NOT_EXPLAINED * len(explained))]) - 0.5 * block / per_unit)
-    return height < min(needed, default=-math.inf)
+        covering = highest[silhouette.flatten() & torch.isfinite(highest)].sort().values
+        if len(covering):  # the object may end anywhere in its block
+            least_heights.append(float(covering[int(_UNCOVERED * len(covering))]) - 0.5 * block / per_unit)
+    return height < min(least_heights, default=-math.inf)
 
 
 def least_coverage(points: Tensor, masks: Tensor, cameras: Cameras) -> Tensor:

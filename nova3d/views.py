@@ -125,7 +125,7 @@ class ViewSet:
         return bool((self.normals != 0).any())
 
     @property
-    def favoured(self) -> Tensor:
+    def trusted_among_others(self) -> Tensor:
         """bool [v], on the views' device: trusted views among others that are not; nowhere true where all are alike."""
         mixed = any(self.trusted) and not all(self.trusted)
         return torch.tensor(self.trusted if mixed else [False] * len(self), device=self.mask.device)

@@ -1,4 +1,4 @@
-"""A solid that agrees with the one picture that is true, and with the others as far as they can be believed.
+"""The consistent volume: a solid with the trusted view's outline, by calibrated votes of the other views.
 
 Views that a model made contradict each other, so their visual hull is too small. Here every view votes at every node of
 a grid, weighted by a calibration (`nova3d.calibration`), and so does the inflated outline of the trusted view. The sum
@@ -54,9 +54,9 @@ def columns_are_rays(cameras: Cameras, trusted: int) -> bool:
 
 
 def prior_features(shape: Tensor, depth: Tensor) -> Tensor:
-    """What the inflated outline says at points; `Calibration.prior` weighs it.
+    """Features of the inflated outline at points, which `Calibration.prior` weights.
 
-    The last two tell thin parts from wide ones near their rim: a leg is as deep as it is wide, and so is a box.
+    The last two separate thin parts from wide ones near their rim: a leg is as deep as it is wide, and so is a box.
 
     Args:
         shape: [2,m] float32, half the thickness of the inflated outline on the point's ray, and half the width of the
@@ -83,7 +83,7 @@ def prior_features(shape: Tensor, depth: Tensor) -> Tensor:
     )
 
 
-def shown(points: Tensor, masks: Tensor, cameras: Cameras) -> Tensor:
+def view_coverage(points: Tensor, masks: Tensor, cameras: Cameras) -> Tensor:
     """Coverage [v,m] in [0,1] that each view shows at points [m,3]; the border's value outside the picture."""
     return torch.stack([sample_mask(points, masks[v], cameras[v], "border")[0] for v in range(len(cameras))])
 
@@ -123,7 +123,7 @@ def outline_columns(outline: Tensor, camera: Cameras, n: int, radius: float) -> 
     return (sample_mask(_plane(n, radius, outline.device), grown, camera)[0] > MASK_LEVEL).reshape(n, n)
 
 
-def on_columns(maps: Tensor, camera: Cameras, n: int, radius: float) -> Tensor:
+def sample_columns(maps: Tensor, camera: Cameras, n: int, radius: float) -> Tensor:
     """Maps over the trusted picture, read at the grid's columns.
 
     Args:
@@ -171,7 +171,7 @@ def log_odds(
     weights = torch.tensor(calibration.prior, device=masks.device)
     total = features[:, : len(weights)] @ weights
     for view, solid, empty in zip(others, for_object.tolist(), for_background.tolist(), strict=True):
-        coverage = shown(points, masks[[view]], cameras[[view]])[0]
+        coverage = view_coverage(points, masks[[view]], cameras[[view]])[0]
         total = total + empty + (solid - empty) * coverage
     field = masks.new_zeros(n, n, n)
     field[:, columns] = total.reshape(n, -1)
@@ -188,7 +188,7 @@ def consistent_volume(
     radius: float = 0.6,
     outline: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The solid that the trusted outline, the calibrated votes and smoothness agree on.
+    """Find the most likely solid by the trusted outline, the calibrated votes and smoothness.
 
     Args:
         masks: [v,h,w] float32 coverage in [0,1].
@@ -203,7 +203,7 @@ def consistent_volume(
 
     Returns:
         The solid, bool [n,n,n] (z, y, x) over [-radius, radius]^3, which covers the trusted outline's columns and no
-        others, and has as many parts as these; and known, [v,h,w] float32, which is 0 where a view contradicts the
+        others, and has as many parts as these; and consistent, [v,h,w] float32, which is 0 where a view contradicts the
         solid and 1 elsewhere, in the trusted view everywhere.
 
     Raises:
@@ -215,13 +215,13 @@ def consistent_volume(
     camera = cameras[trusted].resized(outline.shape[1], outline.shape[0])
     columns = outline_columns(outline, camera, n, radius)
     columns[[0, -1]], columns[:, [0, -1]] = False, False  # the border is air
-    shape = on_columns(prior, cameras[trusted], n, radius)
+    shape = sample_columns(prior, cameras[trusted], n, radius)
     evidence = log_odds(masks, cameras, trusted, shape, calibration, columns, radius)
     solid = solid_of(evidence.cpu().numpy(), shape[0].cpu().numpy(), columns.cpu().numpy(), radius)
     found = torch.from_numpy(solid).to(masks.device)
-    known = (~contradictions(found, masks, cameras, radius)).float()
-    known[trusted] = 1
-    return found, known
+    consistent = (~contradictions(found, masks, cameras, radius)).float()
+    consistent[trusted] = 1
+    return found, consistent
 
 
 def solid_of(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import trimesh
 
 from nova3d.cameras import orbit, preset
-from nova3d.hull import carve, dilate, least_coverage, unexplaining, visual_hull_mesh
+from nova3d.hull import carve, dilate, least_coverage, unsupported, visual_hull_mesh
 from nova3d.rendering import render_object
 from tests.helpers.masks import discs
 
@@ -115,7 +115,7 @@ def test_a_hull_seen_from_one_side_is_closed_on_the_other(tmp_path, side):
     points = hull_nodes(cameras, masks)
     beyond = -side * points[:, 1]
     assert float(beyond.max()) > 0.6  # the cone
-    kept = points[~unexplaining(points, masks, cameras, 0.03)]
+    kept = points[~unsupported(points, masks, cameras, 0.03)]
     assert 0.48 <= float((-side * kept[:, 1]).max()) <= 0.53
     assert float((side * kept[:, 1]).max()) == float((side * points[:, 1]).max())  # the side that is seen stays
 
@@ -126,4 +126,4 @@ def test_a_hull_seen_from_both_sides_or_from_its_height_stays(tmp_path):
     for rig in (replace(cameras, c2w=both), cameras):
         masks = discs(0.4, rig)
         points = hull_nodes(rig, masks)
-        assert len(points) and not bool(unexplaining(points, masks, rig, 0.03).any())
+        assert len(points) and not bool(unsupported(points, masks, rig, 0.03).any())

@@ -180,8 +180,8 @@ def test_which_views_are_trusted_is_kept(tmp_path: Path, make_views: Make) -> No
     assert views.resized(12).trusted == views.to("cpu").trusted == views.trusted
     assert views.rotated_to(1).trusted == (False, False, True, True)
     assert ViewSet.load(views.save(tmp_path / "some")).trusted == views.trusted
-    assert views.favoured.tolist() == [True, False, False, True]
-    assert views[[0, 3]].favoured.tolist() == views[[1, 2]].favoured.tolist() == [False, False]
+    assert views.trusted_among_others.tolist() == [True, False, False, True]
+    assert views[[0, 3]].trusted_among_others.tolist() == views[[1, 2]].trusted_among_others.tolist() == [False, False]
     assert make_views()[[0]].trusted == ViewSet.load(make_views().save(tmp_path / "none")).trusted == ()
     with pytest.raises(ValueError, match="trusted has 3 values for 4 views"):
         replace(views, trusted=(True,) * 3)

@@ -25,7 +25,7 @@ from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.utils import provenance
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
-from nova3d.volume import column_points, columns_are_rays, on_columns, outline_columns, prior_features, shown, solid_of
+from nova3d.volume import column_points, columns_are_rays, sample_columns, outline_columns, prior_features, solid_of, view_coverage
 
 _NODES = 64  # along each side of the box; weights per node do not depend on it
 _RADIUS = 0.6
@@ -114,10 +114,10 @@ def sample_of(views: ViewSet, truth: ViewSet) -> Sample:
     columns = outline_columns(masks[0], cameras[0], _NODES, _RADIUS)
     prior = inflate(masks[0], 1 / float(cameras.intrinsics[0, 0])).prior
     points = column_points(torch.ones_like(columns), _RADIUS)
-    shape = on_columns(prior, cameras[0], _NODES, _RADIUS)
+    shape = sample_columns(prior, cameras[0], _NODES, _RADIUS)
     inside = column_points(columns, _RADIUS)
     shares = offset_shares(cameras.azimuth_elevation()[1:, 0] - cameras.azimuth_elevation()[0, 0])
-    votes = shown(inside, masks[1:], cameras[1:]).T @ shares
+    votes = view_coverage(inside, masks[1:], cameras[1:]).T @ shares
     features = torch.cat([prior_features(shape[:, columns].repeat(1, _NODES), inside[:, 2]), votes], dim=-1)
     hull = carve(points, truth.mask, truth.cameras).reshape((_NODES,) * 3)
     inflated = inflated_views(truth.straight_alpha(0), cameras)

@@ -68,12 +68,12 @@ def _blend_view_normals(
     shown = ViewSet((views.normals + 1) / 2, views.normals, views.mask, views.cameras)
     mask = views.mask[..., None]
     shown = ViewSet(shown.rgb * mask + 1 - mask, views.normals, views.mask, views.cameras)
-    seen_by = texture.make_projector(shown, views.cameras, mesh, torch.zeros_like(views.mask), config.texture)
+    seen_by = texture.make_projector(shown, mesh, torch.zeros_like(views.mask), config.texture)
     colours, weight, _ = texture.blend_views(points, outward, seen_by)
     return torch.where(weight[:, None] > 0, F.normalize(colours * 2 - 1, dim=-1), outward)
 
 
 def _texture(solid: trimesh.Trimesh, views: ViewSet, config: FusionConfig) -> trimesh.Trimesh:
     """The surface coloured by the views as a fit's is, and grey in place of the fit's colour field."""
-    seen_by = texture.make_projector(views, views.cameras, solid, torch.zeros_like(views.mask), config.texture)
+    seen_by = texture.make_projector(views, solid, torch.zeros_like(views.mask), config.texture)
     return texture.texture_mesh(solid, seen_by, lambda points: torch.full((len(points), 3), 0.5))[0]

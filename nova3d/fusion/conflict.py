@@ -1,6 +1,6 @@
-"""Conflict maps: where the views contradict each other, as H and the colour residual of every pixel (paper III).
+"""Conflict maps: H and the colour residual of every pixel (paper III), on the finished surface.
 
-They are made on the finished surface. Shapes: v views, h w pixels, n pixels in which the surface is seen.
+H is high where a view contradicts the others. Shapes: v views, h w pixels, n pixels in which the surface is seen.
 """
 
 from dataclasses import dataclass
@@ -18,17 +18,23 @@ from nova3d.fusion.state import FusionState
 from nova3d.views import ViewSet
 
 _CHUNK = 1 << 16  # points at a time
-_WEISZFELD_STEPS = 3  # five to seven views see a point, and most of them agree
+_WEISZFELD_STEPS = 3  # enough for the five to seven views that see a point, most of which agree
 _MIN_DISTANCE = 0.01  # between colours; keeps Weiszfeld's weights finite
-_MIN_OTHERS = 2  # with one other view that differs, nothing tells which of the two is wrong
+_MIN_OTHERS = 2  # with only one other view, it is open which of the two is wrong
 
 
 @dataclass(frozen=True)
 class SurfacePixels:
     """The n pixels of all views, one view after another, in which the mesh is seen on the object.
 
-    hit: [v,h,w] bool. view: [n] int64. points, directions, normals: [n,3] float32, world frame. rgb: [n,3] float32
-    and mask: [n,1] float32 of the pictures, in [0,1].
+    Attributes:
+        hit: [v,h,w] bool, where these pixels are.
+        view: [n] int64, the view's number.
+        points: [n,3] float32 surface points, world frame.
+        directions: [n,3] float32 unit vectors of the rays.
+        normals: [n,3] float32 unit vectors of the surface.
+        rgb: [n,3] float32 in [0,1], the pictures' colours on white.
+        mask: [n,1] float32 in [0,1], the pictures' coverage.
     """
 
     hit: Tensor
@@ -53,8 +59,9 @@ class SurfacePixels:
 def conflict_maps(state: FusionState, mesh: trimesh.Trimesh, views: ViewSet) -> tuple[Tensor, Tensor]:
     """H and the colour residual where each view's rays meet the mesh, 0 elsewhere.
 
-    With `conflict.consensus` (not in the paper) H is based on what the other views show at the same point instead of
-    the fit's colours, which are too soft to tell a fault from fine texture: f_psi then learns on by eq. 5 with that.
+    With `conflict.consensus` (not in the paper) the residual that H depends on is against what the other views show at
+    the same point. The fit's colours are too soft to separate a fault from fine texture. f_psi is then trained further
+    by eq. 5 with that residual.
 
     Args:
         state: the finished fit.
@@ -64,22 +71,22 @@ def conflict_maps(state: FusionState, mesh: trimesh.Trimesh, views: ViewSet) -> 
     Returns:
         conflict: [v,h,w] float32 in [0,1]. By `conflict.mode`: mlp, the volume-rendered f_psi of a sharp surface;
             closed_form, H* of the residual; trimmed, 1 for the share with the largest residuals; none, 0. It is 0 in
-            trusted views among views that are not.
+            views that are trusted among others.
         residual: [v,h,w] float32, ||C - C^||_2 of the fit's own colours.
     """
     config = state.config.conflict
     pixels = surface_pixels(mesh, views)
-    favoured = views.favoured[pixels.view]
+    trusted = views.trusted_among_others[pixels.view]
     points = pixels.points.to(state.device)
     colours, f_c, f_g = state.surface_features(points)
     residual = evidence = pixels.residual(colours.cpu())
     lambda_0 = state.lambda_0
     if config.consensus and config.mode in (MLP, CLOSED_FORM, TRIMMED) and len(residual):
         unweighted = torch.zeros_like(views.mask)
-        projector = texture.make_projector(views, views.cameras, mesh, unweighted, state.config.texture)
-        colours, others = consensus(pixels, projector, views.favoured)
+        projector = texture.make_projector(views, mesh, unweighted, state.config.texture)
+        colours, others = consensus(pixels, projector, views.trusted_among_others)
         evidence = torch.where(others >= _MIN_OTHERS, pixels.residual(colours), residual)
-        evidence = torch.where(favoured, 0.0, evidence)
+        evidence = torch.where(trusted, 0.0, evidence)
         lambda_0 = max(config.lambda_end, config.floor * float(evidence.mean()))
     conflict = torch.zeros_like(residual)
     if config.mode == MLP:
@@ -92,12 +99,12 @@ def conflict_maps(state: FusionState, mesh: trimesh.Trimesh, views: ViewSet) -> 
     elif config.mode == TRIMMED and bool((evidence > 0).any()):
         # numpy, because torch.quantile refuses this many numbers
         conflict = (evidence > float(np.quantile(evidence.numpy(), 1 - config.trim))).float()
-    conflict = torch.where(favoured, 0.0, conflict.cpu())
+    conflict = torch.where(trusted, 0.0, conflict.cpu())
     return pixels.scatter(conflict), pixels.scatter(residual)
 
 
 def surface_pixels(mesh: trimesh.Trimesh, views: ViewSet) -> SurfacePixels:
-    """Find the pixels in which a mesh is seen on the object.
+    """Find the pixels of the object in which a mesh is seen.
 
     Args:
         mesh: the surface.
@@ -117,35 +124,35 @@ def surface_pixels(mesh: trimesh.Trimesh, views: ViewSet) -> SurfacePixels:
     offset = ((c2w[:, :3, 3] - origins) * back).sum(dim=-1)
     along = -(directions * back).sum(dim=-1)
     points = origins + ((depth[hit] - offset) / along)[:, None] * directions
-    # A vertex lies within a pixel or two, near enough for its normal.
+    # The nearest vertex is within a pixel or two, so its normal will do.
     nearest = cKDTree(np.asarray(mesh.vertices)).query(points.numpy())[1] if len(points) else []
     normals = torch.from_numpy(np.array(mesh.vertex_normals)[nearest]).float().reshape(-1, 3)
     return SurfacePixels(hit, view, points, directions, normals, views.rgb[hit], views.mask[hit][:, None])
 
 
-def consensus(pixels: SurfacePixels, projector: texture.Projector, favoured: Tensor) -> tuple[Tensor, Tensor]:
-    """What the other views show at each pixel's point: their geometric median (Weiszfeld 1937).
+def consensus(pixels: SurfacePixels, projector: texture.Projector, trusted: Tensor) -> tuple[Tensor, Tensor]:
+    """The geometric median of the colours that the other views show at each pixel's point (Weiszfeld 1937).
 
-    It is weighted as the texture is. The un-squared norm of eq. 5 asks for this colour where a point's colour is free.
-    A pixel's own view is left out, or it would confirm itself. Where another view is favoured, only such views count:
-    no number of generated views votes the input picture down.
+    Views are weighted as in the texture. Where a point's colour is free, this median minimises the un-squared norm of
+    eq. 5. A pixel's own view is left out, so that it cannot confirm itself. Where a trusted view sees the point, only
+    trusted views count: no number of generated views outvotes the input picture.
 
     Args:
         pixels: the n pixels.
         projector: the views.
-        favoured: bool [v], `ViewSet.favoured`.
+        trusted: bool [v], `ViewSet.trusted_among_others`.
 
     Returns:
         colours: [n,3] float32, straight, in [0,1].
-        others: [n] int64, how many views these are; a favoured one is as many as are enough.
+        others: [n] int64, how many views these are; one trusted view counts as `_MIN_OTHERS`.
     """
     colours, others = [], []
     parts = (t.split(_CHUNK) for t in (pixels.view, pixels.points, pixels.normals))
     for view, points, normals in zip(*parts, strict=True):
         shown, weight = texture.project(points, normals, projector)  # v n 3, v n
         weight[view, torch.arange(len(view))] = 0
-        decided = (weight[favoured] > 0).any(dim=0)
-        weight[~favoured] *= ~decided
+        decided = (weight[trusted] > 0).any(dim=0)
+        weight[~trusted] *= ~decided
         median = (shown * weight[..., None]).sum(dim=0) / weight.sum(dim=0).clamp_min(1e-8)[:, None]
         for _ in range(_WEISZFELD_STEPS):
             near = weight / (shown - median).norm(dim=-1).clamp_min(_MIN_DISTANCE)
@@ -156,7 +163,7 @@ def consensus(pixels: SurfacePixels, projector: texture.Projector, favoured: Ten
 
 
 def train_conflict(state: FusionState, inputs: tuple[Tensor, ...], residual: Tensor, lambda_0: float) -> None:
-    """Train f_psi alone by eq. 5, with the residual given.
+    """Train f_psi alone by eq. 5, with a given residual.
 
     Args:
         state: its `conflict` is updated.

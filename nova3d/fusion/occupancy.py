@@ -1,4 +1,4 @@
-"""Where a surface may be: the signed distance to the visual hull of the masks, on the nodes of a grid."""
+"""The first solid of a fit as signed distances on a grid: the visual hull of the masks, or the consistent volume."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -13,8 +13,10 @@ from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.fusion.config import HullConfig
 from nova3d.fusion.rays import trilinear
-from nova3d.hull import MASK_LEVEL, carve, dilate, unexplaining
+from nova3d.hull import MASK_LEVEL, carve, dilate, unsupported
+from nova3d.inflate import inflate
 from nova3d.views import ViewSet
+from nova3d.volume import consistent_volume
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +39,11 @@ def grid_points(resolution: int, radius: float, device: torch.device | str = "cp
 
 @dataclass
 class Hull:
-    """The signed distance to the visual hull.
+    """The signed distance to a first solid.
 
-    distance: [z,y,x] float32 node values over [-radius, radius]^3, in world units, negative inside. radius: half the
-    side of the box.
+    Attributes:
+        distance: [z,y,x] float32 node values over [-radius, radius]^3, in world units, negative inside.
+        radius: half the side of the box.
     """
 
     distance: Tensor
@@ -51,15 +54,21 @@ class Hull:
         return trilinear(self.distance, x, self.radius)
 
     def occupancy(self, margin: float) -> Tensor:
-        """Cells [z,y,x] bool, one fewer than nodes along each axis: whether a corner lies within `margin`."""
+        """Cells [z,y,x] bool, one fewer than nodes along each axis: whether a corner is less than `margin` outside."""
         near = (self.distance < margin).float()[None, None]
         return F.max_pool3d(near, 2, 1)[0, 0] > 0
 
     def bounds(self, margin: float) -> Tensor:
-        """The box [2,3] float32 around everything within `margin` of the hull.
+        """The box around all nodes less than `margin` outside the solid.
+
+        Args:
+            margin: world units.
+
+        Returns:
+            [2,3] float32, its lower and its upper corner.
 
         Raises:
-            InputError: where nothing is.
+            InputError: where there is no such node.
         """
         inside = torch.nonzero(self.distance < margin)
         if len(inside) == 0:
@@ -72,23 +81,23 @@ class Hull:
 
 
 def visual_hull(views: ViewSet, config: HullConfig, radius: float, slack: float = 0.0) -> Hull:
-    """Carve the box by the masks and measure the distance to what is left.
+    """Carve the visual hull out of the box, and measure the distance to it.
 
-    A node is outside where more than `tolerance` of the views see background. A view says nothing about nodes outside
-    its picture, and a view with an empty mask is left out. Where all views are from above, the hull is closed below.
+    A node is outside where more than `tolerance` of the views see background. Views do not count for nodes outside
+    their picture. Views with an empty mask are left out. Where all views are from above, the hull is closed below.
 
     Args:
         views: any number of views.
         config: resolution and tolerance.
         radius: half the side of the box around the origin.
-        slack: world units by which the masks are dilated where otherwise nothing is left, which happens to a thin
-            object seen by cameras that are not right yet.
+        slack: world units by which the masks are dilated where otherwise nothing is left. That happens to thin objects
+            while the cameras are not refined yet.
 
     Returns:
         The hull on the views' device.
 
     Raises:
-        InputError: where no view has foreground, or nothing is left.
+        InputError: where no view has foreground, or the hull is empty.
     """
     mask = views.mask
     seen = (mask > MASK_LEVEL).flatten(1).any(dim=1)
@@ -101,9 +110,9 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, slack: float 
     kept = carve(
         points, mask[used], views.cameras[used], config.tolerance, outside=False, behind="unknown", padding="border"
     )
-    kept[kept.clone()] = ~unexplaining(points[kept], mask[used], views.cameras[used], 2 * radius / (n - 1))
+    kept[kept.clone()] = ~unsupported(points[kept], mask[used], views.cameras[used], 2 * radius / (n - 1))
     solid = kept.reshape(n, n, n).cpu().numpy()
-    # The border is air, or the object would have no surface there.
+    # The border is air; otherwise the object would have no surface there.
     for axis in range(3):
         np.moveaxis(solid, axis, 0)[[0, -1]] = False
     if not solid.any() and slack > 0:
@@ -118,6 +127,35 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, slack: float 
     return Hull(signed_distance(solid, radius).to(mask.device), radius)
 
 
+def consistent_hull(views: ViewSet, outline_view: int, detail: ViewSet | None, n: int, radius: float) -> tuple[Hull, Tensor]:
+    """The consistent volume: the solid by the outline view and the calibrated votes of the other views.
+
+    Args:
+        views: views with a calibration.
+        outline_view: index of the view whose outline the solid has.
+        detail: that view at a resolution of its own; None where there is none.
+        n: grid nodes along each side of the box.
+        radius: half the side of the box.
+
+    Returns:
+        hull: the signed distance to the solid.
+        consistent: [v,h,w] float32, 0 where a view contradicts the solid, otherwise 1.
+    """
+    assert views.calibration is not None
+    prior = inflate(views.mask[outline_view].cpu(), 1 / float(views.cameras.intrinsics[outline_view, 0])).prior
+    solid, consistent = consistent_volume(
+        views.mask,
+        views.cameras,
+        outline_view,
+        prior.to(views.mask),
+        views.calibration,
+        n,
+        radius,
+        detail.mask[0].to(views.mask) if detail is not None else None,
+    )
+    return Hull(signed_distance(solid.cpu().numpy(), radius).to(views.mask), radius), consistent
+
+
 def signed_distance(solid: np.ndarray, radius: float) -> Tensor:
     """The signed distance to a solid of nodes.
 
@@ -130,13 +168,13 @@ def signed_distance(solid: np.ndarray, radius: float) -> Tensor:
     """
     step = 2 * radius / (len(solid) - 1)
     distance = ndimage.distance_transform_edt(~solid) - ndimage.distance_transform_edt(solid)
-    # The transform counts from node to node, but the surface lies half a cell before that.
+    # The transform measures from node to node; the surface lies half a cell nearer.
     distance = (distance - 0.5 * np.sign(distance)) * step
     return torch.from_numpy(distance.astype(np.float32))
 
 
 def pixel_size(cameras: Cameras) -> float:
-    """World units that the coarsest camera's pixel spans at the origin, where the object is."""
+    """Size in world units of the coarsest camera's pixel at the origin, where the object is."""
     pixel = 1 / cameras.intrinsics[:, 0]
     if cameras.model == "perspective":
         pixel = pixel * cameras.c2w[:, :3, 3].norm(dim=-1)

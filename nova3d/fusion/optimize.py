@@ -1,6 +1,6 @@
-"""The fit: a loop from views to trained fields and refined poses (paper III).
+"""The fit: optimises fields and poses to the views (paper III).
 
-Each step draws rays, renders them by the fields, weighs the losses of eq. 6 and updates fields and poses.
+Each step draws rays, renders them by the fields, weights the losses of eq. 6 and updates fields and poses.
 Shapes: r rays, k samples per ray, m samples that are kept, n random points. Tensors are float32 unless said otherwise.
 """
 
@@ -26,10 +26,10 @@ from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
-_LOG_EVERY = 10  # steps between two readings of the losses, each of which waits for the device
+_LOG_EVERY = 10  # steps between two readings of the losses; each one waits for the device
 _SNAPSHOT_EVERY = 50  # steps between two snapshots in memory
 _SAVE_SECONDS = 20.0  # between two checkpoints on disk
-_RESTARTS = 2  # how often a diverged fit goes on from its last snapshot, with half the rates
+_RESTARTS = 2  # most restarts of a diverged fit from its last snapshot, each with half the learning rates
 
 
 class DivergedError(InputError):
@@ -46,15 +46,15 @@ def fit(
 ) -> FusionState:
     """Optimise fields and poses. The same seed gives the same result on a CPU.
 
-    A fit that diverges goes on from its last snapshot with half the learning rates, twice at most.
+    A fit that diverges is restarted from its last snapshot with half the learning rates, twice at most.
 
     Args:
         views: the views, on the device to fit on.
         config: all settings.
         progress: called every few steps with the step, the number of steps and the loss; what it raises ends the fit.
-        checkpoint: a file to continue from, where it is of this very run, and to save to. The caller removes it.
-        seconds: shortens the schedule so that the fit ends about then; the result then depends on the machine.
-        detail: the trusted view at a resolution of its own.
+        checkpoint: a file to save to, and to continue from where it was saved by the same run. The caller removes it.
+        seconds: a time limit, to which the schedule is shortened; the result then depends on the machine.
+        detail: the outline view at a resolution of its own.
 
     Returns:
         The fit's state after its last step.
@@ -97,10 +97,14 @@ def fit(
 
 @dataclass(frozen=True)
 class StepContext:
-    """What one step needs to know of the run.
+    """The values that hold for one step.
 
-    progress: share of the run that is done. conflict: whether H counts yet. poses_move: whether poses are refined.
-    lambda_0: the penalty of eq. 5. generator: this step's randomness.
+    Attributes:
+        progress: share of the run that is done, in [0,1].
+        conflict: whether H is used already.
+        poses_move: whether poses are refined.
+        lambda_0: the penalty of eq. 5.
+        generator: CPU source of this step's randomness.
     """
 
     progress: float
@@ -111,11 +115,18 @@ class StepContext:
 
 
 class Rendering(NamedTuple):
-    """A batch of rays as the fields render it, and what the regularisers read.
+    """A batch of rays rendered by the fields, with the values that the regularisers read.
 
-    rgb: [r,3] in [0,1] on white. normal: [r,3], not normalised. opacity, conflict: [r] in [0,1]. gradient: [m,3] of
-    the SDF at the kept samples. random_sdf: [n], random_gradient: [n,3] at random_points [n,3] in the hull's box.
-    neighbour_gradient: [n,3] a small offset away from these.
+    Attributes:
+        rgb: [r,3] float32 in [0,1], on white.
+        normal: [r,3] float32, not normalised.
+        opacity: [r] float32 in [0,1].
+        conflict: [r] float32 H in [0,1].
+        gradient: [m,3] float32, of the SDF at the kept samples.
+        random_points: [n,3] float32, uniform in the hull's box.
+        random_sdf: [n] float32, the SDF there.
+        random_gradient: [n,3] float32, its gradient there.
+        neighbour_gradient: [n,3] float32, its gradient at a small random offset from each of these points.
     """
 
     rgb: Tensor
@@ -140,7 +151,7 @@ def train_step(state: FusionState, progress: float) -> dict[str, float] | None:
         The weighted losses, every few steps; otherwise None.
     """
     config, step = state.config, state.step
-    # Seeded by the step alone, so that a resumed run draws what the uninterrupted one would have drawn.
+    # Seeded by the step alone, so that a resumed run draws the same samples as an uninterrupted one.
     generator = torch.Generator().manual_seed(config.optim.seed * 1_000_003 + step)
     state.sdf.open_levels = open_levels(progress, config)
     context = StepContext(
@@ -174,7 +185,16 @@ def train_step(state: FusionState, progress: float) -> dict[str, float] | None:
 
 
 def refine_rays(state: FusionState, batch: RayBatch, context: StepContext) -> RayBatch:
-    """Move rays by their views' M_v; target normals are rotated only where `pose.normals_follow`."""
+    """Move rays by their views' M_v.
+
+    Args:
+        state: its poses are applied.
+        batch: rays by the cameras as given.
+        context: this step's values.
+
+    Returns:
+        The moved rays. Target normals are rotated only with `pose.normals_follow`.
+    """
     if not state.config.pose.enabled:
         return batch
     with torch.set_grad_enabled(context.poses_move):
@@ -188,19 +208,19 @@ def refine_rays(state: FusionState, batch: RayBatch, context: StepContext) -> Ra
 def render(state: FusionState, batch: RayBatch, context: StepContext) -> Rendering:
     """The forward pass: volume-render colour, normal, opacity and conflict H of a batch of rays.
 
-    One query of the SDF for all points keeps the cost of a step in a few large operations. Most samples lie before or
-    behind the surface; only those with a noticeable weight get a gradient, a colour and a conflict.
+    The SDF is queried once for all points, which is faster than several smaller queries. Most samples lie before or
+    behind the surface. Only samples with a weight above `sampling.min_weight` get a gradient, a colour and a conflict.
 
     Args:
-        state: the fields; poses are already applied to the rays.
-        batch: the rays.
-        context: this step's.
+        state: the fields.
+        batch: the rays, moved by their poses.
+        context: this step's values.
 
     Returns:
         The rendered rays.
     """
     config, radius = state.config, state.config.field.radius
-    with torch.no_grad():  # only the rays carry a gradient, not the distances along them
+    with torch.no_grad():  # the gradient reaches the rays, not the distances along them
         intervals = state.marcher.march(
             batch.origins, batch.directions, state.occupancy, radius, state.box, config.sampling.probes
         )
@@ -225,8 +245,8 @@ def render(state: FusionState, batch: RayBatch, context: StepContext) -> Renderi
         [len(kept), len(random), len(neighbour)]
     )
     normals, ray = F.normalize(gradient, dim=-1, eps=1e-6), kept // t.shape[1]
-    # Colour may bend the surface only through the weights, not through its normal input.
-    # (index_select: its gradient is many times faster on a CPU than an index's.)
+    # The colour loss acts on the surface through the weights only, so the normal input is detached.
+    # The gradient of index_select is many times faster on a CPU than that of an index.
     points, features = query.x.index_select(0, kept), query.features.index_select(0, kept)
     colours, f_c = state.colour(points, normals.detach(), features)
     rgb, normal, opacity = composite(weights, kept, colours, normals)
@@ -244,27 +264,25 @@ def loss_terms(
     """The weighted terms of eq. 6.
 
     Args:
-        state: for the settings and the pose prior.
+        state: for the settings, the first solid and the pose prior.
         batch: the targets.
         rendering: the same rays, rendered.
         residual: [r] float32, `losses.colour_residual` of both.
-        context: this step's.
+        context: this step's values.
 
     Returns:
         Scalars by name; the loss is their sum.
     """
     config, conflict, c = state.config.loss, rendering.conflict, state.config.conflict
-    favoured = state.favoured[batch.view]
-    conflict = torch.where(favoured, 0.0, conflict)  # what is true contradicts nothing
-    heavy = state.anchors if context.poses_move else state.favoured
-    weight = torch.where(heavy[batch.view], config.input_view, 1.0)
-    colour_weight = weight
+    trusted = state.trusted_among_others[batch.view]
+    conflict = torch.where(trusted, 0.0, conflict)
+    weight = colour_weight = state.view_weights(context.poses_move)[batch.view]
     if context.conflict and c.mode == CLOSED_FORM:
         free = losses.closed_form_conflict(residual.detach(), context.lambda_0)
-        conflict = torch.where(favoured, 0.0, free)
+        conflict = torch.where(trusted, 0.0, free)
     if context.conflict and c.mode == TRIMMED:
         kept = residual.detach() <= torch.quantile(residual.detach(), 1 - c.trim)
-        colour_weight = weight * (kept | favoured)
+        colour_weight = weight * (kept | trusted)
     foreground, directions = batch.mask > 0.5, batch.directions.detach()
     terms = {
         "colour": losses.colour_loss(residual, conflict, context.lambda_0, colour_weight),
@@ -276,7 +294,7 @@ def loss_terms(
         "sparse": losses.sparse_loss(rendering.random_sdf, config.sparse_tau),
         "smooth": losses.smooth_loss(rendering.random_gradient, rendering.neighbour_gradient),
     }
-    if state.trusted is not None:
+    if state.outline_view is not None:
         distance = state.hull.signed_distance(rendering.random_points)
         terms["solid"] = losses.solid_loss(rendering.random_sdf, distance, state.margin)
     terms = {name: losses.weight_at(getattr(config, name), context.progress) * term for name, term in terms.items()}
@@ -295,14 +313,14 @@ def _random_points(state: FusionState, generator: torch.Generator) -> tuple[Tens
 
 
 def open_levels(progress: float, config: FusionConfig) -> float:
-    """How many grid levels are open: from `start_levels` linearly to all of them at `open_until`."""
+    """Number of open grid levels: linear from `start_levels` to all levels at `open_until` of the run."""
     c = config.encoding
     share = min(1.0, progress / max(1e-9, c.open_until))
     return min(float(c.levels), c.start_levels + share * (c.levels - c.start_levels))
 
 
 def set_learning_rates(state: FusionState, progress: float) -> None:
-    """Linear warm-up, then a cosine to `final_lr` that ends at each parameter group's `stop`."""
+    """Set the learning rates: linear warm-up, then a cosine to `final_lr` at each parameter group's `stop`."""
     c = state.config.optim
     warm_up = min(1.0, (state.step + 1) / max(1.0, c.warm_up * c.steps)) * state.rate_scale
     for group in state.optimizer.param_groups:
@@ -311,7 +329,7 @@ def set_learning_rates(state: FusionState, progress: float) -> None:
 
 
 def _share_done(state: FusionState, seconds: float | None) -> float:
-    """The share of the steps that is done, or of the time where that is larger."""
+    """The share of the run that is done: of its steps or of its time, whichever is larger."""
     share = state.step / state.config.optim.steps
     return share if seconds is None else max(share, min(1.0, state.seconds / max(seconds, 1e-3)))
 

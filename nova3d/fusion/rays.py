@@ -1,4 +1,4 @@
-"""Rays: drawn from pixels, marched through occupied space, sampled near the surface and rendered as NeuS does.
+"""Rays: drawn from pixels, marched through occupied space, sampled near the surface, rendered as in NeuS.
 
 Axis letters: r rays, k samples of a ray, m samples of all rays that are kept, p marching steps. All points and
 directions are in the world frame, distances in world units along unit directions. Tensors are float32 unless said
@@ -26,8 +26,13 @@ BACKENDS = ("torch", "nerfacc")
 class RayBatch(NamedTuple):
     """Pixels of the views with their rays.
 
-    view: [r] int64, the view's number. origins, directions: [r,3]. rgb: [r,3] in [0,1] on white. normal: [r,3] world
-    frame, zero on the background. mask: [r] coverage in [0,1].
+    Attributes:
+        view: [r] int64, the view's number.
+        origins: [r,3] float32.
+        directions: [r,3] float32 unit vectors.
+        rgb: [r,3] float32 in [0,1], on white.
+        normal: [r,3] float32 unit vectors in the world frame, zero on the background.
+        mask: [r] float32 coverage in [0,1].
     """
 
     view: Tensor
@@ -44,18 +49,19 @@ class PixelSampler:
     Args:
         views: the pictures.
         config: width of the ring and share of the pixels on the object.
-        known: [v,h,w] float32, 0 for pixels that are never drawn. None: all may be.
+        consistent: [v,h,w] float32, 0 for pixels that contradict the first solid and are never drawn. None: all may be
+            drawn.
     """
 
-    def __init__(self, views: ViewSet, config: SamplingConfig, known: Tensor | None = None) -> None:
+    def __init__(self, views: ViewSet, config: SamplingConfig, consistent: Tensor | None = None) -> None:
         h, w = views.mask.shape[1:]
         origins, directions = views.cameras.rays()
         ring = max(1, round(config.ring_px * h / 256))
         foreground = views.mask > MASK_LEVEL
         near = dilate((views.mask > 0.02).float(), ring) > 0
         near &= foreground.flatten(1).any(dim=1)[:, None, None]
-        if known is not None:  # pixels that say nothing are never drawn
-            near &= known > 0
+        if consistent is not None:
+            near &= consistent > 0
         self.inner = torch.nonzero((foreground & near).flatten())[:, 0]
         self.outer = torch.nonzero((near & ~foreground).flatten())[:, 0]
         self.origins, self.directions = origins.reshape(-1, 3), directions.reshape(-1, 3)
@@ -72,7 +78,7 @@ class PixelSampler:
             generator: CPU source of randomness.
 
         Returns:
-            The pixels' values and rays by the cameras as given.
+            The pixels' values, and their rays by the cameras as given.
         """
         inner = round(count * self.foreground_share) if len(self.outer) else count
         ids = [_choose(self.inner, inner, generator)]
@@ -93,18 +99,23 @@ def _choose(pixels: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return pixels[torch.randint(len(pixels), (count,), generator=generator).to(pixels.device)]
 
 
-# March: which parts of a ray lie where a surface may be.
+# Marching: which parts of a ray lie where a surface may be.
 
 
 class RayIntervals(NamedTuple):
-    """edges: [r,p+1] distances along the rays. occupied: [r,p] bool, whether a surface may lie between two edges."""
+    """Marching steps of rays.
+
+    Attributes:
+        edges: [r,p+1] float32 distances along the rays.
+        occupied: [r,p] bool, whether a surface may lie between two edges.
+    """
 
     edges: Tensor
     occupied: Tensor
 
 
 class Marcher(Protocol):
-    """Marches rays through an occupancy grid over [-radius, radius]^3, in steps of one length from the box's entry."""
+    """Marches rays through an occupancy grid over [-radius, radius]^3, in equal steps from where they enter the box."""
 
     def march(
         self, origins: Tensor, directions: Tensor, occupancy: Tensor, radius: float, box: Tensor, steps: int
@@ -126,7 +137,7 @@ class Marcher(Protocol):
 
 
 class TorchMarcher:
-    """The portable reference: looks every step of every ray up."""
+    """The portable reference, which looks up the cell of every step of every ray."""
 
     def march(
         self, origins: Tensor, directions: Tensor, occupancy: Tensor, radius: float, box: Tensor, steps: int

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from nova3d.cameras import Cameras
 from nova3d.fusion import atlas, export, isosurface, texture
-from nova3d.fusion.config import FusionConfig
+from nova3d.fusion.config import FusionConfig, TextureConfig
 from nova3d.fusion.conflict import conflict_maps
 from nova3d.fusion.optimize import fit
-from nova3d.fusion.outline import Outline, SignedDistance
+from nova3d.fusion.outline import Outline
+from nova3d.fusion.state import FusionState
 from nova3d.layouts import check_for_fusion
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet, match_detail
@@ -88,20 +89,20 @@ def reconstruct(
         progress: called with the percentage done, 100 and a line of text; what it raises ends the run.
         checkpoint: a file to which the fit saves itself, from which it continues where the file is of this very run,
             and which is removed at the end.
-        detail: trusted views of `views` at a resolution of their own, such as the input picture's. Each has the pose
-            and the field of view of one of `views`.
+        detail: trusted views of `views` at another resolution, such as the input picture's. Each has the pose and the
+            field of view of one of `views`.
 
     Returns:
         The mesh with refined cameras, conflict maps and a report, on the CPU.
 
     Raises:
-        InputError: where the views show no object, no surface is found, a view of `detail` is none of the trusted
-            views, or an optional package is missing.
+        InputError: where the views show no object, no surface is found, a view of `detail` has the camera of none of
+            the trusted views, or an optional package is missing.
         DivergedError: where the fit fails.
     """
     config, progress = config or FusionConfig(), progress or silent
     check_for_fusion(views)
-    shown_again = match_detail(views, detail) if detail is not None else []
+    detailed = match_detail(views, detail) if detail is not None else []
     atlas.check_atlas(config.texture.atlas)
     isosurface.check_kernel(config.extract.kernel)
     checkpoint = Path(checkpoint) if checkpoint else None
@@ -117,25 +118,14 @@ def reconstruct(
             budget and budget * _FIT_TIME,
             detail,
         )
-    cameras = state.cameras.to("cpu")
-    views = replace(views.to("cpu"), cameras=cameras)
-    if detail is not None:  # the poses have been refined
+    views = replace(views.to("cpu"), cameras=state.cameras.to("cpu"))
+    if detail is not None:
         size = detail.cameras.width, detail.cameras.height
-        detail = replace(detail.to("cpu"), cameras=cameras[shown_again].resized(*size))
+        detail = replace(detail.to("cpu"), cameras=views.cameras[detailed].resized(*size))
 
     progress(_FIT_PERCENT, 100, "extracting the surface")
     with _record_time(timings, "mesh"):
-        box = state.hull.bounds(state.margin)
-        sdf: SignedDistance = state.bounded_sdf
-        cells_at, parts = None, 1
-        if state.trusted is not None:
-            true = views[[state.trusted]] if detail is None else detail
-            step = 2 * config.field.radius / config.extract.resolution
-            outline = Outline.of(true.mask[0], true.cameras, step)
-            cached = torch.minimum(state.evaluate_grid(), state.hull.distance + state.margin)  # as `bounded_sdf`
-            sdf = outline.bound(sdf, cached, state.hull, step)
-            cells_at, parts = outline.cells_at(step), outline.parts
-        solid = isosurface.extract_mesh(sdf, box, config.extract, config.field.radius, cells_at, parts)
+        solid = extract_surface(state, views, detail)
 
     progress(90, 100, "rendering the conflict maps")
     with _record_time(timings, "conflict"):
@@ -143,24 +133,10 @@ def reconstruct(
 
     progress(93, 100, "painting the texture")
     with _record_time(timings, "texture"):
-        plain = [i for i, favoured in enumerate(views.favoured.tolist()) if not favoured]
-        colour_shares = None
-        if views.calibration is not None and state.trusted is not None:
-            azimuths = cameras.azimuth_elevation()[:, 0]
-            colour_shares = views.calibration.colour_shares(azimuths[plain] - azimuths[state.trusted])
-        projector = texture.make_projector(
-            views[plain], cameras[plain], solid, conflict[plain], config.texture, colour_shares
-        )
-        again = [i for i in range(len(views)) if i not in plain and i not in shown_again]
-        over = [
-            *([detail] if detail is not None and len(plain) < len(views) else []),
-            *([views[again]] if again else []),
-        ]
+        blended = blended_projector(state, solid, views, conflict)
+        trusted = trusted_projectors(solid, views, detail, detailed, config.texture)
         mesh, solid, texture_report = texture.texture_mesh(
-            solid,
-            projector,
-            lambda points: state.surface_colours(points.to(state.device)).cpu(),
-            tuple(texture.trusted_projector(trusted, solid, config.texture) for trusted in over),
+            solid, blended, lambda points: state.surface_colours(points.to(state.device)).cpu(), trusted
         )
 
     foreground = views.mask > 0.5
@@ -177,7 +153,80 @@ def reconstruct(
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     progress(100, 100, "done")
-    return FusionResult(mesh, cameras, conflict, residual, state.history, timings, report, solid)
+    return FusionResult(mesh, views.cameras, conflict, residual, state.history, timings, report, solid)
+
+
+def extract_surface(state: FusionState, views: ViewSet, detail: ViewSet | None = None) -> trimesh.Trimesh:
+    """Extract the fitted surface as a mesh.
+
+    Where the fit has an outline view, the mesh has its outline.
+
+    Args:
+        state: the finished fit.
+        views: the views with refined cameras, on the CPU.
+        detail: the outline view at a resolution of its own, likewise.
+
+    Returns:
+        A closed manifold in the world frame.
+
+    Raises:
+        InputError: where no surface is found.
+    """
+    config, radius = state.config.extract, state.config.field.radius
+    box = state.hull.bounds(state.margin)
+    if state.outline_view is None:
+        return isosurface.extract_mesh(state.bounded_sdf, box, config, radius)
+    step = 2 * radius / config.resolution
+    picture = views[[state.outline_view]] if detail is None else detail
+    outline = Outline.of(picture.mask[0], picture.cameras, step)
+    cached = torch.minimum(state.evaluate_grid(), state.hull.distance + state.margin)  # as `bounded_sdf`
+    sdf = outline.bound(state.bounded_sdf, cached, state.hull, step)
+    return isosurface.extract_mesh(sdf, box, config, radius, outline.cells_at(step), outline.parts)
+
+
+def blended_projector(
+    state: FusionState, solid: trimesh.Trimesh, views: ViewSet, conflict: Tensor
+) -> texture.Projector:
+    """Prepare the views whose colours are blended: all but those trusted among others.
+
+    Args:
+        state: the finished fit.
+        solid: its surface.
+        views: the views with refined cameras, on the CPU.
+        conflict: [v,h,w] float32 H in [0,1].
+
+    Returns:
+        Their projector. Where the fit has an outline view, each view has its calibrated share of the colours.
+    """
+    others = torch.nonzero(~views.trusted_among_others)[:, 0].tolist()
+    colour_shares = None
+    if views.calibration is not None and state.outline_view is not None:
+        azimuths = views.cameras.azimuth_elevation()[:, 0]
+        colour_shares = views.calibration.colour_shares(azimuths[others] - azimuths[state.outline_view])
+    return texture.make_projector(views[others], solid, conflict[others], state.config.texture, colour_shares)
+
+
+def trusted_projectors(
+    solid: trimesh.Trimesh, views: ViewSet, detail: ViewSet | None, detailed: Sequence[int], config: TextureConfig
+) -> tuple[texture.TrustedProjector, ...]:
+    """Prepare the views that are trusted among others, each at its finest resolution.
+
+    Args:
+        solid: the surface.
+        views: the views with refined cameras, on the CPU.
+        detail: some of them at a resolution of their own, likewise.
+        detailed: the views that `detail` shows.
+        config: settings of the texture.
+
+    Returns:
+        One projector per resolution, the finest first; none where all views are alike.
+    """
+    trusted = torch.nonzero(views.trusted_among_others)[:, 0].tolist()
+    if not trusted:
+        return ()
+    coarse = [view for view in trusted if view not in detailed]
+    pictures = ([] if detail is None else [detail]) + ([views[coarse]] if coarse else [])
+    return tuple(texture.make_trusted_projector(picture, solid, config) for picture in pictures)
 
 
 @contextmanager

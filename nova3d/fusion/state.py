@@ -1,4 +1,4 @@
-"""Everything that a fit holds, from its first step to the mesh."""
+"""The state of a fit, from its first step to the mesh: fields, poses, first solid, optimiser and counters."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,8 +11,8 @@ from nova3d.cameras import Cameras
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.encoding import pick_backend
 from nova3d.fusion.fields import ColourField, ConflictField, SDFField, Sharpness
-from nova3d.fusion.occupancy import Hull, grid_points, visual_hull
-from nova3d.fusion.outline import consistent_hull, trusted_view
+from nova3d.fusion.occupancy import Hull, consistent_hull, grid_points, visual_hull
+from nova3d.fusion.outline import find_outline_view
 from nova3d.fusion.poses import PoseRefiner
 from nova3d.fusion.rays import Marcher, PixelSampler, pick_marcher
 from nova3d.views import ViewSet
@@ -27,9 +27,11 @@ class FusionState:
 
     Attributes:
         views: the views as given; `cameras` are the refined ones.
-        hull: signed distance to the visual hull by the poses when it was last carved, or to the consistent volume.
-        trusted: the view whose outline the mesh must have; None where there is no such view.
-        margin: how far outside the hull the surface may lie, in world units; with `trusted`, also how far inside.
+        hull: signed distance to the first solid: the visual hull by the poses when it was last carved, or the
+            consistent volume.
+        outline_view: index of the view whose outline the mesh gets (`nova3d.fusion.outline`); None where there is none.
+        margin: how far outside the first solid the surface may lie, in world units; with an outline view, also how far
+            inside.
         occupancy: [z,y,x] bool cells that may hold a surface.
         box: [2,3] float32 corners of the box around them.
         cached_sdf: [z,y,x] float32 SDF on the hull's nodes, evaluated every few steps.
@@ -54,7 +56,7 @@ class FusionState:
     pixels: PixelSampler
     marcher: Marcher
     hull: Hull
-    trusted: int | None = None
+    outline_view: int | None = None
     margin: float = 0.0
     occupancy: Tensor = field(default_factory=lambda: torch.empty(0))
     box: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -79,18 +81,26 @@ class FusionState:
         }
 
     @cached_property
-    def favoured(self) -> Tensor:
-        """[v] bool, `ViewSet.favoured` of the views."""
-        return self.views.favoured
+    def trusted_among_others(self) -> Tensor:
+        """[v] bool, `ViewSet.trusted_among_others` of the views."""
+        return self.views.trusted_among_others
 
-    @cached_property
-    def anchors(self) -> Tensor:
-        """[v] bool, the views that count more while poses are refined: the favoured, or view 0 where all are alike.
+    def view_weights(self, poses_move: bool) -> Tensor:
+        """Weights of the views' rays in the losses.
 
-        View 0's pose is fixed. The heavier it is, the less the other poses and the surface drift from it together.
+        Views that are trusted among others weigh `loss.input_view`. Where all views are alike, view 0 weighs as much
+        while poses are refined: its pose is fixed, which keeps the other poses and the surface from drifting together.
+
+        Args:
+            poses_move: whether poses are being refined.
+
+        Returns:
+            [v] float32, 1 for the other views.
         """
-        first = torch.arange(len(self.views), device=self.favoured.device) == 0
-        return self.favoured if bool(self.favoured.any()) else first
+        heavier = self.trusted_among_others
+        if poses_move and not bool(heavier.any()):
+            heavier = torch.arange(len(self.views), device=heavier.device) == 0
+        return torch.where(heavier, self.config.loss.input_view, 1.0)
 
     @property
     def cameras(self) -> Cameras:
@@ -114,7 +124,7 @@ class FusionState:
         config = self.config
         poses_move = config.pose.enabled and progress < config.pose.stop
         slack = config.pose.slack if poses_move else 0.0
-        margin = config.hull.reach if self.trusted is not None else config.hull.dilate + slack
+        margin = config.hull.reach if self.outline_view is not None else config.hull.dilate + slack
         if config.pose.enabled and 0 < margin < self.margin:
             self.poses.freeze()
         is_due = poses_move and progress - self.carved_at >= config.pose.recarve
@@ -141,12 +151,12 @@ class FusionState:
     def bounded_sdf(self, x: Tensor) -> Tensor:
         """The SDF [n] at points x [n,3], kept positive beyond the hull's margin, where no surface may be.
 
-        With a trusted outline it is also kept negative deeper than the margin in the consistent volume: what views
-        that contradict each other agree on there is not for one of them to carve away.
+        With an outline view it is also kept negative deeper than the margin inside the consistent volume, so that
+        views which contradict that volume cannot carve it away.
         """
         to_hull = self.hull.signed_distance(x)
         bounded = torch.maximum(self.sdf.sdf(x), to_hull - self.margin)
-        return bounded if self.trusted is None else torch.minimum(bounded, to_hull + self.margin)
+        return bounded if self.outline_view is None else torch.minimum(bounded, to_hull + self.margin)
 
     @torch.no_grad()
     def surface_colours(self, x: Tensor) -> Tensor:
@@ -181,20 +191,28 @@ class FusionState:
 
 
 def initial_state(views: ViewSet, config: FusionConfig, detail: ViewSet | None = None) -> FusionState:
-    """Set a fit up on the views' device: seeded networks, hull, optimiser.
+    """Set up a fit on the views' device: seeded networks, first solid, optimiser.
 
-    With a trusted outline (`outline.trusted_view`) the hull is the consistent volume. The cameras are then those that
-    the model was asked for, so poses are not refined.
+    With an outline view (`nova3d.fusion.outline`) the first solid is the consistent volume. The cameras are then those
+    that the model was asked for, so poses are not refined.
+
+    Args:
+        views: the views, on the device to fit on.
+        config: all settings.
+        detail: the outline view at a resolution of its own.
+
+    Returns:
+        The state before the first step.
 
     Raises:
         InputError: where the views show no object, or a backend cannot work here.
     """
     generator = torch.Generator().manual_seed(config.optim.seed)
     device = views.mask.device
-    trusted, known = trusted_view(views), None
-    if trusted is not None:
+    outline_view, consistent = find_outline_view(views), None
+    if outline_view is not None:
         config = replace(config, pose=replace(config.pose, enabled=False))
-        hull, known = consistent_hull(views, trusted, detail, config.hull.resolution, config.field.radius)
+        hull, consistent = consistent_hull(views, outline_view, detail, config.hull.resolution, config.field.radius)
     else:
         slack = config.pose.slack if config.pose.enabled else 0.0
         hull = visual_hull(views, config.hull, config.field.radius, slack)
@@ -217,10 +235,10 @@ def initial_state(views: ViewSet, config: FusionConfig, detail: ViewSet | None =
         sharpness,
         poses,
         optimizer=_make_optimizer(config, sdf, colour, conflict, sharpness, poses),
-        pixels=PixelSampler(views, config.sampling, known),
+        pixels=PixelSampler(views, config.sampling, consistent),
         marcher=pick_marcher(config.sampling.backend, device),
         hull=hull,
-        trusted=trusted,
+        outline_view=outline_view,
     )
 
 
@@ -232,10 +250,10 @@ def _make_optimizer(
     sharpness: Sharpness,
     poses: PoseRefiner,
 ) -> torch.optim.Optimizer:
-    """Adam, without weight decay, which would pull the tables to zero.
+    """Make an Adam optimiser, without weight decay, which would pull the hash tables to zero.
 
-    Each parameter group has a name, its first rate (initial_lr), the share of it that is left at the end (final_lr),
-    and the share of the run at which its schedule ends (stop).
+    Each parameter group has a name, its first learning rate (initial_lr), the share of it that is left at the end
+    (final_lr), and the share of the run at which its schedule ends (stop).
     """
     optim, pose = config.optim, config.pose
     mlps = [p for n, p in sdf.named_parameters() if n != "grid.table"] + list(colour.parameters())
@@ -257,9 +275,12 @@ def _make_optimizer(
 
 
 def fit_to_hull(state: FusionState) -> None:
-    """Regress the hull's distance, so that the surface starts near the object and no rendering is spent on a sphere.
+    """Fit the SDF to the first solid's signed distance, so that the surface starts near the object.
 
     Does nothing where `field.init` is not "hull".
+
+    Args:
+        state: its `sdf` is updated.
     """
     config, hull = state.config, state.hull
     if config.field.init != "hull":

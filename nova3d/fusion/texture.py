@@ -85,7 +85,7 @@ class TrustedProjector(Projector):
 
 
 @dataclass(frozen=True)
-class Overpaint:
+class TrustedLayer:
     """What trusted views paint over all other colours.
 
     Attributes:
@@ -139,7 +139,6 @@ def _towards(points: Tensor, cameras: Cameras) -> Tensor:
 
 def make_projector(
     views: ViewSet,
-    cameras: Cameras,
     mesh: trimesh.Trimesh,
     conflict: Tensor,
     config: TextureConfig,
@@ -148,8 +147,7 @@ def make_projector(
     """Prepare views for colouring a mesh.
 
     Args:
-        views: the pictures, on the CPU.
-        cameras: refined, on the CPU.
+        views: the pictures with refined cameras, on the CPU.
         mesh: the surface.
         conflict: [v,h,w] float32 H in [0,1].
         config: settings of the texture.
@@ -158,7 +156,8 @@ def make_projector(
     Returns:
         The projector.
     """
-    erode = max(1, round(config.erode_px * views.cameras.height / 256)) if config.erode_px > 0 else 0
+    cameras = views.cameras
+    erode = max(1, round(config.erode_px * cameras.height / 256)) if config.erode_px > 0 else 0
     straight, solid = _straight_colours(views, erode)
     pixel_weights = solid * (1 - conflict[:, None]).clamp(0, 1).square()
     fine = cameras.resized(cameras.width * 2, cameras.height * 2)
@@ -167,7 +166,7 @@ def make_projector(
     return Projector(straight, pixel_weights, depth, pixel_size(cameras), cameras, config, colour_shares)
 
 
-def trusted_projector(views: ViewSet, mesh: trimesh.Trimesh, config: TextureConfig) -> TrustedProjector:
+def make_trusted_projector(views: ViewSet, mesh: trimesh.Trimesh, config: TextureConfig) -> TrustedProjector:
     """Prepare trusted views, which paint over others, for colouring a mesh.
 
     `erode_px` counts their own pixels. Beyond the eroded mask, the nearest colour inside it goes on.
@@ -255,7 +254,7 @@ def paint_trusted(
     Args:
         points: [n,3] float32.
         normals: [n,3] float32 unit vectors.
-        trusted: one or more projectors of `trusted_projector`.
+        trusted: one or more projectors of `make_trusted_projector`.
 
     Returns:
         seen: [n,3] float32, the colours where the views see the points.
@@ -365,9 +364,9 @@ def texture_mesh(
         plain, _, _ = colour_points(samples.points, samples.normals, views, fill)
         target, _, visibility = paint_trusted(samples.points, samples.normals, trusted)
         levelling = level(solid, samples, plain, target, visibility)
-        over = Overpaint(trusted, levelling, texture_size(solid, trusted, config))
+        over = TrustedLayer(trusted, levelling, texture_size(solid, trusted, config))
         levelled = levelling.apply(colours, levelling.offset)
-        colours, shares = _paint_over(levelled, colour_share, weight > 0, *paint_trusted(vertices, unit, trusted))
+        colours, shares = _composite_trusted(levelled, colour_share, weight > 0, *paint_trusted(vertices, unit, trusted))
     welded = export.coloured(solid, colours.numpy())
     if config.mode == "vertex":
         return welded, welded, {**shares, "atlas": "none"}
@@ -385,7 +384,7 @@ def texture_size(mesh: trimesh.Trimesh, trusted: tuple[TrustedProjector, ...], c
     return int(np.clip(64 * round(np.sqrt(mesh.area / _FILL) / texel / 64), config.size, max(config.size, config.most)))
 
 
-def _paint_over(
+def _composite_trusted(
     colours: Tensor, colour_share: Tensor, others: Tensor, seen: Tensor, through: Tensor, visibility: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
     """Colours [n,3] with those of trusted views over them, and the shares of the report.
@@ -403,7 +402,7 @@ def _paint_over(
 
 
 def bake(
-    mesh: trimesh.Trimesh, atlas: Atlas, views: Projector, fill: Fill, over: Overpaint | None = None
+    mesh: trimesh.Trimesh, atlas: Atlas, views: Projector, fill: Fill, over: TrustedLayer | None = None
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Colour the texels of an atlas.
 
@@ -432,7 +431,7 @@ def bake(
             ids, texels = texels_of(mesh, atlas, size)
             layers = images.interpolate(coarse, size, size).reshape(size * size, -1)[ids]
         painted = paint_trusted(texels.points, texels.normals, over.trusted)
-        colours, shares = _paint_over(layers[:, :3], layers[:, 3], layers[:, 4] > 0.5, *painted)
+        colours, shares = _composite_trusted(layers[:, :3], layers[:, 3], layers[:, 4] > 0.5, *painted)
     texture = spread_out(ids, colours.numpy(), size)
     return (texture * 255).round().clip(0, 255).astype(np.uint8), shares
 

@@ -165,7 +165,7 @@ def ball(shapes):
 
 def seen_by(shapes, views):
     return texture.make_projector(
-        views, views.cameras, shapes.sphere(), torch.zeros_like(views.mask), shapes.tiny_config().texture
+        views, shapes.sphere(), torch.zeros_like(views.mask), shapes.tiny_config().texture
     )
 
 
@@ -189,7 +189,7 @@ def test_pixels_lie_on_the_surface_along_their_rays(shapes, model):
 
 def test_the_others_outvote_a_patch_and_nobody_vouches_for_himself(shapes, ball):
     pixels = surface_pixels(shapes.sphere(), ball)
-    colours, others = consensus(pixels, seen_by(shapes, ball), ball.favoured)
+    colours, others = consensus(pixels, seen_by(shapes, ball), ball.trusted_among_others)
     sure = others >= 2
     assert sure.float().mean() > 0.8
     assert others.max() <= 7  # of 16 views around, those less than 81 degrees off, without the pixel's own
@@ -209,7 +209,7 @@ def test_a_median_not_a_mean(shapes, ball, monkeypatch):
     pixels = surface_pixels(shapes.sphere(), views)
 
     def wrong(view: int) -> float:
-        colours, others = consensus(pixels, seen_by(shapes, views), views.favoured)
+        colours, others = consensus(pixels, seen_by(shapes, views), views.trusted_among_others)
         asked = (pixels.view == view) & (others >= 5)
         return float(((colours[asked] - GREEN).norm(dim=-1) > 0.1).float().mean())
 
@@ -224,7 +224,7 @@ def test_no_number_of_other_views_outvotes_a_trusted_one(shapes, ball):
     """View 5 alone shows a magenta patch and is trusted: where it sees the surface, its colours are the consensus."""
     views = replace(ball, trusted=tuple(v == 5 for v in range(16)))
     pixels = surface_pixels(shapes.sphere(), views)
-    colours, others = consensus(pixels, seen_by(shapes, views), views.favoured)
+    colours, others = consensus(pixels, seen_by(shapes, views), views.trusted_among_others)
     where, _ = views.cameras.project(pixels.points)
     column, row = where[5].floor().long().T
     facing = (pixels.points @ views.cameras.c2w[5, :3, 2]) > 0.15
@@ -233,7 +233,7 @@ def test_no_number_of_other_views_outvotes_a_trusted_one(shapes, ball):
     assert (colours[in_patch] - torch.tensor([1.0, 0.0, 1.0])).norm(dim=-1).max() < 0.03
     assert int(others[in_patch].min()) >= 2  # enough to decide
     unseen = (pixels.points @ views.cameras.c2w[5, :3, 2]) < -0.1
-    equal, _ = consensus(pixels, seen_by(shapes, views), ball.favoured)
+    equal, _ = consensus(pixels, seen_by(shapes, views), ball.trusted_among_others)
     assert torch.equal(colours[unseen], equal[unseen])
 
 

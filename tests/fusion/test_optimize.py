@@ -35,7 +35,7 @@ def batch(fitted, monkeypatch):
         views = replace(fitted.views, trusted=tuple(v in trusted for v in range(8)))
         state = replace(fitted, config=config, views=views)
         if first_solid:
-            state = replace(state, trusted=0, margin=1e-3)
+            state = replace(state, outline_view=0, margin=1e-3)
         state.conflict.detach = config.conflict.detach
         state.poses.config = config.pose
         seen = SimpleNamespace(state=state)
@@ -93,9 +93,9 @@ def test_with_a_trusted_outline_the_field_is_held_near_the_first_solid(batch):
 
 def test_trusted_views_count_more_among_others_only(batch):
     found = batch(trusted=(0, 3), loss={"input_view": 3.0})
-    favoured = (found.view == 0) | (found.view == 3)
-    assert torch.equal(found.weight, torch.where(favoured, 3.0, 1.0))
-    assert bool(favoured.any())
+    trusted_rays = (found.view == 0) | (found.view == 3)
+    assert torch.equal(found.weight, torch.where(trusted_rays, 3.0, 1.0))
+    assert bool(trusted_rays.any())
     for alike in ((), range(8)):
         assert torch.equal(batch(trusted=alike, loss={"input_view": 3.0}).weight, torch.ones(200))
         moving = batch(trusted=alike, loss={"input_view": 3.0}, move=True)
@@ -105,11 +105,11 @@ def test_trusted_views_count_more_among_others_only(batch):
 @pytest.mark.parametrize("mode", ["mlp", "closed_form", "trimmed"])
 def test_what_is_trusted_among_others_contradicts_nothing(batch, mode):
     plain, found = (batch(trusted=trusted, conflict={"mode": mode, "trim": 0.5}) for trusted in ((), (2,)))
-    favoured = found.view == 2
-    assert float(found.conflict.detach()[favoured].abs().max()) == 0
-    assert torch.equal(found.conflict[~favoured], plain.conflict[~favoured])
-    assert torch.equal(found.weight[favoured], torch.full_like(found.weight[favoured], 2.0))  # none is trimmed
-    assert bool((plain.weight[favoured] == 0).any()) == (mode == "trimmed")
+    trusted_rays = found.view == 2
+    assert float(found.conflict.detach()[trusted_rays].abs().max()) == 0
+    assert torch.equal(found.conflict[~trusted_rays], plain.conflict[~trusted_rays])
+    assert torch.equal(found.weight[trusted_rays], torch.full_like(found.weight[trusted_rays], 2.0))  # none is trimmed
+    assert bool((plain.weight[trusted_rays] == 0).any()) == (mode == "trimmed")
 
 
 def test_poses_that_stand_still_are_not_trained(batch):

@@ -12,7 +12,7 @@ from nova3d.fusion import isosurface, reconstruct
 from nova3d.fusion.config import ExtractConfig
 from nova3d.fusion.occupancy import Hull, grid_points
 from nova3d.fusion.optimize import fit
-from nova3d.fusion.outline import Outline, trusted_view
+from nova3d.fusion.outline import Outline, find_outline_view
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
@@ -77,14 +77,14 @@ def test_a_component_that_covers_nothing_new_goes_and_a_small_one_that_does_stay
 
 def test_when_an_outline_is_trusted(f_views, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert trusted_view(f_views) is None and trusted_view(replace(f_views, trusted=(True,) * 8)) is None
+    assert find_outline_view(f_views) is None and find_outline_view(replace(f_views, trusted=(True,) * 8)) is None
     assert not caplog.records
     views = replace(f_views, trusted=FIRST)
-    assert trusted_view(views) is None and "carry no calibration" in caplog.messages[-1]
+    assert find_outline_view(views) is None and "carry no calibration" in caplog.messages[-1]
     views = replace(views, calibration=EVEN)
-    assert trusted_view(views) == 0 and "the outline of view 0 is trusted" in caplog.messages[-1]
+    assert find_outline_view(views) == 0 and "the outline of view 0 is trusted" in caplog.messages[-1]
     for trusted in ((True, True, *[False] * 6), (False, True, *[False] * 6)):
-        assert trusted_view(replace(views, trusted=trusted)) is None
+        assert find_outline_view(replace(views, trusted=trusted)) is None
         assert "not one level orthographic view from the front" in caplog.messages[-1]
 
 

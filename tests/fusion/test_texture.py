@@ -17,7 +17,7 @@ from nova3d.views import ViewSet
 
 def paint_views(shapes, mesh: trimesh.Trimesh, **config) -> texture.Projector:
     views = shapes.draw(mesh, orbit(8, size=96))
-    return texture.make_projector(views, views.cameras, mesh, torch.zeros_like(views.mask), TextureConfig(**config))
+    return texture.make_projector(views, mesh, torch.zeros_like(views.mask), TextureConfig(**config))
 
 
 def test_painting_finds_the_right_faces_and_respects_occlusion(shapes):
@@ -45,7 +45,7 @@ def test_conflict_and_top_views_choose_who_paints(shapes):
     point = torch.nn.functional.normalize(torch.tensor([[0.5, 0.0, 1.0]]), dim=-1)
     true = torch.tensor([90, 160, 60]) / 255
     for h, k, expected in ((0, 1, torch.tensor([1.0, 0, 0])), (1, 0, true), (1, None, true)):
-        projector = texture.make_projector(broken, views.cameras, mesh, conflict * h, TextureConfig(top_views=k))
+        projector = texture.make_projector(broken, mesh, conflict * h, TextureConfig(top_views=k))
         colours, _, _ = texture.blend_views(point * 0.35, point, projector)
         torch.testing.assert_close(colours[0], expected, atol=0.03, rtol=0)
 
@@ -94,7 +94,7 @@ def test_a_baked_texture_looks_like_the_views_and_like_views_between(shapes):
     views = shapes.draw(truth, orbit(16, size=96))
     held_out = shapes.draw(truth, orbit(4, size=96, start_azimuth_deg=11.25))
     solid = trimesh.creation.icosphere(subdivisions=4, radius=0.4)
-    seen_by = texture.make_projector(views, views.cameras, solid, torch.zeros_like(views.mask), TextureConfig(size=512))
+    seen_by = texture.make_projector(views, solid, torch.zeros_like(views.mask), TextureConfig(size=512))
     atlas = unwrap(solid, 512)
     picture, shares = texture.bake(solid, atlas, seen_by, lambda p: torch.full((len(p), 3), 0.5))
     mesh = export.textured(
@@ -116,7 +116,7 @@ def test_what_no_view_sees_meets_what_they_see(shapes):
     red = torch.tensor([0.8, 0.0, 0.0])
     for smooth in (True, False):
         config = TextureConfig(smooth_unseen=smooth)
-        seen_by = texture.make_projector(views, views.cameras, box, torch.zeros_like(views.mask), config)
+        seen_by = texture.make_projector(views, box, torch.zeros_like(views.mask), config)
         colours, weight, _ = texture.colour_points(points, normals, seen_by, lambda p: red.expand(len(p), 3).clone())
         assert (weight > 0).tolist() == [True, True, False, False]
         assert colours[0, 1] > 0.7
@@ -135,8 +135,8 @@ def painted(solid: trimesh.Trimesh, views: ViewSet, detail: ViewSet | None, size
     config = TextureConfig(size=size)
     plain = list(range(1, len(views))) if detail is not None else list(range(len(views)))
     others = views[plain]
-    projector = texture.make_projector(others, others.cameras, solid, torch.zeros_like(others.mask), config)
-    trusted = () if detail is None else (texture.trusted_projector(detail, solid, config),)
+    projector = texture.make_projector(others, solid, torch.zeros_like(others.mask), config)
+    trusted = () if detail is None else (texture.make_trusted_projector(detail, solid, config),)
     return texture.texture_mesh(solid, projector, lambda p: torch.full((len(p), 3), 0.5), trusted)[0]
 
 
@@ -208,11 +208,11 @@ def test_without_a_colour_share_hidden_points_take_the_picture_s_own_colours(sha
     config = TextureConfig(size=256)
     others = spoilt(views, "gain 0.8")[list(range(1, 16))]
     conflict, grey = torch.zeros_like(others.mask), lambda p: torch.full((len(p), 3), 0.5)
-    trusted = (texture.trusted_projector(detail, solid, config),)
+    trusted = (texture.make_trusted_projector(detail, solid, config),)
     found = {}
     for colour_share in (0.0, 1.0):
         seen_by = texture.make_projector(
-            others, others.cameras, solid, conflict, config, torch.full((15,), colour_share)
+            others, solid, conflict, config, torch.full((15,), colour_share)
         )
         mesh, _, report = texture.texture_mesh(solid, seen_by, grey, trusted)
         found[colour_share] = shapes.draw(mesh, views.cameras)
@@ -233,8 +233,8 @@ def test_a_side_seen_edge_on_does_not_smear_the_outline_s_pixels(shapes):
     detail = replace(detail, rgb=detail.rgb + 0.5 * rim[..., None])
     others = views[list(range(1, 16))]
     config, colour_shares = TextureConfig(size=256), torch.zeros(15)
-    seen_by = texture.make_projector(others, others.cameras, box, torch.zeros_like(others.mask), config, colour_shares)
-    trusted = (texture.trusted_projector(detail, box, config),)
+    seen_by = texture.make_projector(others, box, torch.zeros_like(others.mask), config, colour_shares)
+    trusted = (texture.make_trusted_projector(detail, box, config),)
     mesh = texture.texture_mesh(box, seen_by, lambda p: torch.full((len(p), 3), 0.5), trusted)[0]
     side = shapes.draw(mesh, views.cameras[[4, 12]])
     assert float(side.rgb[side.mask > 0.99].median()) < 0.15
@@ -245,7 +245,7 @@ def test_a_side_seen_edge_on_does_not_smear_the_outline_s_pixels(shapes):
 def test_the_texture_grows_with_the_trusted_picture(ball_views):
     _, detail, solid = ball_views
     config = TextureConfig(size=256, most=2048)
-    trusted = texture.trusted_projector(detail, solid, config)
+    trusted = texture.make_trusted_projector(detail, solid, config)
     size = texture.texture_size(solid, (trusted,), config)
     texels = size**2 * 0.6 / solid.area  # about as many per unit of area as the picture has pixels
     assert texels == pytest.approx((384 / 1.5) ** 2, rel=0.1)
