@@ -25,7 +25,15 @@ from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.utils import provenance
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
-from nova3d.volume import column_points, columns_are_rays, sample_columns, outline_columns, prior_features, solid_of, view_coverage
+from nova3d.volume import (
+    column_points,
+    columns_are_rays,
+    outline_columns,
+    prior_features,
+    sample_columns,
+    solid_of,
+    view_coverage,
+)
 
 _NODES = 64  # along each side of the box; weights per node do not depend on it
 _RADIUS = 0.6

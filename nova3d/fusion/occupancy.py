@@ -127,7 +127,9 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, slack: float 
     return Hull(signed_distance(solid, radius).to(mask.device), radius)
 
 
-def consistent_hull(views: ViewSet, outline_view: int, detail: ViewSet | None, n: int, radius: float) -> tuple[Hull, Tensor]:
+def consistent_hull(
+    views: ViewSet, outline_view: int, detail: ViewSet | None, n: int, radius: float
+) -> tuple[Hull, Tensor]:
     """The consistent volume: the solid by the outline view and the calibrated votes of the other views.
 
     Args:

@@ -95,7 +95,8 @@ class Outline:
         inside &= np.bincount(parts.ravel())[parts] * pixel**2 >= step**2  # no cell resolves the others
         inside = _widen_thin_parts(inside, _MIN_HALF_WIDTH * step / pixel)
         distance = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
-        distance = (distance - 0.5 * np.sign(distance)) * pixel  # the transform measures from pixel centre to pixel centre
+        # The transform measures from pixel centre to pixel centre.
+        distance = (distance - 0.5 * np.sign(distance)) * pixel
         count = int(ndimage.label(inside, np.ones((3, 3)))[1])
         return Outline(torch.from_numpy(distance.astype(np.float32)), camera, count)
 
@@ -120,7 +121,8 @@ class Outline:
         nearest = torch.minimum(cached.cpu(), first).amin(dim=0)  # [y,x] least value of each column
         camera = self.camera.to("cpu")
         focal, middle = camera.intrinsics[0, :2], camera.intrinsics[0, 2:]
-        nodes = (camera.pixel_centres() - middle) / focal * torch.tensor([1.0, -1.0]) / radius  # node indices grow with y
+        flip = torch.tensor([1.0, -1.0])  # rows grow downwards, node indices with y
+        nodes = (camera.pixel_centres() - middle) / focal * flip / radius
         least = F.grid_sample(nearest[None, None], nodes[None], padding_mode="border", align_corners=True)[0, 0]
         lowered = (least + self._least_depth(self.distance, step)).clamp_min(0).numpy()
         # Outside, use the amount of the nearest ray inside: a jump at the outline would shift the surface.

@@ -366,7 +366,9 @@ def texture_mesh(
         levelling = level(solid, samples, plain, target, visibility)
         over = TrustedLayer(trusted, levelling, texture_size(solid, trusted, config))
         levelled = levelling.apply(colours, levelling.offset)
-        colours, shares = _composite_trusted(levelled, colour_share, weight > 0, *paint_trusted(vertices, unit, trusted))
+        colours, shares = _composite_trusted(
+            levelled, colour_share, weight > 0, *paint_trusted(vertices, unit, trusted)
+        )
     welded = export.coloured(solid, colours.numpy())
     if config.mode == "vertex":
         return welded, welded, {**shares, "atlas": "none"}

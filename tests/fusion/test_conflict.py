@@ -164,9 +164,7 @@ def ball(shapes):
 
 
 def seen_by(shapes, views):
-    return texture.make_projector(
-        views, shapes.sphere(), torch.zeros_like(views.mask), shapes.tiny_config().texture
-    )
+    return texture.make_projector(views, shapes.sphere(), torch.zeros_like(views.mask), shapes.tiny_config().texture)
 
 
 @pytest.mark.parametrize("model", ["orthographic", "perspective"])

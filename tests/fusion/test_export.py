@@ -83,9 +83,7 @@ def test_a_letter_comes_back_as_it_was_seen(shapes, tmp_path, suffix):
     letter.merge_vertices(merge_tex=True, merge_norm=True)
     letter = trimesh.Trimesh(letter.vertices, letter.faces, process=False).subdivide().subdivide().subdivide()
     views = shapes.draw(shapes.letter_f(), orbit(8, size=64))
-    seen_by = texture.make_projector(
-        views, letter, torch.zeros_like(views.mask), TextureConfig(size=256)
-    )
+    seen_by = texture.make_projector(views, letter, torch.zeros_like(views.mask), TextureConfig(size=256))
     grey = lambda p: torch.full((len(p), 3), 0.5)  # noqa: E731
     normals = np.repeat(letter.face_normals, 3, axis=0)  # a box's edges stay sharp
     flat = trimesh.Trimesh(letter.vertices[letter.faces].reshape(-1, 3), np.arange(len(normals)).reshape(-1, 3),

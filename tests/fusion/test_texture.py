@@ -211,9 +211,7 @@ def test_without_a_colour_share_hidden_points_take_the_picture_s_own_colours(sha
     trusted = (texture.make_trusted_projector(detail, solid, config),)
     found = {}
     for colour_share in (0.0, 1.0):
-        seen_by = texture.make_projector(
-            others, solid, conflict, config, torch.full((15,), colour_share)
-        )
+        seen_by = texture.make_projector(others, solid, conflict, config, torch.full((15,), colour_share))
         mesh, _, report = texture.texture_mesh(solid, seen_by, grey, trusted)
         found[colour_share] = shapes.draw(mesh, views.cameras)
         assert report["mirrored_share"] == pytest.approx((1 - report["trusted_share"]) * (1 - colour_share), abs=1e-5)
