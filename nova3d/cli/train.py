@@ -176,6 +176,7 @@ def cache_latents(argv: Sequence[str] | None = None) -> None:
             progress=bar if state.is_main_process else silent,
             condition=settings.pipeline.condition,
             precision=resolve(settings.mixed_precision, state.device.type),
+            augment=data.augment,
         )
     state.wait_for_everyone()
     if state.is_main_process:

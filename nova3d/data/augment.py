@@ -1,4 +1,4 @@
-"""Training augmentation: mirroring, scaling, colour jitter and relighting of multi-view samples.
+"""Training augmentation: mirroring, scaling, framing, colour jitter and relighting of multi-view samples.
 
 Pure functions of views in the frame they were rendered in, before one of them becomes the input view. Rotation about
 the vertical is not here: any rendered view may be the input view (MultiViewDataset), which is the same.
@@ -16,6 +16,7 @@ from torch import Tensor
 from nova3d.cameras import Cameras
 from nova3d.data.config import AugmentConfig
 from nova3d.errors import InputError
+from nova3d.images import FOREGROUND_RATIO
 from nova3d.views import ViewSet
 
 STREAM = 2  # of the random numbers; MultiViewDataset.address uses 0 and 1
@@ -32,12 +33,14 @@ class Augmentation:
         scale: factor of the size.
         colour: [3,3], the linear map of RGB, row by row.
         lamp: [3], direction of the light in the world frame of the views, times its strength.
+        framed: whether the size follows from the input view's outline instead of `scale`, as a photo is framed.
     """
 
     mirror: bool = False
     scale: float = 1.0
     colour: tuple[tuple[float, ...], ...] = IDENTITY
     lamp: tuple[float, ...] = (0.0, 0.0, 0.0)
+    framed: bool = False
 
 
 UNCHANGED = Augmentation()
@@ -51,6 +54,7 @@ def check(config: AugmentConfig) -> None:
             len(config.scale) == 2 and 0.5 <= config.scale[0] <= config.scale[1] <= 2,
             "data.augment.scale must be two numbers in order, between 0.5 and 2",
         ),
+        (0 <= config.frame <= 1, "data.augment.frame is a share: 0 to 1"),
         (0 <= config.hue_deg <= 180, "data.augment.hue_deg must lie between 0 and 180"),
         (
             all(0 <= x < 1 for x in (config.saturation, config.brightness, config.light)),
@@ -66,7 +70,7 @@ def check_rig(config: AugmentConfig, cameras: Cameras) -> None:
     """Raise InputError where the rig does not allow what `config` asks for."""
     if config.mirror:
         mirror_order(cameras)
-    if config.scale != [1.0, 1.0]:
+    if config.scale != [1.0, 1.0] or config.frame:
         check_scalable(cameras)
 
 
@@ -88,10 +92,12 @@ def draw(config: AugmentConfig, seed: int, position: int) -> Augmentation:
     rng = np.random.default_rng([seed, STREAM, position])
     mirror, size, hue, saturation, brightness = rng.random(5).tolist()
     side = rng.standard_normal(3)
+    framing = rng.random()
     low, high = config.scale
     return Augmentation(
         mirror=mirror < config.mirror,
         scale=low * (high / low) ** size,
+        framed=framing < config.frame,
         colour=colour_map(
             math.radians(config.hue_deg) * (2 * hue - 1),
             1 + config.saturation * (2 * saturation - 1),
@@ -101,12 +107,13 @@ def draw(config: AugmentConfig, seed: int, position: int) -> Augmentation:
     )
 
 
-def apply(views: ViewSet, change: Augmentation) -> ViewSet:
+def apply(views: ViewSet, change: Augmentation, input_view: int = 0) -> ViewSet:
     """Apply an augmentation.
 
     Args:
         views: v views of an object, in the frame they were rendered in.
         change: what changes.
+        input_view: the view that will be the input view; `framed` depends on its outline.
 
     Returns:
         The views of the changed object, from the same cameras.
@@ -116,8 +123,9 @@ def apply(views: ViewSet, change: Augmentation) -> ViewSet:
     """
     if change.mirror:
         views = mirrored(views)
-    if change.scale != 1:
-        views = scaled(views, change.scale)
+    factor = framing_scale(views.mask[input_view]) if change.framed else change.scale
+    if factor != 1:
+        views = scaled(views, factor)
     if change.colour != IDENTITY or any(change.lamp):
         views = recoloured(views, change.colour, change.lamp)
     return views
@@ -170,6 +178,13 @@ def scaled(views: ViewSet, factor: float) -> ViewSet:
     sampled = F.grid_sample(layers, grid, align_corners=False).permute(0, 2, 3, 1)
     ink, normals, mask = sampled.split([3, 3, 1], dim=-1)
     return ViewSet(1 - ink, F.normalize(normals, dim=-1) * (mask > 0), mask[..., 0], views.cameras)
+
+
+def framing_scale(mask: Tensor) -> float:
+    """Return the factor by which a mask's [h,w] longest side fills the share of the picture that a photo's does."""
+    covered = [(mask > 0.5).any(dim=dim).nonzero() for dim in (0, 1)]
+    longest = max((int(c[-1]) - int(c[0]) + 1 for c in covered if len(c)), default=0)
+    return FOREGROUND_RATIO * mask.shape[1] / longest if longest else 1.0
 
 
 def max_scale(mask: Tensor) -> float:

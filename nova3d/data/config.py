@@ -20,6 +20,9 @@ class AugmentConfig:
     light: float = 0.0
     """A directional light from a random side multiplies the brightness by 1 + light where a surface faces it, by
     1 - light where it faces away."""
+    frame: float = 0.0
+    """Share of the samples that are framed as a photo is, in place of `scale`: the outline in the input view fills two
+    thirds of the picture, or less where another view would be cut."""
 
     @property
     def active(self) -> bool:

@@ -72,4 +72,4 @@ class MultiViewDataset:
         Returns:
             All views of the changed object, in the frame of the input view.
         """
-        return apply(self.reader.views(row), change).rotated_to(input_view)
+        return apply(self.reader.views(row), change, input_view).rotated_to(input_view)

@@ -372,7 +372,8 @@ def check(config: TrainConfig) -> None:
         (data.threads == 1 or not data.cache, "data.cache is read by one thread: leave data.threads at 1"),
         (
             not (data.cache and data.augment.active),
-            "data.cache holds latents of the objects as rendered: set data.cache='', or leave data.augment out",
+            "the objects of data.cache are changed when it is made (nova3d cache-latents data.augment...): leave "
+            "data.augment out of the training, or set data.cache=null",
         ),
         (optim.ema_warmup in ("none", "inverse"), "optim.ema_warmup must be none or inverse"),
         (optim.ema_device in (None, "", "cpu"), "optim.ema_device must be cpu or null"),

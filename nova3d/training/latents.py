@@ -3,13 +3,15 @@
 It is a folder of `latents-00000.safetensors ...`, 256 objects each in the shards' order, and
 `manifest.json`. An object UID has these entries:
 
-- `UID/rgb` float16 [v,8,h,w]: moments of the views in rendered order.
+- `UID/rgb` float16 [v,8,h,w]: moments of the views in rendered order; of changed objects `UID/rgb.N`, starting at N.
 - `UID/normal.N` float16 [v,8,h,w]: moments of the normal maps in the frame of input view N, starting at N.
 - `UID/embed.N` float16 [1,d]: the CLIP embedding of the clean picture; not without a frozen image encoder.
 - `UID/picture.N` uint8 [3,H,W]: the picture.
 - `UID/condition.N` float16 [t,v,4,h,w]: unscaled modes of the condition `inflated`, where it is used.
 
-N runs over the input views that were asked for.
+N runs over the input views that were asked for. The objects of a cache are as they were rendered, or each is changed
+as `data.augment` draws by the run's seed and the object's uid. Two caches of one shard folder, joined, hold every
+object and its changed copy.
 """
 
 import bisect
@@ -25,8 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nova3d import config as configs
 from nova3d import images
-from nova3d.data.augment import UNCHANGED, Augmentation
+from nova3d.data.augment import UNCHANGED, Augmentation, apply, check_rig, draw
+from nova3d.data.config import AugmentConfig
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
@@ -92,6 +96,7 @@ def build_cache(
     progress: Progress | None = None,
     condition: str = "picture",
     precision: str = "no",
+    augment: AugmentConfig | None = None,
 ) -> Path:
     """Encode every object of a data set for each of its input views. Files that exist are left alone.
 
@@ -106,15 +111,20 @@ def build_cache(
         progress: called after every file.
         condition: "picture", or "inflated", which is encoded too.
         precision: "bf16" encodes under autocast; "no".
+        augment: how every object is changed, once, by the data set's seed and its uid. None: not at all.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: where an object cannot be read, or the folder holds another cache or cannot be written.
+        InputError: where an object cannot be read, the rig does not allow the changes, or the folder holds another
+            cache or cannot be written.
     """
-    folder = Path(folder)
+    folder, augment = Path(folder), augment or AugmentConfig()
+    check_rig(augment, dataset.reader.cameras)
+    changes = {"seed": dataset.seed, **configs.to_dict(augment)} if augment.active else None
     manifest = cache_identity(dataset, vae, image_encoder, condition) | {
+        "augment": changes,
         "input_views": sorted(dataset.input_views),
         "input_views_per_object": dataset.per_object,
         "objects_per_file": objects_per_file,
@@ -135,7 +145,7 @@ def build_cache(
                 tensors: dict[str, Tensor] = {}
                 for row in range(first, min(first + objects_per_file, len(dataset))):
                     try:
-                        tensors |= _encode(dataset, row, vae, image_encoder, condition, precision == "bf16")
+                        tensors |= _encode(dataset, row, augment, vae, image_encoder, condition, precision == "bf16")
                     except InputError as error:
                         if on_corrupt == "fail":
                             raise
@@ -184,6 +194,9 @@ class LatentCache:
             )
         self.with_embeds = bool(manifest["image_encoder"])
         self.with_condition = manifest.get("condition", "picture") == "inflated"
+        self.changed = manifest.get("augment") is not None
+        if self.changed:
+            log.info("latent cache '%s' holds changed objects: %s", folder, manifest["augment"])
         per_file = manifest["objects_per_file"]
         self._file = {uid: files[index // per_file] for index, uid in enumerate(manifest["uids"])}
         self._handles: dict[Path, Any] = {}
@@ -192,14 +205,15 @@ class LatentCache:
     def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
         """Read one object, as `Source.load`; raises InputError for an augmentation too."""
         if change != UNCHANGED:
-            raise InputError(f"latent cache '{self.folder}' holds objects as they were rendered, not augmented ones")
+            raise InputError(f"the objects of latent cache '{self.folder}' cannot be changed any more")
         uid = self.dataset.reader.samples[row]["uid"]
         path = self._file[uid]
         try:
             if path not in self._handles:
                 self._handles[path] = safe_open(path, "pt")
             read = self._handles[path].get_tensor
-            rgb, normal = read(f"{uid}/rgb"), read(f"{uid}/normal.{input_view}")
+            rgb = read(f"{uid}/rgb.{input_view}") if self.changed else read(f"{uid}/rgb").roll(-input_view, dims=0)
+            normal = read(f"{uid}/normal.{input_view}")
             picture = read(f"{uid}/picture.{input_view}").float() / 127.5 - 1
             embeds = read(f"{uid}/embed.{input_view}").float() if self.with_embeds else None
             condition = read(f"{uid}/condition.{input_view}") if self.with_condition else None
@@ -208,7 +222,7 @@ class LatentCache:
                 f"latent file '{path}' is damaged at object '{uid}' ({error}); delete it and run "
                 "nova3d cache-latents again"
             ) from error
-        moments = torch.stack([rgb.roll(-input_view, dims=0), normal])
+        moments = torch.stack([rgb, normal])
         cameras = self._angles(input_view)
         return Item(uid, input_view, picture, cameras, moments=moments, embeds=embeds, condition=condition)
 
@@ -243,23 +257,27 @@ class JoinedCaches:
 def _encode(
     dataset: MultiViewDataset,
     row: int,
+    augment: AugmentConfig,
     vae: VideoAutoencoder,
     image_encoder: "CLIPVisionModelWithProjection | None",
     condition: str,
     bf16: bool,
 ) -> dict[str, Tensor]:
     uid = dataset.reader.samples[row]["uid"]
+    change = draw(augment, dataset.seed, provenance.stable_hash(uid, 64))
     rendered = dataset.reader.views(row)
-    entries = {f"{uid}/rgb": _moments(vae, rendered.rgb * 2 - 1, bf16)}
+    entries = {} if augment.active else {f"{uid}/rgb": _moments(vae, rendered.rgb * 2 - 1, bf16)}
     for view in dataset.views_of(row):
-        seen = rendered.rotated_to(view)
+        seen = apply(rendered, change, view).rotated_to(view)
+        if augment.active:
+            entries[f"{uid}/rgb.{view}"] = _moments(vae, seen.rgb * 2 - 1, bf16)
         entries[f"{uid}/normal.{view}"] = _moments(vae, seen.normals, bf16)
         if condition == "inflated":
             frames = inflated_guide(seen.straight_alpha(0), seen.cameras)[:, :, :3]
             moments = _moments(vae, frames.flatten(0, 1).permute(0, 2, 3, 1), bf16)
             mode = moments.chunk(2, dim=1)[0].unflatten(0, (len(TASKS), -1))
             entries[f"{uid}/condition.{view}"] = mode.contiguous()
-        pixels = torch.from_numpy(images.to_uint8(rendered.rgb[view])).permute(2, 0, 1).contiguous()
+        pixels = torch.from_numpy(images.to_uint8(seen.rgb[0])).permute(2, 0, 1).contiguous()
         entries[f"{uid}/picture.{view}"] = pixels
         if image_encoder is not None:
             with torch.no_grad():
@@ -302,7 +320,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _check_identity(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
     """Raise InputError naming the first key of `here` in which the cache differs."""
     for key, value in here.items():
-        found = there.get(key, "picture" if key == "condition" else None)  # what caches without this key hold
+        found = there.get(key, "picture" if key == "condition" else None)  # what caches without the key hold
         if found != value:
             shown = (found, value) if key != "uids" else ("other objects", "these")
             raise InputError(

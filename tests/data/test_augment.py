@@ -50,6 +50,25 @@ def views(mesh: Mesh) -> ViewSet:
     return render(mesh)
 
 
+def test_framing_fills_the_share_of_the_picture_that_a_photo_fills(mesh: Mesh, views: ViewSet) -> None:
+    for view in (0, 3):
+        made = augment.apply(views, Augmentation(framed=True, scale=3.0), view)  # `scale` does not count
+        covered = made.mask[view] > 0.5
+        longest = max(int(covered.any(dim=dim).sum()) for dim in (0, 1))
+        free = augment.max_scale(views.mask) > augment.framing_scale(views.mask[view])
+        side = made.mask.shape[1]
+        assert abs(longest - side * 2 / 3) <= 2 if free else longest <= side
+        framed = replace(mesh, vertices=mesh.vertices * augment.framing_scale(views.mask[view]))
+        if free:
+            assert (made.mask - render(framed).mask).abs().mean() < 0.01
+    assert augment.framing_scale(torch.zeros(8, 8)) == 1
+    drawn = [augment.draw(AugmentConfig(frame=0.5), 0, position) for position in range(200)]
+    assert 70 < sum(change.framed for change in drawn) < 130
+    assert [c.scale for c in drawn] == [1.0] * 200
+    with pytest.raises(InputError, match=r"data\.augment\.frame is a share"):
+        augment.check(AugmentConfig(frame=2))
+
+
 def assert_same(made: ViewSet, true: ViewSet, angle_deg: Angle, tolerance: float, degrees: float) -> None:
     """tolerance: the mean difference of pictures and masks; degrees: the median one of normals inside both masks."""
     inside = (made.mask == 1) & (true.mask == 1)

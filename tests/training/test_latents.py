@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers import CLIPVisionModelWithProjection
 
-from nova3d.data.augment import UNCHANGED, Augmentation
+from nova3d.data import augment
+from nova3d.data.augment import IDENTITY, UNCHANGED, Augmentation
+from nova3d.data.config import AugmentConfig
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
-from nova3d.models.autoencoder import VideoAutoencoder, encode_mode
+from nova3d.models.autoencoder import VideoAutoencoder, encode_mode, encode_moments
 from nova3d.models.conditioning import inflated_guide
 from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
@@ -21,6 +23,7 @@ from nova3d.training.data import Draws, Item, ItemReader, LatentEncoder, ShardSo
 from nova3d.training.latents import JoinedCaches, LatentCache, build_cache, cache_identity
 from nova3d.training.setup import prepare
 from nova3d.training.trainer import train
+from nova3d.utils.provenance import stable_hash
 from tests.helpers.networks import tiny_image_encoder
 
 Make = Callable[..., TrainConfig]
@@ -202,6 +205,38 @@ def test_training_on_the_inflated_condition_without_an_image_encoder_resumes_exa
     rgba[8:24, 8:24, 3] = 1
     (views,) = model(rgba, framed=True).views
     assert len(views) == 4
+
+
+def test_a_cache_of_changed_objects_is_joined_with_the_plain_one(
+    make_config: Make, make_shards: Callable[..., Path], vae: VideoAutoencoder, tmp_path: Path
+) -> None:
+    shards = make_shards(tmp_path / "a", 3)
+    dataset = MultiViewDataset(shards, per_object=2, seed=3)
+    changes = AugmentConfig(mirror=0.5, frame=1.0, brightness=0.3)
+    caches = [
+        build_cache(tmp_path / name, dataset, vae, None, condition="inflated", augment=change)
+        for name, change in (("plain", None), ("changed", changes))
+    ]
+    with pytest.raises(InputError, match="made with another 'augment'"):
+        build_cache(caches[1], dataset, vae, None, condition="inflated", augment=replace(changes, mirror=0.0))
+    data = DataConfig(f"{shards},{shards}", cache=",".join(map(str, caches)), input_views_per_object=2)
+    pipeline = PipelineConfig(camera_preset="ortho4", steps=2, condition="inflated")
+    source = prepare(make_config(data=data, pipeline=pipeline, image_encoder="none"), "cpu").loader.reader.source
+    for row in range(3):
+        uid = dataset.reader.samples[row]["uid"]
+        change = augment.draw(changes, dataset.seed, stable_hash(uid, 64))
+        assert change.framed and change.colour != IDENTITY
+        for view in dataset.views_of(row):
+            plain, changed = source.load(row, view), source.load(3 + row, view)
+            assert plain.uid == changed.uid == uid
+            true = ShardSource(dataset).load(row, view, change)
+            assert float((changed.picture - true.picture).abs().max()) <= 1.01 / 127.5
+            assert float((plain.picture - true.picture).abs().max()) > 0.05
+            assert true.frames is not None and changed.moments is not None and changed.condition is not None
+            expected = torch.stack([encode_moments(vae, frames) for frames in true.frames])
+            torch.testing.assert_close(changed.moments.float(), expected, rtol=2e-3, atol=2e-3)
+    with pytest.raises(InputError, match="cannot be changed any more"):
+        source.load(3, dataset.views_of(0)[0], change)
 
 
 def test_caches_of_several_shard_folders_are_joined_in_their_order(
