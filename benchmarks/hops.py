@@ -144,6 +144,7 @@ def train_step(hops: Hops) -> None:
 
 def fusion_step(hops: Hops) -> None:
     """Ten steps of a small fit, between two of its progress messages and two refreshes of its occupancy."""
+    from nova3d import config as configs
     from nova3d.cameras import orbit
     from nova3d.data import render_object
     from nova3d.fusion import FusionConfig
@@ -151,9 +152,8 @@ def fusion_step(hops: Hops) -> None:
 
     mesh = sorted((ROOT / "assets/objects").glob("*.glb"))[0]
     views = render_object(mesh, orbit(8, size=64), supersample=2, light="flat")
-    config = FusionConfig()
-    config.optim.steps, config.hull.resolution, config.hull.fit_steps = 60, 48, 40
-    config.hull.refresh = 60
+    overrides = ["optim.steps=60", "hull.resolution=48", "hull.fit_steps=40", "hull.refresh=60"]
+    config = configs.load(FusionConfig, None, overrides)
     try:
         fit(views, config, between_calls(hops, 3))
     finally:

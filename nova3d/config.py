@@ -117,15 +117,29 @@ def load(
     if path is not None:
         content = _parse(yaml_text.read_mapping, Path(path))
         _merge(merged, schema, schema, content, str(path), "")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"override '{override}' is not of the form key=value")
-        source = f"override '{override}'"
-        _merge(merged, schema, schema, _nest(key, _override_value(schema, key, text, source)), source, "")
+    _merge_overrides(merged, schema, overrides)
     for key, value in (values or {}).items():
         _merge(merged, schema, schema, _nest(key, value), f"'{key}'", "")
     return cast(Schema, _instance(schema, merged, str(path or "config"), ""))
+
+
+def changed(config: Schema, overrides: Sequence[str]) -> Schema:
+    """A copy of a config with some keys changed.
+
+    Args:
+        config: an instance of a schema; it stays as it is.
+        overrides: `key=value` texts, as `load` takes them.
+
+    Returns:
+        A new instance.
+
+    Raises:
+        ConfigError: as `load` does.
+    """
+    schema, merged = type(config), cast(dict[str, Any], {})
+    _merge(merged, schema, schema, to_dict(config), "config", "")
+    _merge_overrides(merged, schema, overrides)
+    return cast(Schema, _instance(schema, merged, "config", ""))
 
 
 def from_dict(schema: type[Schema], content: Mapping[str, Any], source: str) -> Schema:
@@ -300,6 +314,15 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     for name in reversed(key.split(".")):
         value = {name: value}
     return cast(dict[str, Any], value)
+
+
+def _merge_overrides(into: dict[str, Any], schema: type, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override '{override}' is not of the form key=value")
+        source = f"override '{override}'"
+        _merge(into, schema, schema, _nest(key, _override_value(schema, key, text, source)), source, "")
 
 
 def _override_value(schema: type, key: str, text: str, source: str) -> Any:

@@ -56,6 +56,16 @@ def test_save_load_round_trip(tmp_path: Path) -> None:
     assert config.to_dict(original)["model"] == {"width": 3, "dropout": 0.25, "channels": [32, 64]}
 
 
+def test_changed_is_a_copy_with_overrides() -> None:
+    original = Run(name="x", model=Model(width=3, channels=[4]), weights={"eikonal": 0.5})
+    changed = config.changed(original, ["model.width=5", "weights.mask=1"])
+    assert changed == Run(name="x", model=Model(width=5, channels=[4]), weights={"eikonal": 0.5, "mask": 1.0})
+    changed.model.channels.append(8)
+    assert original == Run(name="x", model=Model(width=3, channels=[4]), weights={"eikonal": 0.5})
+    with pytest.raises(ConfigError, match=r"did you mean 'model\.width'"):
+        config.changed(original, ["model.widths=5"])
+
+
 def test_a_dict_field_takes_any_key_of_its_type(tmp_path: Path) -> None:
     assert config.load(Run, write(tmp_path, "weights: {mask: 1}")).weights == {"mask": 1.0}
     with pytest.raises(ConfigError, match="mask"):

@@ -1,6 +1,5 @@
 """The fusion suite: arms of the fusion on planted faults in true views of real objects (nova3d ablate)."""
 
-import copy
 import logging
 import math
 import time
@@ -46,13 +45,14 @@ class Case:
     arm: str  # "full", another name in ARMS, "carving" or "poisson"
 
 
-ARMS: dict[str, Callable[[FusionConfig], None]] = {
-    "full": lambda config: None,
-    "no pose refinement": lambda config: setattr(config.pose, "enabled", False),
-    "no conflict": lambda config: setattr(config.conflict, "mode", "none"),
-    "trimmed": lambda config: setattr(config.conflict, "mode", "trimmed"),
-    "closed form": lambda config: setattr(config.conflict, "mode", "closed_form"),
-    "paper alone": lambda config: setattr(config.conflict, "consensus", False),
+# Arm -> overrides of the fusion's config.
+ARMS: dict[str, list[str]] = {
+    "full": [],
+    "no pose refinement": ["pose.enabled=false"],
+    "no conflict": ["conflict.mode=none"],
+    "trimmed": ["conflict.mode=trimmed"],
+    "closed form": ["conflict.mode=closed_form"],
+    "paper alone": ["conflict.consensus=false"],
 }
 BASELINES = {"carving": fusion_baselines.carve, "poisson": fusion_baselines.poisson}
 
@@ -88,7 +88,7 @@ def run(
         objects: mesh files.
         cases: what is measured of each.
         out: folder for the rows and the meshes.
-        config: of the fusion; arms change a copy of it.
+        config: of the fusion; each arm adds its overrides.
         device: of the fit.
         workers: processes with one thread each, on "cuda" each with a GPU of its own. 1: this process, with torch's
             own threads.
@@ -189,9 +189,7 @@ def _fuse(
     changed: Tensor | None,
     patches: Tensor | None,
 ) -> tuple[trimesh.Trimesh, trimesh.Trimesh, Row]:
-    config = copy.deepcopy(config)
-    ARMS[case.arm](config)
-    result = reconstruct(views, config, device)
+    result = reconstruct(views, configs.changed(config, ARMS[case.arm]), device)
     object_pixels = truth.views.mask > 0.9
     errors = pose_errors(result.cameras.c2w, truth.views.cameras.c2w)[1:]
     found: Row = {

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import trimesh
 
+from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.evaluation.mesh_metrics import Surface
 from nova3d.experiments import fusion, fusion_baselines, fusion_inputs
@@ -102,6 +105,23 @@ def test_what_cameras_at_elevation_zero_see_of_a_box(small):
     np.testing.assert_array_equal(fusion_inputs.visible(centres, mesh), sideways)
     buried = Surface(centres.points * 0.8, centres.normals)
     assert not fusion_inputs.visible(buried, mesh).any()
+
+
+def test_arms_change_a_copy_of_the_config():
+    config = FusionConfig()
+    config.optim.steps = 15
+    arms = {arm: configs.changed(config, overrides) for arm, overrides in fusion.ARMS.items()}
+    assert arms["full"] == config == replace(FusionConfig(), optim=config.optim)
+    assert not arms["no pose refinement"].pose.enabled
+    assert {arm: made.conflict.mode for arm, made in arms.items()} == {
+        "full": "mlp",
+        "no pose refinement": "mlp",
+        "no conflict": "none",
+        "trimmed": "trimmed",
+        "closed form": "closed_form",
+        "paper alone": "mlp",
+    }
+    assert [arm for arm, made in arms.items() if not made.conflict.consensus] == ["paper alone"]
 
 
 def test_auroc_of_known_scores():
