@@ -17,7 +17,8 @@ The type of a key decides how its text is read. A string is its text as it stand
 `run #2` mean themselves. An override may put the whole of it in quotes. Numbers and switches are read from their text,
 lists and mappings as YAML. Nothing is interpolated: `${...}` is refused in a file unless it is quoted.
 
-`Annotated[int, Range(1, 4096)]` gives the values that a number may have.
+`Annotated[int, Range(1, 4096)]` gives the values that a number may have, `Literal["euler", "heun"]` the texts of a key
+with a fixed set of them.
 
 An optional key (`T | None`) is unset by `key=null`, by `key=` and by an empty string. `Sentinel` names a further value
 that meant "unset" in files of earlier versions; it is read as null.
@@ -37,7 +38,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from nova3d.errors import InputError
 from nova3d.utils import yaml_text
@@ -91,6 +92,8 @@ class Key:
     """The attribute docstring on one line, "" where there is none; of a section else its class's first line."""
     marks: tuple[Any, ...] = ()
     """The further arguments of `Annotated`: Sentinel, Range, or what another module defines."""
+    choices: tuple[str, ...] = ()
+    """The texts that an override of the key may have; empty where they are not a fixed set."""
 
 
 def load(
@@ -161,6 +164,18 @@ def from_dict(schema: type[Schema], content: Mapping[str, Any], source: str) -> 
     return cast(Schema, _instance(schema, merged, source, ""))
 
 
+def validate(config: Any) -> None:
+    """Check an instance that was made in Python as `load` checks a file: types, ranges and choices.
+
+    Args:
+        config: an instance of a schema.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    from_dict(type(config), to_dict(config), "config")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A plain nested dict of a config instance, for records and checkpoints."""
     return cast(dict[str, Any], _to_plain(config))
@@ -224,7 +239,7 @@ def _entries(schema: type, prefix: str, defaults: Any) -> Iterator[Key]:
             yield from _entries(cast(type, hint), f"{name}.", default)
             continue
         limits = [f"{str(mark).capitalize()}." for mark in marks if isinstance(mark, Range)]
-        yield Key(name, _type_name(hint), _yaml(default), " ".join([text, *limits]).strip(), marks)
+        yield Key(name, _type_name(hint), _yaml(default), " ".join([text, *limits]).strip(), marks, _choices(hint))
         item = get_args(hint)[-1] if get_origin(hint) is dict else None
         if is_dataclass(item):
             yield Key(f"{name}.NAME", SECTION, "", _summary(item))
@@ -244,6 +259,13 @@ def _plain(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return inner, tuple(marks)
 
 
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The texts of a Literal or a switch, and null where it is optional."""
+    inner = _inner(hint)
+    texts = get_args(inner) if get_origin(inner) is Literal else ("true", "false") if inner is bool else ()
+    return (*texts, "null") if texts and _is_optional(hint) else texts
+
+
 def _is_optional(hint: Any) -> bool:
     return get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
 
@@ -253,6 +275,8 @@ def _type_name(hint: Any) -> str:
         return "any"
     if _is_optional(hint):
         return " | ".join([_type_name(part) for part in get_args(hint) if part is not type(None)] + ["null"])
+    if get_origin(hint) is Literal:
+        return " | ".join(get_args(hint))
     if arguments := get_args(hint):
         names = ["..." if part is ... else _type_name(part) for part in arguments]
         return f"{_type_name(get_origin(hint))}[{', '.join(names)}]"
@@ -336,7 +360,7 @@ def _override_value(schema: type, key: str, text: str, source: str) -> Any:
             hint = get_args(inner)[1] if get_origin(inner) is dict else str
     plain = _plain(hint)[0]
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-    if _inner(plain) is not str or quoted:
+    if quoted or not (_inner(plain) is str or get_origin(_inner(plain)) is Literal):
         return _parse(yaml_text.parse, text, source)
     return None if _is_optional(plain) and text in yaml_text.NULLS else text
 
@@ -435,6 +459,10 @@ def _typed(hint: Any, given: Any, source: str, name: str) -> Any:
         if not isinstance(typed, bool | list | dict) and typed in sentinels:
             return None
         plain = _inner(plain)
+    if get_origin(plain) is Literal:
+        if isinstance(given, str) and given in get_args(plain):
+            return str(given)
+        raise ConfigError(f"{source}: {name}: {_shown(given)} is not one of {', '.join(get_args(plain))}")
     if isinstance(given, str) and plain in (int, float, bool, str):
         return _scalar(plain, given, source, name)
     if plain is Any:

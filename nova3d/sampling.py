@@ -83,7 +83,7 @@ def write_views(
         raise InputError(f"elevation_deg {config.elevation_deg:g} is not within -90 and 90")
     cut = images.cut_out(
         config.image,
-        config.cutout,  # type: ignore[arg-type]  # refused there otherwise
+        config.cutout,
         config.mask,
         max_megapixels=config.max_megapixels,
         crop=not config.framed,
@@ -176,7 +176,7 @@ def generate_views(
             own.guidance_low if config.guidance_low is None else config.guidance_low,
             own.guidance_high if config.guidance_high is None else config.guidance_high,
         ),
-        guidance_kind=config.guidance_kind,  # type: ignore[arg-type]  # refused by the pipeline otherwise
+        guidance_kind=config.guidance_kind,
         solver=config.solver,
         noise_aug_strength=config.noise_aug,
         seed=config.seed,

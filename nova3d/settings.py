@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from nova3d.choices import CutoutMethod, Guidance, NetworkDtype, Solver
 from nova3d.config import Sentinel
 from nova3d.fusion.config import FusionConfig
 from nova3d.utils.files import to_component
@@ -26,14 +27,14 @@ class SampleConfig:
     """The view folder to write. null: outputs/NAME/views, NAME being the picture's file name without its suffix."""
     steps: Annotated[int | None, Sentinel(0)] = None
     """Denoising steps; the pipeline calls them num_inference_steps. null: the model's own."""
-    solver: str | None = None
-    """euler or heun. null: the model's own."""
+    solver: Solver | None = None
+    """The solver of the sampling ODE. null: the model's own."""
     guidance_low: Annotated[float | None, Sentinel(-1)] = None
     """Guidance scale at the input view (triangle) or at the first view (linear). null: the model's own."""
     guidance_high: Annotated[float | None, Sentinel(-1)] = None
     """Guidance scale behind the object (triangle), at the last view (linear) or everywhere (constant). null: the
     model's own. Low and high of 1 turn guidance off at half the time."""
-    guidance_kind: str = "triangle"
+    guidance_kind: Guidance = "triangle"
     """triangle: over the azimuth. linear: over the views, as SVD. constant: guidance_high everywhere."""
     noise_aug: float = 0.02
     """Standard deviation of the noise on the condition picture, pixels in [-1,1]; the pipeline's noise_aug_strength."""
@@ -44,7 +45,7 @@ class SampleConfig:
     with the picture's outline reaches. Needs level orthographic cameras."""
     framed: bool = False
     """The picture is already what view 0's camera sees."""
-    cutout: str = "auto"
+    cutout: CutoutMethod = "auto"
     """What cuts the object out. alpha: the picture's own. plain: a background of one colour. model: U-2-Net. none: the
     whole picture is the object. auto: alpha where it separates an object, else plain, else model."""
     mask: str | None = None
@@ -61,8 +62,8 @@ class SampleConfig:
     (`nova3d.candidates`). Empty: `seed` alone."""
     keep_candidates: bool = False
     """Write the views of all `seeds` into OUT/candidates too."""
-    dtype: str = "float32"
-    """Of the networks: float32, float16, bfloat16. The sampler's state is always float32."""
+    dtype: NetworkDtype = "float32"
+    """Of the networks. The sampler's state is always float32."""
     low_memory: bool = False
     """The smallest pieces, and on an accelerator only the network that works: less memory, more time, the same
     result."""

@@ -2,7 +2,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -382,3 +382,57 @@ def test_numbers_within_their_range_are_read() -> None:
     assert config.load(Bounded, overrides=["budget=-1", "steps=1"]) == Bounded(1)
     assert config.load(Bounded, overrides=["budget=null"]).budget is None
     assert "How many steps. From 1 to 4096." in config.help_text(Bounded)
+
+
+@dataclass
+class Solving:
+    solver: Literal["euler", "heun"] = "euler"
+    """Of the ODE."""
+    device: Literal["cpu", "no"] | None = None
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    width: Annotated[int, Range(1)] = 4
+    fast: bool = False
+
+
+def test_a_literal_takes_its_choices_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, "solver: heun\ndevice: no\ntrackers: [wandb]\n")
+    assert config.load(Solving, path) == Solving("heun", "no", ["wandb"])
+    assert config.load(Solving, path, ["device=", "solver='euler'"]) == Solving("euler", None, ["wandb"])
+    assert config.load(Solving, values={"solver": "heun"}).solver == "heun"
+    for override, message in (
+        ("solver=rk4", "override 'solver=rk4': solver: 'rk4' is not one of euler, heun"),
+        ("solver=", "override 'solver=': solver: '' is not one of euler, heun"),
+        ("device=gpu", "override 'device=gpu': device: 'gpu' is not one of cpu, no"),
+        ("trackers=[wandb,comet]", "override 'trackers=[wandb,comet]': trackers[1]: 'comet' is not one of "),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            config.load(Solving, overrides=[override])
+    with pytest.raises(ConfigError, match=r"run\.yaml: solver: a list is not one of euler, heun"):
+        config.load(Solving, write(tmp_path, "solver: [heun]"))
+
+
+def test_choices_are_listed_in_help_reference_and_keys() -> None:
+    keys = {key.name: key for key in config.fields(Solving)}
+    assert [(key.type, key.choices) for key in keys.values()] == [
+        ("euler | heun", ("euler", "heun")),
+        ("cpu | no | null", ("cpu", "no", "null")),
+        ("list[tensorboard | wandb]", ()),
+        ("int", ()),
+        ("bool", ("true", "false")),
+    ]
+    assert "  solver=euler (euler | heun)\n      Of the ODE." in config.help_text(Solving)
+    assert r"| `solver` | `euler \| heun` | `euler` | Of the ODE. |" in config.markdown(Solving)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"solver": "rk4"}, "config: solver: 'rk4' is not one of euler, heun"),
+        ({"width": 0}, "config: width: '0' is not at least 1"),
+        ({"width": "wide"}, "config: width: 'wide' is not of the type int"),
+    ],
+)
+def test_an_instance_made_in_python_is_validated_as_a_file_is(wrong: dict[str, Any], message: str) -> None:
+    config.validate(Solving("heun", "cpu", ["wandb"]))
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        config.validate(Solving(**wrong))

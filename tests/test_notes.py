@@ -10,7 +10,8 @@ import torch
 from nova3d import notes
 from nova3d.cameras import orbit, preset
 from nova3d.evaluation.input_view import InputAgreement
-from nova3d.images import CutOut, Method
+from nova3d.choices import CutoutMethod
+from nova3d.images import CutOut
 from nova3d.utils import resources
 
 HEALTH = {"components": 1, "faces": 12, "watertight": True, "unseen_share": 0.1, "conflict_mean": 0.0}
@@ -57,7 +58,7 @@ def test_a_mesh_s_notes_say_whose_colours_it_has() -> None:
     )
 
 
-@pytest.mark.parametrize("method", [*(m for m in get_args(Method) if m != "auto"), "mask"])
+@pytest.mark.parametrize("method", [*(m for m in get_args(CutoutMethod) if m != "auto"), "mask"])
 def test_every_way_of_cutting_out_has_its_words(method: str) -> None:
     cut_out, view = notes.picture_notes(picture(method), CAMERAS)
     assert cut_out.startswith("The object was ") and cut_out.endswith("; views/mask.png is the mask.")

@@ -98,8 +98,12 @@ class Parser(argparse.ArgumentParser):
 
     def config_keys(self) -> list[str]:
         """The keys of the verb's configs, each once; those below a name that a user chooses are left out."""
-        every = (key.name for schema in self.schemas.values() for key in config.fields(load_schema(schema)))
-        return list(dict.fromkeys(name for name in every if ".NAME" not in name))
+        return list(self.key_choices())
+
+    def key_choices(self) -> dict[str, tuple[str, ...]]:
+        """Every key of `config_keys` -> the values that it may have; empty where they are not a fixed set."""
+        every = (key for schema in self.schemas.values() for key in config.fields(load_schema(schema)))
+        return {key.name: key.choices for key in every if ".NAME" not in key.name}
 
     def _as_option(self, word: str) -> str:
         key, equals, _ = word.partition("=")

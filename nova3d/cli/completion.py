@@ -11,12 +11,14 @@ BASH = """# bash: put  eval "$(nova3d completion bash)"  into ~/.bashrc
 _nova3d() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} words=
     COMPREPLY=()
-    if [[ $current == "=" || $previous == "=" ]]; then return; fi  # the value of a key: files
+    if [[ $current == "=" ]]; then previous+="=" current=  # "=" is a word of its own
+    elif [[ $previous == "=" ]]; then previous="${{COMP_WORDS[COMP_CWORD-2]}}="; fi
     if (( COMP_CWORD == 1 )); then
         words="{verbs}"
     else
         case "${{COMP_WORDS[1]}} $previous" in
 {values}
+        *=) return ;;  # files
         *)
             case "${{COMP_WORDS[1]}}" in
 {words}
@@ -62,7 +64,7 @@ def words(verb: str) -> list[str]:
 
 
 def values(verb: str) -> dict[str, list[str]]:
-    """Option of a verb -> the values that it takes, of options whose values are known."""
+    """Option of a verb, or config key with a "=" -> the values that it takes, where they are a fixed set."""
     parser = cli.parser_of(verb)
     shipped = {
         "--config": resources.names("config", parser.stage),
@@ -70,15 +72,20 @@ def values(verb: str) -> dict[str, list[str]]:
         "--model": resources.names("model"),
     }
     known = {text: choices or shipped.get(text, []) for text, choices in parser.option_strings().items()}
+    known |= {f"{key}=": choices for key, choices in parser.key_choices().items()}
     return {text: list(found) for text, found in known.items() if found}
 
 
 def bash() -> str:
     """The function for bash, and its registration."""
     pairs = [(verb, option, found) for verb in cli.VERBS for option, found in values(verb).items()]
+    patterns = [
+        (f'"{verb} {text}"' + (f' | "{verb} {text}="' if text.startswith("--") else ""), found)
+        for verb, text, found in pairs
+    ]
     return BASH.format(
         verbs=" ".join(cli.VERBS),
-        values="\n".join(f'        "{verb} {option}") words="{" ".join(found)}" ;;' for verb, option, found in pairs),
+        values="\n".join(f'        {pattern}) words="{" ".join(found)}" ;;' for pattern, found in patterns),
         words="\n".join(f'            {verb}) words="{" ".join(words(verb))}" ;;' for verb in cli.VERBS),
     )
 
@@ -92,6 +99,8 @@ def fish() -> str:
     for verb in cli.VERBS:
         begin, found = f'complete -c nova3d -n "__fish_seen_subcommand_from {verb}"', values(verb)
         lines.append(f'{begin} -a "{" ".join(word for word in words(verb) if not word.startswith("-"))}"')
+        if pairs := [text + value for text, known in found.items() if text.endswith("=") for value in known]:
+            lines.append(f'{begin} -a "{" ".join(pairs)}"')
         for text, takes_value in cli.parser_of(verb).options_with_values().items():
             # -r: a value follows, a file by default. -x: no file.
             kind = f'-x -a "{" ".join(found[text])}"' if text in found else "-r" if takes_value else ""

@@ -9,14 +9,15 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from nova3d.choices import Guidance, Solver
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
-SOLVERS = ("euler", "heun")
-Guidance = Literal["triangle", "linear", "constant"]
+SOLVERS: tuple[str, ...] = get_args(Solver)
 # (first step, P_mean, P_std); paper appendix VI
 PAPER_STAGES = ((0, 1.0, 1.6), (8_000, 1.8, 1.6), (16_000, 2.2, 1.8), (24_000, 2.5, 2.0))
 

@@ -8,7 +8,7 @@ with `benchmarks/fusion.py`.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from nova3d.config import Range, Sentinel
 from nova3d.errors import InputError
@@ -16,14 +16,16 @@ from nova3d.errors import InputError
 Weight = Any
 """A loss weight: a number, or a schedule [start, value, value, stop] over the share of the run."""
 
-CONFLICT_MODES = MLP, CLOSED_FORM, TRIMMED, NONE = ("mlp", "closed_form", "trimmed", "none")
+ConflictMode = Literal["mlp", "closed_form", "trimmed", "none"]
+CONFLICT_MODES: tuple[ConflictMode, ...] = get_args(ConflictMode)
+MLP, CLOSED_FORM, TRIMMED, NONE = CONFLICT_MODES
 
 
 @dataclass
 class EncodingConfig:
     """The multi-resolution hash grid (Instant-NGP, arXiv 2201.05989)."""
 
-    backend: str = "auto"
+    backend: Literal["auto", "torch", "numba", "tcnn"] = "auto"
     """torch, numba (CPU) or tcnn (CUDA); auto takes the fastest one that is installed."""
     levels: Annotated[int, Range(1, 32)] = 10
     """Number of grid levels."""
@@ -60,11 +62,11 @@ class FieldConfig:
 
     A visual hull is a better first guess, so the start is sharper here.
     """
-    normals: str = "analytic"
+    normals: Literal["analytic", "tetrahedral"] = "analytic"
     """analytic, or tetrahedral: finite differences over a cell of the finest open level, as in Neuralangelo."""
     radius: Annotated[float, Range(0.1, 10)] = 0.6
     """Half the side of the box that the field fills; the object's own half side is 0.5."""
-    init: str = "hull"
+    init: Literal["hull", "sphere"] = "hull"
     """hull: regress the visual hull's distance first; sphere: the geometric initialisation of IDR and NeuS."""
 
 
@@ -93,7 +95,7 @@ class HullConfig:
 class SamplingConfig:
     """Rays per step and points per ray."""
 
-    backend: str = "auto"
+    backend: Literal["auto", "torch", "nerfacc"] = "auto"
     """Ray marching by torch or nerfacc (CUDA); auto takes nerfacc where it works."""
     rays: Annotated[int, Range(1, 2**20)] = 256
     """Rays per step (measured: more steps are better than more rays)."""
@@ -180,7 +182,7 @@ class PoseConfig:
 class ConflictConfig:
     """The conflict field f_psi and its penalty lambda_0 (paper III, eq. 5)."""
 
-    mode: str = "mlp"
+    mode: ConflictMode = "mlp"
     """mlp: the paper's f_psi. Ablation arms: closed_form (no network), trimmed (Wonder3D), none."""
     start: Annotated[float, Range(0, 1)] = 0.2
     """Share of the run before which H is 0, so that ignoring everything is never the cheapest answer."""
@@ -254,7 +256,7 @@ class ExtractConfig:
     """Components with less than this share of the largest one's area are dropped."""
     faces: Annotated[int, Range(4, 100_000_000)] = 20000
     """Number of faces after decimation."""
-    kernel: str = "skimage"
+    kernel: Literal["skimage", "mcubes"] = "skimage"
     """Marching cubes by skimage or mcubes (PyMCubes, the extra `mcubes`); they differ only in ambiguous cells."""
 
 
@@ -262,13 +264,13 @@ class ExtractConfig:
 class TextureConfig:
     """The texture and its atlas."""
 
-    mode: str = "uv"
+    mode: Literal["uv", "vertex"] = "uv"
     """uv: an atlas with a texture; vertex: vertex colours only."""
     size: Annotated[int, Range(16, 16384)] = 1024
     """Side of the texture in texels."""
     most: Annotated[int, Range(16, 16384)] = 2048
     """Largest side that the texture grows to where trusted views, such as the input picture, have finer pixels."""
-    atlas: str = "projected"
+    atlas: Literal["projected", "xatlas"] = "projected"
     """projected: flat projections, in a second; xatlas (the extra `xatlas`): fewer, less stretched charts in
     5 to 15 seconds."""
     atlas_seconds: Annotated[float, Range(0)] = 60.0

@@ -14,7 +14,6 @@ from nova3d.images.colour import (
 from nova3d.images.cutout import (
     MATTE_DISTANCE,
     CutOut,
-    Method,
     alpha_separates,
     cut_out,
     matte_plain_background,
@@ -53,7 +52,6 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "VIDEO_SUFFIXES",
     "CutOut",
-    "Method",
     "Picture",
     "alpha_separates",
     "check_object",

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from nova3d.choices import CutoutMethod
 from nova3d.errors import InputError
 from nova3d.images import u2net
 from nova3d.images.colour import premultiply, unpremultiply
@@ -21,8 +22,6 @@ from nova3d.images.framing import check_object
 from nova3d.images.pixels import MAX_MEGAPIXELS, Picture, decode
 
 log = logging.getLogger(__name__)
-
-Method = Literal["auto", "alpha", "plain", "model", "none"]
 
 PLAIN_BORDER_DEVIATION = 0.04  # a border whose colours deviate less than this from their median is "plain"
 MATTE_DISTANCE = 0.06  # colour distance (max over channels) from the background that counts as object
@@ -66,7 +65,7 @@ class CutOut:
 
 def cut_out(
     picture: Picture,
-    method: Method = "auto",
+    method: CutoutMethod = "auto",
     mask: Picture | None = None,
     name: str | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
@@ -92,8 +91,8 @@ def cut_out(
         InputError: where the picture or the mask cannot be read, the method does not apply, the mask is of another
             size, or there is (almost) no object.
     """
-    if method not in get_args(Method):
-        raise InputError(f"cutout '{method}' is not one of {', '.join(get_args(Method))}")
+    if method not in get_args(CutoutMethod):
+        raise InputError(f"cutout '{method}' is not one of {', '.join(get_args(CutoutMethod))}")
     name = name or (str(picture) if isinstance(picture, str | Path) else "picture")
     pixels = decode(picture, name, max_megapixels)
     warnings: list[str] = []
@@ -130,7 +129,7 @@ def read_rgba(path: str | Path) -> Tensor:
             nothing in the picture.
     """
     pixels = decode(path)
-    method: Method = "alpha" if pixels.shape[-1] == 4 and alpha_separates(pixels[..., 3]) else "plain"
+    method: CutoutMethod = "alpha" if pixels.shape[-1] == 4 and alpha_separates(pixels[..., 3]) else "plain"
     return cut_out(pixels, method, name=str(path)).rgba
 
 
@@ -208,7 +207,7 @@ def _window_of(found: NDArray[np.bool_], step: int, shape: Sequence[int]) -> tup
     return window[0], window[1]
 
 
-def _alpha_by(method: Method, pixels: Tensor, name: str, warnings: list[str]) -> tuple[str, Tensor]:
+def _alpha_by(method: CutoutMethod, pixels: Tensor, name: str, warnings: list[str]) -> tuple[str, Tensor]:
     """The method that is used, and [h,w] float alpha by it."""
     own = _unit(pixels[..., 3]) if pixels.shape[-1] == 4 else None
     separates = own is not None and alpha_separates(own)

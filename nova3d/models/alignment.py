@@ -14,15 +14,16 @@ Axes: b object, t task, v view, l = h*w tokens, c channels.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from torch import Tensor, nn
 
-AlignmentInit = Literal["copied", "random", "wonder3d"]
-ALIGNMENT_INITS: tuple[AlignmentInit, ...] = ("copied", "random", "wonder3d")
+from nova3d.choices import AlignmentInit
+
+ALIGNMENT_INITS: tuple[AlignmentInit, ...] = get_args(AlignmentInit)
 
 # CUDA's fused attention kernels put the batch on a grid axis of at most 65,535 and fail beyond it. SVD's temporal
 # attention has a batch of b*t*h*w: 8 pairs of 64x64 latents are too many.

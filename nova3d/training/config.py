@@ -3,20 +3,23 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from nova3d.config import Sentinel
+from nova3d import config as configs
+from nova3d.choices import AlignmentInit, Solver
+from nova3d.config import Range, Sentinel
 from nova3d.data.config import AugmentConfig
 from nova3d.errors import InputError
-from nova3d.tasks import CONDITIONS
+from nova3d.tasks import ConditionKind
 from nova3d.utils import yaml_text
 from nova3d.utils.resources import Shipped
 
 if TYPE_CHECKING:
     from nova3d.diffusion import NoiseSchedule
 
-OPTIMIZERS = ("adamw", "adamw8bit", "muon")
-TRACKERS = ("tensorboard", "wandb")
+Optimizer = Literal["adamw", "adamw8bit", "muon"]
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+Precision = Literal["no", "bf16", "auto"]  # SVD overflows in fp16
 NO_ENCODER = "none"  # as `image_encoder`: the model has no image encoder
 
 
@@ -49,8 +52,8 @@ class UNetConfig:
     """Groups of the group norms; they divide every width."""
     alignment: str = "gta"
     """Which blocks have alignment units: none, cross_domain, gta, gta_spatial or gta_temporal (`ALIGNMENTS`)."""
-    alignment_init: str = "copied"
-    """How the attention of the alignment units starts: copied, random or wonder3d (nova3d.models.alignment)."""
+    alignment_init: AlignmentInit = "copied"
+    """How the attention of the alignment units starts (nova3d.models.alignment)."""
     row_attention: bool = False
     """Attention along image rows over all views, in spatial blocks."""
 
@@ -82,8 +85,8 @@ class PipelineConfig:
 
     camera_preset: str = "ortho16"
     """The cameras of the views. It must be the rig of the shards."""
-    condition: str = "picture"
-    """What the UNet's condition latents show: picture, or inflated (nova3d.models.conditioning)."""
+    condition: ConditionKind = "picture"
+    """What the UNet's condition latents show (nova3d.models.conditioning)."""
     condition_share: float = 0.0
     """Share in [0,1) of the inflated condition's own pictures in the views of the trained model."""
     sigma_min: float = 0.002
@@ -92,8 +95,8 @@ class PipelineConfig:
     """The first noise level."""
     steps: int = 25
     """Denoising steps."""
-    solver: str = "euler"
-    """euler or heun."""
+    solver: Solver = "euler"
+    """The solver of the sampling ODE."""
     guidance_low: float = 1.0
     """Guidance scale at the input view."""
     guidance_high: float = 2.5
@@ -110,18 +113,18 @@ class DataConfig:
     """Shards of other objects, for validation. null: no validation."""
     input_views: list[int] = field(default_factory=list)
     """Views that may be the input view. Empty: all."""
-    input_views_per_object: int | None = None
+    input_views_per_object: Annotated[int | None, Range(1)] = None
     """How many of `input_views` each object uses, drawn by a hash of its uid. null: all. A latent cache holds these
     only."""
     cache: str | None = None
     """Folder of a latent cache (`nova3d cache-latents`), or one for each folder of `shards`, with commas between
     them. null: the shards' views are encoded while training."""
-    on_corrupt: str = "fail"
+    on_corrupt: Literal["fail", "skip"] = "fail"
     """A damaged object ends the run (fail), or the next readable one takes its place (skip)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    prefetch: int = 2
+    prefetch: Annotated[int, Range(0)] = 2
     """Micro-batches read ahead. 0: a batch is read when it is needed."""
-    threads: int = 1
+    threads: Annotated[int, Range(1)] = 1
     """Threads that read ahead, each a micro-batch."""
 
 
@@ -132,7 +135,7 @@ class OptimConfig:
     Weight decay is decoupled. Norms, biases and SVD's mix factors are not decayed.
     """
 
-    name: str = "adamw"
+    name: Optimizer = "adamw"
     """adamw, adamw8bit (moments in 8 bits, by bitsandbytes) or muon (matrices and kernels by Muon's rule, the rest by
     AdamW's)."""
     learning_rate: float = 2e-5
@@ -153,9 +156,9 @@ class OptimConfig:
     """Gradients are scaled down to this norm."""
     ema_decay: float = 0.9999
     """Decay of the exponential moving average of the weights."""
-    ema_warmup: str = "none"
+    ema_warmup: Literal["none", "inverse"] = "none"
     """none, or inverse: the decay grows with the steps taken."""
-    ema_device: str | None = None
+    ema_device: Literal["cpu"] | None = None
     """Where the averages are kept. null: beside the weights. cpu: in main memory."""
     ema_profiles: list[float] = field(default_factory=list)
     """Relative widths sigma_rel of power-function averages that are kept too, e.g. [0.05, 0.1]."""
@@ -192,9 +195,9 @@ class HealthConfig:
 
     spike: Annotated[float | None, Sentinel(0)] = 10.0
     """A step is skipped where loss or gradient norm exceeds this multiple of its median. null: no limit."""
-    window: int = 200
+    window: Annotated[int, Range(1)] = 200
     """Accepted steps that the medians are taken over."""
-    max_bad: int = 5
+    max_bad: Annotated[int, Range(1)] = 5
     """Skipped steps in a row that end the run."""
 
 
@@ -228,16 +231,16 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
-    steps: int = 30_000
+    steps: Annotated[int, Range(1)] = 30_000
     """Optimizer steps in all."""
-    batch_size: int = 1
+    batch_size: Annotated[int, Range(1)] = 1
     """Objects (RGB and normal pairs of 16 views) per device and micro-step."""
-    accumulation: Annotated[int | None, Sentinel(0)] = 1
+    accumulation: Annotated[int | None, Sentinel(0), Range(1)] = 1
     """Micro-steps per step. null: as many as effective_batch needs."""
-    effective_batch: Annotated[int | None, Sentinel(0)] = None
+    effective_batch: Annotated[int | None, Sentinel(0), Range(1)] = None
     """Objects per step over all devices, checked at the start. null: what the other keys give."""
-    mixed_precision: str = "no"
-    """no, bf16, or auto: bf16 on CUDA and on CPUs that a measurement finds fast in it."""
+    mixed_precision: Precision = "no"
+    """no: float32. auto: bf16 on CUDA and on CPUs that a measurement finds fast in it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     compile: bool = False
@@ -248,11 +251,11 @@ class TrainConfig:
     """Resume from a checkpoint although its shards, input views or augmentation differ."""
     resume: str = "auto"
     """auto (the newest readable checkpoint of `out`), never, or a checkpoint's folder."""
-    log_every: int = 20
+    log_every: Annotated[int, Range(1)] = 20
     """Steps between log entries."""
-    checkpoint_every: int = 500
+    checkpoint_every: Annotated[int, Range(1)] = 500
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, Range(1)] = 2
     """How many checkpoints are kept, the newest."""
     validate_every: Annotated[int | None, Sentinel(0)] = None
     """Steps between validations. null: never."""
@@ -260,8 +263,8 @@ class TrainConfig:
     """Objects per validation."""
     latent_cache: bool = True
     """Keep the RGB views' latents in memory after their first use; for small data sets."""
-    trackers: list[str] = field(default_factory=list)
-    """Loggers beside stats.jsonl: tensorboard, wandb."""
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    """Loggers beside stats.jsonl."""
 
 
 @dataclass
@@ -299,14 +302,14 @@ class AutoencoderTrainConfig:
     """Side of the crops in pixels; they are centred on pixels of the object."""
     full_frame_from: float = 0.85
     """Share of the run after which whole pictures replace crops."""
-    optimizer: str = "adamw"
+    optimizer: Optimizer = "adamw"
     """adamw, adamw8bit or muon (matrices and kernels by Muon's rule, the rest by AdamW's)."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     muon_learning_rate: float = 3e-3
     """Muon's rate for matrices and kernels, where optimizer is muon."""
-    mixed_precision: str = "no"
-    """no, bf16, or auto: bf16 where this machine is fast in it."""
+    mixed_precision: Precision = "no"
+    """no: float32. auto: bf16 on CUDA and on CPUs that a measurement finds fast in it."""
     warmup: int = 50
     """Steps over which the rate rises linearly."""
     final_rate: float = 0.1
@@ -343,65 +346,33 @@ def check(config: TrainConfig) -> None:
         InputError: naming the key.
     """
     from nova3d.data import augment
-    from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS
+    from nova3d.models.alignment import ALIGNMENTS
 
-    optim, data, health, noise = config.optim, config.data, config.health, config.noise
-    counts = (config.steps, config.batch_size, config.log_every, config.checkpoint_every, config.keep_checkpoints)
-    demands: list[tuple[bool, str]] = [
-        (
-            config.mixed_precision in ("no", "bf16", "auto"),
-            "mixed_precision must be no, bf16 or auto: SVD overflows in fp16",
-        ),
-        (config.model.alignment in ALIGNMENTS, f"model.alignment must be one of {', '.join(ALIGNMENTS)}"),
-        (config.model.alignment_init in ALIGNMENT_INITS, f"model.alignment_init: one of {', '.join(ALIGNMENT_INITS)}"),
-        (optim.name in OPTIMIZERS, f"optim.name must be one of {', '.join(OPTIMIZERS)}"),
-        (
-            config.pipeline.condition in CONDITIONS,
-            f"pipeline.condition must be one of {', '.join(CONDITIONS)}",
-        ),
-        (
-            config.pipeline.condition == "picture" or bool(data.cache),
-            "pipeline.condition=inflated trains from a latent cache: set data.cache (nova3d cache-latents)",
-        ),
-        (data.on_corrupt in ("fail", "skip"), "data.on_corrupt must be fail or skip"),
-        (
-            data.input_views_per_object is None or data.input_views_per_object >= 1,
-            "data.input_views_per_object must be at least 1",
-        ),
-        (data.threads >= 1, "data.threads must be at least 1"),
-        (data.threads == 1 or not data.cache, "data.cache is read by one thread: leave data.threads at 1"),
-        (
-            not (data.cache and data.augment.active),
+    configs.validate(config)
+    optim, data, noise = config.optim, config.data, config.noise
+    if config.model.alignment not in ALIGNMENTS:
+        raise InputError(f"model.alignment must be one of {', '.join(ALIGNMENTS)}")
+    if config.svd and (config.unet or config.vae or config.image_encoder):
+        raise InputError("svd= brings all three networks: leave unet=, vae= and image_encoder= empty")
+    if config.train_image_encoder and (not config.image_encoder or config.image_encoder == NO_ENCODER):
+        raise InputError("train_image_encoder needs image_encoder=, the encoder whose training continues")
+    if config.pipeline.condition != "picture" and not data.cache:
+        raise InputError(
+            "pipeline.condition=inflated trains from a latent cache: set data.cache (nova3d cache-latents)"
+        )
+    if data.cache and data.threads > 1:
+        raise InputError("data.cache is read by one thread: leave data.threads at 1")
+    if data.cache and data.augment.active:
+        raise InputError(
             "the objects of data.cache are changed when it is made (nova3d cache-latents data.augment...): leave "
-            "data.augment out of the training, or set data.cache=null",
-        ),
-        (optim.ema_warmup in ("none", "inverse"), "optim.ema_warmup must be none or inverse"),
-        (optim.ema_device in (None, "", "cpu"), "optim.ema_device must be cpu or null"),
-        (all(0 < rel < 0.28 for rel in optim.ema_profiles), "optim.ema_profiles must lie between 0 and 0.28"),
-        (
-            not (config.svd and (config.unet or config.vae or config.image_encoder)),
-            "svd= brings all three networks: leave unet=, vae= and image_encoder= empty",
-        ),
-        (
-            config.image_encoder not in (None, "", NO_ENCODER) or not config.train_image_encoder,
-            "train_image_encoder goes on training the one that image_encoder= names, and none is named",
-        ),
-        (
-            min(counts) >= 1,
-            "steps, batch_size, log_every, checkpoint_every and keep_checkpoints must be at least 1",
-        ),
-        (
-            min(config.accumulation or 0, config.effective_batch or 0, data.prefetch) >= 0,
-            "accumulation, effective_batch and data.prefetch must not be negative",
-        ),
-        (health.max_bad >= 1 and health.window >= 1, "health.max_bad and health.window must be at least 1"),
-        (not health.spike or health.spike > 1, "health.spike must be null or above 1"),
-        (noise.drop_both + noise.drop_clip + noise.drop_latent <= 1, "noise.drop_* must not sum to more than 1"),
-        (set(config.trackers) <= set(TRACKERS), f"trackers must be among {', '.join(TRACKERS)}"),
-    ]
-    for met, message in demands:
-        if not met:
-            raise InputError(message)
+            "data.augment out of the training, or set data.cache=null"
+        )
+    if not all(0 < rel < 0.28 for rel in optim.ema_profiles):
+        raise InputError("optim.ema_profiles must lie between 0 and 0.28")
+    if config.health.spike and config.health.spike <= 1:
+        raise InputError("health.spike must be null or above 1")
+    if noise.drop_both + noise.drop_clip + noise.drop_latent > 1:
+        raise InputError("noise.drop_* must not sum to more than 1")
     augment.check(data.augment)
     try:
         noise_schedule(noise)

@@ -6,9 +6,9 @@ from functools import cache
 
 import torch
 
-log = logging.getLogger(__name__)
+from nova3d.training.config import Precision
 
-PRECISIONS = ("auto", "no", "bf16", "fp16")
+log = logging.getLogger(__name__)
 
 
 @cache
@@ -46,15 +46,15 @@ def cpu_bf16_is_fast(size: int = 384, repeats: int = 12) -> bool:
     return fast
 
 
-def resolve(precision: str, device_type: str) -> str:
+def resolve(precision: Precision, device_type: str) -> str:
     """The mixed precision that "auto" stands for: "bf16" on CUDA and on CPUs that are fast in it, else "no".
 
     Args:
-        precision: one of PRECISIONS.
+        precision: of a config.
         device_type: "cpu", "cuda", "mps".
 
     Returns:
-        "no", "bf16" or "fp16".
+        "no" or "bf16".
     """
     if precision != "auto":
         return precision

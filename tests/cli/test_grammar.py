@@ -186,6 +186,10 @@ def test_bash_completes_verbs_options_keys_and_names(capsys: pytest.CaptureFixtu
     assert complete(script, "render", "st") == ["status"]
     assert complete(script, "completion", "f") == ["fish"]
     assert complete(script, "generate", "sample.image", "=", "ph") == []  # bash offers files
+    assert complete(script, "generate", "sample.solver", "=") == ["euler", "heun", "null"]
+    assert complete(script, "train", "optim.name", "=", "adamw8") == ["adamw8bit"]
+    assert complete(script, "train", "compile", "=", "") == ["true", "false"]
+    assert complete(script, "reconstruct", "--config", "=", "dr") == ["draft"]
 
 
 def test_without_a_picture_the_example_is_named(
@@ -217,6 +221,7 @@ def test_zsh_and_fish_get_the_same_words(capsys: pytest.CaptureFixture[str]) -> 
     options = re.findall(rf"^{re.escape(begin)}-[ls] ([\w-]+)", fish, re.MULTILINE)
     assert options == [word.lstrip("-") for word in words if word.startswith("-")] and "out" in options
     assert f'{begin}-a "{" ".join(word for word in words if not word.startswith("-"))}"' in fish
+    assert re.search(r'__fish_seen_subcommand_from train" -a ".*optim\.name=adamw8bit.*"', fish)
     assert '"__fish_seen_subcommand_from reconstruct" -l config -x -a "cpu draft gpu paper"' in fish
 
 
@@ -229,6 +234,7 @@ def test_zsh_and_fish_get_the_same_words(capsys: pytest.CaptureFixture[str]) -> 
         ("nova3d reconstruct --config=d", ["--config=draft"]),
         ("nova3d generate --k", ["--keep-candidates"]),
         ("nova3d reconstruct optim.st", ["optim.steps="]),
+        ("nova3d train optim.name=adamw8", ["optim.name=adamw8bit"]),
         ("nova3d generate --mask own-m", ["own-mask.png"]),
     ],
 )

@@ -104,7 +104,10 @@ def test_a_config_s_options_reach_the_pipeline(model: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("dtype=half", "dtype 'half' is not one of float32, float16, bfloat16"), ("steps=-2", "steps must be at least 1")],
+    [
+        ("dtype=half", "override 'dtype=half': dtype: 'half' is not one of float32, float16, bfloat16"),
+        ("steps=-2", "steps must be at least 1"),
+    ],
 )
 def test_bad_values_end_in_one_line(
     model: Path,

@@ -119,7 +119,7 @@ def test_the_text_of_the_alignment_names_every_arm() -> None:
     ("override", "message"),
     [
         ("model.alignment=gtaa", "model.alignment must be one of none, cross_domain, gta"),
-        ("model.alignment_init=zeros", "model.alignment_init: one of copied"),
+        ("model.alignment_init=zeros", "model.alignment_init: 'zeros' is not one of copied, random, wonder3d"),
         ("model.block_out_channels=[32,96]", "keys of model.* make no UNet: .*block_out_channels"),
         ("model.norm_groups=7", "norm_groups 7 does not divide"),
     ],

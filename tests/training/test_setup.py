@@ -39,7 +39,7 @@ def test_unet_and_image_encoder_go_on_from_a_models_weights(make_config: Make) -
     frozen = Nova3DPipeline.load(train(make_config("frozen", **parts), "cpu").path)
     assert moved(start.unet, frozen.unet) > 0 and moved(start.image_encoder, frozen.image_encoder) == 0
 
-    with pytest.raises(InputError, match=r"train_image_encoder goes on .* none is named"):
+    with pytest.raises(InputError, match=r"train_image_encoder needs image_encoder="):
         prepare(make_config("third", train_image_encoder=True), "cpu")
 
 

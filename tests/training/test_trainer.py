@@ -159,8 +159,8 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_hand_over(make_confi
     [
         ({"effective_batch": 5, "batch_size": 2}, r"effective_batch=5 is not a multiple of batch_size 2 x 1 processes"),
         ({"effective_batch": 4, "accumulation": 3}, "accumulation 3 = 3, not effective_batch=4"),
-        ({"mixed_precision": "fp16"}, "mixed_precision must be no, bf16 or auto"),
-        ({"trackers": ["comet"]}, "trackers must be among tensorboard, wandb"),
+        ({"mixed_precision": "fp16"}, "mixed_precision: 'fp16' is not one of no, bf16, auto"),
+        ({"trackers": ["comet"]}, r"trackers\[0\]: 'comet' is not one of tensorboard, wandb"),
         ({"noise": NoiseConfig(stages=[[5, 0.0, 1.0]])}, "noise.stages: noise stages must start at step 0"),
         ({"svd": "x", "vae": "y"}, "svd= brings all three networks"),
         ({"resume": "nowhere"}, "checkpoint 'nowhere' is truncated or damaged"),

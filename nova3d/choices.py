@@ -1,0 +1,14 @@
+"""Options with a fixed set of names that configs share with the code below them; read without torch."""
+
+from typing import Literal
+
+AlignmentInit = Literal["copied", "random", "wonder3d"]
+"""How the attention of the alignment units starts (nova3d.models.alignment)."""
+CutoutMethod = Literal["auto", "alpha", "plain", "model", "none"]
+"""How the object of a picture is cut out (nova3d.images.cutout)."""
+Guidance = Literal["triangle", "linear", "constant"]
+"""How the guidance scale runs over the views (nova3d.diffusion.guidance_scales)."""
+NetworkDtype = Literal["float32", "float16", "bfloat16"]
+"""The dtype of a pipeline's networks."""
+Solver = Literal["euler", "heun"]
+"""The solver of the sampling ODE (nova3d.diffusion.sample)."""
