@@ -9,8 +9,8 @@ import torch
 
 from nova3d import notes
 from nova3d.cameras import orbit, preset
-from nova3d.evaluation.input_view import InputAgreement
 from nova3d.choices import CutoutMethod
+from nova3d.evaluation.input_view import InputAgreement
 from nova3d.images import CutOut
 from nova3d.utils import resources
 

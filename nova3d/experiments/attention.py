@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -305,7 +305,7 @@ def _write_networks(config: TrainConfig, parts: dict[str, Path]) -> None:
     torch.manual_seed(config.seed)
     bare = replace(config, model=replace(config.model, alignment="none"))
     module, _ = build_module(bare, size // 8)
-    init = cast(AlignmentInit, config.model.alignment_init)
+    init = config.model.alignment_init
     arm = arm_of(module.unet, config.model.alignment, init, config.seed, config.model.row_attention)
     arm.save_pretrained(parts["unet"])
     if config.svd:

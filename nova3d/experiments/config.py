@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from nova3d.choices import AlignmentInit
 from nova3d.config import MISSING
 from nova3d.settings import SampleConfig
 from nova3d.utils.resources import Shipped
@@ -64,8 +65,8 @@ class AttentionArm:
 
     alignment: str = MISSING
     """A name of nova3d.models.alignment.ALIGNMENTS."""
-    init: str = "copied"
-    """How its units start, of ALIGNMENT_INITS."""
+    init: AlignmentInit = "copied"
+    """How its units start."""
     row_attention: bool = False
     """Row attention besides, where the training config has none."""
 

@@ -14,7 +14,7 @@ Axes: b object, t task, v view, l = h*w tokens, c channels.
 """
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from diffusers.models.attention_processor import Attention

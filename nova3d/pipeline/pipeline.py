@@ -21,6 +21,7 @@ from transformers import CLIPVisionModelWithProjection  # noqa: E402
 from nova3d import images  # noqa: E402
 from nova3d.calibration import Calibration  # noqa: E402
 from nova3d.cameras import Cameras, preset  # noqa: E402
+from nova3d.choices import CutoutMethod  # noqa: E402
 from nova3d.diffusion import (  # noqa: E402
     SOLVERS,
     Guidance,
@@ -213,7 +214,7 @@ class Nova3DPipeline(DiffusionPipeline):
         keep_input: bool = True,
         keep_known: bool = False,
         framed: bool = False,
-        cutout: images.Method = "auto",
+        cutout: CutoutMethod = "auto",
         output_type: OutputType = "views",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
@@ -589,7 +590,7 @@ def _picture_list(image: images.Picture | Sequence[images.Picture]) -> list[imag
 
 
 def prepare_image(
-    picture: images.Picture, index: int, size: int, framed: bool, cutout: images.Method = "auto"
+    picture: images.Picture, index: int, size: int, framed: bool, cutout: CutoutMethod = "auto"
 ) -> Tensor:
     """Cut a picture's object out, and frame it as the default camera frames a unit object.
 

@@ -125,7 +125,7 @@ def test_the_text_of_the_alignment_names_every_arm() -> None:
     ],
 )
 def test_a_model_that_cannot_be_built_is_one_line(override: str, message: str) -> None:
-    config = configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", [override])
     with pytest.raises(InputError, match=message):
+        config = configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", [override])
         check(config)
         build_unet(config.model, 8)
