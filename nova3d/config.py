@@ -181,6 +181,22 @@ def to_dict(config: Any) -> dict[str, Any]:
     return cast(dict[str, Any], _to_plain(config))
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one whose keys are dotted.
+
+    Args:
+        values: the mapping.
+        prefix: what every key begins with.
+
+    Returns:
+        Dotted key -> value, in the order of `values`; an empty mapping leaves nothing.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def save(config: Any, path: str | Path) -> None:
     """Write a config instance as YAML that `load` reads back; raises InputError where it cannot be written."""
     with writing(f"'{path}'"):

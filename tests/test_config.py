@@ -436,3 +436,9 @@ def test_an_instance_made_in_python_is_validated_as_a_file_is(wrong: dict[str, A
     config.validate(Solving("heun", "cpu", ["wandb"]))
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         config.validate(Solving(**wrong))
+
+
+def test_nested_mappings_are_flattened_to_dotted_keys_in_order() -> None:
+    nested = {"b": {"y": 1, "x": {"deep": [2, {"kept": 3}]}}, "a": None, "empty": {}}
+    flat = {"b.y": 1, "b.x.deep": [2, {"kept": 3}], "a": None}
+    assert config.flatten(nested) == flat and list(config.flatten(nested)) == list(flat)

@@ -79,7 +79,7 @@ def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, prog
     stats = StatsLog(out / "stats.jsonl", start)
     for step in range(start, config.steps):
         started = time.perf_counter()
-        factor = learning_rate_factor(step, config.warmup, config.steps, config.final_rate)
+        factor = cosine_decay_factor(step, config.warmup, config.steps, config.final_rate)
         for state, group in zip(optimizer.param_groups, groups, strict=True):
             state["lr"] = group.learning_rate * factor
         clips, guides, latents = (
@@ -362,8 +362,18 @@ def latent_std(model: VideoAutoencoder, reader: ShardReader, seed: int, objects:
     return float(torch.cat(latents).std())
 
 
-def learning_rate_factor(step: int, warmup: int, total: int, final: float) -> float:
-    """Linear warm-up, then cosine decay to `final`."""
+def cosine_decay_factor(step: int, warmup: int, total: int, final: float) -> float:
+    """The factor on the peak learning rates: linear warm-up, then cosine decay to `final`.
+
+    Args:
+        step: zero-based.
+        warmup: steps of the warm-up.
+        total: steps of the run.
+        final: the factor at the end.
+
+    Returns:
+        The factor, in (0, 1].
+    """
     if step < warmup:
         return (step + 1) / warmup
     return final + (1 - final) / 2 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

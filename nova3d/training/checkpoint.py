@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 
+from nova3d import config as configs
 from nova3d.errors import InputError, first_line
 from nova3d.utils.files import remove, sync_folder
 
@@ -229,21 +230,13 @@ _DEFAULT_IDENTITY = {
 
 
 def _check_identity(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for key, value in flatten(json.loads(json.dumps(here))).items():
-        other = flatten(there).get(key, _DEFAULT_IDENTITY.get(key))
+    for key, value in configs.flatten(json.loads(json.dumps(here))).items():
+        other = configs.flatten(there).get(key, _DEFAULT_IDENTITY.get(key))
         if other != value:
             raise InputError(
                 f"checkpoint '{path}' was made with another '{key}' ({other}, this run has {value}); choose another "
                 "out=, or resume=never"
             )
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, their keys joined by dots."""
-    entries: dict[str, Any] = {}
-    for key, entry in value.items():
-        entries |= flatten(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry}
-    return entries
 
 
 def _sync(path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from nova3d import config as configs
 from nova3d.choices import AlignmentInit, Solver
@@ -404,12 +404,10 @@ def preset_overrides(path: str | Path) -> list[str]:
     except InputError as error:
         raise InputError(f"preset '{path}' cannot be read: {error}") from error
 
-    def flat(value: Any, prefix: str) -> list[str]:
-        if isinstance(value, dict):
-            return [line for key, entry in value.items() for line in flat(entry, f"{prefix}.{key}" if prefix else key)]
-        return [f"{prefix}={value if isinstance(value, yaml_text.Plain) else json.dumps(value)}"]
-
-    return flat(content, "")
+    flat = configs.flatten(content)
+    return [
+        f"{key}={value if isinstance(value, yaml_text.Plain) else json.dumps(value)}" for key, value in flat.items()
+    ]
 
 
 def micro_steps(config: TrainConfig, processes: int) -> int:

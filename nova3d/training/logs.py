@@ -19,7 +19,6 @@ from torch.nn.utils import get_total_norm
 from nova3d import config as configs
 from nova3d.errors import InputError, first_line, system_reason
 from nova3d.tasks import TASKS
-from nova3d.training.checkpoint import flatten
 from nova3d.training.config import HealthConfig, TrainConfig
 from nova3d.training.ema import full_tensor
 from nova3d.utils.compat import has
@@ -261,7 +260,7 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
         import wandb
 
         failures = (wandb.Error,)
-    values = flatten(configs.to_dict(config)).items()
+    values = configs.flatten(configs.to_dict(config)).items()
     # Numbers and texts are what every tracker takes.
     settings = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in values}
     try:

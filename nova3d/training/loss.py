@@ -34,17 +34,18 @@ class TrainingModule(nn.Module):
         self.unet = unet
         trained = image_encoder is not None and any(p.requires_grad for p in image_encoder.parameters())
         self.trained_encoder = image_encoder if trained else None
-        self._frozen: tuple[nn.Module | None, ...] = (vae,) if trained else (vae, image_encoder)
+        self._frozen_vae = (vae,)  # a module inside a tuple is outside the module tree
+        self._frozen_encoder = (None if trained else image_encoder,)
 
     @property
     def vae(self) -> VideoAutoencoder:
         """The autoencoder."""
-        return self._frozen[0]  # type: ignore[return-value]
+        return self._frozen_vae[0]
 
     @property
     def image_encoder(self) -> "CLIPVisionModelWithProjection | None":
         """The image encoder, trained or frozen; None where the model has none."""
-        return self.trained_encoder if self.trained_encoder is not None else self._frozen[1]
+        return self.trained_encoder if self.trained_encoder is not None else self._frozen_encoder[0]
 
     def move_frozen(self, device: torch.device, bf16: bool, encoder_needed: bool) -> None:
         """Move the frozen networks to a device, the autoencoder in float32.
@@ -55,8 +56,8 @@ class TrainingModule(nn.Module):
             encoder_needed: False leaves a frozen image encoder where it is: its embeddings are cached.
         """
         self.vae.to(device)
-        if self.trained_encoder is None and self.image_encoder is not None and encoder_needed:
-            self.image_encoder.to(device, torch.bfloat16 if bf16 else torch.float32)
+        if encoder_needed and (encoder := self._frozen_encoder[0]) is not None:
+            encoder.to(device, torch.bfloat16 if bf16 else torch.float32)
 
     def forward(self, batch: Batch, tasks: Sequence[Task] = TASKS) -> Tensor:
         """The mean losses of a batch.

@@ -141,7 +141,7 @@ def train_step(
     """
     config, accelerator = run.config, run.accelerator
     started, waited = time.perf_counter(), 0.0
-    factor = learning_rate_factor(config.optim, step, config.steps)
+    factor = linear_decay_factor(config.optim, step, config.steps)
     for state, group in zip(run.optimizer.param_groups, run.groups, strict=True):
         state["lr"] = group.learning_rate * factor
 
@@ -193,7 +193,7 @@ def train_step(
     return values, stopping > 0
 
 
-def learning_rate_factor(config: OptimConfig, step: int, total: int) -> float:
+def linear_decay_factor(config: OptimConfig, step: int, total: int) -> float:
     """The factor on the peak learning rates: linear warm-up, constant, then linear decay to a twentieth.
 
     Args:

@@ -21,7 +21,7 @@ from nova3d.training.data import Batch, Prefetcher
 from nova3d.training.logs import LossBySigma
 from nova3d.training.loss import TrainingModule
 from nova3d.training.setup import prepare
-from nova3d.training.trainer import StopRequest, learning_rate_factor, train, train_step
+from nova3d.training.trainer import StopRequest, linear_decay_factor, train, train_step
 from nova3d.utils.files import locked
 from tests.helpers.processes import ScriptProcess
 
@@ -264,11 +264,11 @@ def test_validation_scores_raw_and_averaged_weights_and_keeps_the_best(make_conf
 
 def test_the_rate_warms_up_holds_and_decays_to_a_twentieth() -> None:
     config = OptimConfig(warmup=10, decay_from=0.5)
-    assert learning_rate_factor(config, 0, 100) == pytest.approx(0.1)
-    assert learning_rate_factor(config, 9, 100) == learning_rate_factor(config, 49, 100) == 1.0
-    assert learning_rate_factor(config, 75, 100) == pytest.approx(1 - 0.95 / 2)
-    assert learning_rate_factor(config, 100, 100) == pytest.approx(0.05)
-    assert learning_rate_factor(OptimConfig(warmup=0), 9, 10) == 1.0
+    assert linear_decay_factor(config, 0, 100) == pytest.approx(0.1)
+    assert linear_decay_factor(config, 9, 100) == linear_decay_factor(config, 49, 100) == 1.0
+    assert linear_decay_factor(config, 75, 100) == pytest.approx(1 - 0.95 / 2)
+    assert linear_decay_factor(config, 100, 100) == pytest.approx(0.05)
+    assert linear_decay_factor(OptimConfig(warmup=0), 9, 10) == 1.0
 
 
 def test_a_second_run_in_a_folder_is_refused_in_one_line(make_config: Make) -> None:

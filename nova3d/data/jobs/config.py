@@ -150,15 +150,5 @@ _FREE = ("pool", "out", "samples_per_shard", "pack", "engine.threads", "engine.p
 
 def content_settings(config: RenderConfig) -> dict[str, Any]:
     """Return the settings that decide what a job's objects look like, as {"engine.samples": 32, ...}."""
-    flat = _flatten(configs.to_dict(config))
+    flat = configs.flatten(configs.to_dict(config))
     return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f"{f}.") for f in _FREE)}
-
-
-def _flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
