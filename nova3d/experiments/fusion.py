@@ -18,9 +18,10 @@ from torch import Tensor
 from nova3d import config as configs
 from nova3d.data import render_object
 from nova3d.errors import InputError
+from nova3d.evaluation import fusion_baselines
 from nova3d.evaluation.mesh_metrics import match_points, sample_surface
 from nova3d.evaluation.statistics import paired
-from nova3d.experiments import fusion_baselines, fusion_inputs
+from nova3d.experiments import fusion_inputs
 from nova3d.experiments.fusion_inputs import GroundTruth, load_ground_truth, perturb_poses, plant_conflicts, visible
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write

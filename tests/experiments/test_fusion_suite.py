@@ -7,8 +7,9 @@ import trimesh
 
 from nova3d import config as configs
 from nova3d.errors import InputError
+from nova3d.evaluation import fusion_baselines
 from nova3d.evaluation.mesh_metrics import Surface
-from nova3d.experiments import fusion, fusion_baselines, fusion_inputs
+from nova3d.experiments import fusion, fusion_inputs
 from nova3d.experiments.fusion import Case, per_object, read_rows, report, run
 from nova3d.fusion import FusionConfig
 
