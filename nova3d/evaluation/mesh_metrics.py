@@ -128,6 +128,10 @@ class SurfaceMatch:
     agreement_ref: Floats
     agreement_pred: Floats
 
+    def among(self, pred: NDArray[np.bool_], ref: NDArray[np.bool_]) -> "SurfaceMatch":
+        """The match of some samples: those of the prediction and of the reference where `pred`, `ref` [n] are true."""
+        return SurfaceMatch(self.to_ref[pred], self.to_pred[ref], self.agreement_ref[pred], self.agreement_pred[ref])
+
     def chamfer(self) -> float:
         """Mean of the two directed mean distances: (pred->ref + ref->pred) / 2, Euclidean, not squared."""
         return float(self.to_ref.mean() + self.to_pred.mean()) / 2
@@ -278,7 +282,7 @@ def volume_iou(pred: trimesh.Trimesh, ref: trimesh.Trimesh, resolution: int = 12
     high = np.maximum(pred.bounds[1], ref.bounds[1])
     pitch = float((high - low).max()) / resolution
     a, b = (solid_voxels(mesh, low, high, pitch) for mesh in (pred, ref))
-    return float((a & b).sum() / (a | b).sum())
+    return _occupancy_iou(a, b)
 
 
 def is_closed(mesh: trimesh.Trimesh) -> bool:
@@ -368,6 +372,11 @@ def mesh2sdf_solid(mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
 def mesh2sdf_iou(pred: trimesh.Trimesh, ref: trimesh.Trimesh) -> float:
     """Intersection over union of `mesh2sdf_solid` of both; 0 where neither has an inside. Raises PackageUnavailable."""
     a, b = mesh2sdf_solid(pred), mesh2sdf_solid(ref)
+    return _occupancy_iou(a, b)
+
+
+def _occupancy_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Intersection over union; 0 where both are empty."""
     return float((a & b).sum() / max(int((a | b).sum()), 1))
 
 

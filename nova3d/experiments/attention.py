@@ -272,14 +272,14 @@ def trainings(config: AttentionConfig, base: TrainConfig, costs: Mapping[str, Co
     return runs
 
 
-def train_part(runs: tuple[Training, ...], part: int, parts: int, device: str, on_progress: Callable[[], None]) -> None:
+def train_part(runs: tuple[Training, ...], part: int, parts: int, device: str, tick: Callable[[], None]) -> None:
     """The trainings part, part + parts, ... that are not finished."""
     for run in runs[part::parts]:
         if not run.finished():
             log.info("training %s, seed %d", run.arm, run.seed)
-            train(write_start(run.config, run.start), device, lambda *_: on_progress())
+            train(write_start(run.config, run.start), device, lambda *_: tick())
             shutil.rmtree(run.start, ignore_errors=True)
-        on_progress()
+        tick()
 
 
 def write_start(config: TrainConfig, folder: Path) -> TrainConfig:
@@ -326,6 +326,9 @@ def arm_of(base: NovaUNet, alignment: str, init: AlignmentInit, seed: int, row_a
 
     Returns:
         A new network that shares no storage with `base`.
+
+    Raises:
+        InputError: where `base` has other weights than the arm beside the alignment units and the row attention.
     """
     settings = {key: value for key, value in dict(base.config).items() if not key.startswith("_")}
     settings |= {"alignment": alignment, "alignment_init": init}
@@ -335,7 +338,11 @@ def arm_of(base: NovaUNet, alignment: str, init: AlignmentInit, seed: int, row_a
         arm = NovaUNet(**settings)
     shared = {name: value for name, value in base.state_dict().items() if _ALIGNMENT not in name}
     missing, unexpected = arm.load_state_dict(shared, strict=False)
-    assert not unexpected and all(_ALIGNMENT in name or _ROW in name for name in missing)
+    if unfit := [*unexpected, *(name for name in missing if _ALIGNMENT not in name and _ROW not in name)]:
+        raise InputError(
+            f"the starting network's weights do not fit the arm '{alignment}': {', '.join(unfit[:3])}; start from a "
+            "network of this version"
+        )
     for block in arm.modules():
         if isinstance(block, SpatialBlock | TemporalBlock) and block.alignment is not None:
             block.alignment.initialise(init, block.norm1, block.attn1)

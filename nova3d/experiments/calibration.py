@@ -17,9 +17,11 @@ from torch import Tensor
 from nova3d.calibration import OFFSETS_DEG, Calibration, offset_shares
 from nova3d.data.shards import ShardReader
 from nova3d.errors import InputError
+from nova3d.evaluation.classification import logistic_regression
 from nova3d.hull import carve
 from nova3d.inflate import inflate, inflated_views
-from nova3d.metrics import normal_angle
+from nova3d.metrics import mask_iou, normal_angle
+from nova3d.metrics.colours import colour_moments
 from nova3d.pipeline.folder import model_folder, model_hashes
 from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.utils import provenance
@@ -38,7 +40,6 @@ from nova3d.volume import (
 _NODES = 64  # along each side of the box; weights per node do not depend on it
 _RADIUS = 0.6
 _POINTS = 4000  # of each object
-_RIDGE = 1e-2  # pull of the standardised weights to zero
 _SHIFTS = (-0.2, 0.0, 0.2, 0.4, 0.6)  # of the log-odds, among which the solids' volume IoU chooses
 _LEAST_OBJECTS = 4
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -142,36 +143,6 @@ def sample_of(views: ViewSet, truth: ViewSet) -> Sample:
     )
 
 
-def colour_moments(views: ViewSet, inflated: ViewSet, truth: ViewSet) -> Tensor:
-    """How far a model's colours and the picture's own, carried through the object, are from the truth.
-
-    The model's colours are shifted first, so that the mean of the views nearest to the picture is the picture's. Fusion
-    levels them by what picture and views show of one surface.
-
-    Args:
-        views: generated ones, whose view 0 shows the true picture.
-        inflated: the views of the picture's inflated outline.
-        truth: the true views, of the same cameras.
-
-    Returns:
-        [8,4] float64 sums for each of OFFSETS_DEG over the pixels that all three show, with g, p and t for the three
-        colours: of (t - p) (g - p), (g - p)^2, (t - g)^2 and (t - p)^2.
-    """
-    sets = (views, inflated, truth)
-    made, through, true = (torch.stack([s.straight_alpha(i)[..., :3] for i in range(len(s))]).double() for s in sets)
-    inside = torch.stack([s.mask > 0.5 for s in sets]).all(dim=0)
-    near = [1, len(views) - 1]
-    if bool((views.mask[near] > 0.5).any()):
-        made = made + true[0][truth.mask[0] > 0.5].mean(dim=0) - made[near][views.mask[near] > 0.5].mean(dim=0)
-    made = made.clamp(0, 1)
-    g, p = made - through, true - through
-    products = torch.stack([p * g, g * g, (p - g) ** 2, p * p], dim=-1).sum(dim=3) * inside[..., None]
-    azimuths = views.cameras.azimuth_elevation()[:, 0]
-    shares = offset_shares(azimuths[1:] - azimuths[0])
-    shares = (shares / shares.sum(dim=1, keepdim=True)).double()
-    return shares.T @ products[1:].sum(dim=(1, 2))
-
-
 def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
     """Fit the weights on some objects.
 
@@ -197,7 +168,7 @@ def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
     count = offset_shares(torch.deg2rad(torch.tensor([*OFFSETS_DEG, *(-o for o in OFFSETS_DEG[:-1])]))).sum(dim=0)
     mean = mean / count
     prior[0] += (slopes * mean * count).sum()
-    scores = {shift: float(np.mean([_iou(s, weights, shift) for s in samples])) for shift in _SHIFTS}
+    scores = {shift: float(np.mean([_solid_iou(s, weights, shift) for s in samples])) for shift in _SHIFTS}
     shift = max(scores, key=lambda s: scores[s])
     prior[0] += shift
     angles = np.array([s.angles for s in samples])
@@ -205,7 +176,7 @@ def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
     share = SHARES[int(np.square(angles).mean(axis=0).argmin())]
     common, apart, of_model, of_picture = torch.stack([s.colours for s in samples]).sum(dim=0).T
     colours = (common / apart.clamp_min(1e-9)).clamp(0, 1)  # the least squares of t - p by g - p
-    inflated = [_volume_iou(_inflated_solid(s), s.hull) for s in samples]
+    inflated = [float(mask_iou(_inflated_solid(s)[None], s.hull[None])) for s in samples]
     facts = {
         "objects": len(samples),
         "volume_iou": round(scores[shift], 4),
@@ -223,46 +194,14 @@ def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
     )
 
 
-def logistic_regression(features: Tensor, truth: Tensor) -> Tensor:
-    """Weights of a logistic regression, with a small ridge on the standardised features.
-
-    Args:
-        features: [m,k] float32; the first is one.
-        truth: [m] float32, 0 or 1.
-
-    Returns:
-        [k] float32: the log-odds are features @ weights.
-    """
-    mean, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
-    mean[0], scale[0] = 0, 1
-    standard = (features - mean) / scale
-    weights = torch.zeros(features.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(standard @ weights, truth) + _RIDGE * weights[1:].square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    found = weights.detach() / scale
-    found[0] -= (found[1:] * mean[1:]).sum()
-    return found
-
-
-def _iou(sample: Sample, weights: Tensor, shift: float) -> float:
+def _solid_iou(sample: Sample, weights: Tensor, shift: float) -> float:
     """Volume IoU with the true hull of the solid that weights give, with all log-odds shifted."""
     evidence = torch.zeros(sample.hull.shape)
     evidence[:, sample.columns] = (sample.features @ weights + shift).reshape(_NODES, -1)
     solid = solid_of(evidence.numpy(), sample.height.numpy(), sample.columns.numpy(), _RADIUS)
-    return _volume_iou(torch.from_numpy(solid), sample.hull)
+    return float(mask_iou(torch.from_numpy(solid)[None], sample.hull[None]))
 
 
 def _inflated_solid(sample: Sample) -> Tensor:
     depth = torch.linspace(-_RADIUS, _RADIUS, _NODES).abs()
     return depth[:, None, None] < sample.height
-
-
-def _volume_iou(a: Tensor, b: Tensor) -> float:
-    return float((a & b).sum() / (a | b).sum().clamp_min(1))

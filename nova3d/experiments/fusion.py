@@ -9,22 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import trimesh
-from scipy.stats import rankdata
 from torch import Tensor
 
 from nova3d import config as configs
 from nova3d.data import render_object
 from nova3d.errors import InputError
 from nova3d.evaluation import fusion_baselines
+from nova3d.evaluation.classification import auroc
 from nova3d.evaluation.mesh_metrics import match_points, sample_surface
 from nova3d.evaluation.statistics import paired
 from nova3d.experiments import fusion_inputs
 from nova3d.experiments.fusion_inputs import GroundTruth, load_ground_truth, perturb_poses, plant_conflicts, visible
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write
+from nova3d.metrics.poses import pose_errors
+from nova3d.metrics.views import pooled_psnr_union
 from nova3d.utils import provenance
 from nova3d.utils.files import append_json_lines, locked, read_json_lines
 from nova3d.utils.progress import Progress
@@ -126,12 +127,12 @@ def _measure_part(
     part: int,
     parts: int,
     device: str,
-    on_progress: Callable[[], None],
+    tick: Callable[[], None],
 ) -> None:
     """The cases part, part + parts, ...; each row is one write, so that processes do not cut into each other's."""
     for path, case in todo[part::parts]:
         append_json_lines(out / "rows.jsonl", [_row(path, case, out, config, device)])
-        on_progress()
+        tick()
 
 
 def _latest(rows: Sequence[Row], objects: Sequence[Path], cases: Sequence[Case]) -> list[Row]:
@@ -176,9 +177,8 @@ def measure(truth: GroundTruth, case: Case, out: Path, config: FusionConfig, dev
     folder.mkdir(parents=True, exist_ok=True)
     written = write(folder / f"{truth.name}.glb", mesh, solid)
     closed = {"watertight": float(solid.is_watertight)}
-    return (
-        {"seconds": seconds, "cpu": cpu} | found | closed | geometry_errors(truth, solid) | texture_psnr(truth, written)
-    )
+    measured = found | closed | _geometry_columns(truth, solid) | _texture_columns(truth, written)
+    return {"seconds": seconds, "cpu": cpu} | measured
 
 
 def _fuse(
@@ -208,68 +208,27 @@ def _fuse(
     return result.mesh, result.solid, found
 
 
-def geometry_errors(truth: GroundTruth, mesh: trimesh.Trimesh) -> dict[str, float]:
-    """Chamfer distance, |cos| of normals and F-score of a mesh.
-
-    The Chamfer distance is the mean of both directions, not squared, in longest sides. `_seen` columns compare only
-    what the 16 views see of either mesh.
-    """
-    ours = sample_surface(mesh, fusion_inputs.SURFACE_SAMPLES, 1)
-    match, seen = match_points(ours, truth.surface), visible(ours, mesh)
+def _geometry_columns(truth: GroundTruth, mesh: trimesh.Trimesh) -> Row:
+    """Chamfer distance (longest sides), |cos| of normals and F-score; `_seen`: on what the 16 views see of either."""
+    found = sample_surface(mesh, fusion_inputs.SURFACE_SAMPLES, 1)
+    match = match_points(found, truth.surface)
+    seen = match.among(visible(found, mesh), truth.seen)
     return {
         "chamfer": match.chamfer(),
-        "chamfer_seen": float(match.to_ref[seen].mean() + match.to_pred[truth.seen].mean()) / 2,
+        "chamfer_seen": seen.chamfer(),
         "normals": match.normal_consistency(),
-        "normals_seen": float(match.agreement_ref[seen].mean() + match.agreement_pred[truth.seen].mean()) / 2,
+        "normals_seen": seen.normal_consistency(),
         "f_score_0.01": match.f_score(0.01),
     }
 
 
-def texture_psnr(truth: GroundTruth, written: Path) -> dict[str, float]:
-    """PSNR in dB of a mesh file rendered at the 16 true views and at the 16 in between.
-
-    It runs over the pixels that either of the two covers, pooled over all views: background would raise it.
-    """
+def _texture_columns(truth: GroundTruth, written: Path) -> Row:
+    """Pooled PSNR in dB of a mesh file, drawn at the 16 true views and at the 16 in between."""
     found = {}
     for name, views in (("psnr", truth.views), ("psnr_between", truth.between)):
-        ours = render_object(written, views.cameras, light="flat", normalise=False)
-        both = (ours.mask > 0.5) | (views.mask > 0.5)
-        found[name] = float(-10 * torch.log10((ours.rgb - views.rgb)[both].square().mean()))
+        drawn = render_object(written, views.cameras, light="flat", normalise=False)
+        found[name] = pooled_psnr_union(drawn.rgb, views.rgb, drawn.mask, views.mask)
     return found
-
-
-def auroc(score: Tensor, positive: Tensor, negative: Tensor) -> float:
-    """Area under the ROC curve (AUROC) of a score.
-
-    Args:
-        score: the score of each pixel [...].
-        positive: bool, same shape: the pixels that should score high.
-        negative: bool, same shape: the pixels that should score low.
-
-    Returns:
-        The probability that a positive pixel scores higher than a negative one, ties counting half; nan without both.
-    """
-    a, b = score[positive].numpy(), score[negative].numpy()
-    if len(a) == 0 or len(b) == 0:
-        return float("nan")
-    ranks = rankdata(np.concatenate([a, b]))[: len(a)]
-    return float((ranks.sum() - len(a) * (len(a) + 1) / 2) / (len(a) * len(b)))
-
-
-def pose_errors(found: ViewSet | Tensor, true: Tensor) -> Tensor:
-    """[v] degrees between the rotations of c2w [v,4,4] and the true ones."""
-    c2w = found.cameras.c2w if isinstance(found, ViewSet) else found
-    relative = c2w[:, :3, :3].double() @ true[:, :3, :3].double().mT
-    # atan2 of the sine and cosine: acos loses small angles
-    sine = torch.stack(
-        [
-            relative[:, 2, 1] - relative[:, 1, 2],
-            relative[:, 0, 2] - relative[:, 2, 0],
-            relative[:, 1, 0] - relative[:, 0, 1],
-        ],
-        dim=-1,
-    ).norm(dim=-1)
-    return torch.atan2(sine, relative.diagonal(dim1=1, dim2=2).sum(dim=-1) - 1).rad2deg()
 
 
 COLUMNS = {

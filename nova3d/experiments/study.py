@@ -8,7 +8,6 @@
 A folder is written aside and renamed, so what exists is complete, and the same call goes on where the last one ended.
 """
 
-import json
 import logging
 import math
 import time
@@ -34,7 +33,7 @@ from nova3d.pipeline.folder import model_hashes
 from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.utils import provenance
-from nova3d.utils.files import check_component, read_json, replacing, write_json
+from nova3d.utils.files import check_component, json_types, read_json, replacing, write_json
 from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
@@ -140,7 +139,7 @@ def check_study(study: Study, retry: bool = False) -> None:
     failures. Raises InputError naming what differs."""
     path = study.out / _IDENTITY
     before = read_json(path, dict, "study") if path.is_file() else {}
-    now = json.loads(json.dumps(_identity(study), default=str))
+    now = json_types(_identity(study))
     for stage in sorted(before.keys() & now.keys()):
         for key, value in now[stage].items():
             if before[stage].get(key) != value:
@@ -157,7 +156,7 @@ def model_hash(study: Study, generator: Generator) -> str:
     return provenance.hash_json(known[f"views/{generator.folder}"]["model"])
 
 
-def make(study: Study, part: int, parts: int, device: str, on_progress: Callable[[], None]) -> None:
+def make(study: Study, part: int, parts: int, device: str, tick: Callable[[], None]) -> None:
     """Everything that the study lacks of the objects part, part + parts, ..., stage by stage.
 
     What fails for one object is written down as its failure and the others go on; a bad reference, model or disk ends
@@ -170,7 +169,7 @@ def make(study: Study, part: int, parts: int, device: str, on_progress: Callable
             with replacing(study.references / name) as folder:
                 folder.mkdir()
                 _write_truth(study.source, name, rig, folder)
-            on_progress()
+            tick()
     for generator in study.generators:
         stage, pipeline = f"views/{generator.folder}", None
         for name in [name for name in names if not study.is_finished(f"views/{generator.folder}", name)]:
@@ -178,14 +177,14 @@ def make(study: Study, part: int, parts: int, device: str, on_progress: Callable
             with _record_failures(study, stage, name), replacing(study.out / stage / name) as folder:
                 folder.mkdir()
                 write_views(pipeline, study.references / name, folder, study.sample, generator)
-            on_progress()
+            tick()
     for fusion in study.fusions:
         stage = f"meshes/{fusion.folder}"
         for name in [name for name in names if not study.is_finished(f"meshes/{fusion.folder}", name)]:
             with _record_failures(study, stage, name), replacing(study.out / stage / name) as folder:
                 folder.mkdir()
                 write_mesh(study.out / "views" / fusion.views / name, folder, fusion.config, device)
-            on_progress()
+            tick()
 
 
 def _write_truth(source: Path, name: str, rig: Cameras, folder: Path) -> None:

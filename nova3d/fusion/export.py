@@ -1,6 +1,5 @@
 """Writing meshes: GLB with a PBR base-colour texture, OBJ with its material, PLY with vertex colours, STL."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -17,7 +16,7 @@ from nova3d.errors import InputError
 from nova3d.rendering.glb import glb_bytes
 from nova3d.rendering.trimesh_files import part_of
 from nova3d.transforms import cameras_to_transforms, write_transforms
-from nova3d.utils.files import replacing, writable_folder, write_text, writing
+from nova3d.utils.files import json_types, replacing, writable_folder, write_text, writing
 
 SUFFIXES = (".glb", ".obj", ".ply", ".stl")
 
@@ -144,7 +143,7 @@ def _glb(mesh: trimesh.Trimesh, record: Mapping[str, Any] | None) -> bytes:
     # trimesh computes the normals of a mesh without. A closed surface needs no backs.
     material = replace(part.material, double_sided=False)
     part = replace(part, normals=np.asarray(mesh.vertex_normals), material=material)
-    return glb_bytes([part], {"nova3d": _shipped(json.loads(json.dumps(dict(record or {}), default=str)))})
+    return glb_bytes([part], {"nova3d": _shipped(json_types(dict(record or {})))})
 
 
 def _shipped(value: Any) -> Any:

@@ -84,6 +84,23 @@ def psnr_union(pred: Tensor, ref: Tensor, pred_mask: Tensor, ref_mask: Tensor) -
     return _decibel(error / union.flatten(1).sum(dim=1))
 
 
+def pooled_psnr_union(pred: Tensor, ref: Tensor, pred_mask: Tensor, ref_mask: Tensor) -> float:
+    """`psnr_union` with one mean squared error over the pixels of all n views together, and without a bound.
+
+    Args:
+        pred: predicted images [n,h,w,3] on white, float in [0,1].
+        ref: reference images [n,h,w,3] on white, float in [0,1].
+        pred_mask: the prediction's coverage [n,h,w] in [0,1].
+        ref_mask: the reference's coverage [n,h,w] in [0,1].
+
+    Returns:
+        dB; nan where both masks are empty in every view.
+    """
+    _same_shape(pred, ref)
+    union = (pred_mask > 0.5) | (ref_mask > 0.5)
+    return float(-10 * torch.log10((pred - ref)[union].square().mean()))
+
+
 def psnr_u8(pred: Tensor, ref: Tensor) -> Tensor:
     """PSNR after rounding both to 8 bits, as of 8-bit files (EscherNet, OpenCV's PSNR); dB [n] of [n,h,w,3]."""
     return psnr(_round_to_8_bit(pred), _round_to_8_bit(ref))
@@ -205,11 +222,11 @@ def ssim_uniform7_u8(pred: Tensor, ref: Tensor) -> Tensor:
 
 
 def mask_iou(pred: Tensor, ref: Tensor) -> Tensor:
-    """Intersection over union of two masks, each cut at 1/2.
+    """Intersection over union of masks of pictures, or of solids on a voxel grid, each cut at 1/2.
 
     Args:
-        pred: [n,h,w] float in [0,1].
-        ref: [n,h,w] float in [0,1].
+        pred: [n,h,w] or [n,z,y,x], float in [0,1] or bool.
+        ref: the same shape, float in [0,1] or bool.
 
     Returns:
         [n] in [0,1], 1 where both are empty.

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from nova3d import config as configs
 from nova3d.errors import InputError, first_line
-from nova3d.utils.files import remove, sync_folder
+from nova3d.utils.files import json_types, remove, sync_folder
 
 log = logging.getLogger(__name__)
 PROGRESS = "progress.json"
@@ -230,7 +230,7 @@ _DEFAULT_IDENTITY = {
 
 
 def _check_identity(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for key, value in configs.flatten(json.loads(json.dumps(here))).items():
+    for key, value in configs.flatten(json_types(here)).items():
         other = configs.flatten(there).get(key, _DEFAULT_IDENTITY.get(key))
         if other != value:
             raise InputError(

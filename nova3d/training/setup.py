@@ -1,6 +1,5 @@
 """Sets up a run: everything it needs is built and checked before its first step."""
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from nova3d.training.networks import build_module
 from nova3d.training.optim import ParameterGroup, make_optimizer, moment_bytes, parameter_groups
 from nova3d.training.precision import resolve
 from nova3d.utils import provenance
-from nova3d.utils.files import writable_folder
+from nova3d.utils.files import json_types, writable_folder
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +269,7 @@ def run_identity(
     if config.resume_other_data:
         log.info("resume_other_data: checkpoints of other data are accepted")
         del identity["data"]
-    plain: dict[str, Any] = json.loads(json.dumps(identity))
+    plain: dict[str, Any] = json_types(identity)
     return plain
 
 

@@ -196,6 +196,11 @@ def write_text(path: str | Path, text: str, keep_equal: bool = False) -> Path:
     return file
 
 
+def json_types(value: Any) -> Any:
+    """A value as it reads back from a JSON file: tuples are lists, keys are texts, what JSON lacks is its `str`."""
+    return json.loads(json.dumps(value, default=str))
+
+
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> Path:
     """Write a value as JSON with sorted keys by `replacing`; what JSON lacks becomes its `str`. Returns the path."""
     return write_text(path, json.dumps(value, indent=indent, sort_keys=True, default=str))

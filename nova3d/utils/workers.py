@@ -17,12 +17,11 @@ Result = TypeVar("Result")
 
 _POLL_SECONDS = 1.0
 
-# (part, parts, device, on_progress): does the shares part, part + parts, part + 2 parts ... and calls `on_progress` now
-# and then.
+# (part, parts, device, tick): does the shares part, part + parts, part + 2 parts ... and calls `tick` after each.
 Work = Callable[[int, int, str, Callable[[], None]], None]
 
 
-def in_parts(work: Work, workers: int, device: str, on_progress: Callable[[], None]) -> None:
+def in_parts(work: Work, workers: int, device: str, tick: Callable[[], None]) -> None:
     """Do all of `work`: here where there is one worker, else in new processes.
 
     Args:
@@ -30,7 +29,7 @@ def in_parts(work: Work, workers: int, device: str, on_progress: Callable[[], No
         workers: processes, 1 or more.
         device: for the work. With "cuda" and several workers, worker i sees only GPU i modulo their number. Other
             devices are shared.
-        on_progress: called in this process, now and then.
+        tick: called in this process after each share, or about once a second while other processes work.
 
     Raises:
         InputError: with what a worker raised as one, and where a worker died. The others finish their shares first.
@@ -38,7 +37,7 @@ def in_parts(work: Work, workers: int, device: str, on_progress: Callable[[], No
     if workers < 1:
         raise InputError(f"the number of workers must be at least 1, got {workers}")
     if workers == 1:
-        work(0, 1, device, on_progress)
+        work(0, 1, device, tick)
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     visible = _visible_gpus() if device == "cuda" else []
@@ -54,12 +53,12 @@ def in_parts(work: Work, workers: int, device: str, on_progress: Callable[[], No
         while wait([process.sentinel for process, _ in processes if process.is_alive()], _POLL_SECONDS) or any(
             process.is_alive() for process, _ in processes
         ):
-            on_progress()
+            tick()
     finally:
         for process, _ in processes:
             process.terminate()
             process.join()
-    on_progress()
+    tick()
     _raise_first([(process.exitcode, _receive(pipe)) for process, pipe in processes])
 
 

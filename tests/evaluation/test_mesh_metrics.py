@@ -5,6 +5,7 @@ import trimesh
 from nova3d.errors import InputError
 from nova3d.evaluation import chamfer, f_score, load_mesh, normal_consistency, volume_iou
 from nova3d.evaluation.mesh_metrics import (
+    SurfaceMatch,
     _lattice,
     is_closed,
     match_points,
@@ -219,3 +220,11 @@ def test_alignments_that_move_nothing_score_what_the_known_frame_does():
     assert len(aligned) == 5 and all(row[name] == row[name.removesuffix("_bbox")] for name in aligned)
     smaller = score_meshes(hook().apply_scale(0.9), ref, rules)[0]
     assert smaller["cd_l2_area4k_bbox"] < smaller["cd_l2_area4k"] / 2
+
+
+def test_a_match_among_some_samples_averages_over_these():
+    distances, cosines = np.array([0.1, 0.2, 0.6]), np.array([1.0, 0.5, 0.0])
+    match = SurfaceMatch(distances, distances * 2, cosines, cosines / 2)
+    some = match.among(np.array([True, True, False]), np.array([False, False, True]))
+    assert some.chamfer() == pytest.approx((0.15 + 1.2) / 2)
+    assert some.normal_consistency() == pytest.approx((0.75 + 0.0) / 2)

@@ -209,6 +209,13 @@ def test_units_of_a_pretrained_unet_are_left_behind(config: AttentionConfig) -> 
     assert torch.equal(fresh.conv_in.weight, trained.conv_in.weight)
 
 
+def test_weights_that_the_arm_lacks_are_named(config: AttentionConfig) -> None:
+    base = build_module(configs.load(TrainConfig, config.train), SIZE // 8)[0].unet
+    base.register_parameter("foreign", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(InputError, match="do not fit the arm 'none': foreign"):
+        arm_of(base, "none", "copied", seed=0)
+
+
 def test_equal_compute_gives_cheaper_arms_more_steps(config: AttentionConfig) -> None:
     base = configs.load(TrainConfig, config.train, ["steps=1000", "accumulation=2"])
     config.budget = "flops"

@@ -8,21 +8,11 @@ import trimesh
 
 from nova3d.cameras import orbit, preset
 from nova3d.errors import InputError
-from nova3d.experiments.calibration import fit_calibration, logistic_regression, sample_of
+from nova3d.experiments.calibration import fit_calibration, sample_of
 from nova3d.images import composite
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
-
-
-def test_logistic_regression_finds_the_weights_that_made_the_data() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.cat([torch.ones(40000, 1), torch.randn(40000, 2, generator=generator) * 2 + 1], dim=1)
-    weights = torch.tensor([-0.5, 0.8, -0.3])
-    truth = (torch.rand(40000, generator=generator) < torch.sigmoid(features @ weights)).float()
-    found = logistic_regression(features, truth)
-    assert (found - weights).abs().max() < 0.2  # the ridge pulls a little
-    assert float(found[1]) > 0.5 and float(found[2]) < -0.15
 
 
 def solid(seed: int) -> ViewSet:

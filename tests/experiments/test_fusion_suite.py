@@ -125,14 +125,6 @@ def test_arms_change_a_copy_of_the_config():
     assert [arm for arm, made in arms.items() if not made.conflict.consensus] == ["paper alone"]
 
 
-def test_auroc_of_known_scores():
-    score = torch.tensor([0.1, 0.4, 0.35, 0.8, 0.4])
-    positive = torch.tensor([False, False, True, True, True])
-    # of the six pairs (positive, negative): .35>.1, .35<.4, .8>.1, .8>.4, .4>.1, .4=.4
-    assert fusion.auroc(score, positive, ~positive) == pytest.approx(4.5 / 6)
-    assert np.isnan(fusion.auroc(score, positive, torch.zeros(5, dtype=torch.bool)))
-
-
 def test_one_line_per_object_with_mean_and_median():
     psnr = {"b": 30.0, "a": 20.0, "c": 31.0}
     rows = [{"object": o, "fault": "none", "arm": "full", "psnr": v, "chamfer": 0.001} for o, v in psnr.items()]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nova3d.cameras import orbit
 from nova3d.errors import InputError
-from nova3d.experiments.fusion import auroc
+from nova3d.evaluation.classification import auroc
 from nova3d.fusion import conflict as conflicts
 from nova3d.fusion import losses, texture
 from nova3d.fusion.config import ConflictConfig

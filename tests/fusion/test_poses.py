@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from nova3d.cameras import orbit
-from nova3d.experiments.fusion import pose_errors
 from nova3d.experiments.fusion_inputs import perturb_poses
 from nova3d.fusion.config import PoseConfig
 from nova3d.fusion.optimize import fit
 from nova3d.fusion.poses import PoseRefiner, rotation_matrix
+from nova3d.metrics.poses import pose_errors
 
 
 def refiner(model: str = "orthographic", **changes) -> PoseRefiner:

@@ -17,8 +17,8 @@ def coarsen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shape_figures, "_VOXELS", 16)
 
 
-def coarse_work(work: Work, part: int, parts: int, device: str, on_progress: Callable[[], None]) -> None:
+def coarse_work(work: Work, part: int, parts: int, device: str, tick: Callable[[], None]) -> None:
     """`work` of a process of `in_parts`, coarsened there."""
     with pytest.MonkeyPatch.context() as patch:
         coarsen(patch)
-        work(part, parts, device, on_progress)
+        work(part, parts, device, tick)

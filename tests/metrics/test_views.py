@@ -6,6 +6,7 @@ import torch
 from nova3d.errors import InputError
 from nova3d.evaluation import foreground_psnr, mask_iou, normal_angle, psnr, ssim
 from nova3d.metrics import MAX_PSNR, foreground_ssim, psnr_union, registered_psnr, task_iou
+from nova3d.metrics.views import pooled_psnr_union
 from nova3d.utils.compat import ensure_torchvision
 
 
@@ -40,6 +41,18 @@ def test_psnr_union_sees_both_masks_and_no_background():
     assert psnr_union(ref, ref, pred_mask, ref_mask).item() == MAX_PSNR
     empty = torch.zeros(1, 4, 4)
     assert math.isnan(psnr_union(pred, ref, empty, empty).item())
+
+
+def test_pooled_psnr_union_weights_views_by_their_pixels():
+    ref, pred = torch.zeros(2, 4, 4, 3), torch.zeros(2, 4, 4, 3)
+    pred[0] += 0.1
+    pred[1] += 0.5
+    mask, none = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
+    mask[0, :3], mask[1, :1] = 1, 1  # 12 pixels of error 0.01, 4 of error 0.25
+    expected = -10 * math.log10((12 * 0.01 + 4 * 0.25) / 16)
+    assert pooled_psnr_union(pred, ref, mask, none) == pytest.approx(expected, abs=1e-4)
+    assert pooled_psnr_union(pred, ref, none, mask) == pytest.approx(expected, abs=1e-4)
+    assert math.isnan(pooled_psnr_union(pred, ref, none, none))
 
 
 def test_foreground_psnr_without_foreground_is_nan():
@@ -173,6 +186,12 @@ def test_mask_iou_counts_pixels_above_one_half():
     pred[0, :2], ref[0, 1:3] = 0.9, 0.6  # rows 0-1 and rows 1-2: one of three
     pred[0, 3] = 0.4
     assert mask_iou(pred, ref).tolist() == pytest.approx([1 / 3, 1.0])
+
+
+def test_mask_iou_of_voxel_grids():
+    a, b = torch.zeros(1, 4, 4, 4, dtype=torch.bool), torch.zeros(1, 4, 4, 4, dtype=torch.bool)
+    a[:, :2], b[:, 1:3] = True, True
+    assert float(mask_iou(a, b)) == pytest.approx(1 / 3)
 
 
 def test_normal_angle_of_a_known_rotation():

@@ -12,10 +12,12 @@ from nova3d.utils.files import (
     check_replaceable,
     filling,
     inside,
+    json_types,
     locked,
     read_json,
     read_json_lines,
     replacing,
+    write_json,
     write_text,
     writing,
 )
@@ -113,6 +115,14 @@ def test_folders_that_are_no_result_are_not_replaced(tmp_path: Path) -> None:
         check_replaceable(tmp_path, ("rgb", "absent"))
     (tmp_path / "record.json").write_text("{}")
     check_replaceable(tmp_path, ("rgb", "absent"))
+
+
+def test_json_types_are_what_a_file_gives_back(tmp_path: Path) -> None:
+    value = {"numbers": {1: (1, 2.5)}, "path": Path("a"), "none": None, "inner": {"on": True}}
+    plain = json_types(value)
+    assert plain == {"numbers": {"1": [1, 2.5]}, "path": "a", "none": None, "inner": {"on": True}}
+    write_json(tmp_path / "value.json", value)
+    assert plain == read_json(tmp_path / "value.json", dict)
 
 
 def test_json_lines_name_the_line_or_leave_it_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ from functools import partial
 from nova3d.cli.common import run
 from nova3d.utils.workers import in_parts, in_pool
 
-def work(folder, part, parts, device, on_progress):
+def work(folder, part, parts, device, tick):
     pathlib.Path(folder, str(os.getpid())).touch()
     time.sleep(600)
 
@@ -32,7 +32,7 @@ WORK = """
 import os, pathlib, sys
 from nova3d.errors import InputError
 
-def work(folder, mode, part, parts, device, on_progress):
+def work(folder, mode, part, parts, device, tick):
     if mode == "refuse" and part == 1:
         raise InputError("bad reference cup")
     if mode == "die" and part == 1:
