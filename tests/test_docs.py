@@ -23,6 +23,40 @@ ROW = re.compile(r"^\| `(nova3d/[^`]+)` \|", re.MULTILINE)
 FOREIGN = "## Where the facts are from"  # files of other repositories
 
 
+RESULTS = sorted((ROOT / "docs/results").glob("*.md"))
+MOST_SENTENCES = 5
+NO_PROSE = re.compile(r"^(?:\||!\[| {4}).*$", re.MULTILINE)  # tables, pictures, commands
+PARAGRAPH = re.compile(r"\n(?:\s*\n|(?=[-*] |\d+\. ))")
+SENTENCE = re.compile(r"(?<=[.!?])[*_)]*\s+(?=[A-Z*`\[(\d\"])")
+
+
+def sentences(text: str) -> dict[str, list[str]]:
+    """Heading of a page -> the sentences below it, up to the next heading; items of lists count as sentences."""
+    _, *parts = re.split(r"^#+ (.+)$", NO_PROSE.sub("\n", re.sub(r"```.*?```", "", text, flags=re.DOTALL)), flags=re.M)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert len(sections) == len(parts) // 2, "two sections have one heading"
+    return {
+        heading: [part for block in PARAGRAPH.split(body) for part in SENTENCE.split(" ".join(block.split())) if part]
+        for heading, body in sections.items()
+    }
+
+
+def test_sentences_are_counted_without_tables_and_commands() -> None:
+    page = "# Page\nOne. Two\ngoes on, 0.5 of it.\n\n    a command. B\n\n| a. B |\n\n"
+    page += "## Next\n- Three.\n- Four: `x`. *Five.*\n"
+    assert sentences(page) == {
+        "Page": ["One.", "Two goes on, 0.5 of it."],
+        "Next": ["- Three.", "- Four: `x`.", "*Five.*"],
+    }
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda path: path.stem)
+def test_a_section_of_results_is_a_table_and_a_few_sentences(page: Path) -> None:
+    found = sentences(page.read_text())
+    assert found
+    assert not {heading: said for heading, said in found.items() if len(said) > MOST_SENTENCES}
+
+
 def names(page: Path) -> set[str]:
     """Paths of this repository that a page names."""
     return {name.rstrip(".") for name in PATH.findall(page.read_text().partition(FOREIGN)[0])}
