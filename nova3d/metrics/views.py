@@ -226,7 +226,7 @@ def mask_iou(pred: Tensor, ref: Tensor) -> Tensor:
 
     Args:
         pred: [n,h,w] or [n,z,y,x], float in [0,1] or bool.
-        ref: the same shape, float in [0,1] or bool.
+        ref: [n,h,w] or [n,z,y,x], float in [0,1] or bool.
 
     Returns:
         [n] in [0,1], 1 where both are empty.
