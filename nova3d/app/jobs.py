@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from nova3d.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from nova3d.app.tasks import Result, Task
+    from nova3d.app.tasks import AppTask, TaskResult
     from nova3d.pipeline import Nova3DPipeline
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ State = Literal["waiting", "running", "done", "failed", "stopped"]
 class Job:
     """One task in the queue. Its attributes are written by the queue and may be read at any time."""
 
-    def __init__(self, task: "Task"):
+    def __init__(self, task: "AppTask"):
         self.task = task
         self.token = secrets.token_urlsafe(16)
         """Names the job's report in its address, and cannot be guessed."""
@@ -42,7 +42,7 @@ class Job:
         """What the worker said last: done, total and stage, as a progress callback gets them."""
         self.sheet: Path | None = None
         """A picture of all views, as soon as it is there."""
-        self.result: Result | None = None
+        self.result: TaskResult | None = None
         self.error = ""
         """Why it failed, in one line."""
         self._started = self._stopped = 0.0
@@ -85,7 +85,7 @@ class JobQueue:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, task: "Task") -> Job:
+    def submit(self, task: "AppTask") -> Job:
         """Add a job to the end of the queue.
 
         Args:

@@ -15,7 +15,7 @@ from nova3d.errors import InputError
 from nova3d.utils.files import remove, writable_folder
 
 if TYPE_CHECKING:
-    from nova3d.app.tasks import Task
+    from nova3d.app.tasks import AppTask
 
 MOST_SESSIONS = 200  # whoever opens more pages at once is refused
 
@@ -92,7 +92,7 @@ class Sessions:
             session.used = self._clock()
             return session
 
-    def submit(self, session: Session, task: "Task") -> Job:
+    def submit(self, session: Session, task: "AppTask") -> Job:
         """Queue a task as the session's job.
 
         Args:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Result:
+class TaskResult:
     """What a task has made."""
 
     report: Path
@@ -30,7 +30,7 @@ class Result:
     """What a user should know of the result, in sentences."""
 
 
-class Task(Protocol):
+class AppTask(Protocol):
     """Work for a worker process. It is pickled."""
 
     @property
@@ -40,7 +40,7 @@ class Task(Protocol):
 
     def run(
         self, device: str, pipeline: "Nova3DPipeline", progress: Progress, on_sheet: Callable[[Path], None]
-    ) -> Result:
+    ) -> TaskResult:
         """Do the work.
 
         Args:
@@ -69,8 +69,8 @@ class PictureTask:
 
     def run(
         self, device: str, pipeline: "Nova3DPipeline", progress: Progress, on_sheet: Callable[[Path], None]
-    ) -> Result:
-        """As `Task.run`."""
+    ) -> TaskResult:
+        """As `AppTask.run`."""
         made = generate(
             out=self.out,
             config=self.config,
@@ -99,8 +99,8 @@ class ViewsTask:
 
     def run(
         self, device: str, pipeline: "Nova3DPipeline", progress: Progress, on_sheet: Callable[[Path], None]
-    ) -> Result:
-        """As `Task.run`."""
+    ) -> TaskResult:
+        """As `AppTask.run`."""
         made = reconstruct_folder(
             self.views,
             self.out / "mesh.glb",
@@ -119,7 +119,7 @@ def _write_sheet(folder: Path, views: ViewSet) -> Path:
     return folder / "sheet.png"
 
 
-def _with_downloads(made: Generated | Reconstructed, views: Path | None) -> Result:
+def _with_downloads(made: Generated | Reconstructed, views: Path | None) -> TaskResult:
     """What was made, with the mesh in other formats and the views as one file."""
     import trimesh
 
@@ -137,4 +137,4 @@ def _with_downloads(made: Generated | Reconstructed, views: Path | None) -> Resu
     if views is not None:
         downloads["Views (zip)"] = Path(shutil.make_archive(str(folder / "views"), "zip", views))
     downloads |= {"Report": made.report, "Turntable": made.turntable}
-    return Result(made.report, downloads, made.notes)
+    return TaskResult(made.report, downloads, made.notes)

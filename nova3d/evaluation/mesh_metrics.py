@@ -92,22 +92,22 @@ def in_reference_frame(pred: trimesh.Trimesh, ref: trimesh.Trimesh) -> tuple[tri
 
 
 @dataclass(frozen=True)
-class Surface:
+class SurfaceSamples:
     """n points of a surface [n,3] and the unit normals [n,3] of their faces."""
 
     points: Floats
     normals: Floats
 
-    def moved(self, transform: Floats) -> "Surface":
+    def moved(self, transform: Floats) -> "SurfaceSamples":
         """The same points under a similarity `transform` [4,4], which may mirror."""
         rotation = transform[:3, :3] / np.cbrt(abs(np.linalg.det(transform[:3, :3])))
-        return Surface(self.points @ transform[:3, :3].T + transform[:3, 3], self.normals @ rotation.T)
+        return SurfaceSamples(self.points @ transform[:3, :3].T + transform[:3, 3], self.normals @ rotation.T)
 
-    def in_z_order(self) -> "Surface":
+    def in_z_order(self) -> "SurfaceSamples":
         """The same points along a Z curve, so that neighbours in the list are neighbours in space: one search after
         another then finds its part of the tree in the processor's cache, which halves the time."""
         order = _z_order(self.points)
-        return Surface(self.points[order], self.normals[order])
+        return SurfaceSamples(self.points[order], self.normals[order])
 
     @cached_property
     def tree(self) -> KDTree:
@@ -157,7 +157,7 @@ def match_surfaces(pred: trimesh.Trimesh, ref: trimesh.Trimesh, samples: int = 1
     return match_points(sample_surface(pred, samples, seed), sample_surface(ref, samples, seed + 1))
 
 
-def match_points(pred: Surface, ref: Surface) -> SurfaceMatch:
+def match_points(pred: SurfaceSamples, ref: SurfaceSamples) -> SurfaceMatch:
     """Nearest neighbours of two sampled surfaces, both ways; distances are in the unit of their points."""
     to_ref, nearest_ref = nearest(pred.points, ref.tree)
     to_pred, nearest_pred = nearest(ref.points, pred.tree)
@@ -193,11 +193,11 @@ def _z_order(points: Floats) -> NDArray[np.intp]:
     return np.argsort(cells[:, 0] | (cells[:, 1] << 1) | (cells[:, 2] << 2), kind="stable")
 
 
-def sample_surface(mesh: trimesh.Trimesh, samples: int, seed: int) -> Surface:
+def sample_surface(mesh: trimesh.Trimesh, samples: int, seed: int) -> SurfaceSamples:
     """`samples` area-weighted random points of the mesh; raises InputError where it has no surface."""
     _check(mesh, "the mesh")
     points, faces = trimesh.sample.sample_surface(mesh, samples, seed=seed)[:2]
-    return Surface(np.asarray(points), np.asarray(mesh.face_normals)[faces])
+    return SurfaceSamples(np.asarray(points), np.asarray(mesh.face_normals)[faces])
 
 
 def chamfer(pred: trimesh.Trimesh, ref: trimesh.Trimesh, samples: int = 100_000, seed: int = 0) -> float:

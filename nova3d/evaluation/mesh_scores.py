@@ -73,7 +73,7 @@ class MeshReference:
     mesh: trimesh.Trimesh
     transform: Floats
     """[4,4] from the file's frame to the unit frame."""
-    surface: metrics.Surface | None
+    surface: metrics.SurfaceSamples | None
     """Area-weighted samples; None where the rules do not ask for them."""
     visible: Floats | None
     """[n,3] the points that 16 cameras see; None where the rules do not ask for them."""
@@ -163,7 +163,11 @@ def score_unit(
 
 
 def _score_aligned(
-    pred: trimesh.Trimesh, surface: metrics.Surface | None, transform: Floats, ref: MeshReference, rules: MeshRules
+    pred: trimesh.Trimesh,
+    surface: metrics.SurfaceSamples | None,
+    transform: Floats,
+    ref: MeshReference,
+    rules: MeshRules,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """The columns of one alignment without its ending, and why some could not be computed."""
     row: dict[str, float] = {}
@@ -231,7 +235,7 @@ def align(pred: trimesh.Trimesh, ref: trimesh.Trimesh, wanted: Sequence[str], se
     return {name: found[name] for name in wanted}
 
 
-def icp(points: Floats, target: metrics.Surface, start: Floats, scale: bool) -> Floats:
+def icp(points: Floats, target: metrics.SurfaceSamples, start: Floats, scale: bool) -> Floats:
     """[4,4] similarity that brings `points` [n,3] to those of `target`, by iterative closest points from `start`.
 
     Pairs are formed both ways, so that neither a part of the target nor, with `scale`, a shrunken prediction can win;
@@ -253,7 +257,7 @@ def icp(points: Floats, target: metrics.Surface, start: Floats, scale: bool) -> 
     return transform
 
 
-def _best_yaw(pred: trimesh.Trimesh, points: Floats, target: metrics.Surface) -> Floats:
+def _best_yaw(pred: trimesh.Trimesh, points: Floats, target: metrics.SurfaceSamples) -> Floats:
     best, least = np.eye(4), np.inf
     corners = pred.vertices[pred.referenced_vertices]
     for angle in np.radians(np.arange(0, 360, YAW_STEP_DEG)):

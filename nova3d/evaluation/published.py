@@ -22,7 +22,7 @@ _BASES = {
 
 
 @dataclass
-class Source:
+class PublishedTable:
     """One table of one source.
 
     kind: what was scored: views, meshes or textures. source: where it was published. basis: text, quoted or file.
@@ -50,7 +50,7 @@ class Source:
 class Published:
     """The schema of configs/eval/published.yaml: title -> table."""
 
-    tables: dict[str, Source] = field(default_factory=dict)
+    tables: dict[str, PublishedTable] = field(default_factory=dict)
 
     @staticmethod
     def load(path: str | Path) -> "Published":

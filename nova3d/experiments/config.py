@@ -10,7 +10,7 @@ from nova3d.utils.resources import Shipped
 
 
 @dataclass
-class Arm:
+class TableArm:
     """One method of a table."""
 
     model: str = ""
@@ -41,7 +41,7 @@ class ReproduceConfig:
     """The config of the fusion. null: the table is of views."""
     fusion_changes: list[str] = field(default_factory=list)
     """Changes to it for all arms, as key=value."""
-    arms: dict[str, Arm] = field(default_factory=dict)
+    arms: dict[str, TableArm] = field(default_factory=dict)
     """The methods by name."""
     baseline: str | None = None
     """The arm that the others are compared with, object by object."""

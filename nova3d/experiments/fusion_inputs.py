@@ -15,7 +15,7 @@ from torch import Tensor
 from nova3d.cameras import Cameras, orbit, preset
 from nova3d.data import render_object
 from nova3d.errors import InputError
-from nova3d.evaluation.mesh_metrics import Surface, sample_surface
+from nova3d.evaluation.mesh_metrics import SurfaceSamples, sample_surface
 from nova3d.fusion.poses import rotation_matrix
 from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.rendering.meshes import from_trimesh, load_mesh
@@ -41,7 +41,7 @@ class GroundTruth:
     """16 true views at elevation 0."""
     between: ViewSet
     """16 more at the azimuths in the middle."""
-    surface: Surface
+    surface: SurfaceSamples
     """Points of the true surface."""
     seen: NDArray[np.bool_]
     """[n] whether any of the 16 views sees each of them."""
@@ -70,7 +70,7 @@ def load_ground_truth(path: Path, cache: Path) -> GroundTruth:
     views = render_object(path, preset(RIG, SIZE), light="flat")
     between = render_object(path, orbit(16, size=SIZE, start_azimuth_deg=180 / 16), light="flat")
     # Scans have open sheets and faces turned inside: either side counts.
-    either = Surface(np.tile(surface.points, (2, 1)), np.concatenate([surface.normals, -surface.normals]))
+    either = SurfaceSamples(np.tile(surface.points, (2, 1)), np.concatenate([surface.normals, -surface.normals]))
     seen: NDArray[np.bool_] = np.logical_or(*visible(either, plain).reshape(2, -1))
     with replacing(kept) as aside:
         torch.save({"views": _pack(views), "between": _pack(between), "seen": torch.from_numpy(seen)}, aside)
@@ -87,7 +87,7 @@ def _unpack(content: dict[str, Tensor]) -> ViewSet:
     return ViewSet(content["rgb"], content["normals"], content["mask"], cameras)
 
 
-def visible(surface: Surface, mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
+def visible(surface: SurfaceSamples, mesh: trimesh.Trimesh) -> NDArray[np.bool_]:
     """Whether any of the rig's 16 views sees each point [n] of `mesh`, from the side its normal is on."""
     rig = preset(RIG, _DEPTH_SIZE)
     depth = rasterize(from_trimesh([mesh]), rig, supersample=1, light="flat").depth  # v h w

@@ -13,7 +13,7 @@ from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.comparison import Comparison, compare, compare_with_floors
 from nova3d.evaluation.formats import TextRow, TextTable, arrow, decimals_for, number, style
-from nova3d.evaluation.published import Published, Source
+from nova3d.evaluation.published import Published, PublishedTable
 from nova3d.evaluation.statistics import Interval
 from nova3d.evaluation.tables import interval_text
 from nova3d.experiments import study as studies
@@ -191,7 +191,7 @@ def _rules(config: ReproduceConfig) -> Protocol:
     return configs.load(Protocol, config.protocol, config.protocol_changes)
 
 
-def _paper(config: ReproduceConfig) -> Source | None:
+def _paper(config: ReproduceConfig) -> PublishedTable | None:
     if not config.paper_table:
         return None
     published = Published.load(config.published).tables
@@ -210,7 +210,7 @@ def _model(folder: Path, seed: int) -> str:
 
 
 def compare_with_paper(
-    method: str, table: Table, columns: Mapping[str, Sequence[str]], source: Source | None, row: str
+    method: str, table: Table, columns: Mapping[str, Sequence[str]], source: PublishedTable | None, row: str
 ) -> list[PaperComparison]:
     """Compare a method's means with the paper's.
 

@@ -89,7 +89,7 @@ class Item:
     augmented: bool = False
 
 
-class Source(Protocol):
+class ItemSource(Protocol):
     """Where items come from."""
 
     dataset: MultiViewDataset
@@ -118,7 +118,7 @@ class ShardSource:
         self.dataset = dataset
 
     def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
-        """Read one object, as `Source.load`."""
+        """Read one object, as `ItemSource.load`."""
         views = self.dataset.views(row, input_view, change)
         frames = torch.stack([views.rgb * 2 - 1, views.normals]).permute(0, 1, 4, 2, 3)
         cameras = views.cameras.azimuth_elevation()
@@ -139,7 +139,7 @@ class ItemReader:
 
     def __init__(
         self,
-        source: Source,
+        source: ItemSource,
         on_corrupt: str = "fail",
         attempts: int = 16,
         augment: AugmentConfig | None = None,

@@ -203,7 +203,7 @@ class LatentCache:
         self._cameras: dict[int, Tensor] = {}
 
     def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
-        """Read one object, as `Source.load`; raises InputError for an augmentation too."""
+        """Read one object, as `ItemSource.load`; raises InputError for an augmentation too."""
         if change != UNCHANGED:
             raise InputError(f"the objects of latent cache '{self.folder}' cannot be changed any more")
         uid = self.dataset.reader.samples[row]["uid"]

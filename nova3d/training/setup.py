@@ -25,10 +25,10 @@ from nova3d.training.config import TrainConfig, check, micro_steps, noise_schedu
 from nova3d.training.data import (
     GlobalBatch,
     ItemReader,
+    ItemSource,
     LatentEncoder,
     MicroBatchLoader,
     ShardSource,
-    Source,
     check_shards,
 )
 from nova3d.training.ema import EMA, constant_decay, power_decay
@@ -302,7 +302,7 @@ def run_record(run: Run) -> dict[str, Any]:
     return provenance.record("train", run.config, data=data, seed=run.config.seed)
 
 
-def _source(config: TrainConfig, dataset: MultiViewDataset, model: TrainingModule) -> Source:
+def _source(config: TrainConfig, dataset: MultiViewDataset, model: TrainingModule) -> ItemSource:
     if not config.data.cache:
         if config.data.on_corrupt == "fail":
             check_shards(dataset)

@@ -12,8 +12,8 @@ from typing import Any, TypeVar, cast
 
 from nova3d.errors import InputError
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+T = TypeVar("T")
+R = TypeVar("R")
 
 _POLL_SECONDS = 1.0
 
@@ -63,11 +63,11 @@ def in_parts(work: Work, workers: int, device: str, tick: Callable[[], None]) ->
 
 
 def in_pool(
-    prepare: Callable[[str], Callable[[Task], Result]],
-    tasks: Sequence[Task],
+    prepare: Callable[[str], Callable[[T], R]],
+    tasks: Sequence[T],
     workers: int,
     device: str,
-    finished: Callable[[int, Result | None, str], None],
+    finished: Callable[[int, R | None, str], None],
 ) -> None:
     """Share tasks out over new processes of one thread each. A process that dies costs its task only.
 

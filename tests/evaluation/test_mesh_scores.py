@@ -4,7 +4,7 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.evaluation import chamfer
-from nova3d.evaluation.mesh_metrics import Surface, moved, to_unit
+from nova3d.evaluation.mesh_metrics import SurfaceSamples, moved, to_unit
 from nova3d.evaluation.mesh_scores import MeshReference, align, icp, units_fault
 from nova3d.evaluation.protocols import MESH_REGISTRATIONS, MeshRules
 
@@ -16,8 +16,8 @@ def hook() -> trimesh.Trimesh:
     return moved(mesh, to_unit(mesh))
 
 
-def bare(points: np.ndarray) -> Surface:
-    return Surface(points, np.zeros_like(points))
+def bare(points: np.ndarray) -> SurfaceSamples:
+    return SurfaceSamples(points, np.zeros_like(points))
 
 
 def similarity(yaw_deg: float, scale: float, shift: list[float]) -> np.ndarray:

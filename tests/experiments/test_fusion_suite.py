@@ -8,7 +8,7 @@ import trimesh
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.evaluation import fusion_baselines
-from nova3d.evaluation.mesh_metrics import Surface
+from nova3d.evaluation.mesh_metrics import SurfaceSamples
 from nova3d.experiments import fusion, fusion_inputs
 from nova3d.experiments.fusion import Case, per_object, read_rows, report, run
 from nova3d.fusion import FusionConfig
@@ -101,10 +101,10 @@ def test_truth_is_the_same_from_its_cache(small, ball, tmp_path):
 
 def test_what_cameras_at_elevation_zero_see_of_a_box(small):
     mesh = trimesh.creation.box((0.6, 0.6, 0.6))
-    centres = Surface(mesh.triangles_center, np.asarray(mesh.face_normals))
+    centres = SurfaceSamples(mesh.triangles_center, np.asarray(mesh.face_normals))
     sideways = np.abs(centres.normals[:, 1]) < 0.5
     np.testing.assert_array_equal(fusion_inputs.visible(centres, mesh), sideways)
-    buried = Surface(centres.points * 0.8, centres.normals)
+    buried = SurfaceSamples(centres.points * 0.8, centres.normals)
     assert not fusion_inputs.visible(buried, mesh).any()
 
 

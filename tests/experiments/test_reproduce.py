@@ -18,7 +18,7 @@ from nova3d.evaluation.mesh_metrics import load_mesh
 from nova3d.evaluation.statistics import Interval
 from nova3d.experiments import reproduce as module
 from nova3d.experiments import study as studies
-from nova3d.experiments.config import Arm, ReproduceConfig
+from nova3d.experiments.config import ReproduceConfig, TableArm
 from nova3d.experiments.reproduce import NOT_PRINTED, reproduce, verdict
 from nova3d.models import NovaUNet
 from nova3d.models.autoencoder import VideoAutoencoder
@@ -77,7 +77,7 @@ def objects(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(model: Path, objects: Path, tmp_path: Path) -> ReproduceConfig:
-    made = ReproduceConfig(objects=str(objects), out=str(tmp_path / "out"), seeds=[0, 1], arms={"NOVA3D": Arm()})
+    made = ReproduceConfig(objects=str(objects), out=str(tmp_path / "out"), seeds=[0, 1], arms={"NOVA3D": TableArm()})
     made.sample.model = str(model)
     made.protocol = str(ROOT / "configs/eval/mini.yaml")
     made.protocol_changes = ["kinds=[views]", "hull_cells=0", "views.metrics=[psnr,mask_iou]", "views.cameras=ortho16"]
@@ -204,7 +204,7 @@ def test_arms_of_the_fusion_share_the_views_and_are_compared(
 
     monkeypatch.setattr(studies, "reconstruct", fused)
     config.seeds, config.fusion = [0], str(ROOT / "configs/fusion/cpu.yaml")
-    config.arms, config.baseline = {"full": Arm(), "no_conflict": Arm(fusion=["conflict.mode=none"])}, "full"
+    config.arms, config.baseline = {"full": TableArm(), "no_conflict": TableArm(fusion=["conflict.mode=none"])}, "full"
     config.protocol_changes = [
         "kinds=[meshes]",
         "hull_cells=0",
