@@ -19,6 +19,7 @@ from nova3d import config
 from nova3d.cli.progress import progress_bar as progress_bar
 from nova3d.errors import InputError, system_reason
 from nova3d.utils import lazy, yaml_text
+from nova3d.utils.hub import is_hub_id
 from nova3d.utils.resources import Shipped, find, locate
 
 Schema = TypeVar("Schema")
@@ -235,6 +236,23 @@ def load_config(
         sys.stdout.write(yaml_text.dump(config.to_dict(settings)))
         sys.exit(0)
     return settings
+
+
+def check_exists(what: str, *paths: str | Path | None, model: bool = False) -> None:
+    """Refuse paths that do not exist, before the packages that would read them are imported.
+
+    Args:
+        what: the option, key or noun that the message begins with.
+        *paths: those that are None or "" are skipped.
+        model: whether the name of a shipped model and a hub id are accepted too.
+
+    Raises:
+        InputError: for the first path that does not exist.
+    """
+    for path in paths:
+        if not path or Path(path).exists() or (model and (locate(path, "model") or is_hub_id(path))):
+            continue
+        raise InputError(f"{what} '{path}' does not exist")
 
 
 def names(text: str | None) -> list[str] | None:

@@ -63,6 +63,10 @@ def evaluate_parser() -> common.Parser:
 def evaluate(argv: Sequence[str] | None = None) -> None:
     """Score predictions against references and print the table; the same command goes on where it ended."""
     options = evaluate_parser().parse(argv)
+    if not options.print_config:
+        common.check_exists("--predictions", *options.predictions)
+        common.check_exists("--references", options.references)
+        common.check_exists("--baseline", options.baseline)
 
     from nova3d.evaluation import Protocol
 

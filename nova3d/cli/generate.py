@@ -209,8 +209,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     if len(folders) != 1:
         raise InputError(f"reconstruct takes one view folder, and {len(folders) or 'none'} is given")
     (views,) = folders
-    if not Path(views).exists():
-        raise InputError(f"view folder '{views}' does not exist")
+    common.check_exists("view folder", views)
 
     from nova3d import layouts
     from nova3d.reconstruction import reconstruct_folder

@@ -33,6 +33,7 @@ def export_parser() -> common.Parser:
 def export(argv: Sequence[str] | None = None) -> None:
     """Write a trained model as the Hugging Face Hub takes it: weights, checksums, card, sample pictures."""
     options = export_parser().parse(argv)
+    common.check_exists("--model", options.model, model=True)
 
     from nova3d.pipeline.export import export_model
     from nova3d.pipeline.folder import model_folder
@@ -63,6 +64,8 @@ def calibrate_parser() -> common.Parser:
 def calibrate(argv: Sequence[str] | None = None) -> None:
     """Measure how far a model's views can be believed, and keep that in the model's folder for the fusion."""
     options = calibrate_parser().parse(argv)
+    common.check_exists("--model", options.model, model=True)
+    common.check_exists("--shards", *options.shards)
 
     from nova3d.experiments.calibration import calibrate_model
 
@@ -93,6 +96,7 @@ def inspect_parser() -> common.Parser:
 def inspect(argv: Sequence[str] | None = None) -> None:
     """Print what loading SVD does with every key, from the files' headers alone."""
     options = inspect_parser().parse(argv)
+    common.check_exists("source", options.source, model=True)
 
     from nova3d.models.svd import inspect_svd, inspect_svd_parts
     from nova3d.models.unet import NovaUNet

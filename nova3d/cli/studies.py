@@ -42,6 +42,8 @@ def reproduce(argv: Sequence[str] | None = None) -> None:
 
     flags = {"names": common.names(options.names), "seeds": common.names(options.seeds)}
     settings = common.load_config(ReproduceConfig, "reproduce", options, flags)
+    common.check_exists("objects", settings.objects)
+    common.check_exists("sample.model", settings.sample.model, model=True)
 
     from nova3d.experiments.reproduce import reproduce as reproduce_table
 
@@ -88,6 +90,7 @@ def _attention(options: Namespace) -> None:
 
     flags = {"held_out": options.objects, "out": options.out, "names": common.names(options.names or None)}
     settings = common.load_config(AttentionConfig, "ablation", options, flags)
+    common.check_exists("--objects", settings.held_out)
 
     from nova3d.experiments.attention import attention_suite, select_arms
 
@@ -103,6 +106,7 @@ def _fusion(options: Namespace) -> None:
     from nova3d.fusion import FusionConfig
 
     settings = common.load_config(FusionConfig, "fusion", options)
+    common.check_exists("--objects", options.objects)
 
     from nova3d.experiments.fusion import SUITE, report, run
     from nova3d.experiments.fusion_inputs import meshes_in

@@ -51,6 +51,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     if not is_main:
         logging.disable(logging.WARNING)
 
+    from nova3d.data.config import shard_folders
     from nova3d.training.config import TrainConfig, preset_overrides
     from nova3d.utils.resources import find
 
@@ -62,6 +63,9 @@ def train(argv: Sequence[str] | None = None) -> None:
 
         print(f"model: {export_posthoc_model(Path(settings.out), options.ema_profile).resolve()}")
         return
+    if not options.dry_run:  # its estimate needs no data
+        _check_paths(settings)
+        common.check_exists("data.cache", *shard_folders(settings.data.cache or ()))
     device = common.pick_device(options.device)
     if options.dry_run:
         from nova3d.training.plan import dry_run
@@ -87,6 +91,19 @@ def train(argv: Sequence[str] | None = None) -> None:
             if outcome.finished
             else "the same command goes on from the checkpoint",
         )
+
+
+def _check_paths(settings: "TrainConfig") -> None:
+    """Check that what a run reads exists, without importing what reads it."""
+    from nova3d.data.config import shard_folders
+    from nova3d.training.config import NO_ENCODER
+
+    common.check_exists("data.shards", *shard_folders(settings.data.shards))
+    common.check_exists("data.validation", *shard_folders(settings.data.validation or ()))
+    common.check_exists("svd", settings.svd, model=True)
+    common.check_exists("vae", settings.vae)
+    common.check_exists("unet", settings.unet)
+    common.check_exists("image_encoder", None if settings.image_encoder == NO_ENCODER else settings.image_encoder)
 
 
 def _last_losses(settings: "TrainConfig") -> str:
@@ -117,9 +134,13 @@ def train_autoencoder(argv: Sequence[str] | None = None) -> None:
     """Train the autoencoder that turns views and normal maps into latents; running it again resumes."""
     options = train_autoencoder_parser().parse(argv)
 
+    from nova3d.data.config import shard_folders
     from nova3d.training.config import AutoencoderTrainConfig
 
     settings = common.load_config(AutoencoderTrainConfig, "train", options)
+    common.check_exists("shards", *shard_folders(settings.shards))
+    common.check_exists("start", settings.start)
+    common.check_exists("generator", settings.generator, model=True)
 
     from nova3d.training.autoencoder import train_autoencoder as train_vae
 
@@ -150,6 +171,7 @@ def cache_latents(argv: Sequence[str] | None = None) -> None:
     settings = common.load_config(TrainConfig, "train", options)
     if not settings.data.cache:
         raise InputError("data.cache= must name the folder to write; so does --out")
+    _check_paths(settings)
 
     from accelerate import PartialState
 

@@ -1,6 +1,8 @@
-"""Settings of augmentation and of the filters of renders, read without torch."""
+"""Settings of data sets: shard folders, augmentation, the filters of renders. They are read without torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -75,3 +77,12 @@ class FilterConfig:
         ]
     )
     """The codes that refuse an object; the others only tag it."""
+
+
+def shard_folders(folder: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The folders that a setting names: one, a sequence, or text with commas between them."""
+    if not isinstance(folder, str | Path):
+        return [Path(f) for f in folder]
+    if isinstance(folder, Path) or "," not in folder or Path(folder).is_dir():
+        return [Path(folder)]
+    return [Path(name.strip()) for name in folder.split(",") if name.strip()]

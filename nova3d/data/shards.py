@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nova3d import images, normals
 from nova3d.cameras import Cameras
+from nova3d.data.config import shard_folders
 from nova3d.errors import InputError, first_line
 from nova3d.transforms import cameras_from_transforms, cameras_to_transforms
 from nova3d.utils import provenance
@@ -270,15 +271,6 @@ class ShardReader:
         rgb = rgba[..., :3] if self._origins[row][1] == _WHITE else images.composite(rgba)
         mask = rgba[..., 3]
         return ViewSet(rgb, normal * (mask > 0)[..., None], mask, self.cameras[chosen])
-
-
-def shard_folders(folder: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The folders that a setting names: one, a sequence, or text with commas between them."""
-    if not isinstance(folder, str | Path):
-        return [Path(f) for f in folder]
-    if isinstance(folder, Path) or "," not in folder or Path(folder).is_dir():
-        return [Path(folder)]
-    return [Path(name.strip()) for name in folder.split(",") if name.strip()]
 
 
 def members_hash(members: Mapping[str, bytes]) -> str:

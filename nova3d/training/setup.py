@@ -15,8 +15,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from nova3d import config as configs
 from nova3d.cameras import preset
 from nova3d.data import augment
+from nova3d.data.config import shard_folders
 from nova3d.data.multiview import MultiViewDataset
-from nova3d.data.shards import shard_folders, shard_hash
+from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
 from nova3d.models.attention_backend import pick_attention, use_attention
 from nova3d.tasks import TASKS

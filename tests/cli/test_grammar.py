@@ -23,7 +23,7 @@ HEAVY = {"torch", "scipy", "diffusers", "transformers", "numba", "trimesh", "ric
 # What each verb needs before its keys are looked at.
 NEEDED = {
     "reconstruct": ["views", "--out", "mesh.glb"],
-    "evaluate": ["--predictions", "a", "--references", "b", "--out", "c"],
+    "evaluate": ["--predictions", ".", "--references", ".", "--out", "c"],
     "reproduce": ["table1"],
     "ablate": ["--suite", "attention", "--objects", "x"],
     "export": ["--model", "a", "--out", "b"],
@@ -32,8 +32,31 @@ NEEDED = {
     "completion": ["bash"],
 }
 
+# A file or folder that is not there.
+MISSING = [
+    ["train", "data.shards=assets/train-sample,absent"],
+    ["train", "data.validation=absent"],
+    ["train", "vae=absent"],
+    ["train", "svd=absent"],
+    ["train", "vae=.", "data.cache=absent"],
+    ["train-autoencoder", "shards=absent"],
+    ["train-autoencoder", "generator=absent"],
+    ["cache-latents", "data.shards=absent", "--out", "latents"],
+    ["reproduce", "table1", "--objects", "absent"],
+    ["reproduce", "table1", "--objects", ".", "--model", "absent"],
+    ["ablate", "--suite", "attention", "--objects", "absent"],
+    ["ablate", "--suite", "fusion", "--objects", "absent"],
+    ["evaluate", "--predictions", "absent", "--references", ".", "--out", "c"],
+    ["evaluate", "--predictions", ".", "--references", "absent", "--out", "c"],
+    ["evaluate", "--predictions", ".", "--references", ".", "--out", "c", "--baseline", "absent"],
+    ["export", "--model", "absent", "--out", "b"],
+    ["calibrate", "--model", "absent", "--shards", "."],
+    ["calibrate", "--model", "nova3d-mini", "--shards", "absent"],
+    ["inspect", "absent"],
+]
 
-def test_help_and_a_bad_key_of_every_verb_load_no_torch() -> None:
+
+def test_help_a_bad_key_and_a_missing_path_of_every_verb_load_no_torch() -> None:
     commands = [[verb, "--help"] for verb in VERBS]
     commands += [[verb, *NEEDED.get(verb, []), "no_such_key=1"] for verb in VERBS]
     commands += [
@@ -43,6 +66,7 @@ def test_help_and_a_bad_key_of_every_verb_load_no_torch() -> None:
     commands += [["generate", "--no-such-option"], ["--help"], ["--version"], ["no-such-verb"]]
     commands += [["generate", "absent.png"], ["sample", "absent.png"], ["reconstruct", "absent", "--out", "mesh.glb"]]
     commands += [["generate", "absent.png", "--workers", "0"]]
+    commands += MISSING
     program = f"""
 import sys
 from nova3d.cli import main
@@ -63,8 +87,9 @@ for words in {commands!r}:
         code = 0 if words[-1] in ("--help", "--version") else 2
         assert result == " ".join(["RESULT", *words, str(code), "[]"])
     errors = done.stderr.splitlines()
-    assert len(errors) == len(VERBS) + 8 and all(line.startswith("error: ") for line in errors)
+    assert len(errors) == len(VERBS) + 8 + len(MISSING) and all(line.startswith("error: ") for line in errors)
     assert sum("no_such_key" in line for line in errors) == len(VERBS) + 2
+    assert all(line.endswith("'absent' does not exist") for line in errors[-len(MISSING) :])
 
 
 def test_an_unknown_verb_is_one_line_with_the_nearest(

@@ -146,7 +146,18 @@ def test_the_attention_suite_takes_only_the_arms_that_are_asked_for(
         raise InputError("far enough")
 
     monkeypatch.setattr("nova3d.experiments.attention.attention_suite", suite)
-    command = ["--suite", "attention", "--objects", "x", "--config", str(path), "--arms", arms, "--device", "cpu"]
+    command = [
+        "--suite",
+        "attention",
+        "--objects",
+        str(tmp_path),
+        "--config",
+        str(path),
+        "--arms",
+        arms,
+        "--device",
+        "cpu",
+    ]
     with pytest.raises(InputError, match="far enough"):
         studies.ablate(command)
     assert taken == [expected]
