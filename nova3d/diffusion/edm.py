@@ -155,10 +155,22 @@ def karras_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 700.0, rh
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
+def init_noise_sigma(sigma_max: float) -> float:
+    """Standard deviation of the noise that sampling starts from, sqrt(sigma_max^2 + 1); diffusers has the same name.
+
+    Args:
+        sigma_max: the first noise level.
+
+    Returns:
+        The deviation of x at `sigma_max`, for data of unit deviation.
+    """
+    return (sigma_max**2 + 1) ** 0.5
+
+
 def initial_noise(
     shape: tuple[int, ...], sigma_max: float, seed: int | torch.Generator, device: torch.device | str
 ) -> Tensor:
-    """Noise to start sampling from, of the standard deviation of x at sigma_max, sqrt(sigma_max^2 + 1).
+    """Noise to start sampling from, of the standard deviation `init_noise_sigma`.
 
     Args:
         shape: of the noise, written ... below.
@@ -170,7 +182,7 @@ def initial_noise(
         float32 [...], on `device`.
     """
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, device=generator.device).to(device) * (sigma_max**2 + 1) ** 0.5
+    return torch.randn(shape, generator=generator, device=generator.device).to(device) * init_noise_sigma(sigma_max)
 
 
 def solver_step(denoise: Denoise, x: Tensor, sigma: Tensor, next_sigma: Tensor, solver: str) -> Tensor:

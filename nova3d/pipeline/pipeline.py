@@ -25,6 +25,7 @@ from nova3d.choices import CutoutMethod  # noqa: E402
 from nova3d.diffusion import (  # noqa: E402
     SOLVERS,
     Guidance,
+    init_noise_sigma,
     initial_noise,
     karras_sigmas,
     precondition,
@@ -55,6 +56,7 @@ from nova3d.pipeline.outputs import (  # noqa: E402
 from nova3d.tasks import CONDITIONS, TASKS  # noqa: E402
 from nova3d.utils import hub  # noqa: E402
 from nova3d.utils.files import read_json, write_json, write_text  # noqa: E402
+from nova3d.views import ViewSet  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -219,7 +221,7 @@ class Nova3DPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> Any:
+    ) -> Any:  # Nova3DOutput | tuple: a union would ask every caller to narrow it
         """Generate 16 views and 16 normal maps of the object in each picture.
 
         Args:
@@ -257,19 +259,10 @@ class Nova3DPipeline(DiffusionPipeline):
             InputError: for a picture without an object, for arguments that do not fit, and for work that does not fit
                 into the device's memory in its smallest pieces.
         """
-        if output_type not in get_args(OutputType):
-            raise InputError(f"output_type '{output_type}' is not one of {', '.join(get_args(OutputType))}")
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise InputError(
-                f"a callback's tensor can be {', '.join(self._callback_tensor_inputs)}, got {min(unknown)}"
-            )
-        given = _picture_list(image)
-        if not given:
-            raise InputError("the list of pictures is empty")
+        config, given = self.config, _picture_list(image)
+        solver = solver or config.solver
+        self.check_inputs(given, solver, output_type, callback_on_step_end_tensor_inputs)
         noise_sources = _noise_sources(generator, seed, len(given))
-        config = self.config
-        if (solver := solver or config.solver) not in SOLVERS:
-            raise InputError(f"solver '{solver}' is not one of {', '.join(SOLVERS)}")
         self._guidance_scale = (config.guidance_low, config.guidance_high) if guidance_scale is None else guidance_scale
         self._guidance_kind = guidance_kind
         steps = config.steps if num_inference_steps is None else num_inference_steps
@@ -300,15 +293,39 @@ class Nova3DPipeline(DiffusionPipeline):
             result = Nova3DOutput(latents=x.cpu())
         else:
             decoded = self.decode_latents(x, conditioning.guide)
-            kept = pictures if keep_input else [None] * len(given)
-            guides = [None] * len(given) if conditioning.guide is None else conditioning.guide.float().cpu()
-            views = [
-                to_views(pair, self.cameras, picture, self.calibration, guide, config.condition_share)
-                for pair, picture, guide in zip(decoded, kept, guides, strict=True)
-            ]
+            views = self.compose_views(decoded, conditioning.guide, pictures if keep_input else None)
             result = postprocess(views, output_type, torch.stack([outline_agreement(pair) for pair in decoded]))
         self.maybe_free_model_hooks()
         return result if return_dict else result.to_tuple()
+
+    def check_inputs(
+        self,
+        pictures: Sequence[images.Picture],
+        solver: str,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Check the arguments of a call that nothing else checks.
+
+        Args:
+            pictures: a list of b pictures as `__call__` takes them; tensors are float [h,w,4] in [0,1], or uint8.
+            solver: see `__call__`.
+            output_type: see `__call__`.
+            callback_on_step_end_tensor_inputs: see `__call__`.
+
+        Raises:
+            InputError: naming the argument.
+        """
+        if output_type not in get_args(OutputType):
+            raise InputError(f"output_type '{output_type}' is not one of {', '.join(get_args(OutputType))}")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise InputError(
+                f"a callback's tensor can be {', '.join(self._callback_tensor_inputs)}, got {min(unknown)}"
+            )
+        if not pictures:
+            raise InputError("the list of pictures is empty")
+        if solver not in SOLVERS:
+            raise InputError(f"solver '{solver}' is not one of {', '.join(SOLVERS)}")
 
     def encode_image(
         self, pictures: Tensor, noise_aug_strength: float, generators: Sequence[torch.Generator]
@@ -373,7 +390,7 @@ class Nova3DPipeline(DiffusionPipeline):
         latents = latents[None] if latents.dim() == len(shape) else latents
         if (expected := (len(generators), *shape)) != latents.shape:
             raise InputError(f"latents must have the shape {expected}, got {tuple(latents.shape)}")
-        return latents.to(device, torch.float32) * (sigma_max**2 + 1) ** 0.5
+        return latents.to(device, torch.float32) * init_noise_sigma(sigma_max)
 
     def denoise_latents(
         self,
@@ -428,6 +445,24 @@ class Nova3DPipeline(DiffusionPipeline):
             lambda memory: memory.less_for_decoding(latents.shape[2], self.config.size),
         )
         return decoded
+
+    def compose_views(self, decoded: Tensor, guide: Tensor | None, pictures: Tensor | None) -> list[ViewSet]:
+        """Views from decoded pictures, as `nova3d.pipeline.outputs.to_views` makes them.
+
+        Args:
+            decoded: float32 [b,t,v,3,H,W] in [-1,1], on the CPU.
+            guide: float [b,t,v,4,H,W], Conditioning.guide, or None.
+            pictures: float [b,H,W,4] in [0,1], the framed pictures that view 0 shows; None: it shows its own colours.
+
+        Returns:
+            The views of b pictures.
+        """
+        kept = [None] * len(decoded) if pictures is None else pictures
+        guides = [None] * len(decoded) if guide is None else guide.float().cpu()
+        return [
+            to_views(pair, self.cameras, picture, self.calibration, shown, self.config.condition_share)
+            for pair, picture, shown in zip(decoded, kept, guides, strict=True)
+        ]
 
     def _view_scales(self) -> Tensor:
         """[v] guidance scales of the current call. Raises ValueError for an unknown kind."""
