@@ -1,8 +1,10 @@
 """Work that is shared out over processes: one, several CPU processes of one thread each, or one process per GPU."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,12 +12,15 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
 
+import psutil
+
 from nova3d.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _POLL_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
 
 # (part, parts, device, tick): does the shares part, part + parts, part + 2 parts ... and calls `tick` after each.
 Work = Callable[[int, int, str, Callable[[], None]], None]
@@ -44,7 +49,7 @@ def in_parts(work: Work, workers: int, device: str, tick: Callable[[], None]) ->
     processes = []
     for part in range(workers):
         here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_worker, args=(work, part, workers, device, there))
+        process = context.Process(target=_worker, args=(work, part, workers, device, os.getpid(), there))
         with _environment(_variables(part, visible)):
             process.start()
         there.close()
@@ -91,7 +96,7 @@ def in_pool(
 
     def start(number: int) -> None:
         here, there = context.Pipe()
-        process = context.Process(target=_pool_worker, args=(prepare, device, there))
+        process = context.Process(target=_pool_worker, args=(prepare, device, os.getpid(), there))
         with _environment(_variables(number, visible)):
             process.start()
         there.close()
@@ -132,8 +137,8 @@ def in_pool(
             process.join()
 
 
-def _pool_worker(prepare: Callable[[str], Callable[[Any], Any]], device: str, pipe: Connection) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _pool_worker(prepare: Callable[[str], Callable[[Any], Any]], device: str, parent: int, pipe: Connection) -> None:
+    exit_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     with suppress(EOFError):  # the parent has no more tasks
         task = pipe.recv()
@@ -146,8 +151,8 @@ def _pool_worker(prepare: Callable[[str], Callable[[Any], Any]], device: str, pi
             pipe.send((None, str(error)))
 
 
-def _worker(work: Work, part: int, parts: int, device: str, pipe: Connection) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _worker(work: Work, part: int, parts: int, device: str, parent: int, pipe: Connection) -> None:
+    exit_with_parent(parent)
     try:
         work(part, parts, device, lambda: None)
         pipe.send("")
@@ -155,12 +160,26 @@ def _worker(work: Work, part: int, parts: int, device: str, pipe: Connection) ->
         pipe.send(str(error))
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent has ended, also by SIGKILL: nobody would read what it still makes."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
+def exit_with_parent(parent: int) -> None:
+    """End this process when its parent has ended, also by SIGKILL: nothing would read what it still makes.
+
+    On Linux the kernel kills it, whatever it is doing. Elsewhere a thread ends it.
+
+    Args:
+        parent: the process id of its parent, which may have ended already.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it ended before the call
         os._exit(1)
+
+
+def _exit_after(process: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(process).wait()
+    os._exit(1)
 
 
 def _receive(pipe: Connection) -> str | None:

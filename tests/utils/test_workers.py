@@ -1,5 +1,6 @@
 """Work shared out between processes: each has its part, and what goes wrong in one comes back in a line."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from nova3d.errors import InputError
-from nova3d.utils.workers import in_parts, in_pool
+from nova3d.utils.workers import exit_with_parent, in_parts, in_pool
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = """
@@ -74,6 +75,15 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> None:
         assert parent.returncode == (143 if number == signal.SIGTERM else -9) and b"Traceback" not in errors
         workers = [int(path.name) for path in folder.iterdir()]
         wait_for(lambda workers=workers: not any(psutil.pid_exists(pid) for pid in workers))
+
+
+def test_a_worker_whose_parent_is_gone_ends_itself() -> None:
+    fork = multiprocessing.get_context("fork")
+    for parent, code in ((os.getpid(), 0), (os.getppid(), 1)):
+        process = fork.Process(target=exit_with_parent, args=(parent,))
+        process.start()
+        process.join()
+        assert process.exitcode == code
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -1,6 +1,6 @@
 """The retry policy of a render job: time limits, when to give an object up, when to stop a worker."""
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 
 from nova3d.data.jobs.config import PoolConfig
@@ -23,39 +23,39 @@ _NOT_THE_WORKER = {
 }
 
 
+@dataclass
 class Timeouts:
     """Time limits that follow the times per view of all workers.
 
     Attributes:
+        config: the limits.
         warm: False until the first view on a GPU, whose kernels may have to be compiled first.
     """
 
-    def __init__(self, config: PoolConfig, warm: bool):
-        self.warm = warm
-        self._config = config
-        self._view_seconds: deque[float] = deque(maxlen=_VIEW_TIMES)
-        self._p95 = 0.0
-        self._since_update = 0
+    config: PoolConfig
+    warm: bool
+    _view_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_VIEW_TIMES))
+    _observed: int = 0
+    _p95: float = 0.0
 
     def observe(self, seconds: float) -> None:
         """Take in the time of one view."""
         self._view_seconds.append(seconds)
-        self._since_update += 1
-        if self._since_update >= 50 or len(self._view_seconds) < 50:  # sorting for every view would cost too much
+        self._observed += 1
+        if self._observed < 50 or self._observed % 50 == 0:  # sorting for every view would cost too much
             self._p95 = sorted(self._view_seconds)[int(0.95 * (len(self._view_seconds) - 1))]
-            self._since_update = 0
 
     def heartbeat(self, last_try: bool) -> float:
         """Return the seconds without progress after which a worker is killed."""
-        return self._limit(max(self._config.beat_seconds, self._config.beat_factor * self._p95), last_try)
+        return self._limit(max(self.config.beat_seconds, self.config.beat_factor * self._p95), last_try)
 
     def per_object(self, last_try: bool) -> float:
         """Return the seconds that one object may take in all."""
-        return self._limit(self._config.object_seconds, last_try)
+        return self._limit(self.config.object_seconds, last_try)
 
     def _limit(self, seconds: float, last_try: bool) -> float:
         seconds = 2 * seconds if last_try else seconds
-        return seconds if self.warm else max(seconds, self._config.start_seconds)
+        return seconds if self.warm else max(seconds, self.config.start_seconds)
 
 
 @dataclass
@@ -96,14 +96,20 @@ class Task:
         return self.reason is Reason.OUT_OF_MEMORY
 
 
+def outcome_state(reason: Reason | None) -> str:
+    """Return the state of an object that ended with `reason` (None: done); only what failed may be tried again."""
+    if reason is None:
+        return "done"
+    return "failed" if reason.transient else "refused"
+
+
 @dataclass(frozen=True)
 class Result:
     """The end of one try of one object.
 
     Attributes:
         task: the object.
-        state: done, refused or failed.
-        reason: why not done.
+        reason: why it is not done, None where it is.
         message: one line on the reason.
         seconds: how long the try took.
         worker: the slot's name, "" where the object did not reach a worker.
@@ -113,7 +119,6 @@ class Result:
     """
 
     task: Task
-    state: str
     reason: Reason | None
     message: str = ""
     seconds: float = 0.0
@@ -139,8 +144,7 @@ class CircuitBreaker:
         self._blanks = self._blanks + 1 if reason is Reason.BLANK_RENDER else 0
         if 0 < self.config.breaker_blanks <= self._blanks:
             return f"{self._blanks} blank renders in a row (pool.breaker_blanks)"
-        counts = Counter(code for _, code in self.recent if code is not None)
-        for code, count in counts.most_common(1):
-            if 0 < self.config.breaker_share * _WINDOW < count:
-                return f"'{code}' for {count} of its last {len(self.recent)} objects (pool.breaker_share)"
+        count = sum(code is reason for _, code in self.recent)
+        if reason is not None and 0 < self.config.breaker_share * _WINDOW < count:
+            return f"'{reason}' for {count} of its last {len(self.recent)} objects (pool.breaker_share)"
         return ""

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from pathlib import Path
@@ -23,11 +24,11 @@ from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.devices import Slot
 from nova3d.data.jobs.fetch import Fetcher
 from nova3d.data.jobs.journal import Journal, object_path, write_status
-from nova3d.data.jobs.policy import Result, Task, Timeouts
+from nova3d.data.jobs.policy import Result, Task, Timeouts, outcome_state
 from nova3d.data.jobs.worker_client import WorkerClient, process_tree_memory
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError, system_reason
-from nova3d.rendering.reasons import Reason
+from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils.files import write_text
 from nova3d.utils.progress import Progress
 
@@ -60,9 +61,9 @@ class RunSummary:
     reasons: Counter[str] = field(default_factory=Counter)
     ended: str = ""
 
-    def count(self, state: str, reason: Reason | None, change: int = 1) -> None:
-        """Add an object, or take it back with change=-1."""
-        self.states[state] += change
+    def count(self, reason: Reason | None, change: int = 1) -> None:
+        """Add an object that ended with `reason` (None: done), or take it back with change=-1."""
+        self.states[outcome_state(reason)] += change
         if reason is not None:
             self.reasons[str(reason)] += change
 
@@ -93,7 +94,7 @@ class TaskQueue:
         self._pending = deque(tasks)
         self.total = len(self._pending)
         self._retries: deque[Task] = deque()  # after everything else
-        self._fetching: dict[str, Task] = {}
+        self._fetching: list[tuple[Task, Future[Path], float]] = []  # with the time of its start
         self._ready: deque[tuple[Task, Path]] = deque()
         self._failed_fetches: list[Task] = []  # in a row
         self._finish_times: deque[float] = deque(maxlen=10_000)
@@ -114,21 +115,24 @@ class TaskQueue:
         room = self._pool.fetch_ahead * workers - len(self._fetching) - len(self._ready)
         while room > 0 and (self._pending or self._retries):
             task = (self._pending or self._retries).popleft()
-            self._fetching[task.asset.uid] = task
-            self._fetcher.request(task.asset)
+            self._fetching.append((task, self._fetcher.request(task.asset), time.monotonic()))
             room -= 1
 
     def collect_fetched(self) -> None:
-        """Take in what has been fetched since the last call."""
-        for fetched in self._fetcher.finished(self._pool.fetch_seconds):
-            task = self._fetching.pop(fetched.uid)
-            if fetched.path is not None:
+        """Take in the fetches that ended since the last call; one that takes too long has failed."""
+        limit, now = self._pool.fetch_seconds, time.monotonic()
+        for entry in [entry for entry in self._fetching if entry[1].done() or now - entry[2] > limit]:
+            self._fetching.remove(entry)
+            task, future, _ = entry
+            try:
+                self._ready.append((task, future.result(timeout=0)))
                 self._failed_fetches.clear()
-                self._ready.append((task, fetched.path))
                 continue
-            assert fetched.error is not None
-            error = fetched.error
-            self.finish(Result(task, "failed" if error.reason.transient else "refused", error.reason, str(error)))
+            except RenderError as failure:
+                error = failure
+            except TimeoutError:
+                error = RenderError(Reason.FETCH_FAILED, f"not fetched within {limit:g} s")
+            self.finish(Result(task, error.reason, str(error)))
             if error.reason is Reason.FETCH_FAILED:
                 self._failed_fetches.append(task)
         if len(self._failed_fetches) >= _FETCH_FAILURES and not self.fatal:
@@ -138,43 +142,36 @@ class TaskQueue:
 
     def finish(self, result: Result) -> None:
         """Write a result to the journal; where another try may help, queue the task again."""
-        task, reason, strikes = result.task, result.reason, self._pool.strikes
+        task, reason, state, strikes = result.task, result.reason, outcome_state(result.reason), self._pool.strikes
         if reason is Reason.WRITE_ERROR:  # not the object's fault: the try does not count
             self.fatal = result.message
             self._pending.appendleft(task)
             return
         self._fetcher.discard(task.asset.uid)
         attempt = 0
-        if result.state == "failed" and reason is not None:
+        if reason is not None and reason.transient:
             task.record_failure(reason, result.worker_died)
             attempt = max(task.failures, strikes) if task.given_up(strikes) else task.failures
         self._journal.write(
-            task.asset,
-            result.state,
-            reason or "",
-            result.message,
-            attempt,
-            result.seconds,
-            result.worker,
-            result.device,
+            task.asset, state, reason or "", result.message, attempt, result.seconds, result.worker, result.device
         )
         if reason is not None:
-            log.info("object %s %s (%s: %s)", task.asset.uid, result.state, reason, result.message)
-        if result.state == "failed" and not task.given_up(strikes):
+            log.info("object %s %s (%s: %s)", task.asset.uid, state, reason, result.message)
+        if state == "failed" and not task.given_up(strikes):
             self._retries.append(task)
             return
-        self.summary.count(result.state, reason)
+        self.summary.count(reason)
         self._finish_times.append(time.monotonic())
 
     def requeue(self, recent: Iterable[tuple[Task, Reason | None]], why: str) -> None:
         """Discard the recent results of a faulty worker; its objects are rendered again."""
-        for task, reason in recent:
-            if reason is not None and reason.transient and not task.given_up(self._pool.strikes):
+        for task, found in {task.asset.uid: (task, reason) for task, reason in recent}.values():  # the latest of each
+            if found is not None and found.transient and not task.given_up(self._pool.strikes):
                 continue  # is tried again anyway
+            reason = task.reason if found is not None and found.transient else found  # the last try counts
             object_path(self._out, task.asset.uid).unlink(missing_ok=True)
             self._journal.write(task.asset, "queued", message=f"suspect: {why}")
-            state = "done" if reason is None else "failed" if reason.transient else "refused"
-            self.summary.count(state, task.reason or reason, -1)
+            self.summary.count(reason, -1)
             self._pending.append(Task(task.asset, suspect=True))
 
     def rate(self) -> float:

@@ -5,17 +5,15 @@ its stdout. Both are redirected at the start, so that whatever a library prints 
 
 in:  {"asset": {...}, "path": FILE, "target": TAR}
 out: {"event": "ready", "engine": {...}} once, then per object {"event": "beat", "views": n} and
-     {"event": "end", "uid": ..., "state": "done" | "refused" | "failed", "reason": ..., "message": ...};
+     {"event": "end", "uid": ..., "reason": ..., "message": ...}, both "" where the object is done;
      {"event": "fault", "reason": ..., "message": ...} where the engine cannot start.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -36,10 +34,9 @@ from nova3d.data.sources import Asset
 from nova3d.errors import InputError, system_reason
 from nova3d.rendering.engine import Engine, make_engine
 from nova3d.rendering.reasons import Reason, RenderError, one_line
-from nova3d.utils import provenance
+from nova3d.utils import provenance, workers
 from nova3d.utils.files import is_disk_full
 
-_PR_SET_PDEATHSIG = 1
 _LONGEST_MESSAGE = 400
 _GRACE_SECONDS = 20.0
 
@@ -55,10 +52,11 @@ class ObjectRenderer:
     cameras: Cameras
     writer: str
 
-    def render(self, asset: Asset, path: Path, target: Path, send: Send) -> dict[str, Any]:
-        """Render `path` into the tar `target`; return state, reason and message of the object. Raises nothing."""
+    def render(self, asset: Asset, path: Path, target: Path, send: Send) -> dict[str, str]:
+        """Render `path` into the tar `target`; return reason and message, both "" where it is done. Raises nothing."""
         try:
-            return self._render(asset, path, target, send)
+            self._render(asset, path, target, send)
+            return {"reason": "", "message": ""}
         except RenderError as fault:
             reason, message = fault.reason, str(fault)
         except InputError as error:  # an engine's loader says so of a file it cannot use
@@ -69,10 +67,9 @@ class ObjectRenderer:
             traceback.print_exc()
             reason = Reason.WRITE_ERROR if is_disk_full(error) else Reason.CRASH
             message = f"{type(error).__name__}: {error}"
-        state = "failed" if reason.transient else "refused"
-        return {"state": state, "reason": reason, "message": one_line(message, path.parent)[:_LONGEST_MESSAGE]}
+        return {"reason": reason, "message": one_line(message, path.parent)[:_LONGEST_MESSAGE]}
 
-    def _render(self, asset: Asset, path: Path, target: Path, send: Send) -> dict[str, Any]:
+    def _render(self, asset: Asset, path: Path, target: Path, send: Send) -> None:
         digest = provenance.hash_file(path)
         rendered = self.engine.render(path, self.cameras, lambda views: send({"event": "beat", "views": views}))
         filtered = apply_filters(rendered, self.cameras, self.config.filters)
@@ -93,7 +90,6 @@ class ObjectRenderer:
             write_object(target, members, self.writer)
         except OSError as error:
             raise RenderError(Reason.WRITE_ERROR, f"cannot write '{target}': {system_reason(error)}") from error
-        return {"state": "done", "reason": "", "message": ""}
 
 
 def main() -> None:
@@ -103,7 +99,7 @@ def main() -> None:
     arguments.add_argument("--writer", required=True, help="name of this worker in temporary file names")
     arguments.add_argument("--parent", type=int, required=True, help="process id of who started it")
     options = arguments.parse_args()
-    exit_with_parent(options.parent)
+    workers.exit_with_parent(options.parent)
     requests, send = _redirect_stdio()
     try:
         config = configs.load(RenderConfig, options.config)
@@ -121,14 +117,6 @@ def main() -> None:
             send({"event": "end", "uid": asset.uid, **end})
     finally:
         renderer.engine.close()
-
-
-def exit_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent` dies (Linux; elsewhere the end of stdin ends it)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call
-        os._exit(1)
 
 
 def _redirect_stdio() -> tuple["queue.SimpleQueue[dict[str, Any] | None]", Send]:

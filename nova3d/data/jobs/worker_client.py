@@ -18,7 +18,9 @@ import psutil
 from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.devices import Slot
 from nova3d.data.jobs.policy import CircuitBreaker, Result, Task, Timeouts
+from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
+from nova3d.utils.files import parse_json
 
 log = logging.getLogger(__name__)
 WORKER = ("-m", "nova3d.data.jobs.worker")  # the program that speaks the worker's protocol
@@ -89,8 +91,8 @@ class WorkerClient:
                     self._record_beat(message["views"])
                 case "end":
                     reason = Reason(message["reason"]) if message["reason"] else None
-                    tail = self.process.log_tail() if message["state"] == "failed" else ""
-                    result = self._result(message["state"], reason, message["message"], tail)
+                    tail = self.process.log_tail() if reason and reason.transient else ""
+                    result = self._result(reason, message["message"], tail)
                 case "fault":
                     self._fail_start(message["message"], final=message["reason"] == Reason.DEVICE)
             if self.process is None:
@@ -159,26 +161,25 @@ class WorkerClient:
         log.warning("worker %s killed at object %s: %s", self.slot.name, self.task.asset.uid, message)
         tail = self.process.log_tail()
         self.terminate()
-        return self._result("failed", reason, message, tail, worker_died=True)
+        return self._result(reason, message, tail, worker_died=True)
 
     def _handle_exit(self) -> Result | None:
         """Clean up after a process that ended by itself."""
         assert self.process is not None
         was_ready, tail = self._ready, self.process.log_tail()
         why = f"the worker died: {self.process.end(_EXIT_SECONDS)}"
+        why += f" | stderr: {tail.splitlines()[-1][:200]}" if tail else ""
         self.process, self._ready = None, False
-        last_line = tail.splitlines()[-1][:200] if tail else ""
-        why += f" | stderr: {last_line}" if last_line else ""
         if self.task:
-            return self._result("failed", Reason.CRASH, why, tail, worker_died=True)
+            return self._result(Reason.CRASH, why, tail, worker_died=True)
         if not was_ready:
             self._fail_start(why, final=False)
         return None
 
-    def _result(self, state: str, reason: Reason | None, message: str, tail: str, worker_died: bool = False) -> Result:
+    def _result(self, reason: Reason | None, message: str, tail: str, worker_died: bool = False) -> Result:
         assert self.task is not None
         task, self.task, device = self.task, None, self.slot.gpu or "cpu"
-        return Result(task, state, reason, message, self.seconds, self.slot.name, device, worker_died, tail)
+        return Result(task, reason, message, self.seconds, self.slot.name, device, worker_died, tail)
 
 
 class WorkerProcess:
@@ -214,9 +215,8 @@ class WorkerProcess:
         os.set_blocking(self._answers.fileno(), False)
 
     def _environment(self) -> dict[str, str]:
-        threads = str(self._slot.threads)
-        folders = {key: str(self._folder) for key in ("TMPDIR", "TEMP", "TMP")}
-        counts = {key: threads for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        folders = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self._folder))
+        counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._slot.threads))
         cache = {"CUDA_CACHE_MAXSIZE": str(_CUDA_CACHE_BYTES)}
         # Exactly one GPU, by UUID; on the CPU none, so that nothing takes one unasked.
         return cache | dict(os.environ) | folders | counts | {"CUDA_VISIBLE_DEVICES": self._slot.gpu}
@@ -239,15 +239,10 @@ class WorkerProcess:
     def receive(self) -> tuple[list[dict[str, Any]], bool]:
         """Return the messages that have arrived, and whether the process is still there."""
         alive = True
-        while True:
-            try:
-                data = os.read(self._answers.fileno(), 1 << 16)
-            except BlockingIOError:
-                break
-            if not data:
-                alive = False
-                break
-            self._unread += data
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._answers.fileno(), 1 << 16):
+                self._unread += data
+            alive = False
         *lines, self._unread = self._unread.split(b"\n")
         return [message for line in lines if (message := _parse_message(line))], alive
 
@@ -307,11 +302,8 @@ def process_tree_memory(roots: Iterable[int]) -> dict[int, int]:
 
 def _parse_message(line: bytes) -> dict[str, Any] | None:
     """Return a message, or None for what a library printed before the worker redirected its stdout."""
-    try:
-        message = json.loads(line)
-    except ValueError:
-        message = None
-    if isinstance(message, dict) and "event" in message:
-        return message
+    with contextlib.suppress(InputError):
+        if "event" in (message := parse_json(line, dict, "message")):
+            return message
     log.debug("a worker printed %r", line[:200])
     return None

@@ -18,7 +18,6 @@ from pathlib import Path
 
 REASONS = {"refuse": "empty_scene", "blank": "blank_render", "oom": "out_of_memory", "lost": "device"}
 HOARD: list[bytes] = []
-TRANSIENT = ("out_of_memory", "device")
 
 
 def main() -> None:
@@ -46,8 +45,7 @@ def main() -> None:
         reason = perform(fault, mesh)
         if not reason:
             write(Path(request["target"]), uid, path, writer)
-        state = "failed" if reason in TRANSIENT else "refused" if reason else "done"
-        say({"event": "end", "uid": uid, "state": state, "reason": reason, "message": fault})
+        say({"event": "end", "uid": uid, "reason": reason, "message": fault})
 
 
 def perform(fault: str, mesh: dict[str, object]) -> str:

@@ -22,7 +22,7 @@ from nova3d import config as configs
 from nova3d.data import duplicates
 from nova3d.data.jobs import job, journal
 from nova3d.data.jobs.config import RenderConfig
-from nova3d.data.jobs.worker import ObjectRenderer, exit_with_parent
+from nova3d.data.jobs.worker import ObjectRenderer
 from nova3d.data.shards import ShardReader, read_facts, read_object
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
@@ -161,15 +161,6 @@ def test_a_signal_drains_the_job(
     assert sum(len(tries(uid)) for uid in meshes) == counts["done"]  # what had begun was finished
 
 
-def test_a_worker_whose_parent_is_gone_ends_itself() -> None:
-    fork = multiprocessing.get_context("fork")
-    for parent, code in ((os.getpid(), 0), (os.getppid(), 1)):
-        process = fork.Process(target=exit_with_parent, args=(parent,))
-        process.start()
-        process.join()
-        assert process.exitcode == code
-
-
 def test_real_meshes_give_the_same_shards_whatever_the_workers(
     tmp_path: Path, same_files: Same, lopsided_file: Path, sphere_file: Path
 ) -> None:
@@ -212,6 +203,6 @@ def test_a_mesh_is_read_once(tmp_path: Path, sphere_file: Path, monkeypatch: pyt
     config = RenderConfig(preset="ortho4", size=24)
     renderer = ObjectRenderer(config, make_engine(config.engine), config.cameras(), "test")
     end = renderer.render(Asset("ball", "folder"), sphere_file, tmp_path / "ball.tar", lambda message: None)
-    assert end["state"] == "done" and calls == {"load_mesh": 1, "read_scene": 1, "read_regular": 1}
+    assert end == {"reason": "", "message": ""} and calls == {"load_mesh": 1, "read_scene": 1, "read_regular": 1}
     facts = json.loads(read_object(tmp_path / "ball.tar")["ball.json"])
     assert facts["geometry"] == duplicates.geometry_key(meshes.load_mesh(sphere_file))
