@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 from nova3d.data.jobs.config import GPU_DEVICES, RenderConfig
 from nova3d.errors import InputError
+from nova3d.utils import compat
 
 _WORKERS_PER_GPU = 2  # one loads and writes while the other draws
 _MEMORY_SHARE = 0.9
@@ -114,15 +116,17 @@ def memory_bytes() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of `examine`.
+def _nvidia_smi(*arguments: str) -> str:
+    """Return what nvidia-smi prints, "" where it is missing or fails."""
+    command = ["nvidia-smi", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
-    Attributes:
-        name: what was looked at.
-        value: what was found.
-        fault: what must be fixed before the job can run, "" where nothing must.
-    """
+
+class Finding(NamedTuple):
+    """What was examined, what was found, and what must be fixed before the job can run ("" for nothing)."""
 
     name: str
     value: str
@@ -133,20 +137,19 @@ def examine(config: RenderConfig) -> Iterator[Finding]:
     """Yield what this machine has and lacks for a job: GPUs and their kernels, slots, disk, Blender, Ray."""
     yield from _examine_gpus(needed=config.engine.device in GPU_DEVICES)
     yield _examine_slots(config)
-    yield _examine_disk("disk of out", Path(config.out))
-    yield _examine_disk("disk of scratch", Path(config.pool.scratch or tempfile.gettempdir()))
+    for name, folder in (("out", config.out), ("scratch", config.pool.scratch or tempfile.gettempdir())):
+        existing = next(
+            place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists()
+        )
+        free = shutil.disk_usage(existing).free / 1e9
+        yield Finding(f"disk of {name}", f"{free:.0f} GB free at '{existing}'" + (" (LOW)" * (free < _LOW_DISK_GB)))
     if config.engine.name == "blender":
         yield _examine_blender(config.engine.python)
-    yield _examine_ray(needed=config.pool.launcher == "ray")
-
-
-def _nvidia_smi(*arguments: str) -> str:
-    """Return what nvidia-smi prints, "" where it is missing or fails."""
-    command = ["nvidia-smi", *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    if compat.has("ray"):
+        yield Finding("Ray", metadata.version("ray"))
+    else:
+        fault = "pool.launcher=ray needs it: pip install 'nova3d[ray]'" if config.pool.launcher == "ray" else ""
+        yield Finding("Ray", "not installed (optional: several machines)", fault)
 
 
 def _examine_gpus(needed: bool) -> Iterator[Finding]:
@@ -174,12 +177,6 @@ def _examine_slots(config: RenderConfig) -> Finding:
     return Finding("workers", value, f"{share:.1f} GB per worker is too little" if share < _LOW_MEMORY_GB else "")
 
 
-def _examine_disk(name: str, folder: Path) -> Finding:
-    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free / 1e9
-    return Finding(name, f"{free:.0f} GB free at '{existing}'" + (" (LOW)" if free < _LOW_DISK_GB else ""))
-
-
 def _examine_blender(python: str) -> Finding:
     if not Path(python).exists():
         return Finding("Blender", f"no interpreter at '{python}'", "make it with `make blender`, or set engine.python")
@@ -192,11 +189,3 @@ def _examine_blender(python: str) -> Finding:
         words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Finding("Blender", f"bpy cannot be imported: {words}", "make it again with `make blender`")
     return Finding("Blender", f"bpy {done.stdout.strip().splitlines()[-1]} in '{python}'")
-
-
-def _examine_ray(needed: bool) -> Finding:
-    try:
-        return Finding("Ray", metadata.version("ray"))
-    except metadata.PackageNotFoundError:
-        fault = "pool.launcher=ray needs it: pip install 'nova3d[ray]'" if needed else ""
-        return Finding("Ray", "not installed (optional: several machines)", fault)

@@ -97,32 +97,33 @@ class Status:
     """Where a job stands; str() is the page that `status` prints.
 
     Attributes:
-        counts: objects by state.
-        reasons: objects by reason.
-        rate: objects per second of all schedulers at work.
-        slowest: uid and seconds.
+        outcomes: of every planned object, by uid.
         schedulers: the status of each; see `journal.read_status`.
     """
 
-    counts: Counter[str]
-    reasons: Counter[str]
-    rate: float
-    slowest: list[tuple[str, float]]
+    outcomes: dict[str, journal.AssetOutcome]
     schedulers: list[dict[str, Any]]
 
     @property
-    def eta_seconds(self) -> float | None:
-        """Seconds left at the present rate; None where nothing is at work."""
-        return self.counts["waiting"] / self.rate if self.rate else None
+    def counts(self) -> Counter[str]:
+        """Objects by state."""
+        return Counter(outcome.state for outcome in self.outcomes.values())
+
+    @property
+    def rate(self) -> float:
+        """Objects per second of all schedulers at work."""
+        return sum(entry["rate"] for entry in self.schedulers if entry["live"])
 
     def __str__(self) -> str:
-        total = sum(self.counts.values())
-        lines = [f"{total} objects planned: " + ", ".join(f"{n} {state}" for state, n in self.counts.most_common())]
-        lines += [f"  {reason:20}{count:8}" for reason, count in self.reasons.most_common()]
-        if self.eta_seconds is not None:
-            lines.append(f"{self.rate:.3g} objects/s, {duration(self.eta_seconds)} left")
-        if self.slowest:
-            lines.append("slowest: " + ", ".join(f"{uid} {seconds:.1f} s" for uid, seconds in self.slowest))
+        counts, rate = self.counts, self.rate
+        reasons = Counter(outcome.reason for outcome in self.outcomes.values() if outcome.reason)
+        slowest = sorted(self.outcomes.items(), key=lambda item: -item[1].seconds)[:_SLOWEST]
+        times = [f"{uid} {outcome.seconds:.1f} s" for uid, outcome in slowest if outcome.seconds > 0]
+        words = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+        lines = [f"{len(self.outcomes)} objects planned: {words}"]
+        lines += [f"  {reason:20}{count:8}" for reason, count in reasons.most_common()]
+        lines += [f"{rate:.3g} objects/s, {duration(counts['waiting'] / rate)} left"] if rate else []
+        lines += [f"slowest: {', '.join(times)}"] if times else []
         lines += [_scheduler_line(status) for status in self.schedulers]
         return "\n".join(lines)
 
@@ -130,18 +131,7 @@ class Status:
 def status(config: RenderConfig) -> Status:
     """Return where a job stands; reads only, also while it runs."""
     out = Path(config.out)
-    assets = read_plan(out).assets()
-    found = journal.outcomes(out, assets, config.pool.strikes)
-    seconds = {uid: outcome.row.get("seconds", 0.0) for uid, outcome in found.items() if outcome.state != "waiting"}
-    slowest = sorted(seconds.items(), key=lambda item: -item[1])[:_SLOWEST]
-    schedulers = journal.read_status(out)
-    return Status(
-        Counter(outcome.state for outcome in found.values()),
-        Counter(outcome.reason for outcome in found.values() if outcome.reason),
-        sum(entry["rate"] for entry in schedulers if entry["live"]),
-        [(uid, taken) for uid, taken in slowest if taken > 0],
-        schedulers,
-    )
+    return Status(journal.outcomes(out, read_plan(out).assets(), config.pool.strikes), journal.read_status(out))
 
 
 def duration(seconds: float) -> str:

@@ -98,14 +98,14 @@ class AssetOutcome:
         reason: of a refused or failed object.
         message: one line on the reason.
         attempts: tries that failed since the object was queued.
-        row: the journal's latest on it, {} for none.
+        seconds: how long its latest try took.
     """
 
     state: str
-    reason: str
-    message: str
-    attempts: int
-    row: dict[str, Any]
+    reason: str = ""
+    message: str = ""
+    attempts: int = 0
+    seconds: float = 0.0
 
 
 def outcomes(out: Path, assets: Iterable[Asset], strikes: int) -> dict[str, AssetOutcome]:
@@ -115,13 +115,13 @@ def outcomes(out: Path, assets: Iterable[Asset], strikes: int) -> dict[str, Asse
     found = {}
     for asset in assets:
         row = latest.get(asset.uid, {})
-        state, attempts = row.get("state", "queued"), row.get("attempt", 0)
+        state, attempts, seconds = row.get("state", "queued"), row.get("attempt", 0), row.get("seconds", 0.0)
         if asset.uid in tars:
-            found[asset.uid] = AssetOutcome("done", "", "", 0, row)
+            found[asset.uid] = AssetOutcome("done", seconds=seconds)
         elif state == "refused" or (state == "failed" and attempts >= strikes):
-            found[asset.uid] = AssetOutcome(state, row["reason"], row["message"], attempts, row)
+            found[asset.uid] = AssetOutcome(state, row["reason"], row["message"], attempts, seconds)
         else:
-            found[asset.uid] = AssetOutcome("waiting", "", "", attempts if state == "failed" else 0, row)
+            found[asset.uid] = AssetOutcome("waiting", attempts=attempts if state == "failed" else 0)
     return found
 
 

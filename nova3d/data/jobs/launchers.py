@@ -28,21 +28,14 @@ _ACTOR_RESTARTS = 2
 
 def launch(config: RenderConfig, assets: list[Asset], progress: Progress | None, stop: Stop) -> RunSummary:
     """Render `assets`, or this process's share of them, with the launcher that `config.pool.launcher` names."""
-    match config.pool.launcher:
-        case "ray":
-            return run_on_ray(config, assets, progress, stop)
-        case "slurm":
-            return run_share(config, assets, slurm_share(config.pool.shard, os.environ), progress, stop)
-    return run_share(config, assets, parse_shard(config.pool.shard), progress, stop)
+    if config.pool.launcher == "ray":
+        return run_on_ray(config, assets, progress, stop)
+    shard, slurm = config.pool.shard, config.pool.launcher == "slurm"
+    return run_share(config, assets, slurm_share(shard, os.environ) if slurm else parse_shard(shard), progress, stop)
 
 
 def run_share(
-    config: RenderConfig,
-    assets: list[Asset],
-    share: Share,
-    progress: Progress | None,
-    stop: Stop,
-    jobs_here: int = 1,
+    config: RenderConfig, assets: list[Asset], share: Share, progress: Progress | None, stop: Stop, jobs_here: int = 1
 ) -> RunSummary:
     """Render what is left of one share on this machine, which runs `jobs_here` shares in all."""
     mine = in_share(assets, share)
@@ -52,9 +45,8 @@ def run_share(
     log.info("%d of %d objects to render", len(tasks), len(mine))
     if not tasks:
         return RunSummary()
-    source = make_source(config.source)
-    pool = RenderPool(config, tasks, devices.slots(config, jobs_here), share_name(share), source.fetch)
-    return pool.run(progress, stop)
+    pool = RenderPool(config, devices.slots(config, jobs_here), share_name(share), progress)
+    return pool.run(tasks, make_source(config.source).fetch, stop)
 
 
 def in_share(assets: list[Asset], share: Share) -> list[Asset]:

@@ -163,7 +163,7 @@ def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress
     cameras = config.cameras()
     digest = rig_digest(cameras)
     facts = {uid: _facts(out, uid, digest) for uid, outcome in found.items() if outcome.state == "done"}
-    never = AssetOutcome("waiting", "", "", 0, {})
+    never = AssetOutcome("waiting")
     rows = [_row(row, found.get(row["uid"], never), facts.get(row["uid"])) for row in plan.rows()]
     _mark_duplicates(rows, facts)
     rows.sort(key=lambda row: provenance.stable_hash(row["uid"]))

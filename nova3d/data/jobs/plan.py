@@ -142,19 +142,16 @@ def write_plan(config: RenderConfig, progress: Progress | None = None) -> Plan:
         "excluded": len(assets) - len(kept),
         "over_limit": len(kept) - len(rows),
     }
-    plan = Plan(
-        folder,
-        content_settings(config),
-        rig_digest(cameras),
-        counts,
-        dict(sorted(Counter(row["licence"] for row in rows).items())),
-        estimate(len(chosen), len(cameras), config.size, config.engine),
-        _processors(config),
-    )
-    facts = {k: getattr(plan, k) for k in ("settings", "rig", "counts", "licences", "estimates")}
+    facts: dict[str, Any] = {
+        "settings": content_settings(config),
+        "rig": rig_digest(cameras),
+        "counts": counts,
+        "licences": dict(sorted(Counter(row["licence"] for row in rows).items())),
+        "estimates": estimate(len(chosen), len(cameras), config.size, config.engine),
+    }
     write_text(folder / ROWS, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     write_json(folder / PLAN, facts)
-    return plan
+    return Plan(folder, **facts, workers=_processors(config))
 
 
 def read_plan(folder: str | Path) -> Plan:

@@ -183,39 +183,30 @@ class TaskQueue:
 
 
 class RenderPool:
-    """Renders tasks with one worker per slot.
+    """Renders objects with one worker per slot.
 
     Args:
         config: the job's.
-        tasks: what to render.
         slots: where workers run.
         name: of this process's journal, status and temporary files in the job folder.
-        fetch: downloads or finds an object's file; see `Source.fetch`.
+        progress: called after every object.
     """
 
-    def __init__(
-        self,
-        config: RenderConfig,
-        tasks: Iterable[Task],
-        slots: list[Slot],
-        name: str,
-        fetch: Callable[[Asset, Path], Path],
-    ):
-        self.config, self.name, self.out = config, name, Path(config.out)
+    def __init__(self, config: RenderConfig, slots: list[Slot], name: str, progress: Progress | None):
+        self.config, self.name, self.out, self._progress = config, name, Path(config.out), progress
         self._scratch = scratch_folder(config, name)  # made when the run starts
-        self._tasks, self._fetch = list(tasks), fetch
         self._timeouts = Timeouts(config.pool, warm=not any(slot.gpu for slot in slots))
         self._workers = [
             WorkerClient(slot, f"{name}-{i}", config, self._timeouts, self._scratch) for i, slot in enumerate(slots)
         ]
         self._status_due = self._memory_due = 0.0
-        self._progress: Progress | None = None
 
-    def run(self, progress: Progress | None = None, stop: Stop | None = None) -> RunSummary:
+    def run(self, tasks: Iterable[Task], fetch: Callable[[Asset, Path], Path], stop: Stop) -> RunSummary:
         """Render until nothing is left or `stop` asks to end.
 
         Args:
-            progress: called after every object.
+            tasks: what to render.
+            fetch: downloads or finds an object's file; see `Source.fetch`.
             stop: checked all the time; objects in flight are finished.
 
         Returns:
@@ -224,12 +215,10 @@ class RenderPool:
         Raises:
             InputError: where no worker can go on or the disk cannot be written; what was rendered before stays.
         """
-        stop, self._progress = stop or Stop(), progress
         try:
             with contextlib.closing(Journal(self.out, self.name)) as journal:
                 self._clear_leftovers()
-                fetcher = Fetcher(self._fetch, self._scratch / "fetch")
-                self._queue = TaskQueue(self.config, self._tasks, journal, fetcher)
+                self._queue = TaskQueue(self.config, tasks, journal, Fetcher(fetch, self._scratch / "fetch"))
                 try:
                     while not (stop.reason or self._queue.fatal) and (self._queue or self._busy()):
                         self._start_workers()

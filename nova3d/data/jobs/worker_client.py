@@ -101,19 +101,14 @@ class WorkerClient:
 
     def enforce_limits(self, memory: int | None, limit_bytes: int) -> Result | None:
         """Kill the worker where it hangs, takes too long, or uses more than `limit_bytes` (memory None: not known)."""
-        now = time.monotonic()
-        if self.process is None:
-            return None
-        if not self._ready:
-            if now - self._began > (limit := self._config.pool.start_seconds):
-                self._fail_start(f"no answer within {limit:g} s", final=False)
-            return None
-        if self.task is None:
+        if self.process and not self._ready and self.seconds > (limit := self._config.pool.start_seconds):
+            self._fail_start(f"no answer within {limit:g} s", final=False)
+        if self.process is None or self.task is None:
             return None
         last_try = self.task.last_try(self._config.pool.strikes)
-        if now - self._last_beat > (limit := self._timeouts.heartbeat(last_try)):
+        if time.monotonic() - self._last_beat > (limit := self._timeouts.heartbeat(last_try)):
             return self._kill(Reason.TIMEOUT, f"no progress for {limit:.3g} s after view {self.views}")
-        if now - self._began > (limit := self._timeouts.per_object(last_try)):
+        if self.seconds > (limit := self._timeouts.per_object(last_try)):
             return self._kill(Reason.TIMEOUT, f"not finished within {limit:g} s")
         if memory is not None and memory > limit_bytes:
             return self._kill(Reason.OUT_OF_MEMORY, f"its worker grew to {memory / 1e9:.1f} GB")
