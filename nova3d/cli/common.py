@@ -188,7 +188,7 @@ def add_flag(arguments: Parser, option: str, key: str, text: str, **settings: An
 
 def add_device(arguments: argparse.ArgumentParser) -> None:
     """Add `--device`, for `pick_device`."""
-    arguments.add_argument("--device", default="", help="cpu, cuda, mps ... (default: a GPU where there is one)")
+    arguments.add_argument("--device", help="cpu, cuda, mps ... (default: a GPU where there is one)")
 
 
 def add_workers(arguments: argparse.ArgumentParser, text: str) -> None:
@@ -334,11 +334,11 @@ def closing(made: Mapping[str, Path | str], quality: str = "", look: str = "") -
         print(f"next: {look}")
 
 
-def pick_device(asked: str) -> str:
+def pick_device(asked: str | None) -> str:
     """The device asked for, else CUDA where there is one, else MPS, else the CPU; logged once.
 
     Args:
-        asked: "cpu", "cuda", "cuda:1", "mps" ..., or "" for no wish.
+        asked: "cpu", "cuda", "cuda:1", "mps" ...; None leaves the choice to this function.
 
     Returns:
         The device's name.
@@ -348,7 +348,7 @@ def pick_device(asked: str) -> str:
     """
     import torch
 
-    if asked.startswith("cuda") and not torch.cuda.is_available():
+    if asked and asked.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device '{asked}' was asked for, but torch finds no CUDA GPU; use --device cpu")
     try:
         usable = not asked or torch.empty(0, device=asked).device.type != "meta"

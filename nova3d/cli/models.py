@@ -84,7 +84,7 @@ def inspect_parser() -> common.Parser:
         "nova3d inspect svd_xt.safetensors --keys --json report.json",
     )
     arguments.add_argument("source", help="SVD's original file, a diffusers folder, one network's folder, or a hub id")
-    arguments.add_argument("--variant", default="", help="e.g. fp16: the files of that name in a folder")
+    arguments.add_argument("--variant", help="e.g. fp16: the files of that name in a folder")
     arguments.add_argument("--unet-only", action="store_true", help="leave out the autoencoder and the image encoder")
     arguments.add_argument("--alignment", default="gta", help="the arm to load into (default: %(default)s)")
     arguments.add_argument("--id-mode", default="fold", choices=["fold", "constant"])

@@ -64,8 +64,8 @@ def ablate_parser() -> common.Parser:
     arguments.add_argument("--suite", choices=tuple(SUITE_CONFIGS), required=True)
     arguments.add_argument("--objects", required=True, help="folder of meshes; attention: held out from the training")
     arguments.add_argument("--names", metavar="A,B", help="only these objects")
-    arguments.add_argument("--faults", default="", metavar="A,B", help="fusion: only none, poses or conflicts")
-    arguments.add_argument("--arms", default="", metavar="A,B", help="only these arms")
+    arguments.add_argument("--faults", metavar="A,B", help="fusion: only none, poses or conflicts")
+    arguments.add_argument("--arms", metavar="A,B", help="only these arms")
     arguments.add_argument("--out", help="the output folder")
     common.add_workers(arguments, "processes; on cuda each has a GPU of its own")
     arguments.add_argument("--retry", action="store_true", help="attention: try objects again that failed")
@@ -112,7 +112,7 @@ def _fusion(options: Namespace) -> None:
     from nova3d.experiments.fusion_inputs import meshes_in
     from nova3d.utils.files import writable_folder, write_text
 
-    objects = meshes_in(Path(options.objects), options.names.split(",") if options.names else [])
+    objects = meshes_in(Path(options.objects), common.names(options.names) or [])
     faults = _choose("fault", options.faults, [case.fault for case in SUITE])
     arms = _choose("arm", options.arms, [case.arm for case in SUITE])
     cases = tuple(case for case in SUITE if case.fault in faults and case.arm in arms)
@@ -125,10 +125,10 @@ def _fusion(options: Namespace) -> None:
     common.closing({"written": out / "report.md"})
 
 
-def _choose(what: str, wanted: str, there: Sequence[str]) -> list[str]:
-    """The names of `wanted` ("A,B") in the order of `there`; all where nothing is wanted."""
+def _choose(what: str, wanted: str | None, there: Sequence[str]) -> list[str]:
+    """The names of `wanted` ("A,B") in the order of `there`; all where it is None or names nothing."""
     names = list(dict.fromkeys(there))
-    asked = [name for name in wanted.split(",") if name]
+    asked = common.names(wanted) or []
     if unknown := sorted(set(asked) - set(names)):
         raise InputError(f"--{what}s: '{unknown[0]}' is none of {', '.join(names)}")
     return [name for name in names if not asked or name in asked]

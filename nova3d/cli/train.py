@@ -32,11 +32,10 @@ def train_parser() -> common.Parser:
     )
     common.add_device(arguments)
     arguments.add_argument("--dry-run", action="store_true", help="print size, memory and time, try one step and stop")
-    arguments.add_argument("--peak", type=float, default=0.0, help="the device's TFLOP/s, for --dry-run's estimate")
+    arguments.add_argument("--peak", type=float, help="the device's TFLOP/s, for --dry-run's estimate")
     arguments.add_argument(
         "--ema-profile",
         type=float,
-        default=0.0,
         metavar="SIGMA_REL",
         help="write the finished model with another EMA length, from the snapshots of optim.ema_profiles, and stop",
     )
@@ -58,7 +57,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     preset = [change for name in options.preset for change in preset_overrides(find(name, "config", "train"))]
     options.overrides = [*preset, *options.overrides]
     settings = common.load_config(TrainConfig, "train", options)
-    if options.ema_profile:
+    if options.ema_profile is not None:
         from nova3d.training.ema import export_posthoc_model
 
         print(f"model: {export_posthoc_model(Path(settings.out), options.ema_profile).resolve()}")

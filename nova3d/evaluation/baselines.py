@@ -172,13 +172,13 @@ def shifted(ref: ViewSet, pixels: int) -> ViewSet:
     return replace(ref, rgb=move(ref.rgb, 1.0), normals=move(ref.normals, 0.0), mask=mask)
 
 
-def view_baselines(ref: ViewSet, shifts: Sequence[int], hull_cells: int) -> Iterator[tuple[str, ViewSet]]:
+def view_baselines(ref: ViewSet, shifts: Sequence[int], hull_cells: int | None) -> Iterator[tuple[str, ViewSet]]:
     """The baselines of a set of reference views.
 
     Args:
         ref: the reference views.
         shifts: pixels, of the baselines "true views, n px off".
-        hull_cells: cells of the visual hulls along a side; 0 leaves the hulls out.
+        hull_cells: cells of the visual hulls along a side; None leaves the hulls out.
 
     Yields:
         Name and views. View 0 is not to be scored of those in SHOW_INPUT.
@@ -200,13 +200,13 @@ def view_baselines(ref: ViewSet, shifts: Sequence[int], hull_cells: int) -> Iter
         yield f"true views, {pixels} px off", shifted(ref, pixels)
 
 
-def mesh_baselines(ref: trimesh.Trimesh, hull_cells: int) -> Iterator[tuple[str, trimesh.Trimesh]]:
+def mesh_baselines(ref: trimesh.Trimesh, hull_cells: int | None) -> Iterator[tuple[str, trimesh.Trimesh]]:
     """The baselines of a reference mesh in the unit frame.
 
     Args:
         ref: the reference mesh.
-        hull_cells: cells of the visual hulls along a side; 0 leaves the hulls out. They are carved by the silhouettes
-            of 16 orthographic views at elevation 0, and by the first alone.
+        hull_cells: cells of the visual hulls along a side; None leaves the hulls out. They are carved by the
+            silhouettes of 16 orthographic views at elevation 0, and by the first alone.
 
     Yields:
         Name and mesh.

@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal, get_args
 
+from nova3d.config import Sentinel
 from nova3d.errors import InputError
 from nova3d.utils.provenance import hash_json
 
@@ -10,9 +12,9 @@ from nova3d.utils.provenance import hash_json
 METRICS_VERSION = 2
 
 KINDS = ("views", "meshes", "textures")
-FAILURES = ("refuse", "score")
-EDGES = ("blended", "hard")
-FRAMES = ("shared", "unit")
+Failures = Literal["refuse", "score"]
+Edges = Literal["blended", "hard"]
+Frame = Literal["shared", "unit"]
 POINTS = ("area", "visible16")
 MESH_REGISTRATIONS = ("known", "bbox", "bbox_yaw", "bbox_yaw_icp", "bbox_yaw_icp_scale")
 _IOU = re.compile(r"iou[1-9]\d*_(flood)|iou64_(mesh2sdf)")
@@ -25,17 +27,17 @@ class ViewRules:
 
     cameras: str = "ortho16"
     """The preset (nova3d.cameras) the reference views must have been rendered with; "any" skips that check."""
-    count: int = 16
-    """How many views an object has; 0 takes the reference's number."""
-    size: int = 256
-    """Pixels of a side; 0 takes the reference's."""
+    count: Annotated[int | None, Sentinel(0)] = 16
+    """How many views an object has; null takes the reference's number."""
+    size: Annotated[int | None, Sentinel(0)] = 256
+    """Pixels of a side; null takes the reference's."""
     include_input_view: bool = False
     """Whether view 0, which a method is given, is scored with the others."""
     scored: tuple[int, ...] = ()
     """The views that are scored, by index; empty means all."""
     background: float = 1.0
     """Grey level in [0,1] under what is transparent."""
-    edges: str = "blended"
+    edges: Edges = "blended"
     """"blended" composites by alpha; "hard" gives every reference pixel with any alpha its full colour (EscherNet)."""
     as_they_are: bool = False
     """Whether pictures without transparency are scored as they are. Otherwise they are cut out of their plain
@@ -62,7 +64,7 @@ class ViewRules:
 class MeshRules:
     """How predicted meshes are scored."""
 
-    frame: str = "shared"
+    frame: Frame = "shared"
     """"shared" moves both meshes by the similarity that centres the reference's box and makes its longest side 1;
     "unit" moves only the reference so, and takes the prediction to be in that frame already (SyncDreamer)."""
     alignments: tuple[str, ...] = ("known",)
@@ -116,13 +118,14 @@ class Protocol:
     """What is scored, of KINDS; a kind that one side has nowhere is left out, unless it is the only one."""
     objects: tuple[str, ...] = ()
     """The objects to score; empty means every object of the references."""
-    failures: str = "refuse"
+    failures: Failures = "refuse"
     """What a missing or unusable prediction does: "refuse" raises InputError naming it; "score" scores a white picture
     or a tiny cube in its place, and names it in the table."""
     seed: int = 0
     """Of the surface samples."""
-    hull_cells: int = 96
-    """Cells along each side of the unit cube in which visual hulls, two of the baselines, are carved; 0 for none."""
+    hull_cells: Annotated[int | None, Sentinel(0)] = 96
+    """Cells along each side of the unit cube in which visual hulls, two of the baselines, are carved. null leaves the
+    hulls out."""
     views: ViewRules = field(default_factory=ViewRules)
     meshes: MeshRules = field(default_factory=MeshRules)
     textures: TextureRules = field(default_factory=TextureRules)
@@ -132,13 +135,13 @@ class Protocol:
         from nova3d.metrics.registry import VIEW_METRICS
 
         self._each_of("kinds", self.kinds, KINDS)
-        self._each_of("failures", (self.failures,), FAILURES)
+        self._each_of("failures", (self.failures,), get_args(Failures))
         self._check_views(self.views, tuple(VIEW_METRICS))
         self._check_meshes(self.meshes)
         self._each_of("textures.metrics", self.textures.metrics, tuple(VIEW_METRICS))
         if min(self.textures.size, self.textures.supersample) < 1:
             raise InputError(f"protocol '{self.name}': textures.size and textures.supersample must be at least 1")
-        if self.hull_cells < 0:
+        if (self.hull_cells or 0) < 0:
             raise InputError(f"protocol '{self.name}': hull_cells must not be negative")
         if self.textures.cameras != SPHERE:
             preset(self.textures.cameras)
@@ -150,8 +153,11 @@ class Protocol:
         """16 hex digits over every field and the versions of its metrics; equal hashes make comparable tables.
 
         Metrics of version 1 and `views.as_they_are=false` add nothing: what is new leaves the hashes as they are.
+        What is unset counts as 0, as in files of earlier versions.
         """
-        rules = asdict(self)
+        rules: dict[str, Any] = asdict(self)
+        rules["hull_cells"] = self.hull_cells or 0
+        rules["views"] |= {"count": self.views.count or 0, "size": self.views.size or 0}
         if not self.views.as_they_are:
             del rules["views"]["as_they_are"]
         raised = {name: version for name, version in self.versions().items() if version > 1}
@@ -172,14 +178,14 @@ class Protocol:
 
     def _check_views(self, rules: ViewRules, metrics: tuple[str, ...]) -> None:
         self._each_of("views.metrics", rules.metrics, metrics)
-        self._each_of("views.edges", (rules.edges,), EDGES)
-        if min(rules.count, rules.size, *rules.scored, *rules.shifts, 0) < 0:
+        self._each_of("views.edges", (rules.edges,), get_args(Edges))
+        if min(rules.count or 0, rules.size or 0, *rules.scored, *rules.shifts, 0) < 0:
             raise InputError(f"protocol '{self.name}': views.count, size, scored and shifts must not be negative")
         if not 0 <= rules.background <= 1:
             raise InputError(f"protocol '{self.name}': views.background must be a grey level in [0,1]")
 
     def _check_meshes(self, rules: MeshRules) -> None:
-        self._each_of("meshes.frame", (rules.frame,), FRAMES)
+        self._each_of("meshes.frame", (rules.frame,), get_args(Frame))
         self._each_of("meshes.alignments", rules.alignments, MESH_REGISTRATIONS)
         self._each_of("meshes.points", rules.points, POINTS)
         for iou in rules.ious:

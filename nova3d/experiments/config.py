@@ -13,12 +13,12 @@ from nova3d.utils.resources import Shipped
 class TableArm:
     """One method of a table."""
 
-    model: str = ""
-    """A model folder, or a folder of one per seed (seed0/model ...), inside sample.model. Empty: that folder itself."""
+    model: str | None = None
+    """A model folder, or a folder of one per seed (seed0/model ...), inside sample.model. null: that folder itself."""
     fusion: list[str] = field(default_factory=list)
     """Changes to the fusion's config, as key=value."""
-    paper: str = ""
-    """The method's row in the paper's table. Empty: it has none."""
+    paper: str | None = None
+    """The method's row in the paper's table. null: it has none."""
 
 
 @dataclass

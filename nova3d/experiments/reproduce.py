@@ -157,7 +157,7 @@ def plan(config: ReproduceConfig) -> tuple[studies.Study, dict[str, list[str]]]:
         shared = not several or not arm.model
         for seed in config.seeds:
             views = f"seed{seed}" if shared else f"{name}/seed{seed}"
-            generators[views] = studies.Generator(views, _model(Path(config.sample.model, arm.model), seed), seed)
+            generators[views] = studies.Generator(views, _model(Path(config.sample.model, arm.model or ""), seed), seed)
             stage = f"views/{views}"
             if config.fusion:
                 folder = f"{name}/seed{seed}" if several else f"seed{seed}"
@@ -182,7 +182,7 @@ def fit_to_model(protocol: Protocol, study: studies.Study) -> Protocol:
         raise InputError(
             f"the model's cameras are {study.rig}, the protocol '{protocol.name}' scores {protocol.views.cameras}"
         )
-    if protocol.views.size in (0, study.size):
+    if protocol.views.size in (None, 0, study.size):
         return protocol
     return replace(protocol, views=replace(protocol.views, size=study.size))
 
@@ -210,7 +210,7 @@ def _model(folder: Path, seed: int) -> str:
 
 
 def compare_with_paper(
-    method: str, table: Table, columns: Mapping[str, Sequence[str]], source: PublishedTable | None, row: str
+    method: str, table: Table, columns: Mapping[str, Sequence[str]], source: PublishedTable | None, row: str | None
 ) -> list[PaperComparison]:
     """Compare a method's means with the paper's.
 
@@ -219,7 +219,7 @@ def compare_with_paper(
         table: its scores.
         columns: the paper's quantity -> our metrics of that kind, several where the paper leaves open which it is.
         source: the paper's table, None where our copy of the paper has none.
-        row: the method's row in it, "" where it has none.
+        row: the method's row in it, None where it has none.
 
     Returns:
         One comparison per metric of `columns`.

@@ -97,18 +97,22 @@ def encode_mode(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(
-    vae: AutoencoderKLTemporalDecoder, latents: Tensor, views: int = 0, rows: int = 0, guide: Tensor | None = None
+    vae: AutoencoderKLTemporalDecoder,
+    latents: Tensor,
+    views: int | None = None,
+    rows: int | None = None,
+    guide: Tensor | None = None,
 ) -> Tensor:
     """Scaled latents to pictures.
 
     The decoder has temporal layers, so each (object, task) video is decoded by itself, and always as a whole: `views`
-    and `rows` (0: all) cut the work of each layer, see nova3d.models.streaming, and change memory, not the result.
+    and `rows` (None: all) cut the work of each layer, see nova3d.models.streaming, and change memory, not the result.
 
     Args:
         vae: the autoencoder.
         latents: [b,t,v,4,h,w], scaled.
-        views: frames in a piece of a layer's work, 0 for all.
-        rows: rows of a frame in a piece, 0 for all.
+        views: frames in a piece of a layer's work, None for all.
+        rows: rows of a frame in a piece, None for all.
         guide: [b,t,v,g,H,W] guide pictures for an autoencoder with a guided decoder, else None.
 
     Returns:
@@ -122,7 +126,7 @@ def decode(
 
 @apply_forward_hook  # model offload moves the VAE to its device here, as it does for its own `decode`
 def _decode_video(
-    vae: AutoencoderKLTemporalDecoder, video: Tensor, guide: Tensor | None, views: int, rows: int
+    vae: AutoencoderKLTemporalDecoder, video: Tensor, guide: Tensor | None, views: int | None, rows: int | None
 ) -> Tensor:
     if views or rows:
         return decode_in_pieces(vae.decoder, video, views, rows, guide)

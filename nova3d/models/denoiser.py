@@ -33,7 +33,7 @@ class Denoiser:
         """Whether classifier-free guidance changes any view."""
         return bool((self.scales != 1).any())
 
-    def __call__(self, x: Tensor, sigma: Tensor, batch: int = 0, sequential: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, batch: int | None = None, sequential: bool = False) -> Tensor:
         """The estimate of x0. `batch` and `sequential` change it by no more than rounding.
 
         The two tasks of an object always go together: they attend to each other.
@@ -41,7 +41,7 @@ class Denoiser:
         Args:
             x: float [b,t,v,4,h,w], noisy latents.
             sigma: float, scalar, the noise level of all of them.
-            batch: objects that go through the network together, 0 for all.
+            batch: objects that go through the network together, None for all.
             sequential: run the conditional and the unconditional half one after the other.
 
         Returns:

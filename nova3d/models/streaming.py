@@ -27,14 +27,18 @@ Layer = Callable[[Tensor, slice], Tensor]  # of the pictures of some views, and 
 
 @torch.no_grad()
 def decode_in_pieces(
-    decoder: TemporalDecoder, latents: Tensor, views: int = 0, rows: int = 0, guide: Tensor | None = None
+    decoder: TemporalDecoder,
+    latents: Tensor,
+    views: int | None = None,
+    rows: int | None = None,
+    guide: Tensor | None = None,
 ) -> Tensor:
     """One video's latents [v,4,h,w], not scaled, to pictures [v,3,H,W]: `decoder(latents, zeros, v)` to rounding.
 
     guide: guide pictures [v,g,H,W] for a guided decoder (nova3d.models.guided_decoder), else None.
-    views: pictures in a piece, 0 for all; rows: rows of each, at every resolution, 0 for whole pictures. A temporal
-    layer's piece holds as many pixels, of all views. Raises InputError where the weights are elsewhere (sequential
-    offload hands them only to whole layers).
+    views: pictures in a piece, None for all; rows: rows of each, at every resolution, None for whole pictures. A
+    temporal layer's piece holds as many pixels, of all views. Raises InputError where the weights are elsewhere
+    (sequential offload hands them only to whole layers).
     """
     if any(p.is_meta for p in decoder.parameters()):
         raise InputError("decoding in pieces needs the decoder's weights: use model offload, not sequential offload")
@@ -117,7 +121,7 @@ def _run_temporal(frames: list[Tensor], block: SpatioTemporalResBlock, rows: int
             frame[:, strip] = result
 
 
-def _residual(block: ResnetBlock2D, rows: int) -> Layer:
+def _residual(block: ResnetBlock2D, rows: int | None) -> Layer:
     def run(x: Tensor, _: slice) -> Tensor:
         if not rows:
             return block(x, None)
@@ -131,7 +135,7 @@ def _residual(block: ResnetBlock2D, rows: int) -> Layer:
     return run
 
 
-def _output(decoder: TemporalDecoder, rows: int) -> Layer:
+def _output(decoder: TemporalDecoder, rows: int | None) -> Layer:
     def run(x: Tensor, _: slice) -> Tensor:
         norm = Normaliser(decoder.conv_norm_out).measure(x.split(rows or x.shape[-2], dim=-2))
         return _by_rows(lambda strip: decoder.conv_out(decoder.conv_act(norm(strip))), rows)(x)
@@ -139,8 +143,8 @@ def _output(decoder: TemporalDecoder, rows: int) -> Layer:
     return run
 
 
-def _by_rows(layer: Callable[[Tensor], Tensor], rows: int) -> Callable[[Tensor], Tensor]:
-    """`layer` (kernel 3 at most, perhaps after upsampling) on strips of `rows` rows of [n,c,h,w], 0 for all at once.
+def _by_rows(layer: Callable[[Tensor], Tensor], rows: int | None) -> Callable[[Tensor], Tensor]:
+    """`layer` (kernel 3 at most, perhaps after upsampling) on strips of `rows` rows of [n,c,h,w], None for all at once.
 
     A strip carries one row more on each side that it has; what the layer makes of those rows saw zero padding where
     there is a picture, and is cut off.
@@ -148,7 +152,7 @@ def _by_rows(layer: Callable[[Tensor], Tensor], rows: int) -> Callable[[Tensor],
 
     def run(x: Tensor) -> Tensor:
         height = x.shape[-2]
-        if not 0 < rows < height:
+        if not rows or rows >= height:
             return layer(x)
         out = x.new_empty(0)
         for top in range(0, height, rows):

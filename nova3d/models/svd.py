@@ -90,7 +90,7 @@ class LoadReport:
 def load_svd(
     unet_class: "type[NovaUNet]",
     path_or_hub_id: str | Path,
-    variant: str = "",
+    variant: str | None = None,
     *,
     dtype: torch.dtype = torch.float32,
     **config: Any,
@@ -120,7 +120,7 @@ def load_svd(
 
 
 def load_svd_autoencoder(
-    path_or_hub_id: str | Path, variant: str = "", dtype: torch.dtype = torch.float32
+    path_or_hub_id: str | Path, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> VideoAutoencoder:
     """SVD's autoencoder from the same sources; in eval mode, on the CPU. Raises InputError as `load_svd`."""
     component = open_component(path_or_hub_id, "vae", variant)
@@ -129,7 +129,7 @@ def load_svd_autoencoder(
 
 
 def load_svd_image_encoder(
-    path_or_hub_id: str | Path, variant: str = "", dtype: torch.dtype = torch.float32
+    path_or_hub_id: str | Path, variant: str | None = None, dtype: torch.dtype = torch.float32
 ) -> CLIPVisionModelWithProjection:
     """SVD's CLIP image encoder from the same sources; in eval mode, on the CPU. Raises InputError as `load_svd`."""
     component = open_component(path_or_hub_id, "image_encoder", variant)
@@ -140,7 +140,7 @@ def load_svd_image_encoder(
 def load_svd_parts(
     unet_class: "type[NovaUNet]",
     path_or_hub_id: str | Path,
-    variant: str = "",
+    variant: str | None = None,
     dtype: torch.dtype = torch.float32,
     **unet_config: Any,
 ) -> "tuple[NovaUNet, VideoAutoencoder, CLIPVisionModelWithProjection, LoadReport]":
@@ -157,14 +157,14 @@ def load_svd_parts(
 
 
 def inspect_svd(
-    unet_class: "type[NovaUNet]", path_or_hub_id: str | Path, variant: str = "", **config: Any
+    unet_class: "type[NovaUNet]", path_or_hub_id: str | Path, variant: str | None = None, **config: Any
 ) -> LoadReport:
     """The report that `load_svd` would give, and its errors, from the files' headers alone: no tensor is read."""
     return _plan_unet(unet_class, open_component(path_or_hub_id, "unet", variant), config)[1]
 
 
 def inspect_svd_parts(
-    unet_class: "type[NovaUNet]", path_or_hub_id: str | Path, variant: str = "", **unet_config: Any
+    unet_class: "type[NovaUNet]", path_or_hub_id: str | Path, variant: str | None = None, **unet_config: Any
 ) -> LoadReport:
     """The report that `load_svd_parts` would give, from the files' headers alone."""
     return _plan_all(unet_class, _open_all(path_or_hub_id, variant), unet_config)[1]
@@ -183,7 +183,7 @@ def _sinusoid(value: float, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()])
 
 
-def _open_all(path_or_hub_id: str | Path, variant: str) -> dict[Part, Component]:
+def _open_all(path_or_hub_id: str | Path, variant: str | None) -> dict[Part, Component]:
     return {part: open_component(path_or_hub_id, part, variant) for part in PARTS}
 
 

@@ -89,7 +89,7 @@ class Component:
     unused: tuple[str, ...] = ()
 
 
-def open_component(path_or_hub_id: str | Path, part: Part, variant: str = "") -> Component:
+def open_component(path_or_hub_id: str | Path, part: Part, variant: str | None = None) -> Component:
     """Open one network of SVD; headers are read, tensors are not.
 
     path_or_hub_id: the original .safetensors file; a diffusers folder with `unet/`, `vae/` and `image_encoder/`; the
@@ -157,7 +157,7 @@ def _cut_header(whole: Stored, place: SourceTensor) -> Stored:
     return Stored(tuple(place.cut(torch.empty(whole.shape, device="meta")).shape), whole.dtype)
 
 
-def _diffusers(folder: Path, part: Part, variant: str) -> Component:
+def _diffusers(folder: Path, part: Part, variant: str | None) -> Component:
     config = _config(folder, part)
     path = _weights(folder, part, variant)
     files = TensorFiles(_shards(path) if path.suffix == ".json" else [path])
@@ -178,13 +178,13 @@ def _config(folder: Path, part: Part) -> dict[str, Any]:
     return {name: config[name] for name in _SIZES[part] if name in config}
 
 
-def _names(part: Part, variant: str) -> tuple[str, str]:
+def _names(part: Part, variant: str | None) -> tuple[str, str]:
     """The names of the single file and of the index of shards."""
     infix = f".{variant}" if variant else ""
     return f"{_STEMS[part]}{infix}.safetensors", f"{_STEMS[part]}.safetensors.index{infix}.json"
 
 
-def _weights(folder: Path, part: Part, variant: str) -> Path:
+def _weights(folder: Path, part: Part, variant: str | None) -> Path:
     single, index = _names(part, variant)
     for name in (single, index):
         if (folder / name).is_file():
@@ -223,7 +223,7 @@ def _check_content(path: Path) -> None:
         raise InputError(f"'{path}' is a pickle, which can run code when opened: get the .safetensors file")
 
 
-def _download(name: str, part: Part, variant: str) -> Path:
+def _download(name: str, part: Part, variant: str | None) -> Path:
     if not hub.is_hub_id(name):
         raise InputError(
             f"'{name}' does not exist: name a diffusers folder, SVD's original file or a hub id (owner/name)"

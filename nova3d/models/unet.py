@@ -108,12 +108,14 @@ class NovaUNet(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
         fold_temporal_convs(self)
 
     @classmethod
-    def from_svd(cls, path_or_hub_id: str | Path, variant: str = "", **config: Any) -> tuple["NovaUNet", LoadReport]:
+    def from_svd(
+        cls, path_or_hub_id: str | Path, variant: str | None = None, **config: Any
+    ) -> tuple["NovaUNet", LoadReport]:
         """SVD's weights with the paper's additions at zero.
 
         Args:
             path_or_hub_id: a diffusers folder of SVD, its original .safetensors file, or a hub id.
-            variant: "" or "fp16", which of a folder's weight files to read.
+            variant: "fp16" for the weight files of that name in a folder; None for the plain ones.
             **config: `dtype`, this constructor's own arguments (alignment, alignment_init, id_mode), or an override of
                 what the source says of SVD (num_attention_heads).
 

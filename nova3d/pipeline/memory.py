@@ -23,24 +23,24 @@ class Memory:
     pixels (nova3d.models.streaming).
 
     Attributes:
-        batch: pictures that are encoded and denoised together, 0 for all.
+        batch: pictures that are encoded and denoised together, None for all.
         sequential_guidance: the two passes of guidance run one after the other instead of as one batch.
-        decode_views: views that the autoencoder decodes together, 0 for all.
-        decode_rows: rows of them that it decodes together, 0 for whole pictures.
+        decode_views: views that the autoencoder decodes together, None for all.
+        decode_rows: rows of them that it decodes together, None for whole pictures.
 
     Raises:
         InputError: for a negative size.
     """
 
-    batch: int = 0
+    batch: int | None = None
     sequential_guidance: bool = False
-    decode_views: int = 0
-    decode_rows: int = 0
+    decode_views: int | None = None
+    decode_rows: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "decode_views", "decode_rows"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 (all) or more, got {getattr(self, name)}")
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"{name} must be 0 or more, or None for all, got {getattr(self, name)}")
 
     def __str__(self) -> str:
         return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))

@@ -172,7 +172,11 @@ class Nova3DPipeline(DiffusionPipeline):
         return self._interrupt
 
     def set_memory(
-        self, batch: int = 0, sequential_guidance: bool = False, decode_views: int = 0, decode_rows: int = 0
+        self,
+        batch: int | None = None,
+        sequential_guidance: bool = False,
+        decode_views: int | None = None,
+        decode_rows: int | None = None,
     ) -> None:
         """Cut the work into pieces that need less memory; the result changes by no more than rounding.
 
@@ -180,10 +184,10 @@ class Nova3DPipeline(DiffusionPipeline):
         `set_memory`. For weights rather than activations, use diffusers' `enable_model_cpu_offload`.
 
         Args:
-            batch: pictures that are encoded and denoised together, 0 for all.
+            batch: pictures that are encoded and denoised together, None for all.
             sequential_guidance: run the two passes of guidance one after the other instead of as one batch.
-            decode_views: views that the autoencoder decodes together, 0 for all.
-            decode_rows: rows that it decodes together, 0 for whole pictures.
+            decode_views: views that the autoencoder decodes together, None for all.
+            decode_rows: rows that it decodes together, None for whole pictures.
 
         Raises:
             InputError: for a negative value.
@@ -480,7 +484,7 @@ class Nova3DPipeline(DiffusionPipeline):
     def from_svd(
         cls,
         path_or_hub_id: str | Path,
-        variant: str = "",
+        variant: str | None = None,
         dtype: str | torch.dtype = torch.float32,
         **unet_config: Any,
     ) -> tuple["Nova3DPipeline", LoadReport]:
@@ -488,7 +492,7 @@ class Nova3DPipeline(DiffusionPipeline):
 
         Args:
             path_or_hub_id: a folder or hub id of an SVD pipeline, or its original .safetensors file.
-            variant: "" or "fp16", which of the folder's weight files to read.
+            variant: "fp16" for the weight files of that name in a folder; None for the plain ones.
             dtype: of all networks, a torch dtype or its name in DTYPES.
             **unet_config: NovaUNet's arguments beyond SVD's.
 

@@ -40,8 +40,7 @@ def build_module(config: TrainConfig, latent_size: int) -> tuple[TrainingModule,
     report = None
     if config.svd:
         arm = {"alignment": config.model.alignment, "alignment_init": config.model.alignment_init}
-        variant = config.svd_variant or ""
-        unet, vae, encoder, report = load_svd_parts(NovaUNet, config.svd, variant, torch.float32, **arm)
+        unet, vae, encoder, report = load_svd_parts(NovaUNet, config.svd, config.svd_variant, torch.float32, **arm)
         log.info("%s", report)
     elif not config.vae:
         raise InputError(
@@ -74,8 +73,8 @@ def frozen_networks(config: TrainConfig) -> tuple[VideoAutoencoder, CLIPVisionMo
         InputError: where no autoencoder is named, or a folder cannot be loaded.
     """
     if config.svd:
-        variant = config.svd_variant or ""
-        return load_svd_autoencoder(config.svd, variant), load_svd_image_encoder(config.svd, variant)
+        sources = config.svd, config.svd_variant
+        return load_svd_autoencoder(*sources), load_svd_image_encoder(*sources)
     if not config.vae:
         raise InputError("vae= must name a trained autoencoder folder, or svd= Stable Video Diffusion")
     vae = load_pretrained(VideoAutoencoder, config.vae).eval()

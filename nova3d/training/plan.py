@@ -67,11 +67,11 @@ class Plan:
         """Bytes in all."""
         return self.weights + self.gradients + self.optimizer + self.averages + self.frozen + self.activations
 
-    def lines(self, peak: float = 0.0) -> Iterator[str]:
+    def lines(self, peak: float | None = None) -> Iterator[str]:
         """The plan as a table.
 
         Args:
-            peak: the device's TFLOP/s; 0 leaves the time of a step out.
+            peak: the device's TFLOP/s; None leaves the time of a step out.
 
         Yields:
             The lines.
@@ -139,13 +139,13 @@ def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
     )
 
 
-def dry_run(config: TrainConfig, device: str, peak: float = 0.0) -> Iterator[str]:
+def dry_run(config: TrainConfig, device: str, peak: float | None = None) -> Iterator[str]:
     """The plan, then what one real step took. Only config.yaml is written.
 
     Args:
         config: of the run.
         device: "cpu", "cuda".
-        peak: the device's TFLOP/s; 0 leaves the estimated time of a step out.
+        peak: the device's TFLOP/s; None leaves the estimated time of a step out.
 
     Yields:
         The lines of a report.

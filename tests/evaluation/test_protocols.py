@@ -114,3 +114,12 @@ def test_the_default_protocol_is_the_shipped_default():
 def test_bad_values_are_refused_by_name(override, message):
     with pytest.raises(InputError, match=message.replace("[", r"\[").replace("(", r"\(")):
         config.load(Protocol, None, [override])
+
+
+def test_zeros_of_earlier_files_are_read_as_unset_and_leave_the_hash() -> None:
+    zeros = ["views.count=0", "views.size=0", "hull_cells=0"]
+    nulls = ["views.count=null", "views.size=null", "hull_cells=null"]
+    old, new = config.load(Protocol, overrides=zeros), config.load(Protocol, overrides=nulls)
+    assert (old.views.count, old.views.size, old.hull_cells) == (None, None, None)
+    in_python = Protocol(hull_cells=0, views=ViewRules(count=0, size=0))
+    assert old == new and old.hash == in_python.hash != Protocol().hash

@@ -285,3 +285,9 @@ def test_every_object_of_a_study_starts_from_its_own_noise_the_same_in_every_stu
     seeds = {(seed, name): studies.object_seed(seed, name) for seed in (0, 1) for name in ("box", "ball", "cup")}
     assert len(set(seeds.values())) == 6 and all(0 <= value < 2**32 for value in seeds.values())
     assert studies.object_seed(0, "box") == int(hashlib.sha256(b"0 box").hexdigest()[:8], 16)
+
+
+def test_empty_texts_of_earlier_files_are_read_as_unset(tmp_path: Path) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text("objects: x\narms: {ours: {model: '', paper: ''}}\n")
+    assert configs.load(ReproduceConfig, path).arms == {"ours": TableArm(None, None)}
