@@ -39,11 +39,13 @@ class Memory:
 
     def __post_init__(self) -> None:
         for name in ("batch", "decode_views", "decode_rows"):
-            if (getattr(self, name) or 0) < 0:
-                raise InputError(f"{name} must be 0 or more, or None for all, got {getattr(self, name)}")
+            size = getattr(self, name)
+            if size is not None and size < 0:
+                raise InputError(f"{name} must be 0 or more, or None for all, got {size}")
+            object.__setattr__(self, name, size or None)  # 0 meant all in earlier versions
 
     def __str__(self) -> str:
-        return ", ".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+        return ", ".join(f"{field.name}={value}" for field in fields(self) if (value := getattr(self, field.name)))
 
     def less_for_encoding(self, pictures: int) -> "Memory | None":
         """One picture at a time; None where it is so already."""

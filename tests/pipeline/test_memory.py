@@ -95,10 +95,10 @@ def test_denoising_that_does_not_fit_is_cut_and_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("limit", "chosen"), [(16 * 256, (0, 0)), (1024, (4, 0)), (300, (1, 0)), (16 * 10, (1, 8))]
+    ("limit", "chosen"), [(16 * 256, (None, None)), (1024, (4, None)), (300, (1, None)), (16 * 10, (1, 8))]
 )  # pixels that the last convolution of 16 views of 16 x 16 may see
 def test_decoding_that_does_not_fit_is_cut_and_goes_on(
-    make_pipeline: Make, red: Tensor, same: Callable[..., bool], limit: int, chosen: tuple[int, int],
+    make_pipeline: Make, red: Tensor, same: Callable[..., bool], limit: int, chosen: tuple[int | None, int | None],
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     pipeline = make_pipeline()
@@ -108,7 +108,7 @@ def test_decoding_that_does_not_fit_is_cut_and_goes_on(
         assert same(pipeline(red, **GUIDED).views[0], whole, 1e-4)
         assert (pipeline.memory.decode_views, pipeline.memory.decode_rows) == chosen
         pipeline(red, **GUIDED)  # it stays so: nothing runs out again, nothing is said again
-    assert len(caplog.records) == (chosen != (0, 0))
+    assert len(caplog.records) == (chosen != (None, None))
 
 
 def test_encoding_that_does_not_fit_is_cut(
@@ -170,3 +170,10 @@ def test_the_steps_down() -> None:
     sizes = [(m.decode_views, m.decode_rows) for m in steps(lambda m: m.less_for_decoding(16, 64), Memory())]
     assert sizes == [(8, 0), (4, 0), (2, 0), (1, 0), (1, 32), (1, 16), (1, 8)]
     assert Memory(decode_views=99).less_for_decoding(16, 64) == Memory(decode_views=8)
+
+
+def test_zero_is_read_as_all_as_in_earlier_versions(make_pipeline: Make) -> None:
+    pipeline = make_pipeline()
+    pipeline.set_memory(batch=0, decode_views=0, decode_rows=0)
+    assert pipeline.memory == Memory() and pipeline.memory.batch is None and str(pipeline.memory) == ""
+    assert str(Memory(batch=2, decode_rows=8)) == "batch=2, decode_rows=8"
