@@ -168,7 +168,7 @@ def test_the_steps_down() -> None:
     assert steps(lambda m: m.less_for_denoising(3, False), Memory()) == [Memory(1)]
     assert steps(lambda m: m.less_for_denoising(1, False), Memory()) == []
     sizes = [(m.decode_views, m.decode_rows) for m in steps(lambda m: m.less_for_decoding(16, 64), Memory())]
-    assert sizes == [(8, 0), (4, 0), (2, 0), (1, 0), (1, 32), (1, 16), (1, 8)]
+    assert sizes == [(8, None), (4, None), (2, None), (1, None), (1, 32), (1, 16), (1, 8)]
     assert Memory(decode_views=99).less_for_decoding(16, 64) == Memory(decode_views=8)
 
 
