@@ -290,4 +290,4 @@ def test_every_object_of_a_study_starts_from_its_own_noise_the_same_in_every_stu
 def test_empty_texts_of_earlier_files_are_read_as_unset(tmp_path: Path) -> None:
     path = tmp_path / "table.yaml"
     path.write_text("objects: x\narms: {ours: {model: '', paper: ''}}\n")
-    assert configs.load(ReproduceConfig, path).arms == {"ours": TableArm(None, None)}
+    assert configs.load(ReproduceConfig, path).arms == {"ours": TableArm(model=None, paper=None)}
