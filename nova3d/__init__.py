@@ -10,6 +10,7 @@ from nova3d.utils import lazy
 if TYPE_CHECKING:
     from nova3d.cameras import Cameras as Cameras
     from nova3d.data import render_object as render_object
+    from nova3d.errors import InputError as InputError
     from nova3d.fusion import reconstruct as reconstruct
     from nova3d.generation import generate as generate
     from nova3d.models.unet import NovaUNet as NovaUNet
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Cameras",
+    "InputError",
     "Nova3DPipeline",
     "NovaUNet",
     "ViewSet",
@@ -33,6 +35,7 @@ __getattr__, __dir__ = lazy.exports(
     {
         "cameras": ["Cameras"],
         "data": ["render_object"],
+        "errors": ["InputError"],
         "fusion": ["reconstruct"],
         "generation": ["generate"],
         "models.unet": ["NovaUNet"],

@@ -7,6 +7,7 @@ from nova3d import config
 from nova3d.cli import common
 from nova3d.errors import InputError
 from nova3d.utils import provenance
+from nova3d.utils.files import check_file
 from nova3d.utils.resources import find
 
 
@@ -73,6 +74,8 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     protocol = common.load_config(Protocol, "eval", options)
     if wrong := [text for text in options.weights if "=" not in text]:
         raise InputError(f"--weights '{wrong[0]}' is not of the form METRIC=FILE")
+    for text in options.weights:
+        check_file(text.partition("=")[2], "weights file")
 
     from nova3d import layouts
     from nova3d.evaluation import Table, score

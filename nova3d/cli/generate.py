@@ -1,6 +1,6 @@
 """The verbs from a picture to a mesh: sample (the views), reconstruct (the mesh), generate (both)."""
 
-import logging
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,6 @@ from nova3d.utils.resources import locate
 
 if TYPE_CHECKING:
     from nova3d.settings import GenerateConfig
-
-log = logging.getLogger(__name__)
 
 
 def generate_parser() -> common.Parser:
@@ -72,7 +70,7 @@ def generate(argv: Sequence[str] | None = None) -> None:
     settings = common.load_config(GenerateConfig, "generate", options, {"sample.image": one})
     if len(given) > 1 or (given and not names_one_file(settings.sample.image)):
         return _generate_all(given, settings, options.device, options.workers)
-    _check_picture(settings.sample.image)
+    _check_picture(settings.sample.image, options)
 
     from nova3d import generation
 
@@ -94,13 +92,15 @@ def generate(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _check_picture(picture: str) -> None:
-    """Refuse a picture that is not there, and say when it is the example of the settings, for want of another."""
+def _check_picture(picture: str, options: Namespace) -> None:
+    """Refuse a picture that is not there, and a command that names none: the default of the settings is an example."""
     from nova3d.settings import SampleConfig
 
+    overridden = {text.partition("=")[0] for text in options.overrides} & {"image", "sample.image"}
+    named = bool(options.files or options.image or overridden)
+    if not named and Path(picture) == locate(SampleConfig.image, "asset"):
+        raise InputError(f"no picture is named: give one or more, or the shipped example, {SampleConfig.image}")
     check_file(picture, "image")
-    if Path(picture) == locate(SampleConfig.image, "asset"):
-        log.info("the picture is the example '%s'", picture)
 
 
 def _generate_all(given: Sequence[str], settings: "GenerateConfig", device: str, workers: int) -> None:
@@ -148,7 +148,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
     from nova3d.settings import SampleConfig
 
     settings = common.load_config(SampleConfig, "sample", options, {"image": given[0] if given else None})
-    _check_picture(settings.image)
+    _check_picture(settings.image, options)
 
     from nova3d.sampling import sample_views
     from nova3d.utils.files import read_json

@@ -130,8 +130,8 @@ def units_fault(pred: trimesh.Trimesh, ref: MeshReference, rules: MeshRules) -> 
         return ""
     return (
         f"the predicted mesh is {ratio:.3g} times as long as the reference: are they in different units or frames? "
-        "Distances in the known frame mean little then; a mesh of `generate` belongs beside a reference whose longest "
-        "side is 1 around the origin"
+        "Distances in the known frame mean little then, and the columns *_bbox compare both at one size; a mesh of "
+        "`generate` belongs beside a reference whose longest side is 1 around the origin"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Protocol as Interface
 
 import torch
 
+from nova3d import config as configs
 from nova3d import layouts
 from nova3d.errors import InputError
 from nova3d.evaluation import baselines
@@ -24,6 +25,7 @@ from nova3d.evaluation.view_scores import Networks, TextureScorer, ViewScorer
 from nova3d.metrics.registry import with_companions
 from nova3d.utils import provenance
 from nova3d.utils.progress import Progress, silent
+from nova3d.utils.resources import find
 from nova3d.utils.workers import in_parts
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ _NO_VALUE = "it has no value for any object (for normals: views without normal m
 def score(
     predictions: str | Path | Sequence[str | Path],
     references: str | Path,
-    protocol: Protocol | None = None,
+    protocol: Protocol | str | Path | None = None,
     *,
     layout: str = "auto",
     assume: layouts.Assume | None = None,
@@ -54,7 +56,8 @@ def score(
         predictions: one folder, or one per seed of the same method.
         references: folder of the reference objects. Where the protocol scores views and the folder holds meshes
             alone, true views are drawn from them into `cache` (`nova3d.evaluation.references`).
-        protocol: what is scored and how; None is `Protocol()`, which is configs/eval/nova3d-el0.yaml.
+        protocol: what is scored and how, or the name or file of a protocol; None is `Protocol()`, which is
+            configs/eval/nova3d-el0.yaml.
         layout: of the predicted views (`nova3d.layouts`); the references' is told by their files.
         assume: what that layout does not say.
         axes: of the predicted meshes, UP,FRONT: "+z,-y" where +Z is up and -Y looks at the input view's camera.
@@ -92,7 +95,7 @@ def score(
 def score_methods(
     methods: Mapping[str, Mapping[str, str | Path]],
     references: str | Path,
-    protocol: Protocol | None = None,
+    protocol: Protocol | str | Path | None = None,
     *,
     layout: str = "auto",
     assume: layouts.Assume | None = None,
@@ -115,7 +118,8 @@ def score_methods(
     Raises:
         InputError: as `score` does.
     """
-    protocol = protocol or Protocol()
+    if not isinstance(protocol, Protocol):
+        protocol = Protocol() if protocol is None else configs.load(Protocol, find(protocol, "protocol"))
     given = ObjectFolder.open(references, "references")
     runs = {
         run: ObjectFolder.open(folder, "predictions", layout, assume, axes)

@@ -10,6 +10,7 @@ A folder is written aside and renamed, so what exists is complete, and the same 
 
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ import torch
 from nova3d import config as configs
 from nova3d.cameras import Cameras, preset
 from nova3d.data.shards import INDEX, ShardReader
+from nova3d.data.sources import Asset, SourceConfig
+from nova3d.data.sources.gso import GsoSource
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table, score_methods
 from nova3d.evaluation.references import write_reference
@@ -106,13 +109,13 @@ class Study:
 
 
 def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The objects of a folder of meshes or shards, sorted, or the `wanted` ones of them; raises InputError naming what
-    is missing."""
+    """The objects of a folder of meshes, of models of GSO as downloaded, or of shards, sorted, or the `wanted` ones of
+    them; raises InputError naming what is missing."""
     if (source / INDEX).is_file():
         there = sorted(sample["uid"] for sample in ShardReader(source).samples)
     elif source.is_dir():
         meshes = (path for path in source.iterdir() if path.suffix.lower() in MESH_SUFFIXES)
-        there = sorted({path.stem for path in meshes if not path.name.startswith(".")})
+        there = sorted({path.stem for path in meshes if not path.name.startswith(".")} or _downloaded_models(source))
     else:
         raise InputError(f"objects folder '{source}' does not exist")
     if missing := sorted(set(wanted) - set(there)):
@@ -120,8 +123,17 @@ def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
     for name in there:
         check_component(name, f"object of '{source}'", most=200)
     if not there:
-        raise InputError(f"'{source}' holds no mesh ({', '.join(MESH_SUFFIXES)}) and is no shard folder")
+        raise InputError(
+            f"'{source}' holds no mesh ({', '.join(MESH_SUFFIXES)}), no MODEL/meshes/model.obj, and is no shard folder"
+        )
     return tuple(sorted(set(wanted))) if wanted else tuple(there)
+
+
+def _downloaded_models(source: Path) -> dict[str, Asset]:
+    """Name -> model of a folder of MODEL/meshes/model.obj, as GSO is downloaded; empty where it holds none."""
+    if not any(source.glob("*/meshes/model.obj")):
+        return {}
+    return {asset.uid: asset for asset in GsoSource(SourceConfig(path=str(source))).assets()}
 
 
 def model_rig(folder: str | Path) -> tuple[str, int]:
@@ -197,8 +209,12 @@ def _write_truth(source: Path, name: str, rig: Cameras, folder: Path) -> None:
             raise InputError(f"the shards in '{source}' have {reader.cameras.width} pixels, the model {rig.width}")
         reader.views([sample["uid"] for sample in reader.samples].index(name)).save(folder)
         return
-    path = next(source / f"{name}{suffix}" for suffix in MESH_SUFFIXES if (source / f"{name}{suffix}").is_file())
-    write_reference(path, rig, folder)
+    flat = (source / f"{name}{suffix}" for suffix in MESH_SUFFIXES)
+    if path := next((path for path in flat if path.is_file()), None):
+        return write_reference(path, rig, folder)
+    models = GsoSource(SourceConfig(path=str(source)))
+    with tempfile.TemporaryDirectory() as turned:  # downloaded models are Z-up, and their textures lie elsewhere
+        write_reference(models.fetch(_downloaded_models(source)[name], Path(turned)), rig, folder)
 
 
 # Raise it when the same model and settings give other views. 2: straight alpha, and noise by seed and object.

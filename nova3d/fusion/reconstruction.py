@@ -13,6 +13,7 @@ import trimesh
 from torch import Tensor
 
 from nova3d.cameras import Cameras
+from nova3d.errors import InputError
 from nova3d.fusion import atlas, export, isosurface, texture
 from nova3d.fusion.config import FusionConfig, TextureConfig
 from nova3d.fusion.conflict import conflict_maps
@@ -101,6 +102,8 @@ def reconstruct(
         DivergedError: where the fit fails.
     """
     config, progress = config or FusionConfig(), progress or silent
+    if not isinstance(views, ViewSet):
+        raise InputError(f"views must be a ViewSet, got {type(views).__name__}: ViewSet.load(FOLDER) reads a folder")
     check_for_fusion(views)
     detailed = match_detail(views, detail) if detail is not None else []
     atlas.check_atlas(config.texture.atlas)

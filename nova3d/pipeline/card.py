@@ -41,7 +41,7 @@ def model_card(
         "textured mesh: an implementation of [NOVA3D](https://arxiv.org/abs/2506.07698).",
         "",
         "```",
-        "pip install nova3d",
+        "pip install .    # in a clone of nova3d, which is not on PyPI yet",
         "nova3d generate photo.png --model THIS_REPOSITORY",
         "```",
         "",

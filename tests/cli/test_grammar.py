@@ -217,8 +217,8 @@ def test_bash_completes_verbs_options_keys_and_names(capsys: pytest.CaptureFixtu
     assert complete(script, "reconstruct", "--config", "=", "dr") == ["draft"]
 
 
-def test_without_a_picture_the_example_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_command_without_a_picture_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def generate(**_: Any) -> None:
         raise InputError("far enough")
@@ -226,11 +226,13 @@ def test_without_a_picture_the_example_is_named(
     monkeypatch.setattr("nova3d.generation.generate", generate)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.png").touch()
-    for words, named in (["generate"], True), (["generate", "mine.png"], False):
-        caplog.clear()
-        with caplog.at_level("INFO"):
-            assert run_verb(monkeypatch, *words, "--device", "cpu") == 2
-        assert ("the picture is the example" in caplog.text and "horse.png" in caplog.text) == named
+    for words in ["generate"], ["sample"], ["generate", "--seed", "1"]:
+        assert run_verb(monkeypatch, *words, "--device", "cpu") == 2
+        error = capsys.readouterr().err
+        assert "no picture is named: give one or more" in error and "assets/images/horse.png" in error
+    for words in ["mine.png"], ["--image", "mine.png"], ["sample.image=mine.png"], ["assets/images/horse.png"]:
+        assert run_verb(monkeypatch, "generate", *words, "--device", "cpu") == 2
+        assert "far enough" in capsys.readouterr().err
 
 
 def test_zsh_and_fish_get_the_same_words(capsys: pytest.CaptureFixture[str]) -> None:

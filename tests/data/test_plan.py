@@ -77,8 +77,11 @@ def test_licences_refuse_and_keep_the_row(config: RenderConfig) -> None:
     assert {asset.licence for asset in plan.assets()} == {"CC-BY-4.0"}
     config.out += "-none"
     config.licences = ["MIT"]
-    with pytest.raises(InputError, match="nothing to render"):
+    with pytest.raises(InputError, match=r"nothing to render.*licences=\[\] accepts every licence"):
         write_plan(config)
+    config.engine.name = "blendr"
+    with pytest.raises(InputError, match=r"engine\.name 'blendr' is not one of raster, blender, or package"):
+        config.check()
 
 
 def test_exclude_and_limit(config: RenderConfig) -> None:

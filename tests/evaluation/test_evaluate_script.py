@@ -27,6 +27,8 @@ def test_script_prints_the_table_and_writes_the_files(folders, tmp_path, monkeyp
     assert written == {"inflated", "cut-out", "objects", "scores.csv", "scores.json", "scores.md", "scores.tex"}
     record = json.loads((tmp_path / "out/scores.json").read_text())["record"]
     assert record["predictions"] == [predictions.name]  # no path of the machine that scored them
+    assert call_script(monkeypatch, "evaluate", *arguments, "--weights", "lpips_vgg=nofile") == 2
+    assert "weights file 'nofile' does not exist" in capsys.readouterr().err
     assert call_script(monkeypatch, "evaluate", *arguments, "seeed=1") == 2
     assert "did you mean 'seed'?" in capsys.readouterr().err
 

@@ -27,6 +27,8 @@ QUICK = Protocol(name="quick", hull_cells=0, views=ANY, meshes=MeshRules(surface
 def test_score_has_a_row_per_object_and_the_mean(folders):
     table = score(*folders, QUICK)
     assert list(table.rows) == ["cup", "hat"]
+    with pytest.raises(InputError, match="protocol 'quickly' is neither a file nor one of"):
+        score(*folders, "quickly")
     row = table.rows["cup"]
     assert row["mask_iou"] == 1.0
     assert row["normal_mean_deg"] < 1

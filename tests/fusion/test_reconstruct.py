@@ -178,3 +178,8 @@ def test_a_trusted_view_paints_the_front_at_its_own_resolution(shapes, f_views):
     assert float(found[2]) > 0.45 and float(found[2]) > 2 * float(
         found[:2].max()
     )  # blue as before, though the front says nothing of blue
+
+
+def test_a_folder_in_the_place_of_views_is_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match=r"views must be a ViewSet, got str: ViewSet\.load\(FOLDER\)"):
+        reconstruct("views")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from nova3d.config import Sentinel
 from nova3d.data.config import FilterConfig
 from nova3d.data.sources.base import SourceConfig
 from nova3d.errors import InputError
-from nova3d.rendering.engine import LIGHTS, EngineConfig
+from nova3d.rendering.engine import ENGINES, LIGHTS, EngineConfig
 from nova3d.utils import provenance
 
 if TYPE_CHECKING:
@@ -112,6 +112,10 @@ class RenderConfig:
             (self.samples_per_shard >= 1, f"samples_per_shard must be at least 1, got {self.samples_per_shard}"),
             (0 <= self.val_share < 1, f"val_share must lie in [0,1), got {self.val_share}"),
             ((self.limit or 0) >= 0, f"limit must be at least 1, or null for all, got {self.limit}"),
+            (
+                self.engine.name in ENGINES or ":" in self.engine.name,
+                f"engine.name '{self.engine.name}' is not one of {', '.join(ENGINES)}, or package.module:factory",
+            ),
             (self.engine.light in LIGHTS, f"light '{self.engine.light}' is not one of {', '.join(LIGHTS)}"),
             (pool.launcher in LAUNCHERS, f"pool.launcher '{pool.launcher}' is not one of {', '.join(LAUNCHERS)}"),
             ((pool.workers or 0) >= 0, f"pool.workers must be at least 1, or null, got {pool.workers}"),

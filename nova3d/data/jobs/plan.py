@@ -132,7 +132,8 @@ def write_plan(config: RenderConfig, progress: Progress | None = None) -> Plan:
     chosen = [row for row in rows if row["state"] == "planned"]
     if not chosen:
         raise InputError(
-            f"nothing to render: `licences` and `exclude` leave none of the source's {len(assets)} objects"
+            f"nothing to render: `licences` and `exclude` leave none of the source's {len(assets)} objects; "
+            "licences=[] accepts every licence"
         )
     counts = {
         "objects": len(chosen),
