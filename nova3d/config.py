@@ -1,6 +1,6 @@
 """Typed configs: a dataclass schema, an optional YAML file and `key=value` overrides, merged key by key.
 
-Precedence, lowest first: the schema's defaults, the file, the overrides. Nothing here knows of torch.
+Precedence, lowest first: the schema's defaults, the file, the overrides. This module does not import torch.
 
 A schema is a dataclass. The string literal below an attribute documents that key:
 
@@ -20,8 +20,8 @@ lists and mappings as YAML. Nothing is interpolated: `${...}` is refused in a fi
 `Annotated[int, Range(1, 4096)]` gives the values that a number may have, `Literal["euler", "heun"]` the texts of a key
 with a fixed set of them.
 
-An optional key (`T | None`) is unset by `key=null`, by `key=` and by an empty string. `Sentinel` names a further value
-that meant "unset" in files of earlier versions; it is read as null.
+An optional key (`T | None`) is set to None by `key=null`, by `key=` and by an empty string. `Sentinel` names a further
+value that meant "unset" in files of earlier versions; it is read as null.
 """
 
 import ast
@@ -89,7 +89,7 @@ class Key:
     default: str
     """The default as YAML writes it, or REQUIRED."""
     text: str
-    """The attribute docstring on one line, "" where there is none; of a section else its class's first line."""
+    """The attribute docstring on one line, or "". A section without one has the first line of its class's docstring."""
     marks: tuple[Any, ...] = ()
     """The further arguments of `Annotated`: Sentinel, Range, or what another module defines."""
     choices: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ def load(
         schema: a dataclass.
         path: a YAML file, None for the defaults alone.
         overrides: `key=value` texts, the key dotted and the value as the key's type reads it.
-        values: dotted key -> a Python value, which beats the overrides.
+        values: dotted key -> a Python value. It takes precedence over the overrides.
 
     Returns:
         An instance of `schema`.
@@ -319,7 +319,7 @@ def _summary(cls: Any) -> str:
 
 
 def _attribute_texts(schema: type) -> dict[str, str]:
-    """Attribute -> the string literal below it, of a dataclass and its bases; a derived class beats its bases."""
+    """Attribute -> the string literal below it, of a dataclass and its bases. A derived class overrides its bases."""
     texts: dict[str, str] = {}
     for cls in reversed(schema.__mro__):
         if is_dataclass(cls):
@@ -389,7 +389,7 @@ def _parse(parse: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _merge(into: dict[str, Any], root: type, section: Any, given: Any, source: str, prefix: str) -> None:
-    """Put what was given for a section into `into`: values read by type, sections and mappings as nested dicts."""
+    """Merge the given values of a section into `into`. Values are read by type; sections become nested dicts."""
     hints = _hints(section)
     if not isinstance(given, Mapping):
         name = prefix.rstrip(".")

@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
             The values.
 
         Raises:
-            SystemExit: with code 2 and one line on stderr for what the verb does not know, with 0 after --help.
+            SystemExit: with code 2 and one line on stderr for an unknown argument, with 0 after --help.
         """
         words = [self._as_option(word) for word in (sys.argv[1:] if argv is None else argv)]
         options, unknown = self.parse_known_intermixed_args(words)
@@ -173,13 +173,13 @@ def add_files(arguments: Parser, what: str) -> None:
 
 
 def add_flag(arguments: Parser, option: str, key: str, text: str, **settings: Any) -> None:
-    """Add an option that stands for a config key and beats `key=value`.
+    """Add an option that stands for a config key and takes precedence over `key=value`.
 
     Args:
         arguments: the verb's parser.
         option: as "--out".
         key: the dotted key.
-        text: what --help says.
+        text: for --help.
         **settings: more of `argparse.ArgumentParser.add_argument`.
     """
     action = arguments.add_argument(option, help=f"{text} (same as {key}=)", **settings)
@@ -192,27 +192,27 @@ def add_device(arguments: argparse.ArgumentParser) -> None:
 
 
 def add_workers(arguments: argparse.ArgumentParser, text: str) -> None:
-    """Add `--workers`, at least 1; `text` is what --help says."""
+    """Add `--workers`, at least 1; `text` is for --help."""
     arguments.add_argument("--workers", type=_count, default=1, metavar="N", help=f"{text} (default: 1)")
 
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
 
 
 def load_config(
     schema: type[Schema], stage: str, options: argparse.Namespace, flags: Mapping[str, Any] | None = None
 ) -> Schema:
-    """The config that the command line asks for, with the paths of what is shipped (see `Shipped`).
+    """The config of a command line, with the paths of what is shipped (see `Shipped`).
 
     Args:
         schema: a dataclass.
         stage: the folder of `configs/` in which a bare name is looked up.
         options: what `Parser.parse` returns.
-        flags: dotted key -> value, for more options that stand for a config key; None values were not given. They beat
-            overrides.
+        flags: dotted key -> value, for more options that stand for a config key; None values were not given. They
+            take precedence over overrides.
 
     Returns:
         An instance of `schema`. With --print-config it is printed, and the program ends.
@@ -273,13 +273,13 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a verb, and end in one line on stderr for all that is no bug.
+    """Run a verb, and end in one line on stderr for every error that is not a bug.
 
     Errors of input and of the system (a full disk, a file that cannot be read) end in exit code 2, Ctrl-C in 130,
-    SIGTERM in 143. A reader of the output that leaves early ends it in silence, with 141.
+    SIGTERM in 143. A closed pipe of the output ends it without a message, with 141.
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)  # what holds locks, files and processes lets go of them
+        signal.signal(signal.SIGTERM, _terminate)  # `with` blocks release locks, files and processes
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of diffusers, transformers and others beside ours
@@ -313,7 +313,7 @@ def _terminate(number: int, _: FrameType | None) -> None:
 
 
 def _silence_stdout() -> None:
-    """Have what is left in the buffer of stdout go nowhere, so that the interpreter's last flush does not fail."""
+    """Discard what is left in the buffer of stdout, so that the interpreter's last flush does not fail."""
     with suppress(io.UnsupportedOperation):  # no file of the system, as under pytest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -335,7 +335,7 @@ def closing(made: Mapping[str, Path | str], quality: str = "", look: str = "") -
 
 
 def pick_device(asked: str | None) -> str:
-    """The device asked for, else CUDA where there is one, else MPS, else the CPU; logged once.
+    """The requested device, else CUDA where there is one, else MPS, else the CPU. It is logged.
 
     Args:
         asked: "cpu", "cuda", "cuda:1", "mps" ...; None leaves the choice to this function.
@@ -344,7 +344,7 @@ def pick_device(asked: str | None) -> str:
         The device's name.
 
     Raises:
-        InputError: for a device that torch does not know or does not find here.
+        InputError: for a device that torch does not support or does not find here.
     """
     import torch
 
@@ -356,7 +356,7 @@ def pick_device(asked: str | None) -> str:
         usable = False
     if not usable:
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise InputError(f"device '{asked}' is none that torch has here; use --device {' or '.join(there)}")
+        raise InputError(f"device '{asked}' is not available in torch here; use --device {' or '.join(there)}")
     device = asked or next((name for name in ("cuda", "mps") if getattr(torch, name).is_available()), "cpu")
     untried = " (this project has not been run on it; --device cpu always works)" if device == "mps" else ""
     logging.getLogger(__name__).info("device: %s%s", device, untried)

@@ -39,7 +39,7 @@ autoload -U +X bashcompinit && bashcompinit
 def completion_parser() -> common.Parser:
     """The arguments of `completion`."""
     arguments = common.parser(
-        "Print what makes the Tab key complete verbs, options and config keys in a shell.",
+        "Print a shell script that completes verbs, options and config keys.",
         'eval "$(nova3d completion bash)"',
     )
     arguments.add_argument("shell", choices=("bash", "zsh", "fish"))
@@ -47,13 +47,13 @@ def completion_parser() -> common.Parser:
 
 
 def completion(argv: Sequence[str] | None = None) -> None:
-    """Print what makes the Tab key complete verbs, options and config keys in a shell."""
+    """Print a shell script that completes verbs, options and config keys."""
     shell = completion_parser().parse(argv).shell
     sys.stdout.write({"bash": bash, "zsh": lambda: ZSH + bash(), "fish": fish}[shell]())
 
 
 def words(verb: str) -> list[str]:
-    """What may follow a verb: its choices, its options, and its config keys with a "=" behind each."""
+    """The words that may follow a verb: its choices, its options, and its config keys with a "=" behind each."""
     parser = cli.parser_of(verb)
     choices = [str(choice) for action in parser._get_positional_actions() for choice in action.choices or ()]
     if verb == "render":

@@ -39,7 +39,7 @@ def evaluate_parser() -> common.Parser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="what that layout does not say, e.g. elevation_deg=10; may be repeated",
+        help="what that layout leaves open, e.g. elevation_deg=10; may be repeated",
     )
     arguments.add_argument(
         "--mesh-axes",
@@ -62,7 +62,7 @@ def evaluate_parser() -> common.Parser:
 
 
 def evaluate(argv: Sequence[str] | None = None) -> None:
-    """Score predictions against references and print the table; the same command goes on where it ended."""
+    """Score predictions against references and print the table; the same command resumes."""
     options = evaluate_parser().parse(argv)
     if not options.print_config:
         common.check_exists("--predictions", *options.predictions)

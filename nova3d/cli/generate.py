@@ -19,7 +19,7 @@ def generate_parser() -> common.Parser:
     """The arguments of `generate`."""
     arguments = common.parser(
         "One picture to 16 views, 16 normal maps, a textured mesh and a report. Several pictures, a folder or a "
-        "pattern: all of them, each into a folder of its own below OUT; what is done is kept.",
+        "pattern: all of them, each into a folder of its own below OUT; finished results are kept.",
         "nova3d generate photo.png --out outputs/photo sample.seed=1",
     )
     common.add_config(arguments, "mini", "nova3d.settings:GenerateConfig", "generate")
@@ -93,7 +93,7 @@ def generate(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_picture(picture: str, options: Namespace) -> None:
-    """Refuse a picture that is not there, and a command that names none: the default of the settings is an example."""
+    """Refuse a picture that does not exist, and a command that names none: the default of the settings is an example."""
     from nova3d.settings import SampleConfig
 
     overridden = {text.partition("=")[0] for text in options.overrides} & {"image", "sample.image"}
@@ -174,9 +174,9 @@ def reconstruct_parser() -> common.Parser:
     common.add_config(arguments, "cpu", "nova3d.fusion:FusionConfig", "fusion")
     common.add_files(arguments, "FOLDER")
     arguments.add_argument("--views", metavar="FOLDER", help="the same: a view folder")
-    arguments.add_argument("--layout", default="auto", help="the folder's layout (default: told from its files)")
+    arguments.add_argument("--layout", default="auto", help="the folder's layout (default: recognised by its files)")
     arguments.add_argument(
-        "--assume", nargs="+", default=[], metavar="KEY=VALUE", help="what a layout does not say: elevation_deg=30, ..."
+        "--assume", nargs="+", default=[], metavar="KEY=VALUE", help="what a layout leaves open: elevation_deg=30, ..."
     )
     arguments.add_argument("--out", required=True, metavar="FILE", help="the mesh to write: .glb, .obj, .ply or .stl")
     arguments.add_argument(

@@ -50,7 +50,7 @@ def export(argv: Sequence[str] | None = None) -> None:
 def calibrate_parser() -> common.Parser:
     """The arguments of `calibrate`."""
     arguments = common.parser(
-        "Measure how far a model's views can be believed, on objects with known views that it was not trained on. "
+        "Measure how reliable a model's views are, on objects with known views that it was not trained on. "
         "calibration.json in the model's folder then tells the fusion how the views' masks count.",
         "nova3d calibrate --model outputs/mini/model --shards JOB/val --objects 40",
     )
@@ -62,7 +62,7 @@ def calibrate_parser() -> common.Parser:
 
 
 def calibrate(argv: Sequence[str] | None = None) -> None:
-    """Measure how far a model's views can be believed, and keep that in the model's folder for the fusion."""
+    """Measure how reliable a model's views are, and keep that in the model's folder for the fusion."""
     options = calibrate_parser().parse(argv)
     common.check_exists("--model", options.model, model=True)
     common.check_exists("--shards", *options.shards)

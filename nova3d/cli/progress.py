@@ -1,4 +1,4 @@
-"""Progress in the terminal: one line a stage and one estimate; plain lines where the output is no terminal."""
+"""Progress in the terminal: one line a stage and one estimate; plain lines where the output is not a terminal."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ def progress_bar(description: str, stream: TextIO | None = None) -> Iterator[Pro
     A stage that is over leaves one line with its time. Nothing is drawn once all of it is done.
 
     Args:
-        description: what is done as a whole, shown until the first stage begins.
+        description: the whole task, shown until the first stage begins.
         stream: where it is drawn. None: stderr.
 
     Yields:

@@ -58,7 +58,7 @@ def render(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     step = words.pop(0) if words and words[0] in STEPS else "run"
     if words and "=" not in words[0] and not words[0].startswith("-"):
-        raise InputError(f"render: '{words[0]}' is none of the steps {', '.join(STEPS)}")
+        raise InputError(f"render: '{words[0]}' is not one of the steps {', '.join(STEPS)}")
     _run_step(step, words)
 
 
@@ -199,7 +199,7 @@ def _doctor(settings: "RenderConfig", options: argparse.Namespace) -> None:
 # Step of a job -> its function and its line in --help.
 STEPS: dict[str, tuple[Callable[["RenderConfig", argparse.Namespace], None], str]] = {
     "plan": (_plan, "decide what to render and estimate the cost"),
-    "run": (_run, "render what is not done yet, then pack; plans first where there is no plan"),
+    "run": (_run, "render the remaining objects, then pack; plans first where there is no plan"),
     "status": (_status, "where a job stands, also from another terminal while it runs"),
     "retry": (_retry, "queue failed objects again, by reason"),
     "pack": (_pack, "write the shards of a rendered job, or of a FOLDER of view folders"),

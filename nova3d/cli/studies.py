@@ -16,8 +16,8 @@ ABLATE_EXAMPLE = """nova3d ablate --suite attention --objects GSO --out outputs/
 def reproduce_parser() -> common.Parser:
     """The arguments of `reproduce`."""
     arguments = common.parser(
-        "Make a table of the paper anew: generate, reconstruct, score, and print ours beside the paper's. The same "
-        "command goes on where it was interrupted.",
+        "Reproduce a table of the paper: generate, reconstruct, score, and print ours beside the paper's. The same "
+        "command resumes an interrupted study.",
         "nova3d reproduce table1 --model assets/nova3d-mini --objects GSO --out outputs/reproduce",
     )
     arguments.add_argument("table", choices=TABLES)
@@ -34,7 +34,7 @@ def reproduce_parser() -> common.Parser:
 
 
 def reproduce(argv: Sequence[str] | None = None) -> None:
-    """Make a table of the paper anew: generate, reconstruct, score, and print ours beside the paper's."""
+    """Reproduce a table of the paper: generate, reconstruct, score, and print ours beside the paper's."""
     options = reproduce_parser().parse(argv)
     options.config = options.config or f"configs/reproduce/{options.table}.yaml"
 
@@ -58,7 +58,7 @@ def ablate_parser() -> common.Parser:
     """The arguments of `ablate`."""
     arguments = common.parser(
         "Ablations: arms of the attention trained alike and scored, or arms of the fusion on planted faults. The same "
-        "command goes on where it was interrupted.",
+        "command resumes an interrupted study.",
         ABLATE_EXAMPLE,
     )
     arguments.add_argument("--suite", choices=tuple(SUITE_CONFIGS), required=True)
@@ -130,5 +130,5 @@ def _choose(what: str, wanted: str | None, there: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(there))
     asked = common.names(wanted) or []
     if unknown := sorted(set(asked) - set(names)):
-        raise InputError(f"--{what}s: '{unknown[0]}' is none of {', '.join(names)}")
+        raise InputError(f"--{what}s: '{unknown[0]}' is not one of {', '.join(names)}")
     return [name for name in names if not asked or name in asked]

@@ -88,7 +88,7 @@ def train(argv: Sequence[str] | None = None) -> None:
             _last_losses(settings),
             f"nova3d generate photo.png --model {outcome.path}"
             if outcome.finished
-            else "the same command goes on from the checkpoint",
+            else "the same command resumes from the checkpoint",
         )
 
 
@@ -151,8 +151,7 @@ def train_autoencoder(argv: Sequence[str] | None = None) -> None:
 def cache_latents_parser() -> common.Parser:
     """The arguments of `cache-latents`."""
     arguments = common.parser(
-        "Encode a training config's shards once, for training from data.cache; running it again goes on where it "
-        "stopped.",
+        "Encode a training config's shards once, for training from data.cache; running it again resumes.",
         CACHE_EXAMPLE,
     )
     common.add_config(arguments, "paper", "nova3d.training.config:TrainConfig", "train")

@@ -34,7 +34,7 @@ WEIGHT_DECAY = 1e-4
 
 
 def train_autoencoder(config: AutoencoderTrainConfig, device: str, progress: Progress | None = None) -> Path:
-    """Train an autoencoder; a run that was interrupted goes on from its last checkpoint.
+    """Train an autoencoder; an interrupted run resumes from its last checkpoint.
 
     Args:
         config: of the run.
@@ -45,7 +45,7 @@ def train_autoencoder(config: AutoencoderTrainConfig, device: str, progress: Pro
         The diffusers folder `config.out`/vae. Its scaling_factor is 1 / std of the latents over training views.
 
     Raises:
-        InputError: for bad shards, folders or checkpoints, and while another run is at work in `config.out`.
+        InputError: for bad shards, folders or checkpoints, and while another run uses `config.out`.
     """
     out = writable_folder(config.out)
     with locked(out, "a training run"):
@@ -134,7 +134,7 @@ def start_model(config: AutoencoderTrainConfig, size: int) -> VideoAutoencoder:
         for key, value in wanted.items():
             there = getattr(trained.config, key)
             if (list(there) if isinstance(there, list | tuple) else there) != value:
-                raise InputError(f"start '{config.start}' has model.{key}={there}, the config says {value}")
+                raise InputError(f"start '{config.start}' has model.{key}={there}, the config has {value}")
         model.load_state_dict(trained.state_dict(), strict=False)  # a new guide's weights stay at zero
         model.register_to_config(scaling_factor=trained.config.scaling_factor)
     elif config.decoder_only:
@@ -146,7 +146,7 @@ def start_model(config: AutoencoderTrainConfig, size: int) -> VideoAutoencoder:
 
 
 def parameter_groups(model: VideoAutoencoder, config: AutoencoderTrainConfig) -> list[ParameterGroup]:
-    """Parameter groups: matrices and kernels apart where Muon is the optimizer; weight decay on all."""
+    """Parameter groups. With Muon, matrices and kernels are a group of their own. All groups have weight decay."""
     others = ParameterGroup("others", config.learning_rate, WEIGHT_DECAY)
     matrices = ParameterGroup("matrices", config.muon_learning_rate, WEIGHT_DECAY, muon=True)
     for name, parameter in model.named_parameters():

@@ -1,7 +1,7 @@
 """Training checkpoints: folders with everything resume needs, written aside and renamed, the last few kept.
 
 `checkpoints/step-00001000/` holds the files of the run's parts and `progress.json`: step, identity of the run, and the
-size of every file. The sizes tell a checkpoint that was cut short afterwards.
+size of every file. A checkpoint whose files have other sizes is truncated.
 """
 
 import json
@@ -38,10 +38,10 @@ _UNREADABLE = (
 
 
 class Stateful(Protocol):
-    """What takes its state back from a checkpoint."""
+    """An object whose state a checkpoint restores."""
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Take a state back."""
+        """Restore the state."""
         ...
 
 
@@ -52,7 +52,7 @@ class Collectives:
     Attributes:
         is_main: whether this process writes what only one may write.
         barrier: waits for all processes.
-        all_true: whether all processes say True.
+        all_true: whether the value is True in all processes.
     """
 
     is_main: bool = True
@@ -100,9 +100,9 @@ def save_checkpoint(
             (aside / PROGRESS).write_text(json.dumps(progress))
             sync_folder(aside)
             _sync(aside)
-            # Later ones belong to another course of the run: damaged, or it was told to resume before them.
+            # Later ones are damaged, or this run resumed from a checkpoint before them.
             for later in [other for other in list_checkpoints(folder) if other.name >= path.name]:
-                log.warning("checkpoint '%s' is removed: this run went on from an earlier one", later)
+                log.warning("checkpoint '%s' is removed: this run resumed from an earlier one", later)
                 shutil.rmtree(later)
             aside.rename(path)
             _sync(path.parent)
@@ -134,7 +134,7 @@ def load_checkpoint(
         collectives: of the run's processes.
 
     Returns:
-        The number of finished steps, 0 where the run starts anew.
+        The number of finished steps, 0 where the run starts from step 0.
 
     Raises:
         InputError: where the checkpoint is of another run, or there are checkpoints and none can be read.
@@ -159,7 +159,7 @@ def load_checkpoint(
         if path == candidates[-1]:
             raise InputError(
                 f"checkpoint '{path}' is truncated or damaged ({reason}) and there is none before it; "
-                "resume=never or another out= starts anew"
+                "resume=never or another out= starts from step 0"
             )
         log.warning("checkpoint '%s' is truncated or damaged (%s): the one before is taken", path, reason)
     return 0
@@ -207,7 +207,7 @@ def check_space(folder: Path, bytes_each: int, keep: int) -> None:
         keep: checkpoints that are kept.
 
     Raises:
-        InputError: naming what is lacking.
+        InputError: with the missing space in GB.
     """
     lacking = max(1, keep + 1 - len(list_checkpoints(folder))) * bytes_each - shutil.disk_usage(folder).free
     if lacking > 0:

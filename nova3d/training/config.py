@@ -1,4 +1,4 @@
-"""The configs of `nova3d train` and `train-autoencoder`; defaults are the paper's where the paper says, else cited."""
+"""The configs of `nova3d train` and `train-autoencoder`; defaults are the paper's where it states them, else cited."""
 
 import json
 from dataclasses import dataclass, field
@@ -332,8 +332,9 @@ class AutoencoderTrainConfig:
     """Deviation of the noise on the latents that the decoder learns from, in deviations of the latents: a generator's
     latents are never exact."""
     generator: Annotated[str | None, Shipped("model")] = None
-    """Folder of a model that generates views in the latents of `start`. A decoder then learns from what this model
-    makes of the training objects, in whole pictures, `clips` // 2 objects a step. null: from encoded pictures."""
+    """Folder of a model that generates views in the latents of `start`. The decoder is then trained on the latents that
+    this model samples for the training objects: whole pictures, `clips` // 2 objects a step. null: on latents of
+    encoded pictures."""
 
 
 def check(config: TrainConfig) -> None:

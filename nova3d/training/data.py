@@ -329,7 +329,7 @@ def draw(
 
 
 def make_batch(items: list[Item], draws: Draws, encoder: LatentEncoder) -> Batch:
-    """Assemble a batch on the encoder's device; what is not latents yet is encoded.
+    """Assemble a batch on the encoder's device; items without latents are encoded.
 
     Args:
         items: b objects.
@@ -401,7 +401,7 @@ class Prefetcher(Generic[T]):
     Args:
         load: called with each micro-step, in threads.
         micro_steps: what to load, in order.
-        depth: micro-batches read ahead; 0 loads when asked, without threads.
+        depth: micro-batches read ahead; 0 loads each when it is needed, without threads.
         threads: each loads one micro-batch at a time, so more than `depth` are of no use.
     """
 
@@ -430,7 +430,7 @@ class Prefetcher(Generic[T]):
         return result
 
     def close(self) -> None:
-        """End the threads; what they had read ahead is dropped."""
+        """End the threads and drop the micro-batches that were read ahead."""
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 

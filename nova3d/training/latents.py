@@ -9,7 +9,7 @@ It is a folder of `latents-00000.safetensors ...`, 256 objects each in the shard
 - `UID/picture.N` uint8 [3,H,W]: the picture.
 - `UID/condition.N` float16 [t,v,4,h,w]: unscaled modes of the condition `inflated`, where it is used.
 
-N runs over the input views that were asked for. The objects of a cache are as they were rendered, or each is changed
+N runs over the chosen input views. The objects of a cache are as they were rendered, or each is changed
 as `data.augment` draws by the run's seed and the object's uid. Two caches of one shard folder, joined, hold every
 object and its changed copy.
 """
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 OBJECTS_PER_FILE = 256
-# Raise it when what is encoded changes: composite on white, normals in the input view's frame, CLIP's pixels.
+# Raise it when the encoded inputs change: composite on white, normals in the input view's frame, CLIP's pixels.
 PREPROCESSING = 1
 
 
@@ -237,7 +237,7 @@ class LatentCache:
 
 
 class JoinedCaches:
-    """The latent caches of several shard folders as one source, so that data can be added without encoding all anew.
+    """The latent caches of several shard folders as one source. Data can be added without encoding all of it again.
 
     Args:
         caches: one per shard folder, in the order of the folders.
@@ -298,7 +298,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         with replacing(path) as aside:
             save_file(tensors, aside)
-    except SafetensorError as error:  # how safetensors says that the disk is full
+    except SafetensorError as error:  # safetensors raises it where the disk is full
         raise OSError(str(error)) from error
 
 

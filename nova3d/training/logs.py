@@ -1,4 +1,4 @@
-"""What a run logs of its steps: stats.jsonl, losses by noise level, gradient norms, bad steps, TensorBoard and W&B."""
+"""The logs of a run: stats.jsonl, losses by noise level, gradient norms, bad steps, TensorBoard and W&B."""
 
 import itertools
 import json
@@ -25,10 +25,10 @@ from nova3d.utils.compat import has
 from nova3d.utils.files import append_json_lines, write_text, writing
 
 log = logging.getLogger(__name__)
-# Noise levels between which losses are told apart: near the data, up to where only the object's position is left.
+# Bin edges of the noise levels, from near the data up to where only the object's position is left.
 SIGMA_EDGES = (0.5, 2.0, 8.0, 32.0)
 BAD_STEPS = "bad-steps.jsonl"
-MIN_HISTORY = 20  # accepted steps before a median says anything
+MIN_HISTORY = 20  # accepted steps before the median is used
 PROJECT = "nova3d"  # in which W&B puts the run, under the name of its folder
 
 
@@ -37,7 +37,7 @@ class StatsLog:
 
     Args:
         path: the file; its folder is made. Lines after `start` are removed.
-        start: finished steps of the run that goes on.
+        start: finished steps of the run that is resumed.
 
     Raises:
         InputError: where the folder cannot be written.
@@ -102,7 +102,7 @@ def truncate_after(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 class LossBySigma:
-    """Sums of losses by task and noise level. They stay on the device until they are asked for."""
+    """Sums of losses by task and noise level. They stay on the device until `pop`."""
 
     def __init__(self, device: torch.device):
         self._table = torch.zeros(2, len(TASKS), len(SIGMA_EDGES) + 1, device=device)  # sums, counts
@@ -121,7 +121,7 @@ class LossBySigma:
         self._table[1] += finite.float().T @ bins
 
     def pop(self) -> Tensor:
-        """Return the sums and counts since the last call, float32 [2,t,bins], and start anew."""
+        """Return the sums and counts since the last call, float32 [2,t,bins], and reset them."""
         table = self._table.clone()
         self._table.zero_()
         return table
@@ -154,8 +154,8 @@ def gradient_norms(model: nn.Module, new: set[str]) -> dict[str, float]:
         new: names of the parameters that SVD does not have.
 
     Returns:
-        `grad_norm_new` of the parameters in `new`, `grad_norm_base` of the others. Empty where a wrapper keeps the
-        gradients to itself (DeepSpeed).
+        `grad_norm_new` of the parameters in `new`, `grad_norm_base` of the others. Empty where the parameters
+        have no `.grad` (DeepSpeed).
     """
     gradients: dict[str, list[Tensor]] = {"grad_norm_new": [], "grad_norm_base": []}
     for name, parameter in model.named_parameters():
@@ -209,11 +209,11 @@ class BadStepDetector:
         return self.bad_in_a_row >= self.config.max_bad
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state that a checkpoint stores."""
         return {"losses": list(self._losses), "norms": list(self._norms), "bad_in_a_row": self.bad_in_a_row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a state back."""
+        """Restore the state."""
         self._losses = deque(state["losses"], maxlen=self.config.window)
         self._norms = deque(state["norms"], maxlen=self.config.window)
         self.bad_in_a_row = int(state["bad_in_a_row"])
@@ -244,7 +244,7 @@ def make_trackers(config: TrainConfig, out: Path) -> list[GeneralTracker]:
         if not has(name):
             extra = {"tensorboard": "train", "wandb": "wandb"}[name]
             raise InputError(
-                f"trackers: {name} is not installed; `pip install 'nova3d[{extra}]'`, or take it off the list"
+                f"trackers: {name} is not installed; `pip install 'nova3d[{extra}]'`, or remove it from the list"
             )
     made = {
         "tensorboard": lambda: TensorBoardTracker("logs", str(out)),

@@ -81,7 +81,7 @@ class TrainingModule(nn.Module):
             embeds = batch.embeds
         else:
             embeds = embed_picture(self.image_encoder, batch.pictures, int(self.unet.config.cross_attention_dim))
-        if batch.condition is not None:  # `inflated`: encoded without pixel noise, and the UNet is told so
+        if batch.condition is not None:  # `inflated`: encoded without pixel noise, so noise_aug is 0
             return Conditioning(embeds, batch.condition, torch.zeros_like(batch.noise_aug))
         noised = batch.pictures + batch.noise_aug[:, None, None, None] * batch.picture_noise
         return Conditioning(embeds, encode_mode(self.vae, noised), batch.noise_aug)

@@ -107,7 +107,7 @@ def load_pretrained(cls: Any, folder: str) -> Any:
         An instance of `cls`.
 
     Raises:
-        InputError: where the folder is none, or its weights cannot be loaded.
+        InputError: where it is not a model folder, or its weights cannot be loaded.
     """
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"'{folder}' is not a model folder: it has no config.json")

@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
     decoupled for both kinds.
 
     Args:
-        groups: parameter groups. The key `muon` of a group says which rule it follows; both need `lr` and
+        groups: parameter groups. The key `muon` of a group selects its rule; both need `lr` and
             `weight_decay`.
         momentum: of Muon's rule.
         betas: AdamW's, for the groups that follow its rule.

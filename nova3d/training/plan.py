@@ -89,8 +89,7 @@ class Plan:
 def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
     """The cost of a config without sharding.
 
-    A UNet that the config takes from files is planned as `config.model` says. The frozen networks count as
-    SVD's.
+    A UNet that is read from files is planned with the sizes of `config.model`. The frozen networks count as SVD's.
 
     Args:
         config: of the run.
@@ -160,7 +159,7 @@ def dry_run(config: TrainConfig, device: str, peak: float | None = None) -> Iter
     try:
         size = MultiViewDataset(config.data.shards, config.data.input_views).reader.cameras.width
     except InputError:
-        size = 256  # the estimate does not need the data; the step below names what is wrong with them
+        size = 256  # the estimate does not need the data; the step below raises the error
     processes = _processes()
     effective = config.batch_size * processes * micro_steps(config, processes)
     yield f"estimate for pictures of {size} pixels, {processes} processes, effective batch {effective}"

@@ -57,8 +57,8 @@ class Run:
         loader: reads micro-batches.
         encoder: makes latents.
         model: the module itself.
-        wrapped: what accelerate made of it.
-        optimizer: what accelerate made of it.
+        wrapped: the module as wrapped by accelerate.
+        optimizer: as wrapped by accelerate.
         groups: its parameter groups, in its order.
         ema: the average that is validated and saved.
         profiles: power-function averages by their sigma_rel.
@@ -122,7 +122,7 @@ def prepare(config: TrainConfig, device: str) -> Run:
         The run, before its first step.
 
     Raises:
-        InputError: for whatever would end the run later.
+        InputError: for errors that would end the run later.
     """
     check(config)
     out = writable_folder(config.out)
@@ -208,13 +208,13 @@ def make_accelerator(config: TrainConfig, device: str, out: Path) -> Accelerator
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
-    """FSDP as the launcher's environment asks for it.
+    """FSDP as the launcher's environment configures it.
 
     Weights are gathered and gradients summed in float32, and autocast computes in bfloat16: the arithmetic of a run
     without sharding. accelerate's own choice rounds the weights to bfloat16, and has no autocast to match the inputs.
 
     Returns:
-        The plugin; None where the environment does not ask for FSDP.
+        The plugin; None where the environment does not select FSDP.
 
     Raises:
         InputError: for FSDP of version 1.

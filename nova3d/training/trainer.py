@@ -35,7 +35,7 @@ class TrainingResult:
     """How a run ended.
 
     Attributes:
-        finished: False where it was asked to stop.
+        finished: False where the run was stopped.
         step: finished steps.
         path: the model's folder of a finished run, else the last checkpoint's.
     """
@@ -48,7 +48,7 @@ class TrainingResult:
 def train(
     config: TrainConfig, device: str, progress: Progress | None = None, stop: Callable[[], bool] = lambda: False
 ) -> TrainingResult:
-    """Train to `config.steps`, resuming where `config.resume` says.
+    """Train to `config.steps`, resuming from the checkpoint that `config.resume` selects.
 
     Every draw is a function of (seed, step, index in the global batch), so a resumed run repeats the uninterrupted one.
 
@@ -56,17 +56,17 @@ def train(
         config: of the run.
         device: "cpu", "cuda".
         progress: called at every log entry.
-        stop: asked after every step. Where it is True in any process, the run saves a checkpoint and ends.
+        stop: called after every step. Where it returns True in any process, the run saves a checkpoint and ends.
 
     Returns:
         How the run ended.
 
     Raises:
-        InputError: for bad data, folders or checkpoints, for too many bad steps in a row, and while another run is at
-            work in `config.out`.
+        InputError: for bad data, folders or checkpoints, for too many bad steps in a row, and while another run uses
+            `config.out`.
     """
     folder = writable_folder(config.out)
-    rank = get_int_from_env(RANK_VARIABLES, 0)  # asked before accelerate starts: a refused run must change no file
+    rank = get_int_from_env(RANK_VARIABLES, 0)  # read before accelerate starts: a refused run must change no file
     with nullcontext() if rank else locked(folder, "a training run"):
         return training_loop(prepare(config, device), progress, stop)
 
@@ -115,7 +115,7 @@ def training_loop(
     if config.trackers:
         accelerator.end_training()
     if done < config.steps:
-        log.info("asked to stop: saved '%s'; the same command resumes from there", checkpoint)
+        log.info("stopped on request: saved '%s'; the same command resumes from there", checkpoint)
         return TrainingResult(False, done, checkpoint)
     save_model(run, out / "model", done)
     return TrainingResult(True, done, out / "model")
@@ -131,10 +131,10 @@ def train_step(
         step: zero-based.
         batches: yields the micro-batches of this process.
         losses: to which the losses are added.
-        stop: asked once.
+        stop: called once.
 
     Returns:
-        The values to log, and whether any process was asked to stop.
+        The values to log, and whether any process has a request to stop.
 
     Raises:
         InputError: for too many bad steps in a row.
@@ -148,13 +148,13 @@ def train_step(
     micro_losses: list[Tensor] = []
     uids: list[str] = []
     for _ in range(run.loader.global_batch.micro_steps):
-        asked = time.perf_counter()
+        begun = time.perf_counter()
         items, draws = next(batches)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - begun
         batch = make_batch(items, draws, run.encoder)
         uids += batch.uids
         with accelerator.accumulate(run.wrapped):
-            with accelerator.autocast():  # FSDP has none of its own
+            with accelerator.autocast():  # FSDP has no autocast
                 loss = run.wrapped(batch)  # [b,t]
             accelerator.backward(loss.mean())
         micro_losses.append(loss.detach())
@@ -219,9 +219,9 @@ def memory_stats(device: torch.device) -> dict[str, float]:
 
 
 class StopRequest:
-    """A context in which SIGTERM and SIGUSR1 ask a run to stop (SLURM sends them before its time limit).
+    """A context in which SIGTERM and SIGUSR1 request that a run stops (SLURM sends them before its time limit).
 
-    A file named STOP in `out` asks too; leaving the context removes it. Handlers can be set in a program's main thread
+    A file named STOP in `out` does so too; leaving the context removes it. Signal handlers can be set in the main thread
     only.
 
     Args:

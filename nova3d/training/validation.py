@@ -37,7 +37,7 @@ class Validation:
     Args:
         run: whose networks are validated.
         shards: of the validation objects.
-        start: finished steps of the run that goes on.
+        start: finished steps of the run that is resumed.
     """
 
     def __init__(self, run: Run, shards: str, start: int):
@@ -47,7 +47,7 @@ class Validation:
         self.rows = torch.linspace(0, len(self.reader) - 1, count).round().int().tolist()
         past = truncate_after(run.out / VALIDATION, start) if run.accelerator.is_main_process else []
         best = max((line["psnr"] for line in past if line["weights"] == "ema"), default=-math.inf)
-        (self.best,) = broadcast_object_list([best])  # one process reads, all must agree on what is better
+        (self.best,) = broadcast_object_list([best])  # one process reads it, and all must have the same
 
     def __call__(self, step: int) -> None:
         """Write two lines to validation.jsonl, one for each kind of weights, and a picture per object.

@@ -117,7 +117,7 @@ def test_an_output_that_cannot_be_written_is_one_line() -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cpu:x", "meta", "tpu"])
 def test_an_unknown_device_is_one_line(device: str) -> None:
-    with pytest.raises(InputError, match=f"device '{device}' is none that torch has here; use --device cpu"):
+    with pytest.raises(InputError, match=f"device '{device}' is not available in torch here; use --device cpu"):
         common.pick_device(device)
 
 

@@ -161,5 +161,5 @@ def test_the_attention_suite_takes_only_the_arms_that_are_asked_for(
     with pytest.raises(InputError, match="far enough"):
         studies.ablate(command)
     assert taken == [expected]
-    with pytest.raises(InputError, match="--arms: 'gtb' is none of none, cross_domain, gta"):
+    with pytest.raises(InputError, match="--arms: 'gtb' is not one of none, cross_domain, gta"):
         studies.ablate([*command, "--arms", "gtb"])

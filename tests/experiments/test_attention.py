@@ -282,5 +282,5 @@ def test_only_the_arms_asked_for_are_trained(config: AttentionConfig, monkeypatc
     with pytest.raises(Stopped):
         ablate([*argv, "--arms", "none,gta", "--device", "cpu"])
     assert trained == ["none", "gta"]
-    with pytest.raises(InputError, match="'odd' is none of none, cross_domain, gta, gta_spatial, gta_temporal"):
+    with pytest.raises(InputError, match="'odd' is not one of none, cross_domain, gta, gta_spatial, gta_temporal"):
         ablate([*argv, "--arms", "none,odd"])

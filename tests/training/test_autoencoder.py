@@ -100,7 +100,7 @@ def test_a_guided_decoder_is_trained_on_a_kept_encoder(shards: Path, tmp_path: P
         guided = after.decode_guided(a, torch.ones(2, 4, 32, 32), 2)
         assert not torch.allclose(guided, after.decode(a, num_frames=2).sample)
     config.start, config.model.guide_channels = str(tmp_path / "b" / "vae"), 0
-    with pytest.raises(InputError, match=r"has model.guide_channels=4, the config says 0"):
+    with pytest.raises(InputError, match=r"has model.guide_channels=4, the config has 0"):
         train_autoencoder(replace(config, out=str(tmp_path / "c")), "cpu")
 
 
