@@ -292,7 +292,7 @@ def load_generator(
 def generated_batch(
     pipeline: Nova3DPipeline, reader: ShardReader, config: AutoencoderTrainConfig, step: int, bf16: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a model makes of one step's objects, a function of (seed, step) alone. Any view is the input picture.
+    """One step's samples of a model, a function of (seed, step) alone. Any view may be the input picture.
 
     Args:
         pipeline: the model, with the condition "inflated" or a rig that this condition works for.

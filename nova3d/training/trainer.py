@@ -221,8 +221,8 @@ def memory_stats(device: torch.device) -> dict[str, float]:
 class StopRequest:
     """A context in which SIGTERM and SIGUSR1 request that a run stops (SLURM sends them before its time limit).
 
-    A file named STOP in `out` does so too; leaving the context removes it. Signal handlers can be set in the main thread
-    only.
+    A file named STOP in `out` does so too; leaving the context removes it. Signal handlers can be set in the main
+    thread only.
 
     Args:
         out: the run's folder.
