@@ -70,5 +70,5 @@ def test_any_split_over_processes_sees_the_same_augmented_objects(make_config: M
 
 def test_augmentation_with_a_latent_cache_is_refused(make_config: Make, shards: Path, tmp_path: Path) -> None:
     both = DataConfig(str(shards), cache=str(tmp_path / "cache"), augment=AugmentConfig(mirror=0.5))
-    with pytest.raises(InputError, match=r"data\.cache holds latents of the objects as rendered"):
+    with pytest.raises(InputError, match=r"the objects of data\.cache are changed when it is made"):
         prepare(make_config("both", data=both), "cpu")
