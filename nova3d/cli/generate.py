@@ -93,7 +93,7 @@ def generate(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_picture(picture: str, options: Namespace) -> None:
-    """Refuse a picture that does not exist, and a command that names none: the default of the settings is an example."""
+    """Refuse a missing picture, and a command that names none: the default of the settings is an example."""
     from nova3d.settings import SampleConfig
 
     overridden = {text.partition("=")[0] for text in options.overrides} & {"image", "sample.image"}
