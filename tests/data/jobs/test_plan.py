@@ -17,7 +17,7 @@ from nova3d.data.sources import Asset, SourceConfig
 from nova3d.errors import InputError
 from nova3d.rendering.engine import EngineConfig, make_engine
 
-SCAN = Path(__file__).parents[2] / "assets/gso30-sample/mesh.glb"
+SCAN = Path(__file__).parents[3] / "assets/gso30-sample/mesh.glb"
 NAMES = [f"thing{i:02d}" for i in range(40)]
 
 
