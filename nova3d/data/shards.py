@@ -281,13 +281,6 @@ def members_hash(members: Mapping[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def read_facts(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return the facts of a sample; raises InputError where it has none."""
-    if "json" not in members:
-        raise InputError("the sample has no facts: its JSON is missing")
-    return parse_json(members["json"], dict, "the facts of a sample")
-
-
 def read_picture(data: bytes, size: tuple[int, int] | None = None) -> Tensor:
     """Decode a PNG member to uint8 [h,w,c].
 

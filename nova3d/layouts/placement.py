@@ -64,17 +64,6 @@ class Placement:
         """
         return (points.double() @ self.matrix[:3, :3].mT + self.matrix[:3, 3]).to(points)
 
-    def to_source(self, points: Tensor) -> Tensor:
-        """Points in the source's frame.
-
-        Args:
-            points: [...,3] float in our frame.
-
-        Returns:
-            [...,3] of the same shape and dtype.
-        """
-        return Placement(torch.linalg.inv(self.matrix)).apply(points)
-
     def mesh_to_source(self, mesh: trimesh.Trimesh) -> trimesh.Trimesh:
         """A mesh in the source's frame.
 

@@ -9,7 +9,7 @@ from nova3d.rendering.file_access import LIMITS, Limits
 from nova3d.rendering.gltf_scene import read_gltf
 from nova3d.rendering.obj import read_obj
 from nova3d.rendering.off import read_off
-from nova3d.rendering.parts import FileFacts, Scene
+from nova3d.rendering.parts import Scene
 from nova3d.rendering.ply import read_ply
 from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.rendering.trimesh_files import read_stl
@@ -54,11 +54,6 @@ def read_scene(path: str | Path, limits: Limits = LIMITS, finish: bool = False) 
     if (high - low).max() <= 1e-12:
         raise RenderError(Reason.EMPTY_SCENE, f"mesh '{path}' has no extent: all its vertices coincide")
     return scene
-
-
-def inspect_file(path: str | Path, limits: Limits = LIMITS) -> FileFacts:
-    """The facts of a mesh file; raises RenderError as `read_scene` does."""
-    return read_scene(path, limits).facts
 
 
 def _read(path: Path, limits: Limits, finish: bool) -> Scene:

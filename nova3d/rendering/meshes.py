@@ -282,25 +282,6 @@ def _face_normals(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> ND
     return np.where(length > 0, normals / np.where(length > 0, length, 1), [0.0, 0.0, 1.0])
 
 
-def check_geometry(vertices: np.ndarray, faces: np.ndarray, name: str) -> None:
-    """Check that a mesh can be drawn.
-
-    Args:
-        vertices: [n,3].
-        faces: [f,3].
-        name: of the mesh, for the message.
-
-    Raises:
-        RenderError: where there are no triangles, a vertex is not finite or the mesh has no extent.
-    """
-    if len(faces) == 0:
-        raise RenderError(Reason.EMPTY_SCENE, f"mesh '{name}' has no triangles")
-    if not np.isfinite(vertices).all():
-        raise RenderError(Reason.PARSE_ERROR, f"mesh '{name}' has vertices that are not finite numbers")
-    if np.ptp(vertices[np.unique(faces)], axis=0).max() <= 1e-12:
-        raise RenderError(Reason.EMPTY_SCENE, f"mesh '{name}' has no extent: all its vertices coincide")
-
-
 def normalisation(vertices: np.ndarray, faces: np.ndarray) -> tuple[float, np.ndarray]:
     """Return scale and centre of the object frame, with object = (file - centre) * scale.
 

@@ -15,7 +15,7 @@ import pytest
 
 from nova3d.rendering.file_access import Limits, PictureError, Pictures, read_regular
 from nova3d.rendering.glb import glb_bytes
-from nova3d.rendering.mesh_files import inspect_file, read_scene
+from nova3d.rendering.mesh_files import read_scene
 from nova3d.rendering.meshes import load_mesh
 from nova3d.rendering.reasons import Reason, RenderError
 
@@ -64,7 +64,7 @@ def test_buffers_are_regular_files_of_the_meshes_folder(tmp_path: Path, square: 
     path.write_text(json.dumps(square.json | {"buffers": [{"byteLength": len(square.blob), "uri": uri}]}))
     refused(path, "regular file")
     with pytest.raises(RenderError):
-        inspect_file(path)
+        read_scene(path)
 
 
 def test_the_mesh_itself_is_a_regular_file(tmp_path: Path) -> None:
@@ -340,3 +340,18 @@ def test_textures_of_ply_have_their_own_vertices(tmp_path: Path) -> None:
     assert first.positions.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]] and first.faces.tolist() == [[0, 1, 2]]
     assert second.positions[second.faces[0]].tolist() == [[1, 0, 0], [2, 1, 0], [1, 1, 0]]
     assert second.uv is not None and second.uv[second.faces[0]].tolist() == [[1, 0], [0.5, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["v 0 0 0"] * 3, Reason.EMPTY_SCENE),
+        (["v 1 1 1"] * 3 + ["f 1 2 3"], Reason.EMPTY_SCENE),
+        (["v 0 0 0", "v 1 0 0", "v 0 inf 0", "f 1 2 3"], Reason.PARSE_ERROR),
+    ],
+)
+def test_geometry_that_cannot_be_drawn_has_a_reason(tmp_path: Path, lines: list[str], reason: Reason) -> None:
+    (tmp_path / "a.obj").write_text("\n".join(lines))
+    with pytest.raises(RenderError, match=r"a\.obj") as caught:
+        read_scene(tmp_path / "a.obj")
+    assert caught.value.reason == reason

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from nova3d.rendering.meshes import check_geometry, normalisation
-from nova3d.rendering.reasons import Reason, RenderError
+from nova3d.rendering.meshes import normalisation
 
 
 def both(*parts: trimesh.Trimesh) -> tuple[np.ndarray, np.ndarray]:
@@ -58,17 +57,3 @@ def test_a_long_needle_of_the_object_itself_is_kept() -> None:
     far = trimesh.Trimesh([[90, 0, 0], [90, 1e-6, 0], [180, 0, 0]], [[0, 1, 2]])
     scale, _ = normalisation(*both(box(1), near, far))
     assert 1 / scale == pytest.approx(180.5)
-
-
-@pytest.mark.parametrize(
-    ("vertices", "faces", "reason"),
-    [
-        (np.zeros((3, 3)), np.zeros((0, 3), int), Reason.EMPTY_SCENE),
-        (np.ones((3, 3)), np.array([[0, 1, 2]]), Reason.EMPTY_SCENE),
-        (np.array([[0, 0, 0], [1, 0, 0], [0, np.inf, 0]]), np.array([[0, 1, 2]]), Reason.PARSE_ERROR),
-    ],
-)
-def test_geometry_that_cannot_be_drawn_has_a_reason(vertices: np.ndarray, faces: np.ndarray, reason: Reason) -> None:
-    with pytest.raises(RenderError, match=r"a\.glb") as caught:
-        check_geometry(vertices, faces, "a.glb")
-    assert caught.value.reason == reason

@@ -84,15 +84,17 @@ def _scan(folder: Path, filters: FilterConfig) -> Iterator[_Sample]:
     for path in sorted((objects if objects.is_dir() else folder).rglob("*.tar")):
         try:
             with tarfile.open(path, "r:") as tar:
-                for header in tar:
-                    if header.name.endswith(".json"):
-                        facts: dict[str, Any] = parse_json(read_member(tar, header), dict, header.name[:80])
-                        if not isinstance(facts.get("tags", []), list):
-                            raise InputError(f"the tags of {header.name[:80]} are no list")
-                        severity, worst = worst_measure(facts.get("measures", {}), filters)
-                        yield _Sample(header.name.removesuffix(".json"), path, facts, severity, worst)
+                contents = {h.name: read_member(tar, h) for h in tar if h.name.endswith(".json")}
+            yield from [_sample(path, name, content, filters) for name, content in contents.items()]
         except (tarfile.TarError, OSError, InputError, TypeError, AttributeError) as error:
             raise InputError(f"'{path}' is damaged: {error}; delete it and run again") from error
+
+
+def _sample(tar: Path, name: str, content: bytes, filters: FilterConfig) -> _Sample:
+    facts: dict[str, Any] = parse_json(content, dict, name[:80])
+    if not isinstance(facts.get("tags", []), list):
+        raise InputError(f"the tags of {name[:80]} are not a list")
+    return _Sample(name.removesuffix(".json"), tar, facts, *worst_measure(facts.get("measures", {}), filters))
 
 
 def _draw_page(samples: list[_Sample], title: str, worst: list[_Sample]) -> Image.Image:

@@ -14,7 +14,7 @@ from nova3d.data.jobs.pack import manifest_rows
 from nova3d.data.jobs.pack_views import pack_views
 from nova3d.data.jobs.verify import verify
 from nova3d.data.multiview import MultiViewDataset
-from nova3d.data.shards import ShardReader, read_facts
+from nova3d.data.shards import ShardReader
 from nova3d.errors import InputError
 from nova3d.rendering import render_object
 from nova3d.views import ViewSet
@@ -74,7 +74,7 @@ def test_licences_beside_the_views_are_read(renders: Path, tmp_path: Path) -> No
     assert sum(row["split"] == "val" for row in rows.values() if row["state"] == "done") == 1
     assert not any("path" in row for row in rows.values())
     reader = ShardReader([out / "train", out / "val"])
-    facts = {sample["uid"]: read_facts(reader.read(row)) for row, sample in enumerate(reader.samples)}
+    facts = {sample["uid"]: json.loads(reader.read(row)["json"]) for row, sample in enumerate(reader.samples)}
     assert facts["cup"]["licence"] == "CC-BY-4.0" and set(facts) == {"cup", "hat"}
     assert "A. Potter" in write_attribution(rows.values(), tmp_path / "credits").read_text()
 

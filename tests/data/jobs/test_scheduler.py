@@ -1,5 +1,6 @@
 """The pool against workers that hang, crash, grow, lie and fall ill. The workers are fakes; see test_worker.py."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -11,7 +12,12 @@ import pytest
 
 from nova3d.data.jobs import job, journal
 from nova3d.data.jobs.config import RenderConfig
+from nova3d.data.jobs.fetch import Fetcher
+from nova3d.data.jobs.policy import Result, Task
+from nova3d.data.jobs.scheduler import TaskQueue
+from nova3d.data.sources import Asset
 from nova3d.errors import InputError
+from nova3d.rendering.reasons import Reason
 
 pytestmark = pytest.mark.usefixtures("fake_worker")
 MakeJob = Callable[..., RenderConfig]
@@ -211,3 +217,16 @@ def test_a_worker_that_has_grown_is_replaced(make_job: MakeJob, tries: Tries) ->
     config = make_job({f"o{i}": {"fault": "swell"} for i in range(3)}, recycle_gb=0.15)
     assert job.run(config)[0].states["done"] == 3
     assert len({tries(uid)[0] for uid in ("o0", "o1", "o2")}) == 3
+
+
+def test_the_counts_are_right_after_the_objects_of_a_stopped_worker_are_queued_again(tmp_path: Path) -> None:
+    config = RenderConfig(out=str(tmp_path))
+    twice, once = Task(Asset("twice", "folder")), Task(Asset("once", "folder"))
+    with contextlib.closing(journal.Journal(tmp_path, "local")) as book:
+        queue = TaskQueue(config, [], book, Fetcher(lambda asset, folder: folder, tmp_path / "fetch"))
+        for task, reason in ((twice, Reason.CRASH), (twice, Reason.TIMEOUT), (once, Reason.CRASH), (once, None)):
+            queue.finish(Result(task, reason))
+        assert queue.summary.states == {"failed": 1, "done": 1} and queue.summary.reasons == {"timeout": 1}
+        queue.requeue([(twice, Reason.CRASH), (twice, Reason.TIMEOUT), (once, None)], "it draws nothing")
+    assert {*queue.summary.states.values(), *queue.summary.reasons.values()} == {0}
+    assert [row["uid"] for row in journal.read_rows(tmp_path) if row["state"] == "queued"] == ["twice", "once"]

@@ -23,7 +23,7 @@ from nova3d.data import duplicates
 from nova3d.data.jobs import job, journal
 from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.worker import ObjectRenderer
-from nova3d.data.shards import ShardReader, read_facts, read_object
+from nova3d.data.shards import ShardReader, read_object
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
 from nova3d.rendering import file_access, gltf, mesh_files, meshes, raster
@@ -98,7 +98,7 @@ def test_an_engine_s_faults_are_sorted_by_what_may_pass(
     assert "ZeroDivisionError: a bug of the engine" in (logs / "bug.txt").read_text()
     assert (logs / "crash.txt").read_text() == "the last words of a worker\n"
     readers = [ShardReader(path.parent) for path in Path(config.out).glob("*/index.json")]
-    facts = [read_facts(reader.read(row)) for reader in readers for row in range(len(reader))]
+    facts = [json.loads(reader.read(row)["json"]) for reader in readers for row in range(len(reader))]
     entry = next(fact for fact in facts if fact["uid"] == "good2")
     assert entry["engine"]["name"] == "fake" and len(entry["views"]) == 4 and entry["measures"]["coverage"] > 0.3
     assert len(entry["sha256"]) == 64 and entry["size_bytes"] == (source / "good2.obj").stat().st_size
