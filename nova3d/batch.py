@@ -1,6 +1,5 @@
 """Many pictures to many meshes: what is done is kept, and what fails is listed with its reason."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,12 +14,12 @@ from nova3d.layouts.base import files_in
 from nova3d.sampling import load_pipeline
 from nova3d.settings import OUTPUTS, GenerateConfig
 from nova3d.utils import provenance, resources
-from nova3d.utils.files import names_one_file, read_json, writable_folder, write_json
+from nova3d.utils.files import names_one_file, read_json, to_component, writable_folder, write_json
 from nova3d.utils.progress import Progress
 from nova3d.utils.workers import in_pool
 
 SUMMARY = "pictures.json"
-_UNFIT = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]|^\.|\.$')
+_NAME_BYTES = 80
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def _folder_names(pictures: Sequence[Path]) -> list[str]:
 
     Two files of equal content and name are told apart by a number.
     """
-    names = [_UNFIT.sub("_", picture.stem)[:80] or "_" for picture in pictures]
+    names = [to_component(picture.stem, _NAME_BYTES) for picture in pictures]
     twice = {name for name, count in Counter(name.lower() for name in names).items() if count > 1}
     names = [
         f"{name}-{_hash(str(picture))[:8]}" if name.lower() in twice else name

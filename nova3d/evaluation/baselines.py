@@ -28,7 +28,7 @@ from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 THICKNESS = 0.05  # world units; of the cut-out
 
@@ -142,7 +142,7 @@ def cut_out_mesh(rgba: Tensor, pixel: float) -> trimesh.Trimesh:
 
 @functools.cache
 def _log_left_out(baseline: str, reason: str) -> None:
-    logger.info("the baseline '%s' is left out: %s", baseline, reason)
+    log.info("the baseline '%s' is left out: %s", baseline, reason)
 
 
 def input_colour(ref: ViewSet) -> Tensor:

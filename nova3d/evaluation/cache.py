@@ -18,7 +18,7 @@ from nova3d.evaluation.tables import Rows
 from nova3d.utils import provenance
 from nova3d.utils.files import read_json, write_text, writing
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 REFERENCES = "references"  # the baselines' folder
 PREDICTION = "prediction"  # the one row of a prediction's scores
@@ -58,7 +58,7 @@ class ScoreCache:
         for file in stale:
             file.unlink()
         if stale:
-            logger.info(
+            log.info(
                 "%d kept scores in '%s' are of other files, weights or versions of the metrics: measured anew",
                 len(stale),
                 self.folder,

@@ -28,7 +28,7 @@ from nova3d.utils.progress import Progress, silent
 from nova3d.utils.resources import find
 from nova3d.utils.workers import in_parts
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when reading, drawing or aligning changes scores; kept ones are then measured anew
 _NO_VALUE = "it has no value for any object (for normals: views without normal maps)"
@@ -224,7 +224,7 @@ def score_prediction(scorers: Sequence[ObjectScorer], folder: ObjectFolder, fail
         except InputError as error:
             if failures == "refuse":
                 raise
-            logger.warning("scored as nothing, in '%s': %s", folder.root, error)
+            log.warning("scored as nothing, in '%s': %s", folder.root, error)
             reasons.append(str(error))
             row |= scorer.score_failure()
         missing |= scorer.missing

@@ -327,7 +327,10 @@ def _crop_and_downscale(rgb: Tensor, alpha: Tensor, crop: bool, recolour: bool) 
 
 
 def _block_means(rgba: Tensor, step: int) -> Tensor:
-    """[h,w,4] straight alpha reduced by a whole number: means of premultiplied colours over `step` x `step` pixels."""
+    """[h,w,4] straight alpha reduced by a whole number: means of premultiplied colours over `step` x `step` pixels.
+
+    The filter of `images.resize` reaches into neighbouring blocks. Bands that are resized one by one would show seams.
+    """
     if step == 1:
         return rgba
     padded = premultiply(rgba)
