@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Training curves of a run's stats.jsonl as one SVG picture for the documentation."""
 
-import json
 from pathlib import Path
 
 from nova3d.cli import common
@@ -19,15 +18,18 @@ def main() -> None:
     arguments.add_argument("--keys", nargs="+", required=True)
     arguments.add_argument("--out", type=Path, required=True)
     options = arguments.parse_args()
-    rows = [json.loads(line) for line in options.stats.read_text().splitlines()]
+
+    from nova3d.utils.files import read_json_lines, write_text
+
+    rows = read_json_lines(options.stats, "statistics")
     charts = [chart(key, [(row["step"], row[key]) for row in rows if key in row]) for key in options.keys]
     placed = [f'<g transform="translate({i * (WIDTH + MARGIN)},0)">{body}</g>' for i, body in enumerate(charts)]
     total = len(charts) * (WIDTH + MARGIN)
-    options.out.write_text(
+    svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {HEIGHT + 2 * MARGIN}" width="{total}" '
         f'font-family="sans-serif" font-size="11" fill="{GREY}">{"".join(placed)}</svg>\n'
     )
-    print(options.out.resolve())
+    print(write_text(options.out, svg).resolve())
 
 
 def chart(name: str, points: list[tuple[float, float]]) -> str:

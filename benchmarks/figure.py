@@ -14,17 +14,16 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, required=True)
     arguments.add_argument("--size", type=int, default=128)
     options = arguments.parse_args()
-    import json
-
     import torch
 
     from nova3d import images
     from nova3d.cameras import orbit
     from nova3d.data import render_object
+    from nova3d.utils.files import read_json
     from nova3d.views import ViewSet
 
     views = ViewSet.load(options.run / "views")
-    picture = images.read_rgba(json.loads((options.run / "record.json").read_text())["image"]["file"])
+    picture = images.read_rgba(read_json(options.run / "record.json", dict, "record")["image"]["file"])
     rig = orbit(16, elevation_deg=10.0, size=options.size)
     turn = render_object(options.run / "mesh.glb", rig, light="flat", normalise=False)
     source = images.composite(images.frame_object(picture, options.size, 0.9))

@@ -28,6 +28,7 @@ def main() -> None:
     from nova3d.experiments.fusion import BENCHMARK, per_object, report, run
     from nova3d.experiments.fusion_inputs import meshes_in
     from nova3d.fusion import FusionConfig
+    from nova3d.utils.files import write_text
 
     config = common.load_config(FusionConfig, "fusion", options)
     objects = meshes_in(options.objects)[: options.limit or None]
@@ -35,9 +36,8 @@ def main() -> None:
     with common.progress_bar("objects") as bar:
         rows = run(objects, cases, options.out, config, common.pick_device(options.device), options.workers, bar)
     text = "\n".join(part for part in (report(rows), per_object(rows)) if part)
-    (options.out / "report.md").write_text(text)
     print(text)
-    print(options.out / "report.md")
+    print(write_text(options.out / "report.md", text))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Compare the raster engine's silhouettes with the published GSO-30 renders: intersection over union per object."""
 
-import json
 from pathlib import Path
 
 from nova3d.cli import common
@@ -26,11 +25,12 @@ def main() -> None:
     from nova3d.cameras import Cameras
     from nova3d.data import render_object
     from nova3d.errors import InputError
+    from nova3d.utils.files import read_json
 
     root = Path(options.folder)
     if not (root / "cameras.json").is_file():
         raise InputError(f"'{root}' holds no cameras.json; give the GSO-30 folder")
-    facts = json.loads((root / "cameras.json").read_text())
+    facts = read_json(root / "cameras.json", dict, "cameras")
     # The file's cameras look along +Z with y down (OpenCV), ours along -Z with y up.
     w2c = torch.eye(4, dtype=torch.float64).repeat(len(facts["w2c"]), 1, 1)
     w2c[:, :3] = torch.tensor(facts["w2c"], dtype=torch.float64)

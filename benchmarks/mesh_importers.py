@@ -27,6 +27,7 @@ from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.rendering.meshes import load_mesh
 from nova3d.rendering.raster import rasterize
 from nova3d.transforms import cameras_to_transforms
+from nova3d.utils.files import write_text
 
 SOFT_IOU, PSNR = 0.99, 30.0
 SIZE, VIEWS, ELEVATION, AZIMUTH = 256, 4, 15.0, 20.0  # a flat object is in no view edge-on
@@ -37,7 +38,7 @@ SURELY = 0.99  # coverage of a pixel that counts as the object's
 
 
 class Blender:
-    """Blender's importers in a process of their own, which is started anew when one ends it."""
+    """Blender's importers in a process of their own, which is started again when an importer crashes it."""
 
     def __init__(self, python: str, folder: Path):
         self.command = [python, "-I", str(Path(__file__).with_name("mesh_importers_blender.py")), str(folder)]
@@ -128,7 +129,7 @@ def main() -> None:
     head = ["| file | verdict | soft IoU | PSNR | note |", "|---|---|---|---|---|"]
     text = "\n".join([*head, *rows, "", ", ".join(f"{count} {name}" for name, count in counts.items())]) + "\n"
     if options.out:
-        options.out.write_text(text)
+        write_text(options.out, text)
     else:
         print(text)
 

@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Pictures to meshes: how well each mesh agrees with its picture, in how many parts it is, and how long it took."""
 
-import json
 import os
 import statistics
 import time
@@ -43,7 +42,7 @@ def main() -> None:
     from nova3d import images
     from nova3d.errors import InputError
     from nova3d.generation import GenerateConfig
-    from nova3d.utils.files import write_text
+    from nova3d.utils.files import read_json, write_json, write_text
 
     config = common.load_config(GenerateConfig, "generate", options)
     found = {path.stem: path for path in sorted(options.pictures.glob("*")) if path.suffix in images.IMAGE_SUFFIXES}
@@ -58,8 +57,8 @@ def main() -> None:
         folder = options.out / name
         if not (folder / "row.json").is_file():
             row = measure(found[name], replace(config, out=str(folder)), device)
-            write_text(folder / "row.json", json.dumps(row, indent=1))
-        rows[name] = json.loads((folder / "row.json").read_text())
+            write_json(folder / "row.json", row)
+        rows[name] = read_json(folder / "row.json", dict, "row")
         print(name, *(f"{label} {rows[name][key]:.{digits}f}" for label, (key, digits) in COLUMNS.items()), flush=True)
     for number, part in enumerate(rows_of_sheet(names)):
         images.save_image(options.out / f"sheet{number}.png", sheet({options.out / name: found[name] for name in part}))
@@ -72,10 +71,11 @@ def main() -> None:
 def measure(picture: Path, config: Any, device: str) -> dict[str, Any]:
     """Generate one picture's mesh; the row of the table."""
     from nova3d.generation import generate
+    from nova3d.utils.files import read_json
 
     wall, cpu = time.perf_counter(), _cpu_seconds()
     made = generate(picture, config=config, device=device)
-    row = json.loads(made.record.read_text())
+    row = read_json(made.record, dict, "record")
     return {
         **row["agreement"],
         "parts": row["health"]["components"],
