@@ -1,7 +1,7 @@
 """Settings of the studies: the tables of the paper made anew, and the ablation of the attention."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from nova3d.choices import AlignmentInit
 from nova3d.config import MISSING
@@ -94,7 +94,7 @@ class AttentionConfig:
     """The arm that the others are compared with."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of the trainings; each model samples with its own."""
-    budget: str = "steps"
+    budget: Literal["steps", "flops"] = "steps"
     """steps: every arm takes as many steps. flops: as much arithmetic as the baseline's steps."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     """How views are sampled; its image, model, out, seed and framed are set by the suite."""
