@@ -67,7 +67,7 @@ def check(config: AugmentConfig) -> None:
 
 
 def check_rig(config: AugmentConfig, cameras: Cameras) -> None:
-    """Raise InputError where the rig does not allow what `config` asks for."""
+    """Raise InputError where the rig does not allow the settings of `config`."""
     if config.mirror:
         mirror_order(cameras)
     if config.scale != [1.0, 1.0] or config.frame:

@@ -22,7 +22,7 @@ from nova3d.rendering.engine import Rendered
 from nova3d.rendering.reasons import Reason
 
 _MAX_PIXELS = 1 << 15  # pixels that colour and normals are judged on; more does not change the shares
-_GRAZING = 0.25  # cosine to the view below which a depth gradient says little
+_GRAZING = 0.25  # cosine to the view below which a depth gradient is not reliable
 _STEP = 0.25  # pixels; a larger second difference of the depth is an edge, not a surface
 _MIN_PIXELS = 200  # pixels; a lattice of bars has too few to be judged by
 

@@ -24,7 +24,7 @@ class MultiViewDataset:
         seed: of the run.
 
     Raises:
-        InputError: where a folder is no shard folder or `input_views` has no such view.
+        InputError: where a folder is not a shard folder or `input_views` has no such view.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class MultiViewDataset:
         return int(row), int(view)
 
     def views_of(self, row: int) -> list[int]:
-        """The views of object `row` that may serve as its input view: all input views, or as many as `per_object` says,
+        """The views of object `row` that may serve as its input view: all input views, or `per_object` of them,
         drawn by a hash of the object's uid. A larger number keeps what a smaller one chose."""
         if self.per_object is None:
             return self.input_views

@@ -103,7 +103,7 @@ def read_object(path: Path) -> dict[str, bytes]:
 
 
 def read_member(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
-    """Read a member of a tar file on the disk; raises InputError where it is no file or larger than the tar."""
+    """Read a member of a tar file on the disk; raises InputError where it is not a file or is larger than the tar."""
     file = tar.extractfile(header) if header.isreg() else None
     if file is None:
         raise InputError(f"it holds '{header.name[:80]}', which is not a file")
@@ -293,7 +293,7 @@ def read_picture(data: bytes, size: tuple[int, int] | None = None) -> Tensor:
         The pixels.
 
     Raises:
-        InputError: where it is no picture, is damaged or has another size.
+        InputError: where it is not a picture, is damaged or has another size.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:

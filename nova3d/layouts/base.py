@@ -1,6 +1,6 @@
 """What the readers of layouts share: options, files, masks, and the views of an orbit of pictures.
 
-A layout is a pair of functions, `Layout`. `nova3d/layouts/registry.py` says how to add one.
+A layout is a pair of functions, `Layout`. `nova3d/layouts/registry.py` explains how to add one.
 """
 
 import logging
@@ -58,7 +58,7 @@ class Assume:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of view folder is told and read.
+    """How one kind of view folder is detected and read.
 
     Attributes:
         matches: whether an existing folder looks like this layout; None where the layout must be named.
@@ -159,7 +159,7 @@ def orbit_views(
             )
     surface = None
     if normal_maps is not None:
-        # The front camera's frame is the world's unless it was told to stand elsewhere.
+        # The front camera's frame is the world's unless `assume` places it elsewhere.
         surface = torch.stack([normals.rotate(normal, cameras.c2w[0, :3, :3]) for normal in normal_maps])
     views = ViewSet.from_rgba(torch.stack(rgba), surface, cameras, size)
     if assume.as_they_are:
@@ -168,7 +168,7 @@ def orbit_views(
 
 
 def rig(layout: str, default: Orbit, width: int, height: int, assume: Assume) -> Cameras:
-    """A layout's cameras with what `assume` says instead; the log states them.
+    """A layout's cameras with the values of `assume` in their place; the log states them.
 
     Args:
         layout: the layout's name, for the log.
@@ -297,7 +297,7 @@ def files_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Pat
 
 
 def numbered(paths: Sequence[Path]) -> list[Path]:
-    """Those of the files whose name is a number, or all where none is: `000-depth.png` is no frame beside `000.png`."""
+    """The files whose name is a number, or all where none is: `000-depth.png` is not a frame beside `000.png`."""
     return [path for path in paths if path.stem.isdecimal()] or list(paths)
 
 

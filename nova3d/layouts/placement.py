@@ -242,7 +242,7 @@ def _nearest_point(origins: Tensor, directions: Tensor) -> Tensor:
     across = torch.eye(3, dtype=torch.float64) - torch.einsum("vi,vj->vij", directions.double(), directions.double())
     normal = across.sum(dim=0)
     if float(torch.linalg.eigvalsh(normal)[0]) < 1e-4 * len(origins):
-        raise InputError("all views look along one line: where the object is cannot be told; give views from its sides")
+        raise InputError("all views look along one line: the object's place cannot be found; give views from its sides")
     return torch.linalg.solve(normal, torch.einsum("vij,vj->i", across, origins.double())).float()
 
 

@@ -192,7 +192,7 @@ def _present(folder: Path, pattern: str, layout: str) -> tuple[str, ...]:
         if there <= set(names):
             require_files([folder / pattern.format(name) for name in names], folder)
             return names
-    raise InputError(f"'{folder}': views {', '.join(sorted(there))} are no {layout} set")
+    raise InputError(f"'{folder}': views {', '.join(sorted(there))} are not a {layout} set")
 
 
 def _with_alpha_of(pictures: Sequence[Tensor], matted: Sequence[Tensor], names: Sequence[Path]) -> list[Tensor]:
@@ -248,7 +248,7 @@ def read_sv3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, 
     """<n>.mp4 (and <n>.jpg, the input) or 21 frames, 576x576 on white; frame k is at azimuth 360 (k + 1) / 21.
 
     The last frame is the input view; it becomes view 0. Field of view 33.8 degrees, radius 2. The elevation is that
-    of the input (SV3D_u) or was chosen (SV3D_p, by default 10). No file says it: 0 unless `elevation_deg` is given.
+    of the input (SV3D_u) or was chosen (SV3D_p, by default 10). No file holds it: 0 unless `elevation_deg` is given.
     """
     pictures, names = frames_in(folder, "sv3d", assume)
     if len(pictures) != SV3D_VIEWS:
@@ -278,7 +278,7 @@ def read_frames(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet
     """Numbered pictures, or one video, of any number of views in the order of the camera preset that `assume` names."""
     if assume.cameras is None:
         raise InputError(
-            f"'{folder}' says nothing of cameras: name a preset as `cameras`, for example ortho16, persp21 or "
+            f"'{folder}' does not give its cameras: name a preset as `cameras`, for example ortho16, persp21 or "
             "syncdreamer16, with one view per picture in the same order"
         )
     pictures, names = frames_in(folder, "frames", assume)

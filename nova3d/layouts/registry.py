@@ -7,7 +7,7 @@ docs/how-to/extending.md has a complete example.
 from nova3d.layouts import published, sheets, transforms
 from nova3d.layouts.base import Layout
 
-# Every layout by its name, in the order in which `detect` asks.
+# Every layout by its name, in the order in which `detect` tries them.
 LAYOUTS: dict[str, Layout] = {
     "nova3d": Layout(transforms.is_nova3d, transforms.read_nova3d),
     "transforms": Layout(transforms.is_transforms, transforms.read_transforms_views),

@@ -44,7 +44,7 @@ def is_nova3d(folder: Path) -> bool:
 def read_nova3d(folder: Path, size: int | None, assume: Assume) -> tuple[ViewSet, Placement]:
     """A view folder of our own, unchanged but for its size; nothing may be assumed."""
     if replace(assume, as_they_are=False, max_megapixels=Assume.max_megapixels) != Assume():
-        raise InputError(f"'{folder}' is a nova3d view folder, which says everything itself: nothing may be assumed")
+        raise InputError(f"'{folder}' is a nova3d view folder, which has all that is needed: nothing may be assumed")
     return ViewSet.load(folder, assume.as_they_are, assume.max_megapixels).resized(size), Placement.identity()
 
 
@@ -199,7 +199,7 @@ def _one_size(rgba: list[Tensor], lens_rows: Tensor, files: list[Path]) -> tuple
 
 
 def _up(transforms: dict[str, Any], cameras: Cameras, assume: Assume, source: str) -> Tensor:
-    """[3] float64, the world's up axis: as assumed, as the file says, or +Z, which a leaning world overrules."""
+    """[3] float64, the world's up axis: as assumed, as the file gives it, or +Z, which a leaning world overrules."""
     axes = {name: torch.tensor(axis, dtype=torch.float64) for name, axis in _AXES.items()}
     if assume.up not in ("auto", "cameras", *axes):
         raise InputError(f"up '{assume.up}' is not one of auto, {', '.join(axes)}, cameras")

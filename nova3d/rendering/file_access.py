@@ -41,7 +41,7 @@ TEXTURES_TOGETHER = 4
 
 
 class PictureError(InputError):
-    """A picture that a mesh file names cannot be read; the message says why."""
+    """A picture that a mesh file names cannot be read; the message has the cause."""
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -152,7 +152,7 @@ class Pictures:
             [h,w,4] uint8, straight alpha; the same array for the same content.
 
         Raises:
-            PictureError: where it is no picture, broken, too large, or too large together with those before.
+            PictureError: where it is not a picture, broken, too large, or too large together with those before.
         """
         key = hashlib.sha256(content).digest()
         if key not in self._decoded:
@@ -175,12 +175,12 @@ def _decode_picture(content: bytes, most: int, left: int) -> NDArray[np.uint8]:
                     grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
                     return np.dstack([grey, grey, grey, np.full_like(grey, 255)])
                 if picture.mode in ("I", "F"):
-                    raise PictureError(f"pixels of kind {picture.mode} are no colours")
+                    raise PictureError(f"pixels of kind {picture.mode} are not colours")
                 return np.asarray(picture.convert("RGBA"))
     except PictureError:
         raise
     except Image.UnidentifiedImageError:
-        kind = "KTX2 is not read" if content[1:7] == b"KTX 20" else "it is no picture that can be decoded"
+        kind = "KTX2 is not read" if content[1:7] == b"KTX 20" else "it is not a picture that can be decoded"
         raise PictureError(kind) from None
     except (OSError, ValueError, SyntaxError, EOFError, OverflowError, Image.DecompressionBombError) as error:
         raise PictureError(f"it cannot be decoded: {first_line(error)}") from error

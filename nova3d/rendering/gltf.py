@@ -87,7 +87,7 @@ class Document:
         """The list that the file has under a name; empty without."""
         found = self.tree.get(collection, [])
         if not isinstance(found, list):
-            raise ValueError(f"'{collection}' is no list")
+            raise ValueError(f"'{collection}' is not a list")
         return found
 
     def entry(self, collection: str, index: Any) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Document:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(entries):
             raise ValueError(f"{collection}[{shorten(repr(index), 20)}] is not in the file, which has {len(entries)}")
         if not isinstance(entries[index], dict):
-            raise ValueError(f"{collection}[{index}] is no object")
+            raise ValueError(f"{collection}[{index}] is not an object")
         found: dict[str, Any] = entries[index]
         return found
 
@@ -228,7 +228,7 @@ class Document:
             raise ValueError(f"{name} replaces {count} of its {len(values)} elements")
         indices, replacement = sparse["indices"], sparse["values"]
         if indices.get("componentType") not in _INDEX_COMPONENTS:
-            raise ValueError(f"{name}.sparse.indices are no unsigned integers")
+            raise ValueError(f"{name}.sparse.indices are not unsigned integers")
         places, replaced = (
             _strided_view(
                 self._view(part["bufferView"]),
@@ -329,13 +329,13 @@ def _count(value: Any, name: str) -> int:
     if isinstance(value, float) and value.is_integer():  # some writers put 12.0
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} is no count: {shorten(repr(value), 20)}")
+        raise ValueError(f"{name} is not a count: {shorten(repr(value), 20)}")
     return value
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} is no text")
+        raise ValueError(f"{name} is not a string")
     return value
 
 
@@ -345,7 +345,7 @@ def vector(value: Any, default: tuple[float, ...], name: str) -> NDArray[np.floa
         return np.array(default, np.float64)
     numbers = [number(item, 0.0, name) for item in value] if isinstance(value, list) else []
     if len(numbers) != len(default):
-        raise ValueError(f"{name} is no list of {len(default)} numbers")
+        raise ValueError(f"{name} is not a list of {len(default)} numbers")
     return np.array(numbers, np.float64)
 
 
@@ -354,7 +354,7 @@ def number(value: Any, default: float, name: str) -> float:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is no number")
+        raise ValueError(f"{name} is not a number")
     result = float(value)
     if not math.isfinite(result):
         raise ValueError(f"{name} is not finite")

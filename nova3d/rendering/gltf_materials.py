@@ -143,5 +143,5 @@ def _coordinates(info: Any) -> Coordinates:
     )
     chosen = moved.get("texCoord", info.get("texCoord", 0))
     if isinstance(chosen, bool) or not isinstance(chosen, int) or chosen < 0:
-        raise ValueError("texCoord is no number of a set")
+        raise ValueError("texCoord is not the number of a set")
     return Coordinates(chosen, matrix)

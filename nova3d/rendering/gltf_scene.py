@@ -90,7 +90,7 @@ class _Reader:
     # Nodes
 
     def _parents(self) -> dict[int, int]:
-        """The parent of each node that has one; raises ValueError where the nodes are no tree."""
+        """The parent of each node that has one; raises ValueError where the nodes do not form a tree."""
         parent: dict[int, int] = {}
         for index, node in enumerate(self.nodes):
             for child in node.get("children", []):

@@ -31,7 +31,7 @@ def read_scene(path: str | Path, limits: Limits = LIMITS, finish: bool = False) 
         Its parts, with at least one triangle; all positions are finite and all faces name vertices that are there.
 
     Raises:
-        RenderError: PARSE_ERROR where the file is missing, broken, of another kind than its name says, or needs what
+        RenderError: PARSE_ERROR where the file is missing, broken, of another kind than its suffix, or needs what
             is not read; DRACO for compressed geometry; EMPTY_SCENE where it has no triangle, or no extent.
     """
     path = Path(path)

@@ -117,7 +117,7 @@ _TENSORS = ("vertices", "faces", "normals", "uv", "colours", "face_material", "o
 
 
 def load_mesh(path: str | Path, limits: Limits = LIMITS, finish: bool = False) -> Mesh:
-    """Read a mesh file through `read_scene`, which says what is read and what is refused.
+    """Read a mesh file through `read_scene`, whose docstring lists what is read and what is refused.
 
     A glTF file is posed as at time 0 of its first animation; without one, as its nodes and joints stand.
 

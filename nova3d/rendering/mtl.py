@@ -73,7 +73,7 @@ def _material(entry: dict[str, str], base: Path, folder: Folder, pictures: Pictu
         numbers = [float(word) for word in entry["kd"].partition("#")[0].split()[:3]]
         factor = np.array(numbers * 3 if len(numbers) == 1 else numbers)
         if factor.shape != (3,) or not np.isfinite(factor).all():
-            raise ValueError(f"Kd '{shorten(entry['kd'], 30)}' is no colour")
+            raise ValueError(f"Kd '{shorten(entry['kd'], 30)}' is not a colour")
     elif "map_kd" not in entry:
         factor = np.full(3, 0.8) if "kd" in entry else factor
     opacity = _opacity(entry)
@@ -163,7 +163,7 @@ def _picture(name: str, base: Path, folder: Folder, pictures: Pictures) -> tuple
 
 
 def _with_alpha(picture: NDArray[np.uint8] | None, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture [h,w,4] with the mask's alpha, or its grey where its alpha says nothing."""
+    """A picture [h,w,4] with the mask's alpha, or its grey where its alpha is 255 throughout."""
     values = mask[..., 3] if int(mask[..., 3].min()) < 255 else mask[..., :3].mean(axis=-1).round().astype(np.uint8)
     if picture is None:
         picture = np.full((*values.shape, 4), 255, np.uint8)

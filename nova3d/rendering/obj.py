@@ -123,10 +123,10 @@ def _polygon(text: str, content: _Content) -> list[Corner]:
     for token in text.split():
         numbers = token.split("/")
         if len(numbers) > 3:
-            raise ValueError(f"'{token[:30]}' is no corner of a face")
+            raise ValueError(f"'{token[:30]}' is not a corner of a face")
         corner = [_index(number, count) for number, count in zip(numbers, counts, strict=False)]
         if corner[0] < 0:
-            raise ValueError(f"'{token[:30]}' is no corner of a face")
+            raise ValueError(f"'{token[:30]}' is not a corner of a face")
         corners.append((corner[0], corner[1] if len(corner) > 1 else -1, corner[2] if len(corner) > 2 else -1))
     return corners
 
@@ -164,7 +164,7 @@ def _table(rows: list[list[str]], width: int, pad: bool = False) -> NDArray[np.f
         padded = [(row + ["0"] * width)[:width] if pad and row else row[:width] for row in rows]
         short = next((row for row in padded if len(row) < width or not all(_is_number(cell) for cell in row)), None)
         if short is not None:
-            raise ValueError(f"'{' '.join(short)[:40]}' is no list of {width} numbers") from None
+            raise ValueError(f"'{' '.join(short)[:40]}' is not a list of {width} numbers") from None
         return np.array(padded, np.float64)
 
 

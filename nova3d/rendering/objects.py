@@ -27,7 +27,7 @@ def render_object(
     Args:
         mesh_path: a .glb, .gltf, .obj or .ply file.
         cameras: v cameras.
-        engine: a name that `make_engine` knows. "blender" starts Blender for this one object.
+        engine: a name that `make_engine` accepts. "blender" starts Blender for this one object.
         supersample: samples per pixel and axis (raster).
         light: "studio", or "flat" for the base colour.
         normalise: centre the mesh and scale its longest side to 1.

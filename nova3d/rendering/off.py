@@ -22,7 +22,7 @@ def read_off(path: Path, limits: Limits = LIMITS) -> Scene:
         One part.
 
     Raises:
-        InputError: where it is no OFF file in text.
+        InputError: where it is not a text OFF file.
         ValueError: where it is broken.
     """
     text = decode_text(read_regular(path, limits.file_bytes))
@@ -49,7 +49,7 @@ def read_off(path: Path, limits: Limits = LIMITS) -> Scene:
     sizes = np.array([int(words[0]) for words in polygons], np.int64)
     named = [(words, int(words[0])) for words in polygons]
     if any(not 0 <= size < len(words) for words, size in named):
-        raise ValueError("a face has fewer corners than it says")
+        raise ValueError("a face has fewer corners than its count")
     corners = np.array([int(word) for words, size in named for word in words[1 : size + 1]], np.int64)
     if len(corners) and not 0 <= int(corners.min()) <= int(corners.max()) < vertices:
         raise ValueError(f"a face names vertex {int(corners.max())} of {vertices}")

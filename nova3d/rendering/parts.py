@@ -64,7 +64,7 @@ class Material:
         sampler: of the picture.
         alpha_mode: whether alpha is ignored, cuts holes, or is translucency.
         cutoff: alpha below which a MASK material has a hole.
-        double_sided: False where the file says that back faces are not drawn.
+        double_sided: False where back faces are not drawn.
         missing: the name of the picture that the file gives and that could not be read; "" without.
         finish: None for a matt surface.
     """
@@ -127,7 +127,7 @@ class Scene:
 
 
 def srgb_colours(colours: NDArray[np.floating]) -> NDArray[np.float64]:
-    """sRGB [n,3] or [n,4] in [0,1] as linear RGBA [n,4]; what is no number is white, a missing alpha 1."""
+    """sRGB [n,3] or [n,4] in [0,1] as linear RGBA [n,4]; a NaN is white, a missing alpha 1."""
     values = np.ones((len(colours), 4))
     values[:, : colours.shape[1]] = np.nan_to_num(colours, nan=1.0).clip(0, 1)
     values[:, :3] = srgb_to_linear(torch.from_numpy(values[:, :3])).numpy()

@@ -61,7 +61,7 @@ def read_ply(path: Path, limits: Limits = LIMITS) -> Scene:
         One part per texture.
 
     Raises:
-        InputError: where it is no PLY file.
+        InputError: where it is not a PLY file.
         ValueError: where it is broken.
     """
     content = read_regular(path, limits.file_bytes)
@@ -299,7 +299,7 @@ def _stack(columns: Columns, names: tuple[str, ...]) -> NDArray[np.float64] | No
 
 
 def _colours(columns: Columns) -> NDArray[np.float64] | None:
-    """Linear RGBA [n,4] of sRGB integers, or of fractions; opaque: alpha of a scan is no translucency."""
+    """Linear RGBA [n,4] of sRGB integers, or of fractions; opaque: alpha of a scan is not translucency."""
     names = next((names for names in _COLOURS if all(name in columns for name in names)), None)
     found = None if names is None else _stack(columns, names)
     if names is None or found is None:

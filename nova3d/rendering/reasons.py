@@ -52,7 +52,7 @@ class RenderError(InputError):
     """One object cannot be fetched, rendered or kept.
 
     Attributes:
-        reason: the code; the message says it in one line.
+        reason: the code; the message explains it in one line.
     """
 
     def __init__(self, reason: Reason, message: str):

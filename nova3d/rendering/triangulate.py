@@ -74,7 +74,7 @@ def _clip_ears(points: NDArray[np.float64], normal: NDArray[np.float64]) -> NDAr
         else:
             corner, tries = (corner + 1) % size, tries + 1
         tests += size
-        if tests > PATIENCE * len(points) ** 2:  # it crosses itself: there is no right answer
+        if tests > PATIENCE * len(points) ** 2:  # it crosses itself: no triangulation is right
             break
     rest = [left[[0, k, k + 1]] for k in range(1, len(left) - 1)]
     return np.array([*triangles, *rest], np.int64)

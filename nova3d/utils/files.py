@@ -92,7 +92,7 @@ def writing(what: str) -> Iterator[None]:
 
 
 def check_replaceable(folder: str | Path, names: Sequence[str]) -> None:
-    """Refuse to replace folders that are none of an earlier result.
+    """Refuse to replace folders that are not of an earlier result.
 
     Args:
         folder: where a result is to be written. An earlier result has left its record.json there.
@@ -105,7 +105,9 @@ def check_replaceable(folder: str | Path, names: Sequence[str]) -> None:
         return
     for path in (Path(folder) / name for name in names):
         if path.is_dir() and any(path.iterdir()):
-            raise InputError(f"'{path}' would be replaced, and is no result of an earlier run: choose another folder")
+            raise InputError(
+                f"'{path}' would be replaced, and is not a result of an earlier run: choose another folder"
+            )
 
 
 @contextmanager
@@ -260,13 +262,13 @@ def read_json_lines(path: str | Path, what: str = "file", cut: bool = False) -> 
     Args:
         path: the file.
         what: what the file is, for the message: "plan", "manifest".
-        cut: leave out lines that are none, which the log counts: a killed process may have cut one short.
+        cut: leave out lines that are not JSON, which the log counts: a killed process may have cut one short.
 
     Returns:
         The objects.
 
     Raises:
-        InputError: naming the file, or the line that is no JSON object.
+        InputError: naming the file, or the line that is not a JSON object.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
@@ -322,8 +324,8 @@ def check_component(name: Any, what: str, most: int = COMPONENT_BYTES) -> str:
         The name as it is.
 
     Raises:
-        InputError: where it is no string, is empty, begins or ends with a dot or a blank, holds a separator, a NUL or
-            another control character, cannot be encoded as UTF-8, or is longer than `most` bytes.
+        InputError: where it is not a string, is empty, begins or ends with a dot or a blank, holds a separator, a NUL
+            or another control character, cannot be encoded as UTF-8, or is longer than `most` bytes.
     """
     if not isinstance(name, str):
         raise InputError(f"{what} must be a string, not {str(name)[:40]!r}")

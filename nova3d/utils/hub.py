@@ -13,7 +13,7 @@ _FILE_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether a name has the form owner/name, does not exist here and is no file of weights."""
+    """Whether a name has the form owner/name, does not exist here and is not a file of weights."""
     text = str(name)
     return bool(_HUB_ID.fullmatch(text)) and not text.endswith(_FILE_SUFFIXES) and not Path(text).exists()
 
@@ -43,7 +43,7 @@ def download(hub_id: str, patterns: Sequence[str] | None = None, **options: Any)
         ) from error
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"'{hub_id}' is no folder here and the hub did not give it (wrong id, or no network?): {first_line(error)}"
+            f"'{hub_id}' is not a folder, and the hub did not give it (wrong id, or no network?): {first_line(error)}"
         ) from error
 
 

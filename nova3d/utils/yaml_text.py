@@ -60,8 +60,8 @@ def parse(text: str, source: str) -> Any:
         As `read_mapping`, of any shape; None for nothing.
 
     Raises:
-        InputError: where it is not YAML, a key stands twice or is no text, or a list or mapping is repeated by an alias
-            (a few hundred bytes of those can stand for gigabytes).
+        InputError: where it is not YAML, a key stands twice or is not text, or a list or mapping is repeated by an
+            alias (a few hundred bytes of those can stand for gigabytes).
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -122,7 +122,7 @@ def _value(node: yaml.Node, seen: set[int]) -> Any:
     found: dict[str, Any] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.value in found:
-            what = f"'{key.value[:40]}' stands twice" if isinstance(key, yaml.ScalarNode) else "is no text"
+            what = f"'{key.value[:40]}' stands twice" if isinstance(key, yaml.ScalarNode) else "is not text"
             raise ValueError(f"the key in line {key.start_mark.line + 1} {what}")
         found[key.value] = _value(value, seen)
     return found

@@ -57,7 +57,7 @@ def test_frames_of_anyone_with_a_preset(tmp_path: Path, truth: Truth, hull_iou: 
         save(tmp_path / f"view{k + 5}.png", rgba(views, k))  # 5 ... 12: numbers, not letters, give the order
     with pytest.raises(InputError, match="none of the known layouts"):
         layouts.detect(tmp_path)
-    with pytest.raises(InputError, match="says nothing of cameras"):
+    with pytest.raises(InputError, match="does not give its cameras"):
         layouts.read(tmp_path, "frames")
     with pytest.raises(InputError, match=r"has 16 views, .* has 8"):
         layouts.read(tmp_path, "frames", assume=layouts.Assume(cameras="ortho16"))

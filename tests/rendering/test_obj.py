@@ -228,8 +228,8 @@ def test_far_from_the_origin_nothing_is_lost(tmp_path: Path) -> None:
         (f"{VERTICES}f 1/9 2/9 3/9\n", "coordinate 9 of 4"),
         (f"{VERTICES}f 1//1 2//1 3//1\n", "normal 1 of 0"),
         (f"{VERTICES}f 1 2 x\n", "invalid literal"),
-        ("v 1 2\nv 1 2 3\nv 2 3 4\nf 1 2 3\n", "'1 2' is no list of 3 numbers"),
-        ("v a b c\nv 1 2 3\nv 2 3 4\nf 1 2 3\n", "'a b c' is no list of 3 numbers"),
+        ("v 1 2\nv 1 2 3\nv 2 3 4\nf 1 2 3\n", "'1 2' is not a list of 3 numbers"),
+        ("v a b c\nv 1 2 3\nv 2 3 4\nf 1 2 3\n", "'a b c' is not a list of 3 numbers"),
     ],
 )
 def test_broken_lines_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -111,7 +111,7 @@ def test_folders_that_are_no_result_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "notes/mine.txt").write_text("mine")
     check_replaceable(tmp_path, ("rgb", "absent"))
     (tmp_path / "rgb/mine.png").write_text("mine")
-    with pytest.raises(InputError, match="rgb' would be replaced, and is no result"):
+    with pytest.raises(InputError, match="rgb' would be replaced, and is not a result"):
         check_replaceable(tmp_path, ("rgb", "absent"))
     (tmp_path / "record.json").write_text("{}")
     check_replaceable(tmp_path, ("rgb", "absent"))

@@ -18,7 +18,7 @@ _COLUMNS = ("uid", "title", "attribution", "licence", "licence_url", "url", "sou
 def write_attribution(rows: Iterable[Mapping[str, Any]], out: str | Path) -> Path:
     """Write `out`/attribution.csv and `out`/ATTRIBUTION.md.
 
-    CC-BY asks for the credit, the licence with its address, and what was changed.
+    CC-BY requires the credit, the licence with its address, and what was changed.
 
     Args:
         rows: of a plan, manifest or journal. Those whose state is neither "done" nor "planned" are left out; rows

@@ -1,7 +1,7 @@
 """The record of a render job: an append-only journal and a status file per scheduler.
 
 A row of the journal is one attempt: the Asset's columns, state (done | refused | failed | queued), reason, message,
-attempt, seconds, worker, device, time, sequence. An object is done when its tar exists, whatever the journal says;
+attempt, seconds, worker, device, time, sequence. An object is done when its tar exists, whatever its rows are;
 otherwise the latest row decides, by `sequence`: clocks of machines differ. `queued` cancels the attempts before it.
 """
 
@@ -134,7 +134,7 @@ def write_status(out: Path, name: str, status: dict[str, Any]) -> None:
 def read_status(out: Path) -> list[dict[str, Any]]:
     """Return the status of every scheduler, with `age` in seconds, and `live`: whether it is still at work.
 
-    A scheduler that was killed leaves a status that says `running`. It is known by its age and, on its own host, by its
+    A scheduler that was killed leaves the state `running`. It is recognised by its age and, on its own host, by its
     process. The age of another host's status is that of its file, by the clock of the file system that both share: the
     hosts' own clocks may differ.
     """

@@ -72,11 +72,11 @@ class Plan:
     workers: int = field(default=1, compare=False)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return every row of plan.jsonl, refused ones too; raises InputError for a line that is none."""
+        """Return every row of plan.jsonl, refused ones too; raises InputError for a line that is not a JSON object."""
         return read_json_lines(self.folder / ROWS, "plan")
 
     def assets(self) -> list[Asset]:
-        """Return the objects to render, in the plan's order; raises InputError for a row that is no object."""
+        """Return the objects to render, in the plan's order; raises InputError for a row that is not an object."""
         assets = []
         for number, row in enumerate(self.rows(), start=1):
             try:

@@ -42,7 +42,7 @@ _FETCH_FAILURES = 20  # in a row: the network is at fault, not the objects
 
 @dataclass
 class Stop:
-    """Asks a running pool to finish what is in flight and return; `reason` says who asked."""
+    """Makes a running pool finish what is in flight and return; `reason` is the name of the signal."""
 
     reason: str = ""
 
@@ -54,7 +54,7 @@ class RunSummary:
     Attributes:
         states: objects by state.
         reasons: objects by reason.
-        ended: who ended the run early, "" where nobody did.
+        ended: why the run ended early, "" where it did not.
     """
 
     states: Counter[str] = field(default_factory=Counter)
@@ -202,7 +202,7 @@ class RenderPool:
         self._status_due = self._memory_due = 0.0
 
     def run(self, tasks: Iterable[Task], fetch: Callable[[Asset, Path], Path], stop: Stop) -> RunSummary:
-        """Render until nothing is left or `stop` asks to end.
+        """Render until nothing is left or `stop` has a reason.
 
         Args:
             tasks: what to render.
@@ -360,7 +360,7 @@ class RenderPool:
 
 
 def scratch_folder(config: RenderConfig, name: str) -> Path:
-    """Return a folder for temporary files whose name nobody can foresee.
+    """Return a folder for temporary files with an unpredictable name.
 
     The part before the last "-" names the job and its share, so that a new run finds and clears what a killed one left.
     """

@@ -79,7 +79,7 @@ def _check_files(reader: ShardReader, deep: bool) -> Iterator[str]:
         if not path.is_file():
             yield f"shard '{path}' is missing"
         elif path.stat().st_size != shard["bytes"]:
-            yield f"shard '{path}' has {path.stat().st_size} bytes, the index says {shard['bytes']}"
+            yield f"shard '{path}' has {path.stat().st_size} bytes, its index gives {shard['bytes']}"
         elif deep and provenance.hash_file(path) != shard["sha256"]:
             yield f"shard '{path}' does not fit its SHA-256"
 

@@ -59,7 +59,7 @@ class ObjectRenderer:
             return {"reason": "", "message": ""}
         except RenderError as fault:
             reason, message = fault.reason, str(fault)
-        except InputError as error:  # an engine's loader says so of a file it cannot use
+        except InputError as error:  # raised by an engine's loader for a file it cannot use
             reason, message = Reason.PARSE_ERROR, str(error)
         except (MemoryError, torch.OutOfMemoryError) as error:
             reason, message = Reason.OUT_OF_MEMORY, f"out of memory: {error}"
@@ -83,7 +83,7 @@ class ObjectRenderer:
             "tags": sorted(filtered.tags),
             **duplicates.fingerprint(rendered.rgba, path, rendered.mesh),
         }
-        facts.pop("path")  # says where it was, not what it is
+        facts.pop("path")  # differs from machine to machine
         members = encode_pictures(asset.uid, rendered.rgba, rendered.normals, facts)
         send({"event": "beat", "views": len(self.cameras)})
         try:

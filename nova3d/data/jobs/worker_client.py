@@ -124,7 +124,7 @@ class WorkerClient:
         return process_tree_memory([self.process.pid])[self.process.pid] > pool.recycle_gb * 1e9
 
     def terminate(self) -> None:
-        """End the process: an idle one is asked to, a busy one is killed."""
+        """End the process: an idle one by closing its input, a busy one by SIGKILL."""
         if self.process is not None:
             self.process.end(_EXIT_SECONDS if self.idle else 0)
             self.process, self._ready = None, False

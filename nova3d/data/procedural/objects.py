@@ -56,7 +56,7 @@ class Piece:
     texture: Image.Image | None
 
     def moved(self, shift: ArrayLike = (0, 0, 0), scale: ArrayLike = 1.0, turn: Floats | None = None) -> "Piece":
-        """Return the piece moved as `Surface.moved` says."""
+        """Return the piece moved by `Surface.moved`."""
         return replace(self, surface=self.surface.moved(shift, scale, turn))
 
 

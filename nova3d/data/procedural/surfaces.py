@@ -156,7 +156,7 @@ def rounded_box(size: ArrayLike, radius: float) -> Surface:
         radius: of the edges; at most 0.49 of the smallest extent is taken.
 
     Returns:
-        The surface. Each side has a cell of the texture, as BOX_CELLS says.
+        The surface. Each side has a cell of the texture, given by BOX_CELLS.
     """
     half = np.asarray(size, np.float64) / 2
     radius = min(radius, 0.98 * float(half.min()))
@@ -277,7 +277,7 @@ def soft_union(primitives: Sequence[Primitive], blend: float, cells: int = 64) -
     The union is the polynomial smooth minimum of the distances; its zero level is found by marching cubes.
 
     Args:
-        primitives: at least one that is no hole.
+        primitives: at least one that is not a hole.
         blend: width of the zone where two primitives flow into each other.
         cells: of the grid along the longest side of the bounding box.
 

@@ -34,7 +34,7 @@ class Asset:
         sha256: of the mesh file, "" where the source does not say.
         size_bytes: of the mesh file, 0 where the source does not say.
         licence: SPDX-like name.
-        attribution: the credit that the licence asks for.
+        attribution: the credit that the licence requires.
         title: of the object.
         category: of the object.
         split: "train" or "val".
@@ -169,7 +169,7 @@ def read_uids(path: str | Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
         names = _json_uids(parse_json(text, object, "it")) if path.suffix == ".json" else _text_uids(text)
         uids = list(dict.fromkeys(uid_of(name.removesuffix(".glb")) for name in names))
-    except (OSError, UnicodeDecodeError, InputError, TypeError, AttributeError) as error:  # a name that is no string
+    except (OSError, UnicodeDecodeError, InputError, TypeError, AttributeError) as error:  # a name that is not a string
         raise InputError(f"uid list '{path}' cannot be read: {first_line(error)}") from error
     if not uids:
         raise InputError(f"uid list '{path}' names no object")

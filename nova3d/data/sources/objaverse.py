@@ -154,7 +154,7 @@ def _asset(uid: str, path: str, annotation: dict[str, Any], category: str, sha25
 def _download(url: str, path: Path, timeout: float) -> None:
     """Download `url` to `path`, all or nothing. Raises RenderError(FETCH_FAILED)."""
     if not url.startswith(("https://", "http://")):  # a plan is a file, and urllib opens local files too
-        raise RenderError(Reason.FETCH_FAILED, f"{url[:80]!r} is no address of the web")
+        raise RenderError(Reason.FETCH_FAILED, f"{url[:80]!r} is not a web address")
     try:
         with replacing(path) as aside:
             with urllib.request.urlopen(url, timeout=timeout) as answer, aside.open("wb") as file:

@@ -9,7 +9,7 @@ Whatever Blender itself prints goes to stderr.
     anything that goes wrong    -> {"fault": {"reason": code, "message": one line}}
 
 Arrays lie in the folder that the settings name, until the next request. Everything on the pipe is in glTF's frame (+Y
-up, +Z front); Blender's frame (Z up) exists only in here. `--check` loads bpy, says its version, and ends.
+up, +Z front); Blender's frame (Z up) exists only in here. `--check` loads bpy, prints its version, and ends.
 """
 
 import json

@@ -124,7 +124,7 @@ def lit(tree: Any, base: Any, index: int, entry: dict[str, Any], arrays: dict[st
 
 
 def picture(tree: Any, pixels: np.ndarray, entry: dict[str, Any], space: str) -> Any:
-    """A texture of uint8 pixels [h,w,3 or 4], looked up as the material's sampler says."""
+    """A texture of uint8 pixels [h,w,3 or 4], looked up by the material's sampler."""
     height, width = pixels.shape[:2]
     image = bpy.data.images.new("picture", width, height, alpha=True)
     image.colorspace_settings.name = space

@@ -153,7 +153,7 @@ def test_one_flipped_bit_is_found_and_its_object_named(done: RenderConfig) -> No
     shard.write_bytes(flipped)
     assert [p.split("'")[0] for p in verify(out, deep=True).problems] == ["shard "]
     shard.write_bytes(content[:-512])
-    assert "bytes, the index says" in verify(out).problems[0]
+    assert "bytes, its index gives" in verify(out).problems[0]
     shard.unlink()
     assert "missing" in verify(out).problems[0]
 
