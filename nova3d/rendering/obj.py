@@ -88,21 +88,22 @@ def _parse(text: str, limits: Limits) -> _Content:
     triangles = 0
     for line in _lines(text):
         key, _, rest = line.partition(" ")
-        if key == "v":
-            content.positions.append(rest.split())
-        elif key == "vt":
-            content.coordinates.append(rest.split())
-        elif key == "vn":
-            content.normals.append(rest.split())
-        elif key == "f" or key == "fo":
-            polygon = _polygon(rest, content)
-            if len(polygon) >= 3:
-                content.polygons.setdefault(current, []).append(polygon)
-                triangles += len(polygon) - 2
-        elif key == "usemtl":
-            current = rest.strip()
-        elif key == "mtllib":
-            content.libraries.append(rest.strip())
+        match key:
+            case "v":
+                content.positions.append(rest.split())
+            case "vt":
+                content.coordinates.append(rest.split())
+            case "vn":
+                content.normals.append(rest.split())
+            case "f" | "fo":
+                polygon = _polygon(rest, content)
+                if len(polygon) >= 3:
+                    content.polygons.setdefault(current, []).append(polygon)
+                    triangles += len(polygon) - 2
+            case "usemtl":
+                current = rest.strip()
+            case "mtllib":
+                content.libraries.append(rest.strip())
     if triangles > limits.triangles:
         raise ValueError(f"it has {triangles} triangles; at most {limits.triangles} are read")
     return content
