@@ -25,7 +25,7 @@ _VECTORS = ("-o", "-s", "-t")
 
 @dataclass(frozen=True)
 class MtlMaterial:
-    """A material, and where its texture lies: uv' = uv * scale + offset."""
+    """A material, and the placement of its texture: uv' = uv * scale + offset."""
 
     material: Material
     scale: tuple[float, float] = (1.0, 1.0)
@@ -77,10 +77,10 @@ def _material(entry: dict[str, str], base: Path, folder: Folder, pictures: Pictu
     elif "map_kd" not in entry:
         factor = np.full(3, 0.8) if "kd" in entry else factor
     opacity = _opacity(entry)
-    picture, missing, lies = None, "", _Map("", (1.0, 1.0), (0.0, 0.0), False)
+    picture, missing, texture = None, "", _Map("", (1.0, 1.0), (0.0, 0.0), False)
     if "map_kd" in entry:
-        lies = _map(entry["map_kd"])
-        picture, missing = _picture(lies.name, base, folder, pictures)
+        texture = _map(entry["map_kd"])
+        picture, missing = _picture(texture.name, base, folder, pictures)
         if not factor.any():  # exporters write black where they mean the picture alone
             factor = np.ones(3)
     mask = None
@@ -90,7 +90,7 @@ def _material(entry: dict[str, str], base: Path, folder: Folder, pictures: Pictu
     if mask is not None:
         picture = _with_alpha(picture, mask)
     translucent = mask is not None or opacity < 1
-    wrap: Wrap = "clamp" if lies.clamp else "repeat"
+    wrap: Wrap = "clamp" if texture.clamp else "repeat"
     red, green, blue = factor.clip(0, 1).tolist()
     material = Material(
         factor=(red, green, blue, opacity),
@@ -99,7 +99,7 @@ def _material(entry: dict[str, str], base: Path, folder: Folder, pictures: Pictu
         alpha_mode="BLEND" if translucent else "OPAQUE",
         missing=missing,
     )
-    return MtlMaterial(material, lies.scale, lies.offset)
+    return MtlMaterial(material, texture.scale, texture.offset)
 
 
 def _opacity(entry: dict[str, str]) -> float:

@@ -197,7 +197,7 @@ def _raise_first(results: list[tuple[int | None, str | None]]) -> None:
         if message is None:
             raise InputError(
                 f"worker {part} of {len(results)} ended with exit code {exitcode} (negative: killed by that signal, "
-                "often for want of memory); the same command goes on from there, perhaps with fewer workers"
+                "often because memory ran out); the same command goes on from there, perhaps with fewer workers"
             )
 
 

@@ -26,7 +26,7 @@ STALE_SECONDS = 30.0  # a status that is older belongs to a dead scheduler
 
 
 def object_path(out: Path, uid: str) -> Path:
-    """Return where an object's tar lies: out/objects/ab/UID.tar, ab from the hash of its uid."""
+    """Return the path of an object's tar: out/objects/ab/UID.tar, ab from the hash of its uid."""
     return out / "objects" / f"{stable_hash(uid, 8):02x}" / f"{uid}.tar"
 
 

@@ -114,7 +114,7 @@ def run_on_ray(config: RenderConfig, assets: list[Asset], progress: Progress | N
     count = int(resources.get("GPU", 0)) if on_gpu else config.pool.workers or int(resources["CPU"])
     if count == 0:
         raise InputError("the Ray cluster has no GPU; use engine.device=cpu")
-    # max_concurrency: `drain` must be heard while `run` runs. A GPU actor takes no CPU, which others may wait for.
+    # max_concurrency: `drain` is called while `run` runs. A GPU actor takes no CPU, which others may wait for.
     options = {"num_gpus": int(on_gpu), "num_cpus": int(not on_gpu), "max_concurrency": 2}
     actor_class = ray.remote(ShareActor).options(
         **options, max_restarts=_ACTOR_RESTARTS, max_task_retries=_ACTOR_RESTARTS

@@ -23,7 +23,7 @@ from nova3d.rendering.reasons import Reason
 from nova3d.utils.files import parse_json
 
 log = logging.getLogger(__name__)
-WORKER = ("-m", "nova3d.data.jobs.worker")  # the program that speaks the worker's protocol
+WORKER = ("-m", "nova3d.data.jobs.worker")  # the program of a worker process
 _START_FAILURES = 2
 _LOG_BYTES = 8000
 _EXIT_SECONDS = 3.0
