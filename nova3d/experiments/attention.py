@@ -1,8 +1,8 @@
 """The attention suite: every arm of the alignment attention trained alike, then sampled and scored on held-out objects.
 
-All arms of a seed share the weights they start from (new units start as their arm demands), the order of the data,
-every draw of noise and the budget; what differs is the arm. The weights can be those of a trunk, one training without
-alignment that all seeds share.
+All arms of a seed share the starting weights, the order of the data, every draw of noise and the budget; only the arm
+differs. New units are initialised as their arm specifies. The starting weights can be those of a trunk: one training
+without alignment that all seeds share.
 """
 
 import json
@@ -60,11 +60,11 @@ def select_arms(config: AttentionConfig, names: Sequence[str] = ()) -> Attention
         A copy of the config.
 
     Raises:
-        InputError: for a name that is no arm.
+        InputError: for an unknown name.
     """
     every = config.arms or {name: AttentionArm(name, ARM_INITS.get(name, "copied")) for name in ALIGNMENTS}
     if unknown := [name for name in names if name not in every]:
-        raise InputError(f"arm '{unknown[0]}' is none of {', '.join(every)}")
+        raise InputError(f"arm '{unknown[0]}' is not one of {', '.join(every)}")
     return replace(config, arms={name: every[name] for name in names or every})
 
 
@@ -150,7 +150,10 @@ def attention_suite(
     retry: bool = False,
     progress: Progress | None = None,
 ) -> tuple[AttentionReport, Path]:
-    """Train what is missing in out/runs/ARM/seedK, sample, score, and write out/report.md; the same call goes on.
+    """Train what is missing in out/runs/ARM/seedK, sample, score, and write out/report.md.
+
+    The same call continues an interrupted suite.
+
 
     Args:
         config: the suite.
@@ -232,12 +235,12 @@ def step_cost(model: UNetConfig, views: int, side: int) -> tuple[int, float]:
 
 
 def train_trunk(config: AttentionConfig, device: str, progress: Progress = silent) -> Path:
-    """Train the weights that all arms start from, in out/trunk, where they are not there yet.
+    """Train the weights that all arms start from, in out/trunk, unless they exist.
 
     Args:
         config: the suite.
         device: of the networks.
-        progress: called as the training goes on.
+        progress: called during the training.
 
     Returns:
         The folder of the UNet.
@@ -283,17 +286,17 @@ def train_part(runs: tuple[Training, ...], part: int, parts: int, device: str, t
 
 
 def write_start(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The same training started from weights in `folder`, which are written where they are not there yet.
+    """The same training started from weights in `folder`, which are written unless they exist.
 
     Every weight that the arms of one seed have in common is the same in all of them, whether the config starts from
-    SVD, from a pretrained UNet or from random weights. Alignment units start by `config.model.alignment_init`, row
-    attention starts at zero.
+    SVD, from a pretrained UNet or from random weights. Alignment units are initialised by
+    `config.model.alignment_init`, row attention at zero.
     """
     parts = {"unet": folder / "unet", "vae": folder / "vae", "image_encoder": folder / "image_encoder"}
     if not (folder / "complete").is_file():
         _write_networks(config, parts)
         (folder / "complete").touch()
-    # Read from files, a network draws nothing: the image encoder, where it is random, is then drawn alike as well.
+    # A network read from files draws no random numbers, so a random image encoder is the same in all arms.
     started = replace(config, svd=None, svd_variant=None, unet=str(parts["unet"]))
     if config.svd:
         started = replace(started, vae=str(parts["vae"]), image_encoder=str(parts["image_encoder"]))
@@ -315,7 +318,7 @@ def _write_networks(config: TrainConfig, parts: dict[str, Path]) -> None:
 
 
 def arm_of(base: NovaUNet, alignment: str, init: AlignmentInit, seed: int, row_attention: bool = False) -> NovaUNet:
-    """`base` with fresh alignment units of another arm; its own, if it has any, are left behind.
+    """A copy of `base` with new alignment units of an arm in place of its own.
 
     Args:
         base: the network. Its row attention, if it has any, is kept.
@@ -355,7 +358,7 @@ def _model(base: TrainConfig, arm: AttentionArm) -> UNetConfig:
 
 
 def _check(config: AttentionConfig) -> tuple[TrainConfig, tuple[str, ...]]:
-    """The training config and the held-out objects; raises InputError for whatever would end the suite later."""
+    """The training config and the held-out objects; raises InputError for what would fail later."""
     base = configs.load(TrainConfig, config.train, config.train_changes)
     check(base)
     if config.budget not in BUDGETS:

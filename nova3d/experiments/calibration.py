@@ -1,8 +1,8 @@
-"""Calibration of a model: how far its views can be believed, measured on objects whose views are known.
+"""Calibration of a model: how reliable its views are, measured on objects with true views.
 
-For each object the model generates the views from the true view 0. At nodes of a grid inside that view's outline it is
-known which belong to the object: those in the visual hull of the true views. A logistic regression of that on what the
-generated masks and the inflated outline show gives the weights of `nova3d.calibration.Calibration`.
+For each object the model generates the views from the true view 0. Grid nodes inside that view's outline are labelled
+by the visual hull of the true views. A logistic regression of the labels on the generated masks and the inflated
+outline gives the weights of `nova3d.calibration.Calibration`.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Sample:
-    """What one object gives: at m nodes inside the trusted outline, features [m,15] and truth [m] in {0,1}.
+    """Measurements of one object: at m nodes inside the trusted outline, features [m,15] and truth [m] in {0,1}.
 
     columns, height: [n,n] as `nova3d.volume.solid_of` takes them. hull: bool [n,n,n] of the true views. angles: mean
     degrees between the true normals of view 0 and mixtures of generated and inflated ones, with SHARES of the latter.
@@ -105,7 +105,7 @@ def calibrate_model(
 
 
 def sample_of(views: ViewSet, truth: ViewSet) -> Sample:
-    """What the views of one object show at the nodes inside view 0's outline, and what is true there.
+    """Features and labels of one object at the nodes inside view 0's outline.
 
     Args:
         views: generated ones, whose view 0 shows the true picture.
@@ -162,8 +162,8 @@ def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
     truth = torch.cat([s.truth[i] for s, i in zip(samples, chosen, strict=True)])
     weights = logistic_regression(features, truth)
     prior, slopes = weights[: -len(OFFSETS_DEG)].clone(), weights[-len(OFFSETS_DEG) :]
-    # How the constant is shared between views does not matter for a full set. Here a view that shows what views at
-    # its azimuth show on the average is no evidence.
+    # For a full set of views any split of the constant is equal. Here a view with the mean coverage of its azimuth
+    # contributes zero.
     mean = features[:, -len(OFFSETS_DEG) :].mean(dim=0)
     count = offset_shares(torch.deg2rad(torch.tensor([*OFFSETS_DEG, *(-o for o in OFFSETS_DEG[:-1])]))).sum(dim=0)
     mean = mean / count
@@ -172,7 +172,7 @@ def fit_calibration(samples: Sequence[Sample], seed: int = 0) -> Calibration:
     shift = max(scores, key=lambda s: scores[s])
     prior[0] += shift
     angles = np.array([s.angles for s in samples])
-    # Squares, because normals that are far off on some objects are worse than ones a little off on all.
+    # Squares, because large errors on some objects are worse than small ones on all.
     share = SHARES[int(np.square(angles).mean(axis=0).argmin())]
     common, apart, of_model, of_picture = torch.stack([s.colours for s in samples]).sum(dim=0).T
     colours = (common / apart.clamp_min(1e-9)).clamp(0, 1)  # the least squares of t - p by g - p

@@ -1,4 +1,4 @@
-"""Settings of the studies: the tables of the paper made anew, and the ablation of the attention."""
+"""Settings of the studies: reproduction of the paper's tables, and the ablation of the attention."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -83,7 +83,7 @@ class AttentionConfig:
     """Changes to it, as key=value; out, seed, model.alignment and resume are set by the suite."""
     trunk: list[str] = field(default_factory=list)
     """Changes to the training config, as key=value, for one training without alignment. All arms of all seeds start
-    from its weights. Empty: they start as the training config says."""
+    from its weights. Empty: the training config decides."""
     held_out: str = MISSING
     """Objects to score: a folder of meshes or of shards. None of them may be trained on."""
     names: list[str] = field(default_factory=list)

@@ -43,7 +43,7 @@ DEGREES, SHIFT = 3.0, 0.03  # of planted pose errors
 class Case:
     """What is done to the true views, and what reconstructs them."""
 
-    fault: str  # "none" | "poses" | "conflicts"
+    fault: str  # "none", "poses" or "conflicts"
     arm: str  # "full", another name in ARMS, "carving" or "poisson"
 
 
@@ -58,7 +58,7 @@ ARMS: dict[str, list[str]] = {
 }
 BASELINES = {"carving": fusion_baselines.carve, "poisson": fusion_baselines.poisson}
 
-# What each fault asks, and the arm every other one is compared with.
+# The cases of each fault; "full" is the arm that the others are compared with.
 SUITE = (
     Case("none", "full"),
     Case("none", "no conflict"),
@@ -84,7 +84,7 @@ def run(
 ) -> list[Row]:
     """Measure every case of every object.
 
-    Rows are kept in out/rows.jsonl as they come, and not computed twice with one config.
+    Rows are appended to out/rows.jsonl. Those of the same config are reused.
 
     Args:
         objects: mesh files.
@@ -97,10 +97,10 @@ def run(
         progress: called as rows are finished.
 
     Returns:
-        The last row of every case. A case that failed is a row with its `error`, and is tried again next time.
+        The last row of every case. A failed case is a row with `error`, and the next call repeats it.
 
     Raises:
-        InputError: where there is nothing to do.
+        InputError: without objects or cases.
     """
     if not objects or not cases:
         raise InputError("nothing to measure: give at least one mesh and one case")
@@ -129,7 +129,7 @@ def _measure_part(
     device: str,
     tick: Callable[[], None],
 ) -> None:
-    """The cases part, part + parts, ...; each row is one write, so that processes do not cut into each other's."""
+    """The cases part, part + parts, ...; each row is one write, so lines of several processes do not mix."""
     for path, case in todo[part::parts]:
         append_json_lines(out / "rows.jsonl", [_row(path, case, out, config, device)])
         tick()

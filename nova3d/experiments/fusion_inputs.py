@@ -34,7 +34,7 @@ _FOREGROUND = 0.99
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A real object with what is known of it."""
+    """A real object with its true views and surface."""
 
     name: str
     views: ViewSet
@@ -48,7 +48,7 @@ class GroundTruth:
 
 
 def meshes_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """The mesh files of a folder, by name, or those called `names`; raises InputError for what is not there."""
+    """The mesh files of a folder, sorted, or those called `names`; raises InputError for missing ones."""
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() in MESH_SUFFIXES)
     if not found:
         raise InputError(f"'{folder}' holds no mesh ({', '.join(MESH_SUFFIXES)})")
@@ -58,7 +58,7 @@ def meshes_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
 
 
 def load_ground_truth(path: Path, cache: Path) -> GroundTruth:
-    """Render `path` (a mesh file) and sample its surface; kept in the folder `cache` for the next time."""
+    """Render `path` (a mesh file) and sample its surface; the result is cached in the folder `cache`."""
     kept = cache / f"{path.stem}.pt"
     mesh = load_mesh(path).normalised()
     plain = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
@@ -102,8 +102,8 @@ def visible(surface: SurfaceSamples, mesh: trimesh.Trimesh) -> NDArray[np.bool_]
 def perturb_poses(views: ViewSet, degrees: float, shift: float, seed: int) -> ViewSet:
     """Every camera but view 0's turned by `degrees` about a random axis through the origin, and moved by `shift`.
 
-    The shift (world units) goes in a random direction across the viewing axis: along it an orthographic picture does
-    not change. The pictures stay, so the cameras are wrong.
+    The shift (world units) has a random direction perpendicular to the viewing axis: along that axis an orthographic
+    picture does not change. The pictures are unchanged, so the cameras are wrong.
     """
     generator = torch.Generator().manual_seed(seed)
     v = len(views)
@@ -125,8 +125,8 @@ def plant_conflicts(views: ViewSet, seed: int, count: int = 4) -> tuple[ViewSet,
 
     A patch of another hue, a patch of another brightness (half or 1.8 times), and a patch whose colours and normals
     are warped by 2 to 4 pixels (at 256), each a disc over about an eighth of the object's height. Returns the views,
-    bool [v,h,w] of the pixels whose colour changed, and bool [v,h,w] of all pixels of the patches: those in a patch
-    that did not visibly change are neither conflict nor clean.
+    bool [v,h,w] of the pixels whose colour changed, and bool [v,h,w] of all pixels of the patches. Pixels of a patch
+    that did not visibly change count neither as conflict nor as clean.
     """
     generator = torch.Generator().manual_seed(seed)
     v, h, w = views.mask.shape

@@ -1,4 +1,4 @@
-"""The paper's tables from a model folder and a folder of objects, with the paper's numbers beside ours."""
+"""The paper's tables from a model folder and a folder of objects, beside the paper's numbers."""
 
 import json
 import math
@@ -48,7 +48,7 @@ class PaperComparison:
 
 @dataclass(frozen=True)
 class Report:
-    """A table made anew."""
+    """A reproduced table."""
 
     table: str
     tables: Mapping[str, Table]
@@ -57,7 +57,7 @@ class Report:
     comparison: Comparison | None
     """Of the arms, where there are several."""
     to_floors: Mapping[str, Comparison]
-    """Of the arms with what their input gives without a model, by the keys of `baselines.FLOORS`."""
+    """Of the arms with the baselines of `baselines.FLOORS`, by their keys."""
     facts: Mapping[str, str]
 
     def markdown(self) -> str:
@@ -91,7 +91,7 @@ def reproduce(
     retry: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Report, Path]:
-    """Make what is missing of the table's views and meshes in `config.out`, score it, and write out/TABLE/report.md.
+    """Generate the missing views and meshes of a table in `config.out`, score them, and write out/TABLE/report.md.
 
     Args:
         config: the table.
@@ -139,9 +139,9 @@ def reproduce(
 
 
 def plan(config: ReproduceConfig) -> tuple[studies.Study, dict[str, list[str]]]:
-    """What is to be made, and the folders of each arm's seeds in it. Raises InputError for a config that cannot be."""
+    """The study to run, and the folders of each arm's seeds in it. Raises InputError for a bad config."""
     if config.baseline and config.baseline not in config.arms:
-        raise InputError(f"baseline '{config.baseline}' is none of the arms {', '.join(config.arms)}")
+        raise InputError(f"baseline '{config.baseline}' is not one of the arms {', '.join(config.arms)}")
     if not config.arms or not config.seeds:
         raise InputError("a table needs at least one arm and one seed")
     for name in config.arms:
@@ -175,7 +175,7 @@ def plan(config: ReproduceConfig) -> tuple[studies.Study, dict[str, list[str]]]:
 
 
 def fit_to_model(protocol: Protocol, study: studies.Study) -> Protocol:
-    """The protocol at the model's picture size, as its hash then says; raises InputError where the cameras differ."""
+    """The protocol at the model's picture size, which changes its hash; raises InputError where the cameras differ."""
     if "views" not in protocol.kinds:
         return protocol
     if protocol.views.cameras not in ("any", study.rig):
@@ -204,7 +204,7 @@ def _paper(config: ReproduceConfig) -> PublishedTable | None:
 
 
 def _model(folder: Path, seed: int) -> str:
-    """The model folder itself, or the one of this seed in a folder of trainings."""
+    """The model of this seed in a folder of trainings, or else the folder itself."""
     of_seed = folder / f"seed{seed}" / "model"
     return str(of_seed if of_seed.is_dir() else folder)
 
@@ -217,7 +217,7 @@ def compare_with_paper(
     Args:
         method: the method's name.
         table: its scores.
-        columns: the paper's quantity -> our metrics of that kind, several where the paper leaves open which it is.
+        columns: the paper's quantity -> our metrics of that kind, several where the paper is ambiguous.
         source: the paper's table, None where our copy of the paper has none.
         row: the method's row in it, None where it has none.
 
@@ -263,7 +263,7 @@ def comparison_table(rows: Sequence[PaperComparison], facts: Mapping[str, str], 
 
 
 def plain_comparison(row: PaperComparison) -> dict[str, Any]:
-    """JSON-ready; nan becomes None, and a number that the paper does not print says so."""
+    """JSON-ready; nan becomes None, and a number that the paper does not print becomes NOT_PRINTED."""
     ours = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(row.ours).items()}
     paper = NOT_PRINTED if math.isnan(row.paper) else row.paper
     return asdict(row) | {"ours": ours, "paper": paper}

@@ -3,9 +3,10 @@
     OUT/references/OBJECT/              true views of the model's rig; mesh.glb in the same frame
     OUT/views/[ARM/]seedK/OBJECT/       the model's views of the reference's view 0
     OUT/meshes/[ARM/]seedK/OBJECT/      mesh.glb fused from them
-    OUT/failures/STAGE/[ARM/]seedK/OBJECT.json   why there is none
+    OUT/failures/STAGE/[ARM/]seedK/OBJECT.json   why it failed
     OUT/scores/                         kept scores (nova3d.evaluation.cache)
-A folder is written aside and renamed, so what exists is complete, and the same call goes on where the last one ended.
+A folder is written aside and renamed, so every existing folder is complete. The same call continues an interrupted
+study.
 """
 
 import logging
@@ -57,7 +58,7 @@ class Generator:
 
 @dataclass(frozen=True)
 class Fusion:
-    """How meshes are made of one generator's views; `folder` is under meshes/."""
+    """How one generator's views are fused to meshes; `folder` is under meshes/."""
 
     folder: str
     views: str
@@ -66,7 +67,7 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Study:
-    """What is to be made. source: a folder of mesh files, or of shards (whose references then have no mesh).
+    """The stages of a study. source: a folder of mesh files, or of shards (references of shards have no mesh).
 
     sample: how every generator samples; its image, model, out, seed, framed and keep_input are not used.
     """
@@ -85,14 +86,14 @@ class Study:
         return self.out / "references"
 
     def folders(self) -> Iterator[tuple[str, str]]:
-        """(stage's folder, object) of everything that is to be made."""
+        """(folder of the stage, object) of every result."""
         stages = ["references", *(f"views/{g.folder}" for g in self.generators)]
         for stage in [*stages, *(f"meshes/{f.folder}" for f in self.fusions)]:
             for name in self.names:
                 yield stage, name
 
     def done(self) -> int:
-        """How many of `folders` are made or have failed."""
+        """How many of `folders` exist or have failed."""
         return sum(self.is_finished(stage, name) for stage, name in self.folders())
 
     def is_finished(self, stage: str, name: str) -> bool:
@@ -110,7 +111,7 @@ class Study:
 
 def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
     """The objects of a folder of meshes, of models of GSO as downloaded, or of shards, sorted, or the `wanted` ones of
-    them; raises InputError naming what is missing."""
+    them; raises InputError naming the missing ones."""
     if (source / INDEX).is_file():
         there = sorted(sample["uid"] for sample in ShardReader(source).samples)
     elif source.is_dir():
@@ -124,7 +125,7 @@ def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
         check_component(name, f"object of '{source}'", most=200)
     if not there:
         raise InputError(
-            f"'{source}' holds no mesh ({', '.join(MESH_SUFFIXES)}), no MODEL/meshes/model.obj, and is no shard folder"
+            f"'{source}' holds no mesh ({', '.join(MESH_SUFFIXES)}), no MODEL/meshes/model.obj, and is not a shard folder"
         )
     return tuple(sorted(set(wanted))) if wanted else tuple(there)
 
@@ -147,8 +148,8 @@ def model_rig(folder: str | Path) -> tuple[str, int]:
 
 
 def check_study(study: Study, retry: bool = False) -> None:
-    """Refuse a folder that holds another study's results, and write down what this one is; with `retry`, forget the
-    failures. Raises InputError naming what differs."""
+    """Refuse a folder that holds another study's results, and record this study's settings; with `retry`, remove the
+    failures. Raises InputError naming the setting that differs."""
     path = study.out / _IDENTITY
     before = read_json(path, dict, "study") if path.is_file() else {}
     now = json_types(_identity(study))
@@ -163,16 +164,16 @@ def check_study(study: Study, retry: bool = False) -> None:
 
 
 def model_hash(study: Study, generator: Generator) -> str:
-    """Hash of the weights that made a generator's views, as `check_study` wrote them down."""
+    """Hash of the weights that made a generator's views, as `check_study` recorded them."""
     known = read_json(study.out / _IDENTITY, dict, "study")
     return provenance.hash_json(known[f"views/{generator.folder}"]["model"])
 
 
 def make(study: Study, part: int, parts: int, device: str, tick: Callable[[], None]) -> None:
-    """Everything that the study lacks of the objects part, part + parts, ..., stage by stage.
+    """Make all missing results of the objects part, part + parts, ..., stage by stage.
 
-    What fails for one object is written down as its failure and the others go on; a bad reference, model or disk ends
-    the run with InputError.
+    A stage that fails for one object is recorded as its failure, and the others continue. A bad reference, model or
+    disk ends the run with InputError.
     """
     names = study.names[part::parts]
     rig = preset(study.rig, study.size)
@@ -224,8 +225,7 @@ SAMPLING_VERSION = 2
 def object_seed(seed: int, name: str) -> int:
     """The sampling seed of an object in a study, 32 bits of a hash of the study's seed and the object's name.
 
-    With one seed for all objects, all would start from the same noise, and what one draw of it is worth would not
-    average out over the objects.
+    With one seed for all objects, all would start from the same noise, and its effect would not average out over them.
     """
     return provenance.stable_hash(f"{seed} {name}", 32)
 
@@ -233,7 +233,7 @@ def object_seed(seed: int, name: str) -> int:
 def write_views(
     pipeline: Nova3DPipeline, reference: Path, folder: Path, sample: SampleConfig, generator: Generator
 ) -> None:
-    """The model's views of the reference's view 0, which keeps its true colours."""
+    """Generate views from the reference's view 0, which keeps its true colours."""
     truth = ViewSet.load(reference)
     started = time.perf_counter()
     own = replace(sample, keep_input=True, framed=True, seed=object_seed(generator.seed, reference.name))
@@ -244,7 +244,7 @@ def write_views(
 
 
 def write_mesh(views: Path, folder: Path, config: FusionConfig, device: str) -> None:
-    """The mesh fused from a view folder; raises InputError where there are no views."""
+    """Fuse a view folder to a mesh; raises InputError where there are no views."""
     if not views.is_dir():
         raise InputError("there are no views: their generation failed")
     result = reconstruct(ViewSet.load(views), config, device)
@@ -255,11 +255,11 @@ def write_mesh(views: Path, folder: Path, config: FusionConfig, device: str) -> 
 
 @contextmanager
 def _record_failures(study: Study, stage: str, name: str) -> Iterator[None]:
-    """Whatever an object's data make a stage raise is its failure; what the machine lacks is not."""
+    """Record an exception as the object's failure; lack of memory or disk space is raised as InputError instead."""
     try:
         yield
     except (OSError, MemoryError, torch.OutOfMemoryError) as error:
-        raise InputError(f"{stage}/{name}: {error}; the same command goes on from there") from error
+        raise InputError(f"{stage}/{name}: {error}; the same command continues from there") from error
     except Exception as error:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         log.warning("%s of %s failed: %s", stage, name, reason, exc_info=not isinstance(error, InputError))
@@ -267,7 +267,7 @@ def _record_failures(study: Study, stage: str, name: str) -> Iterator[None]:
 
 
 def _identity(study: Study) -> Mapping[str, Mapping[str, Any]]:
-    """What each stage's results hang on, by its folder."""
+    """The settings that each stage's results depend on, by its folder."""
     ignored = ("image", "model", "out", "seed", "framed", "keep_input", "low_memory", "compile")
     sample = {key: value for key, value in configs.to_dict(study.sample).items() if key not in ignored}
     hashes = {model: model_hashes(model) for model in {generator.model for generator in study.generators}}
@@ -317,7 +317,7 @@ def score_study(
             raise InputError(f"every object of {', '.join(stages)} failed; the first one: {first}")
     for stage in (stage for stages in methods.values() for stage in stages):
         (study.out / stage).mkdir(parents=True, exist_ok=True)
-    # Without an explicit list the references' folder decides, which may hold the objects of an earlier, longer list.
+    # Without a list the protocol scores every object of the references' folder, which may hold more than this study's.
     there = {path.name for path in study.references.iterdir() if not path.name.startswith(".")}
     protocol = replace(protocol, failures="score", objects=() if there == set(study.names) else study.names)
     tables = score_methods(
@@ -339,10 +339,10 @@ def tables_markdown(tables: Mapping[str, Table]) -> str:
 
 
 def _with_facts(study: Study, stages: Sequence[str], protocol: Protocol, table: Table) -> Table:
-    """A method's table with what only its study knows: task_iou, reasons of failures, facts."""
+    """A method's table with the study's own records: task_iou, reasons of failures, facts."""
     table = _with_task_iou(study, stages, protocol, table)
     failures = {}
-    for name, reason in table.failures.items():  # the scorer's own reason is that there was nothing to read
+    for name, reason in table.failures.items():  # the scorer's reason is only that the files are missing
         said = {stage: study.reasons(stage).get(name) for stage in stages}
         failures[name] = "; ".join(f"{stage}: {why}" for stage, why in said.items() if why) or reason
     made = {f"views/{generator.folder}": generator for generator in study.generators}
@@ -362,8 +362,8 @@ def _with_facts(study: Study, stages: Sequence[str], protocol: Protocol, table: 
 def _with_task_iou(study: Study, stages: Sequence[str], protocol: Protocol, table: Table) -> Table:
     """The table of generated views with the column `task_iou`, a mean over the scored views.
 
-    It was measured on the network's own pictures, which only the views' records know. A failed object has 0. Meshes
-    get no column, nor do views of a version that did not measure it.
+    It was measured on the network's own pictures and is read from the views' records. A failed object has 0. Meshes get
+    no column, nor do views of a version that did not measure it.
     """
     recorded = {stage: {name: _recorded_task_iou(study.out / stage / name) for name in table.rows} for stage in stages}
     if not any(values for found in recorded.values() for values in found.values()):

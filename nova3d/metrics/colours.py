@@ -8,10 +8,10 @@ from nova3d.views import ViewSet
 
 
 def colour_moments(views: ViewSet, inflated: ViewSet, truth: ViewSet) -> Tensor:
-    """How far a model's colours and the picture's own, carried through the object, are from the truth.
+    """Second moments of the colour errors of a model's views and of the inflated outline's.
 
-    The model's colours are shifted first, so that the mean of the views nearest to the picture is the picture's. Fusion
-    levels them by what picture and views show of one surface.
+    The model's colours are shifted first: the mean of the two views nearest to the picture becomes the picture's.
+    Fusion levels colours likewise.
 
     Args:
         views: generated ones, whose view 0 shows the true picture.
