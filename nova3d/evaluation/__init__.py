@@ -1,4 +1,4 @@
-"""Evaluation of views and meshes under protocols, whatever method made them.
+"""Evaluation of views and meshes of any method under protocols.
 
 docs/reference/protocols.md describes the protocols one by one.
 """

@@ -1,8 +1,8 @@
-"""Baselines without any model, which every result must be read against.
+"""Baselines without a model, beside which every result is read.
 
-A method that does not beat them has learnt nothing about the hidden side. An oracle baseline knows something of the
-reference that no method is given, and bounds what that knowledge alone is worth. PSNR on white backgrounds rewards a
-right silhouette far more than a right texture, as the silhouette oracle shows.
+A method that does not beat them shows no ability to predict the hidden side. An oracle baseline uses a part of the
+reference that no method is given, and bounds the score of that part alone. PSNR on white backgrounds rewards a right
+silhouette far more than a right texture, as the silhouette oracle shows.
 """
 
 import functools
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 THICKNESS = 0.05  # world units; of the cut-out
 
-VERSION = 3  # raise it whenever a baseline's pictures or meshes change; kept baseline scores are then measured anew
+VERSION = 3  # raise it whenever a baseline's pictures or meshes change; cached baseline scores are then recomputed
 COPY = "copy of the input view (scored on the others)"
 INFLATED = "inflated outline of the input view"
 CUT_OUT = "cut-out of the input view"
 FLOORS = {"inflated": INFLATED, "cut-out": CUT_OUT}
-"""What the input picture gives without a model, and every method's paired differences are taken to; by a short key."""
+"""Baselines made of the input picture alone, by a short key. Every method is compared with them object by object."""
 SHOW_INPUT = (COPY, INFLATED, CUT_OUT)
 """The baselines whose view 0 is the reference's. It must not be scored: its 100 dB would hide the others."""
 
@@ -60,10 +60,10 @@ def input_copy(ref: ViewSet) -> ViewSet:
 
 
 def inflated(ref: ViewSet) -> ViewSet | None:
-    """The solid that the input view's outline inflates to (`nova3d.inflate`), painted with the input view.
+    """The solid inflated from the input view's outline (`nova3d.inflate`), painted with the input view.
 
-    It needs no network and knows nothing but the input view. None for cameras that it cannot be rendered for, which is
-    logged once: it needs a level orthographic rig.
+    It needs no network, and uses the input view alone. It needs a level orthographic rig; for other cameras the result
+    is None, which is logged once.
     """
     try:
         return inflated_views(ref.straight_alpha(0), ref.cameras)
@@ -75,8 +75,8 @@ def inflated(ref: ViewSet) -> ViewSet | None:
 def cut_out(ref: ViewSet) -> ViewSet | None:
     """The input view as a slab of the thickness THICKNESS with the picture on its front and back (`cut_out_mesh`).
 
-    From the input's camera nothing tells it from an object, and from the side it is nearly nothing. None for the
-    cameras that `inflated` is None for.
+    From the input's camera it cannot be distinguished from an object; from the side it is nearly invisible. None for
+    the cameras for which `inflated` is None.
     """
     try:
         _, pixel = level_rig(ref.cameras)
@@ -130,7 +130,7 @@ def cut_out_mesh(rgba: Tensor, pixel: float) -> trimesh.Trimesh:
         [np.column_stack([plane, np.full(len(plane), z)]) for z in (THICKNESS / 2, -THICKNESS / 2)]
     )
     uv = np.tile(np.stack([x / w, 1 - y / h], axis=1), (2, 1))
-    # Beyond the outline the nearest colour inside it goes on, so that no white bleeds in.
+    # Outside the outline the nearest colour inside is repeated, so that no white bleeds in.
     _, (row, column) = ndimage.distance_transform_edt(outside[1:-1, 1:-1], return_indices=True)
     picture = Image.fromarray(images.to_uint8(rgba[..., :3])[row, column])
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture)
@@ -154,7 +154,7 @@ def input_colour(ref: ViewSet) -> Tensor:
 def silhouette_oracle(ref: ViewSet) -> ViewSet:
     """The reference's own masks filled with the ONE mean foreground colour of the input view (view 0), on white.
 
-    Its normals face each pixel's camera. It knows every silhouette, so it bounds what shape alone can score.
+    Its normals face each pixel's camera. It uses every true silhouette, so it bounds the score of shape alone.
     """
     coverage = ref.mask[..., None]
     _, directions = ref.cameras.rays()
@@ -227,5 +227,5 @@ def mesh_baselines(ref: trimesh.Trimesh, hull_cells: int | None) -> Iterator[tup
 
 
 def speck() -> trimesh.Trimesh:
-    """A cube of side 1/1000 at the centre of the unit frame, which stands for a missing mesh."""
+    """A cube of side 1/1000 at the centre of the unit frame, used in place of a missing mesh."""
     return trimesh.creation.box([1e-3] * 3)

@@ -1,4 +1,4 @@
-"""Kept scores of objects: measured once, and read again only while all that they depend on is the same.
+"""Cached scores of objects: computed once, and read again while everything that they depend on is unchanged.
 
 FOLDER/PROTOCOL-HASH/references/OBJECT.json     the baselines; the hash leaves the list of objects out
 FOLDER/PROTOCOL-HASH/RUN/OBJECT.json            one prediction
@@ -38,22 +38,22 @@ class ObjectScores:
 
 @dataclass(frozen=True)
 class ScoreCache:
-    """The kept scores of one protocol.
+    """The cached scores of one protocol.
 
     A score is kept with a key: a hash of the object's files on both sides, the protocol, the declared versions of the
-    metrics and the networks' weights. Another key means another measurement.
+    metrics and the networks' weights. A score with another key is not used.
     """
 
     folder: Path
     keys: Mapping[tuple[str, str], str]
-    """(run, object) -> key, of all scores that are wanted."""
+    """(run, object) -> key, of all scores that the table needs."""
 
     def has(self, run: str, name: str) -> bool:
-        """Whether the scores of an object are kept; call `remove_stale` first."""
+        """Whether the scores of an object are cached; call `remove_stale` first."""
         return self._file(run, name).is_file()
 
     def remove_stale(self) -> None:
-        """Remove wanted scores that were kept under another key; they are measured anew, which is logged once."""
+        """Remove cached scores of this evaluation with another key, so that they are recomputed; logs their number."""
         stale = [self._file(*wanted) for wanted, key in self.keys.items() if self._stale(self._file(*wanted), key)]
         for file in stale:
             file.unlink()
@@ -65,12 +65,12 @@ class ScoreCache:
             )
 
     def read(self, run: str, name: str) -> ObjectScores:
-        """The kept scores of an object; raises InputError where the file is damaged."""
+        """The cached scores of an object; raises InputError where the file is damaged."""
         file = self._file(run, name)
         return _scores(read_json(file, dict, "kept scores"), file)
 
     def write(self, run: str, name: str, scores: ObjectScores) -> None:
-        """Keep the scores of an object; raises InputError where they cannot be written."""
+        """Write the scores of an object; raises InputError where they cannot be written."""
         entry = {"key": self.keys[run, name], "rows": scores.rows}
         entry |= {"failure": scores.failure, "missing": scores.missing}
         with writing(f"'{self._file(run, name)}'"):
@@ -86,7 +86,7 @@ class ScoreCache:
             entry = read_json(file, dict, "kept scores")
             _scores(entry, file)
             return bool(entry.get("key") != key)
-        except InputError:  # what cannot be read is no score
+        except InputError:  # a file that cannot be read
             return True
 
 

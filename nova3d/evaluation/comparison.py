@@ -38,9 +38,9 @@ _COLUMNS = (
 class Compared:
     """One method against the baseline in one metric.
 
-    p_holm: the signed-rank p, corrected over all comparisons of ranked metrics; nan where there is nothing to test.
+    p_holm: the signed-rank p, corrected over all comparisons of ranked metrics; nan without a test.
     verdict: "better" or "worse" only where the interval excludes zero AND p_holm is at most 1 - confidence. "not
-        ranked" where no value of the metric is best (`Style.ranked`); such a metric is not tested.
+        ranked" for a metric without a best value (`Style.ranked`), which is not tested.
     """
 
     method: str
@@ -81,7 +81,7 @@ class Comparison:
         return self._grid().latex()
 
     def csv(self) -> str:
-        """A line per comparison at full precision, nan an empty cell; the last columns say what was compared."""
+        """A line per comparison at full precision, nan an empty cell; the last columns name the protocol."""
         rows = [self._flat(row) for row in self.rows]
         text = io.StringIO()
         writer = csv.DictWriter(text, [*rows[0], "protocol", "protocol_hash"], lineterminator="\n")
@@ -127,7 +127,7 @@ class Comparison:
 
     @property
     def family(self) -> int:
-        """How many comparisons Holm's correction pays for."""
+        """The number of comparisons in Holm's correction."""
         return sum(style(row.metric).ranked for row in self.rows)
 
     def _flat(self, row: Compared) -> dict[str, Any]:
@@ -197,8 +197,8 @@ def compare(
     Args:
         tables: method -> its table; all of one protocol.
         baseline: the method that the others are compared with.
-        metrics: which ones, decided before looking; empty means those that all tables have with a value somewhere.
-            Every metric and method adds to the family that Holm's correction pays for, so name the few that the claim
+        metrics: which ones, chosen before the results are seen; empty: those that all tables have with a value
+            somewhere. Every metric and method adds a comparison to Holm's correction, so name the few that the claim
             is about.
         confidence: of the intervals.
         resamples: of the bootstrap.
@@ -244,7 +244,7 @@ def compare(
 
 
 def compare_with_floors(tables: Mapping[str, Table]) -> dict[str, Comparison]:
-    """Compare every method, object by object, with what its input picture gives without a model (`baselines.FLOORS`).
+    """Compare every method, object by object, with the baselines made of its input picture (`baselines.FLOORS`).
 
     Args:
         tables: method -> scores under one protocol, against the same references.

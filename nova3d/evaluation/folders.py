@@ -1,4 +1,4 @@
-"""A folder of objects, whoever wrote it: DIR/<object>/ with views, a mesh or both, or DIR/<object>.glb."""
+"""A folder of objects of any method: DIR/<object>/ with views, a mesh or both, or DIR/<object>.glb."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -24,14 +24,14 @@ class ObjectFolder:
 
     root: Path
     layout: str = "auto"
-    """Of the views (`nova3d.layouts`). "auto" tells it from the files, and takes numbered pictures without cameras to
-    be of the protocol's rig."""
+    """Of the views (`nova3d.layouts`). "auto" detects it from the files, and assumes the protocol's rig for numbered
+    pictures without cameras."""
     assume: layouts.Assume = field(default_factory=layouts.Assume)
-    """What that layout does not say."""
+    """What is assumed where the layout does not specify it."""
     axes: str = OUR_AXES
     """Of the meshes: the signed axis that is up and the one to the input view's camera, as "+z,-y" (`mesh_turn`)."""
     names: tuple[str, ...] = ()
-    """The objects that count; empty means all that there are."""
+    """The objects to use; empty: all of the folder."""
 
     @staticmethod
     def open(
@@ -41,7 +41,7 @@ class ObjectFolder:
         assume: layouts.Assume | None = None,
         axes: str = OUR_AXES,
     ) -> "ObjectFolder":
-        """An existing folder; raises InputError that names `role` where there is none, and for axes that are none."""
+        """An existing folder; raises InputError naming `role` where it does not exist, and for invalid axes."""
         mesh_turn(axes)
         if not Path(path).is_dir():
             raise InputError(f"{role} folder '{path}' does not exist")
@@ -54,7 +54,7 @@ class ObjectFolder:
         return sorted(name for name in names if any(self.holds(name, kind, rules) for kind in kinds))
 
     def holds(self, name: str, kind: str, rules: ViewRules) -> bool:
-        """Whether there is something of `kind` (protocols.KINDS) for the object; it may still be unreadable."""
+        """Whether the object has files of `kind` (protocols.KINDS); they may still be unreadable."""
         return bool(self._layout_of(name, rules)) if kind == "views" else self._mesh(name) is not None
 
     def views(self, name: str, rules: ViewRules) -> ViewSet:
@@ -119,8 +119,8 @@ def common_kinds(
 ) -> tuple[list[str], list[str]]:
     """Which of `kinds` are scored, and a line on each that is not.
 
-    A kind is scored where either side holds it for an object and the other for some object too; references must then
-    hold it for all. Raises InputError naming what the references lack, and where the two have nothing in common.
+    A kind is scored where predictions and references both hold it for some object; references must then hold it for
+    all. Raises InputError naming what the references lack, and where the two have nothing in common.
     """
     lines: list[str] = []
     scored: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from nova3d.metrics.registry import VIEW_METRICS, Style
 
 NOT_STATED = "not stated"
-CARRIED = ("commit", "weights", "seeds", "hardware")  # what every table says, if only that it is not stated
+CARRIED = ("commit", "weights", "seeds", "hardware")  # printed over every table, as NOT_STATED where they are absent
 
 
 # The first pattern found in a metric's name counts. A side is the longest of the reference's bounding box.
@@ -33,13 +33,13 @@ def style(metric: str) -> Style:
 
 
 def header(metric: str) -> str:
-    """The metric's name, its unit in brackets, and an arrow that says which way is better."""
+    """The metric's name, its unit in brackets, and an arrow to the better direction."""
     unit = style(metric).unit
     return (f"{metric} [{unit}] {arrow(metric)}" if unit else f"{metric} {arrow(metric)}").rstrip()
 
 
 def arrow(metric: str) -> str:
-    """Which way is better; empty where neither is."""
+    """An arrow to the better direction; empty for a metric without one."""
     found = style(metric)
     return ("↓" if found.lower_is_better else "↑") if found.ranked else ""
 
@@ -98,7 +98,7 @@ class TextTable:
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """GitHub's Markdown; the facts stand on a line each."""
+        """GitHub's Markdown; each fact has a line."""
         lines = [
             f"{name}: {_md(value)}  " for name, value in self.facts.items()
         ]  # two spaces: a line break in Markdown

@@ -1,4 +1,4 @@
-"""Metrics on meshes, in the reference's own frame: nothing here searches for a rotation, scale or shift.
+"""Metrics on meshes in the reference's frame, without a search for a rotation, scale or shift.
 
 Both meshes are moved by the one similarity that centres the reference's bounding box and makes its longest side 1.
 So distances are fractions of that side, and a wrong size, place or handedness of the prediction counts. An alignment
@@ -32,7 +32,7 @@ _LATTICE_EDGE = 0.8  # voxels
 VOXEL = 0.01  # side of the cells in which visible points are averaged
 SDF_RESOLUTION = 64  # over [-1,1]^3, so an object of longest side 1 covers 32
 
-# Raise a version whenever the metric gives another value for the same meshes. Kept scores are then measured anew, and
+# Raise a version whenever the metric gives another value for the same meshes. Cached scores are then recomputed, and
 # the hash of every protocol that uses the metric changes. tests/evaluation/test_versions.py pins values by version.
 VERSIONS = {
     "area": 1,  # Chamfer distance, F-score and normal consistency of area-weighted points
@@ -104,8 +104,8 @@ class SurfaceSamples:
         return SurfaceSamples(self.points @ transform[:3, :3].T + transform[:3, 3], self.normals @ rotation.T)
 
     def in_z_order(self) -> "SurfaceSamples":
-        """The same points along a Z curve, so that neighbours in the list are neighbours in space: one search after
-        another then finds its part of the tree in the processor's cache, which halves the time."""
+        """The same points along a Z curve, so that neighbours in the list are neighbours in space. Successive searches
+        then hit the processor's cache, which halves the time."""
         order = _z_order(self.points)
         return SurfaceSamples(self.points[order], self.normals[order])
 
@@ -150,7 +150,7 @@ def match_surfaces(pred: trimesh.Trimesh, ref: trimesh.Trimesh, samples: int = 1
     """Match `samples` area-weighted random surface points of each mesh, in the reference's frame.
 
     The two meshes draw from different seeds (seed, seed + 1), so that a mesh matched with itself scores the sampling
-    limit (about half the mean spacing) and not a flattering zero. Raises InputError where a mesh has no surface.
+    limit (about half the mean spacing) instead of zero. Raises InputError where a mesh has no surface.
     """
     _check(pred, "the predicted mesh")
     pred, ref = in_reference_frame(pred, ref)
@@ -261,9 +261,9 @@ def volume_iou(pred: trimesh.Trimesh, ref: trimesh.Trimesh, resolution: int = 12
     """Intersection over union of two solids on one voxel grid.
 
     Solid is what cannot be reached from outside: voxels the surface touches, and all that a flood through face
-    neighbours from the grid's border does not reach. No orientation, sign or watertightness is asked of a mesh, and
-    both go the same way: cracks below a voxel close, inner surfaces do not count, and a hole wider than a voxel drains
-    the solid to its one-voxel shell (so read the IoU beside `is_closed`).
+    neighbours from the grid's border does not reach. Meshes need no orientation, sign or watertightness, and both are
+    treated alike. Cracks below a voxel close and inner surfaces do not count. A hole wider than a voxel reduces the
+    solid to its one-voxel shell, so read the IoU beside `is_closed`.
 
     Args:
         pred: the prediction.

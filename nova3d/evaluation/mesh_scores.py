@@ -1,7 +1,7 @@
-"""Scores of meshes: a group of columns per alignment, every choice in the column's name.
+"""Scores of meshes: a group of columns per alignment, named in the column.
 
-Aligning forgives what a user would see, such as a wrong size or a turned object. So an aligned score never stands
-alone: tables print it beside the one in the known frame. No alignment mirrors, so a mirrored mesh stays wrong.
+Alignment hides errors that a user would see, such as a wrong size or a turned object. So tables print an aligned score
+beside the one in the known frame. No alignment mirrors, so a mirrored mesh keeps its error.
 """
 
 import logging
@@ -25,12 +25,12 @@ Floats = NDArray[np.float64]
 Row = dict[str, float]
 
 YAW_STEP_DEG = 15.0
-_SAMPLES = 4000  # points of each mesh for the search; what is found is applied to the mesh itself
+_SAMPLES = 4000  # points of each mesh for the search; its result is applied to the whole mesh
 _ICP_STEPS = 50
 _ICP_SETTLED = 1e-7  # longest sides; the change of the mean distance at which ICP stops
 _MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])  # left and right as the input camera sees them
-_OTHER_UNITS = 3.0  # times as long: more is no error of a method but another unit
-_SAME = 1e-9  # longest sides; an alignment that differs by less from another scores what that one does
+_OTHER_UNITS = 3.0  # ratio of longest sides, above which other units are assumed
+_SAME = 1e-9  # longest sides; alignments that differ by less share one measurement
 
 
 class MeshScorer:
@@ -74,15 +74,15 @@ class MeshReference:
     transform: Floats
     """[4,4] from the file's frame to the unit frame."""
     surface: metrics.SurfaceSamples | None
-    """Area-weighted samples; None where the rules do not ask for them."""
+    """Area-weighted samples; None where the rules do not need them."""
     visible: Floats | None
-    """[n,3] the points that 16 cameras see; None where the rules do not ask for them."""
+    """[n,3] the points that 16 cameras see; None where the rules do not need them."""
     front: FrontView
     """What the input view's camera sees."""
 
     @staticmethod
     def prepare(mesh: trimesh.Trimesh, rules: MeshRules, seed: int) -> "MeshReference":
-        """Measure a mesh in its file's frame as the rules ask; raises InputError where it has no surface."""
+        """Measure a mesh in its file's frame for the rules; raises InputError where it has no surface."""
         transform = metrics.to_unit(mesh)
         unit = metrics.moved(mesh, transform)
         area, visible = ("area" in rules.points or rules.mirror_margin), "visible16" in rules.points
@@ -119,7 +119,7 @@ def units_fault(pred: trimesh.Trimesh, ref: MeshReference, rules: MeshRules) -> 
     Args:
         pred: the predicted mesh, in the frame that `rules.frame` names.
         ref: the reference.
-        rules: whose `frame` tells what the prediction must fit.
+        rules: their `frame` is the one that the prediction must be in.
 
     Returns:
         A sentence where one is more than three times as long as the other.
@@ -205,7 +205,7 @@ def align(pred: trimesh.Trimesh, ref: trimesh.Trimesh, wanted: Sequence[str], se
 
     Args:
         pred: the predicted mesh.
-        ref: the reference in the unit frame (box centred, longest side 1), in which all is measured.
+        ref: the reference in the unit frame (box centred, longest side 1), the frame of the scores.
         wanted: names of protocols.MESH_REGISTRATIONS.
             known: no change.
             bbox: the prediction's own box is centred and scaled to longest side 1.
