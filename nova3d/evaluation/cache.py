@@ -59,7 +59,7 @@ class ScoreCache:
             file.unlink()
         if stale:
             log.info(
-                "%d kept scores in '%s' are of other files, weights or versions of the metrics: measured anew",
+                "%d kept scores in '%s' are of other files, weights or versions of the metrics: recomputed",
                 len(stale),
                 self.folder,
             )

@@ -1,4 +1,4 @@
-"""A protocol: every choice that moves a number, frozen and hashed."""
+"""A protocol: every setting that changes a score, frozen and hashed."""
 
 import re
 from dataclasses import asdict, dataclass, field
@@ -54,8 +54,8 @@ class ViewRules:
         "mask_iou",
         "normals",
     )
-    """Names of nova3d.metrics.VIEW_METRICS; docs/reference/protocols.md defines each. Companions are added by
-    themselves."""
+    """Names of nova3d.metrics.VIEW_METRICS; docs/reference/protocols.md defines each. Companions are added
+    automatically."""
     shifts: tuple[int, ...] = (1,)
     """The baselines "true views, n px off"."""
 
@@ -66,9 +66,9 @@ class MeshRules:
 
     frame: Frame = "shared"
     """"shared" moves both meshes by the similarity that centres the reference's box and makes its longest side 1;
-    "unit" moves only the reference so, and takes the prediction to be in that frame already (SyncDreamer)."""
+    "unit" moves only the reference, and assumes that the prediction is in that frame already (SyncDreamer)."""
     alignments: tuple[str, ...] = ("known",)
-    """What more is done to the prediction, one group of columns each; see `mesh_scores.align`."""
+    """Alignments of the prediction, one group of columns each; see `mesh_scores.align`."""
     points: tuple[str, ...] = ("area",)
     """Where distances are measured: "area" (surface_samples area-weighted points of each mesh) and "visible16" (what 16
     depth maps see, `mesh_metrics.visible_points`)."""
@@ -79,7 +79,7 @@ class MeshRules:
     ious: tuple[str, ...] = ("iou128_flood",)
     """"iou<R>_flood" (`mesh_metrics.volume_iou` at R voxels) or "iou64_mesh2sdf" (`mesh_metrics.mesh2sdf_iou`)."""
     mirror_margin: bool = True
-    """Whether the column of that name is there: the distance of the mirrored prediction minus its own."""
+    """Whether to compute the column of that name: the distance of the mirrored prediction minus its own."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class Protocol:
     name: str = "nova3d-el0"
     """Printed with the hash over every table."""
     kinds: tuple[str, ...] = ("views", "meshes")
-    """What is scored, of KINDS; a kind that one side has nowhere is left out, unless it is the only one."""
+    """What is scored, of KINDS; a kind that predictions or references lack for all objects is left out, unless it
+    is the only one."""
     objects: tuple[str, ...] = ()
     """The objects to score; empty means every object of the references."""
     failures: Failures = "refuse"
@@ -152,8 +153,8 @@ class Protocol:
     def hash(self) -> str:
         """16 hex digits over every field and the versions of its metrics; equal hashes make comparable tables.
 
-        Metrics of version 1 and `views.as_they_are=false` add nothing: what is new leaves the hashes as they are.
-        What is unset counts as 0, as in files of earlier versions.
+        Metrics of version 1 and `views.as_they_are=false` are left out, so that hashes of earlier versions stay equal.
+        Unset sizes and counts are hashed as 0, as in files of earlier versions.
         """
         rules: dict[str, Any] = asdict(self)
         rules["hull_cells"] = self.hull_cells or 0
@@ -164,7 +165,7 @@ class Protocol:
         return hash_json({"metrics": METRICS_VERSION, **rules, **({"versions": raised} if raised else {})})
 
     def versions(self) -> dict[str, int]:
-        """Metric -> its declared version, of all metrics that the protocol's kinds ask for."""
+        """Metric -> its declared version, of all metrics of the protocol's kinds."""
         from nova3d.evaluation.mesh_metrics import VERSIONS
         from nova3d.metrics.registry import VIEW_METRICS, with_companions
 

@@ -1,4 +1,4 @@
-"""Published numbers, quoted: each source in a block of its own, because each used another protocol.
+"""Published numbers, quoted: a block for each source, because their protocols differ.
 
 They are printed below a table and not in it, since differences between protocols are not differences between methods.
 """
@@ -27,7 +27,7 @@ class PublishedTable:
 
     kind: what was scored: views, meshes or textures. source: where it was published. basis: text, quoted or file.
     metrics: the columns, named as this project's where they mean the same kind of quantity (their definitions differ).
-    rows: method -> one value per metric, null where the source gives none. note: what one must know to read it.
+    rows: method -> one value per metric, null where the source gives none. note: a caveat.
     """
 
     kind: str = MISSING

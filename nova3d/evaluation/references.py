@@ -26,7 +26,7 @@ from nova3d.utils.workers import in_parts
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when drawing changes the pictures; references are then made anew
+VERSION = 1  # raise it when drawing changes the pictures; references are then drawn again
 FOLDER = "references"
 _DRAWN = "drawn here from meshes: raster engine, studio light, bounding box centred, longest side 1"
 
@@ -92,10 +92,10 @@ def with_views(
     if lacking:
         log.info("'%s' holds meshes alone: views of %d are drawn into '%s'", references.root, len(lacking), made.root)
 
-    def report() -> None:
+    def tick() -> None:
         progress(sum(_is_made(made.root / name, keys[name]) for name in lacking), len(lacking), "drawing references")
 
-    in_parts(partial(_make, references, made.root, lacking, rigs, keys), workers, "cpu", report)
+    in_parts(partial(_make, references, made.root, lacking, rigs, keys), workers, "cpu", tick)
     return made, {"references": _DRAWN}
 
 
@@ -108,13 +108,13 @@ def _make(
     part: int,
     parts: int,
     device: str,
-    report: Callable[[], None],
+    tick: Callable[[], None],
 ) -> None:
     for name in names[part::parts]:
         record = provenance.record("reference", {"key": keys[name]}, mesh=references.mesh(name).name)
         with replacing(root / name) as aside:
             write_reference(references.mesh(name), rigs[name], aside, record)
-        report()
+        tick()
 
 
 def _rig(name: str, runs: Sequence[ObjectFolder], rules: ViewRules) -> Cameras:
@@ -130,7 +130,7 @@ def _rig(name: str, runs: Sequence[ObjectFolder], rules: ViewRules) -> Cameras:
 
 
 def _key(references: ObjectFolder, name: str, rig: Cameras) -> str:
-    """A hash of all that a made reference hangs on."""
+    """A hash of everything that a drawn reference depends on."""
     return provenance.hash_json([VERSION, object_files(references.root, name), cameras_to_transforms(rig)])
 
 
@@ -140,6 +140,6 @@ def _is_made(folder: Path, key: str) -> bool:
         return False
     try:
         config = read_json(record, dict, "record").get("config")
-    except InputError:  # a record that cannot be read is none
+    except InputError:  # an unreadable record
         return False
     return isinstance(config, dict) and config.get("key") == key

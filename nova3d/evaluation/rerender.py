@@ -1,7 +1,7 @@
-"""Textured meshes as pictures: prediction and reference drawn alike, so that image metrics can compare them.
+"""Textured meshes as pictures: prediction and reference are drawn in the same way for image metrics.
 
-Flat light shows the base colour itself: shading, which only the shape decides, is not scored twice. What a prediction
-baked into its texture (highlights, shadows) counts against it.
+Flat light shows the base colour: shading, which depends on shape alone, is not scored twice. Highlights and shadows
+that a prediction baked into its texture count as errors.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ def rerender(
 
     to_unit: [4,4] similarity of the REFERENCE (`mesh_metrics.to_unit`), a scale and a shift, for both sides.
     turn: [3,3] rotation of the file's axes into the reference's, before that; None for none.
-    Raises InputError where the file cannot be read, lacks one of its textures, or nothing of it is in any picture.
+    Raises InputError where the file cannot be read, lacks one of its textures, or is outside all pictures.
     """
     scale = float(to_unit[0, 0])
     mesh = require_textures(load_mesh(path), str(path))

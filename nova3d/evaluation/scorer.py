@@ -30,7 +30,7 @@ from nova3d.utils.workers import in_parts
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when reading, drawing or aligning changes scores; kept ones are then measured anew
+VERSION = 1  # raise it when reading, drawing or aligning changes scores; cached ones are then recomputed
 _NO_VALUE = "it has no value for any object (for normals: views without normal maps)"
 
 
@@ -50,7 +50,7 @@ def score(
 ) -> Table:
     """Score DIR/<object>/ (views, a mesh.glb or both) or DIR/<object>.glb against references laid out alike.
 
-    What the protocol names is scored where both sides hold it. Baselines come from the references alone.
+    The protocol's kinds are scored where predictions and references both hold them. Baselines need references alone.
 
     Args:
         predictions: one folder, or one per seed of the same method.
@@ -58,14 +58,14 @@ def score(
             alone, true views are drawn from them into `cache` (`nova3d.evaluation.references`).
         protocol: what is scored and how, or the name or file of a protocol; None is `Protocol()`, which is
             configs/eval/nova3d-el0.yaml.
-        layout: of the predicted views (`nova3d.layouts`); the references' is told by their files.
-        assume: what that layout does not say.
+        layout: of the predicted views (`nova3d.layouts`); that of the references is detected from their files.
+        assume: what is assumed where the layout does not specify it.
         axes: of the predicted meshes, UP,FRONT: "+z,-y" where +Z is up and -Y looks at the input view's camera.
         weights: perceptual metric -> weights file, where it is not the published one.
         device: of the perceptual networks and of the drawing of textured meshes.
         workers: processes that share the objects out; on "cuda" each has a GPU of its own.
-        cache: folder for every object's scores. The same call then goes on where it was interrupted, and measures
-            only what has changed. None keeps nothing.
+        cache: folder for every object's scores. The same call then continues after an interruption, and computes only
+            what has changed. None caches nothing.
         progress: called with finished objects and objects in all.
 
     Returns:
@@ -110,7 +110,7 @@ def score_methods(
 
     Args:
         methods: method -> its runs, one per seed: name -> folder. A run's name is its subfolder in the cache.
-        references: as in `score`, like all that follows.
+        references: as in `score`, like the other arguments.
 
     Returns:
         Method -> table.
@@ -140,7 +140,7 @@ def score_methods(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions and references that were found to match under a protocol."""
+    """Predictions and references that match under a protocol."""
 
     protocol: Protocol
     references: ObjectFolder
@@ -150,13 +150,13 @@ class Evaluation:
     kinds: tuple[str, ...]
     """What is scored (protocols.KINDS)."""
     notes: Mapping[str, str]
-    """Facts for the table: references that were drawn here, and what is not scored."""
+    """Facts for the table: references drawn from meshes, and kinds that are not scored."""
 
     @staticmethod
     def match(
         runs: Mapping[str, ObjectFolder], refs: ObjectFolder, protocol: Protocol, facts: Mapping[str, str]
     ) -> "Evaluation":
-        """Match folders; raises InputError that names what is missing or does not go together."""
+        """Match folders; raises InputError naming what is missing or inconsistent."""
         if len({folder.root.resolve() for folder in runs.values()}) != len(runs) or not runs:
             raise InputError("give one predictions folder, or several different ones, one per seed")
         objects = sorted(protocol.objects) or refs.objects(protocol.kinds, protocol.views)
@@ -179,8 +179,8 @@ class Evaluation:
         return [make() for kind, make in makers.items() if kind in self.kinds]
 
     def cache(self, folder: Path, networks: Networks) -> ScoreCache:
-        """The cache of all scores of this evaluation, below `folder`, with the key that each hangs on."""
-        rules = replace(self.protocol, objects=())  # which other objects are scored changes nothing for one
+        """The cache of all scores of this evaluation, below `folder`, with the key of each."""
+        rules = replace(self.protocol, objects=())  # an object's scores do not depend on the other objects
         settings = [VERSION, torch.__version__, rules.hash, rules.versions(), self.kinds]
         settings += [networks.facts(), sorted(networks.missing)]
         keys = {}
@@ -214,7 +214,7 @@ class ObjectScorer(Interface):
 
 
 def score_prediction(scorers: Sequence[ObjectScorer], folder: ObjectFolder, failures: str) -> ObjectScores:
-    """Score one object of one run. A bad prediction raises InputError or scores as empty, as `failures` says."""
+    """Score one object of one run. A bad prediction raises InputError or scores as empty, by `failures`."""
     row: dict[str, float] = {}
     reasons: list[str] = []
     missing: dict[str, str] = {}
@@ -224,7 +224,7 @@ def score_prediction(scorers: Sequence[ObjectScorer], folder: ObjectFolder, fail
         except InputError as error:
             if failures == "refuse":
                 raise
-            log.warning("scored as nothing, in '%s': %s", folder.root, error)
+            log.warning("scored as a failure, in '%s': %s", folder.root, error)
             reasons.append(str(error))
             row |= scorer.score_failure()
         missing |= scorer.missing
@@ -251,16 +251,16 @@ def _fill(
     weights: Mapping[str, str | Path],
     progress: Progress,
 ) -> None:
-    """Score what the cache lacks, each of `workers` processes every workers-th object."""
+    """Score what is not in the cache; each of `workers` processes takes every workers-th object."""
     total = len(evaluation.objects)
     own = networks if workers == 1 else None  # another process loads its own
 
-    def report() -> None:
+    def tick() -> None:
         finished = (all(cache.has(run, name) for run in (REFERENCES, *evaluation.runs)) for name in evaluation.objects)
         progress(sum(finished), total, "scoring")
 
-    report()
-    in_parts(partial(_score_part, evaluation, cache, own, weights), workers, device, report)
+    tick()
+    in_parts(partial(_score_part, evaluation, cache, own, weights), workers, device, tick)
 
 
 def _score_part(
@@ -271,9 +271,9 @@ def _score_part(
     part: int,
     parts: int,
     device: str,
-    report: Callable[[], None],
+    tick: Callable[[], None],
 ) -> None:
-    """Score what the cache lacks of the objects part, part + parts, ..."""
+    """Score the objects part, part + parts, ... that are not in the cache."""
     for name in evaluation.objects[part::parts]:
         wanted = [run for run in evaluation.runs if not cache.has(run, name)]
         if not wanted and cache.has(REFERENCES, name):
@@ -284,7 +284,7 @@ def _score_part(
             cache.write(run, name, score_prediction(scorers, evaluation.runs[run], evaluation.protocol.failures))
         if not cache.has(REFERENCES, name):
             cache.write(REFERENCES, name, score_baselines(scorers))
-        report()
+        tick()
 
 
 def _table(
@@ -293,7 +293,7 @@ def _table(
     scores: Mapping[str, Mapping[str, ObjectScores]],
     networks: Networks,
 ) -> Table:
-    """The table of one method's runs, without the columns that have no value at all."""
+    """The table of one method's runs, without the columns that have no value for any object."""
     rows: dict[int, Rows] = {
         index: {name: scores[run][name].rows[PREDICTION] for name in evaluation.objects}
         for index, run in enumerate(runs)

@@ -1,7 +1,7 @@
 """Figures of a mesh's shape that a front view does not show: how thick it is behind the picture, and in how many parts.
 
-A flat cut-out has the outline and the colours of its picture, so those alone do not tell it from an object. These
-figures do. No value of them is best: each is read beside that of the true mesh. All are measured in the unit frame,
+A flat cut-out has the outline and the colours of its picture, so they do not distinguish it from an object.
+These figures do. None has a best value: each is read beside that of the true mesh. All are measured in the unit frame,
 seen by the input view's camera, INPUT_SIZE pixels a side.
 """
 
@@ -21,7 +21,7 @@ from nova3d.metrics import INPUT_SIZE, mask_iou
 from nova3d.rendering.raster import barycentric, nearest_faces
 
 THIN = 0.02  # longest sides of the reference
-_SAME_SURFACE = 1e-3  # a surface that lies less than this behind another is the same one, drawn twice
+_SAME_SURFACE = 1e-3  # depth difference below which two surfaces count as one
 _RIM_PX = (2.0, 3.0)  # from the outline
 _VOXELS = 128  # along the mesh's longest side, in which parts are counted
 
@@ -74,7 +74,7 @@ def front_view(mesh: trimesh.Trimesh) -> FrontView:
 
 
 def count_solids(mesh: trimesh.Trimesh) -> int:
-    """In how many parts a mesh's solid is, on 128 voxels along its longest side, joined along sides and corners."""
+    """Number of connected parts of a mesh's solid, on 128 voxels along its longest side; corners connect."""
     low, high = mesh.bounds
     solid = solid_voxels(mesh, low, high, float((high - low).max()) / _VOXELS)
     return int(ndimage.label(solid, structure=np.ones((3, 3, 3)))[1])
@@ -92,8 +92,8 @@ def shape_figures(mesh: trimesh.Trimesh, ref: trimesh.Trimesh, ref_front: FrontV
         input_iou: of the outlines that the input view's camera sees, in [0,1].
         thin_share: share of that camera's rays with less than THIN of solid behind the nearest surface.
         side_width: the mesh's width as view 4 sees it (a quarter turn on), over the reference's.
-        rim_angle_deg: mean angle between normal and view axis 2 px inside the outline; nan where no pixel is there. It
-            is near 0 for an edge that is cut, and large for a surface that turns away.
+        rim_angle_deg: mean angle between normal and view axis 2 px inside the outline; nan without such pixels. It
+            is near 0 for a cut edge, and large for a surface that curves away.
         parts: see `count_solids`.
     """
     front = front_view(mesh)

@@ -1,11 +1,11 @@
-"""Whether a difference is more than noise: intervals, tests and effect sizes over objects, in numpy and scipy.
+"""Intervals, tests and effect sizes of differences over objects, in numpy and scipy.
 
-The unit is the object: objects are what a claim is about, so they are what is resampled; views and seeds of one object
-are averaged before. Two methods are compared on the SAME objects, by their differences (paired), because objects differ
+The unit is the object: claims are about objects, so objects are resampled. Views and seeds of one object are averaged
+before. Two methods are compared on the SAME objects, by their differences (paired), because objects differ
 far more from each other than methods do.
 
-Rule for failures: a value that is not finite is a failure. It is never dropped quietly: `paired` compares on the
-objects that both sides have and counts the others; intervals and tests refuse arrays that still hold one.
+A value that is not finite is a failure. `paired` compares the objects with finite values on both sides and counts the
+others; intervals and tests raise ValueError for arrays that hold one.
 """
 
 import math
@@ -55,7 +55,7 @@ def mean_interval(
         expanded (not expanded)   normal, n = 30   normal, n = 8   lognormal, n = 30   lognormal, n = 8
         bca                          96 (94)          94 (88)           91 (90)             85 (79)
         percentile                   96 (95)          94 (89)           90 (89)             82 (76)
-    So strongly skewed differences still get intervals that are too narrow, the fewer objects the worse: read the rows.
+    So intervals of strongly skewed differences are still too narrow, more so for few objects: read the rows.
     Raises ValueError where a value is not finite.
     """
     x = _finite(values)
@@ -209,18 +209,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def fewest_objects(confidence: float = 0.95, family: int = 1) -> int:
-    """The fewest objects that can show a difference, or bear an interval, at this confidence.
+    """The fewest objects that can show a difference, or have an interval, at this confidence.
 
-    Were two methods alike, all n differences would still have one sign with probability 2^(1-n). A bootstrap never
-    leaves the range of its data, so its interval would then exclude zero, however few they are.
+    For two equal methods, all n differences have one sign with probability 2^(1-n). A bootstrap mean never leaves the
+    range of its data, so the interval would then exclude zero even for very few objects.
     """
     return max(2, math.ceil(1 - math.log2((1 - confidence) / family)))
 
 
 def verdict(interval: Interval, lower_is_better: bool = False) -> Verdict:
-    """What an interval of (method - baseline) says: "better" or "worse" where it excludes zero.
+    """The verdict of an interval of (method - baseline): "better" or "worse" where it excludes zero.
 
-    "no difference shown" otherwise, which is not "equal", and where there are too few objects for an interval.
+    "no difference shown" otherwise, which is not "equal", and also for too few objects for an interval.
     """
     if not (interval.low > 0 or interval.high < 0):
         return "no difference shown"
@@ -229,7 +229,7 @@ def verdict(interval: Interval, lower_is_better: bool = False) -> Verdict:
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """k seeds of one metric: mean over seeds and objects, spread between seeds, and best of k, never mixed.
+    """k seeds of one metric: mean over seeds and objects, spread between seeds, and best of k.
 
     mean: over seeds of the mean over objects, with between: the standard deviation of those k means (nan for k = 1).
     best: each object's best seed, chosen by looking at the reference, then the mean over objects: a bound that grows
@@ -245,7 +245,7 @@ class OverSeeds:
 def over_seeds(rows_per_seed: Sequence[Mapping[str, float]], lower_is_better: bool = False) -> OverSeeds:
     """Summarise one metric's rows, object -> value, one mapping per seed.
 
-    All is nan where a value is. Raises ValueError where there is no seed or the seeds have different objects.
+    All fields are nan where a value is nan. Raises ValueError without seeds, or where the seeds have different objects.
     """
     if not rows_per_seed or any(rows.keys() != rows_per_seed[0].keys() for rows in rows_per_seed):
         raise ValueError("every seed needs a value for the same objects")

@@ -23,16 +23,16 @@ from nova3d.utils.text import csv_cell
 Rows = dict[str, dict[str, float]]  # object -> metric -> value
 
 FILE = "scores.json"
-# The columns that the terminal shows, as many as SHOWN and the table has, by the order of what they begin with.
+# Prefixes of the columns for the terminal, in order of preference; the first SHOWN that the table has are shown.
 _SHOWN_FIRST = (
     *("psnr", "psnr_u8", "cd_l2", "mask_iou", "iou", "lpips", "normal_mean_deg", "psnr_union", "ssim", "f_score"),
     *("psnr_foreground", "input_iou", "watertight", "clip", "normal_consistency"),
 )
 SHOWN = 6
-# SSIM over whole pictures. Published rows leave out the border of 5 px, over which white pictures agree.
+# SSIM over whole pictures. Published rows leave out the border of 5 px, where white pictures are equal.
 _UNCROPPED = ("ssim", "ssim_own_range")
 _NOT_BESIDE = "of whole pictures; the published ones were computed without the border: see scores.json"
-_LEFT_OUT = "failed objects without a score are in no mean: compare methods on the objects that both have"
+_LEFT_OUT = "means leave out failed objects without a score: compare methods on the objects that both have"
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Table:
     protocol_hash: str
     """Tables compare only where these are equal."""
     rows: Rows
-    """Object -> metric -> value, nan where it does not exist. Every object has the same metrics, in the order they
-    print. With several seeds these are means over them (`from_seeds`)."""
+    """Object -> metric -> value, nan where it does not exist. Every object has the same metrics, in printing
+    order. With several seeds these are means over them (`from_seeds`)."""
     baselines: Mapping[str, Rows]
     """Baseline or oracle -> such rows; one may have fewer metrics."""
     per_seed: Mapping[int, Rows] = field(default_factory=dict)
     """Seed -> rows, with several seeds."""
     failures: Mapping[str, str] = field(default_factory=dict)
-    """Object -> why its prediction failed. It has no row, or one where the protocol scores failures; it is printed as
-    failed either way."""
+    """Object -> why its prediction failed. It has a row only where the protocol scores failures; it is printed as
+    failed in both cases."""
     not_computed: Mapping[str, str] = field(default_factory=dict)
     """Metric -> why the table lacks it."""
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Table:
         Args:
             protocol: the protocol's name.
             protocol_hash: its hash.
-            per_seed: seed -> rows. An object that one seed has no row for has failed.
+            per_seed: seed -> rows. An object without a row for some seed has failed.
             baselines: baseline or oracle -> rows.
             failures: object -> why its prediction failed.
             not_computed: metric -> why the table lacks it.
@@ -105,7 +105,7 @@ class Table:
         return [*self.rows, *(name for name in self.failures if name not in self.rows)]
 
     def mean(self) -> dict[str, float]:
-        """Metric -> mean over the rows; nan where any of them is nan, for a skipped object would flatter."""
+        """Metric -> mean over the rows; nan where any of them is nan: skipping an object would bias the mean."""
         return _mean(self.rows)
 
     def baseline_means(self) -> dict[str, dict[str, float]]:
@@ -130,7 +130,7 @@ class Table:
         """The same table with some of its metrics.
 
         Args:
-            metrics: their names; others than the table's are passed over.
+            metrics: their names; unknown ones are ignored.
 
         Returns:
             The table, its columns in their own order.
@@ -144,14 +144,14 @@ class Table:
         return replace(self, rows=kept(self.rows), baselines=floors, per_seed=per_seed)
 
     def shown(self) -> "Table":
-        """The table as a terminal shows it: SHOWN columns, those that say most about views and about meshes."""
+        """The table for a terminal, with the SHOWN most informative columns."""
         names = self.metrics
         found = (b if b in names else next((n for n in names if n.startswith(b)), None) for b in _SHOWN_FIRST)
         chosen = list(dict.fromkeys(name for name in found if name))[:SHOWN]
         return self.with_metrics(chosen)
 
     def beside_published(self) -> "Table":
-        """The table without columns that published numbers of the same name would be misread against."""
+        """The table without columns whose published namesakes are computed differently."""
         wrong = {name: _NOT_BESIDE for name in _UNCROPPED if name in self.metrics}
         kept = self.with_metrics([name for name in self.metrics if name not in wrong])
         return replace(kept, not_computed={**self.not_computed, **wrong})
@@ -164,7 +164,7 @@ class Table:
     def over_seeds(self) -> dict[str, statistics.OverSeeds]:
         """Metric -> mean, spread between seeds and best of k, over the objects with a row; empty without seeds.
 
-        A metric of which no value is best has no best of k: nan.
+        Best of k is nan for a metric without a best value.
         """
         seeds = [{name: rows[name] for name in self.rows} for rows in self.per_seed.values()]
         found = {}
@@ -175,13 +175,13 @@ class Table:
         return found
 
     def markdown(self, facts: Mapping[str, str] | None = None) -> str:
-        """The table in Markdown: protocol and facts on a line each, then the rows.
+        """The table in Markdown: a line for protocol and each fact, then the rows.
 
         Args:
             facts: further facts, which are added to the table's own.
 
         Returns:
-            Text in which arrows say which way is better and a dash is nan.
+            Text in which arrows show the better direction and a dash is nan.
         """
         return self._grid(facts).markdown()
 
@@ -253,7 +253,7 @@ class Table:
                 "interval": {metric: vars(found) for metric, found in self.intervals().items()},
                 "seeds": self.per_seed,
                 "over_seeds": {metric: vars(found) for metric, found in self.over_seeds().items()},
-                # The key's name is that of files since version 0.1.
+                # The key keeps its name of version 0.1.
                 "floors": {name: {"objects": rows, "mean": _mean(rows)} for name, rows in self.baselines.items()},
             }
         )
@@ -271,8 +271,8 @@ class Table:
             folder: the folder, made where absent.
             record: the run's provenance, for the JSON.
             facts: further facts, which are added to the table's own.
-            published: numbers that are quoted below the table, in a block of their own. The Markdown and LaTeX then
-                lack what they would be misread against (`beside_published`).
+            published: numbers quoted below the table in a separate block. Markdown and LaTeX then leave out the columns
+                that `beside_published` does.
 
         Returns:
             The folder.
@@ -304,7 +304,7 @@ class Table:
             The table.
 
         Raises:
-            InputError: where the file is missing, or is none of ours.
+            InputError: where the file is missing or has another format.
         """
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
@@ -327,7 +327,7 @@ class Table:
             raise InputError(f"'{path}' is not a {FILE} of this project ({why}): score again") from error
 
     def stated_facts(self) -> dict[str, str]:
-        """The facts, led by those that every table carries; seeds are those of `per_seed` unless stated otherwise."""
+        """The facts, led by `formats.CARRIED`; seeds are those of `per_seed` unless stated otherwise."""
         seeds = {"seeds": ", ".join(map(str, self.per_seed))} if self.per_seed else {}
         return stated({**seeds, **self.facts})
 
@@ -369,7 +369,7 @@ class Table:
 
 
 def interval_text(found: statistics.Interval, least_decimals: int) -> str:
-    """ "low to high" with two digits of the half width; a dash where there is no interval."""
+    """ "low to high" with two digits of the half width; a dash without an interval."""
     if math.isnan(found.low):
         return "-"
     decimals = decimals_for((found.high - found.low) / 2, least_decimals)

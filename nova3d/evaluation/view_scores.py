@@ -1,4 +1,4 @@
-"""Scores of pictures: predicted views against reference views, and drawn textured meshes against each other."""
+"""Scores of pictures: predicted views against reference views, and pictures of textured meshes."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ from nova3d.views import ViewSet
 
 Row = dict[str, float]
 
-MAX_CAMERA_GAP = 0.5  # pixels; a wider shift already costs more PSNR than published methods differ by
+MAX_CAMERA_GAP = 0.5  # pixels; a larger shift costs more PSNR than published methods differ by
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ViewScorer:
 
 
 class TextureScorer:
-    """Scores the textured mesh of one object by pictures of it and of the reference, drawn alike.
+    """Scores the textured mesh of one object by pictures of it and of the reference, drawn in the same way.
 
     Raises InputError where the reference is missing or cannot be drawn.
     """
@@ -154,13 +154,13 @@ def image_row(pred: ViewSet, ref: ViewSet, metrics: tuple[str, ...], networks: N
             row[name] = float(networks.found[name](pred.rgb, ref.rgb).mean()) if name in networks.found else math.nan
             continue
         values = compute(pred, ref)
-        # A view is nan where the metric has no pixel to look at: a reference without foreground.
+        # A view is nan where no pixel counts: a reference without foreground.
         row |= values if isinstance(values, Mapping) else {name: float(values.nanmean())}
     return row
 
 
 def scored_views(count: int, rules: ViewRules, name: str) -> list[int]:
-    """The indices that the rules score of `count` views; raises InputError where none is left or one is not there."""
+    """Indices of the scored views of `count`; raises InputError where none is left or an index is too large."""
     index = [i for i in (rules.scored or range(count)) if i or rules.include_input_view]
     if not index or max(index) >= count:
         last = f"views up to {max(index)} are scored" if index else "nothing is left to score besides the input view"
@@ -169,7 +169,7 @@ def scored_views(count: int, rules: ViewRules, name: str) -> list[int]:
 
 
 def on_background(views: ViewSet, rules: ViewRules, hard: bool = False) -> ViewSet:
-    """The views with `rules.background` in place of white; `hard`: every pixel with any alpha in its full colour."""
+    """The views with `rules.background` in place of white; `hard`: pixels with any alpha get their full colour."""
     rgb = views.rgb
     coverage = views.mask[..., None]
     if hard:
@@ -180,7 +180,7 @@ def on_background(views: ViewSet, rules: ViewRules, hard: bool = False) -> ViewS
 
 
 def check_rig(ref: ViewSet, rules: ViewRules, name: str) -> None:
-    """Raise InputError where reference views are not what the rules fix: their number, size or cameras."""
+    """Raise InputError where reference views differ from the rules in number, size or cameras."""
     width, height = ref.cameras.width, ref.cameras.height
     if rules.size and (width, height) != (rules.size, rules.size):
         raise InputError(

@@ -125,7 +125,7 @@ def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
         check_component(name, f"object of '{source}'", most=200)
     if not there:
         raise InputError(
-            f"'{source}' holds no mesh ({', '.join(MESH_SUFFIXES)}), no MODEL/meshes/model.obj, and is not a shard folder"
+            f"'{source}' holds no mesh ({', '.join(MESH_SUFFIXES)}), no MODEL/meshes/model.obj and no shards"
         )
     return tuple(sorted(set(wanted))) if wanted else tuple(there)
 

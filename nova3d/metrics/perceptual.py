@@ -1,8 +1,8 @@
-"""Perceptual metrics: LPIPS and CLIP similarity, by networks whose weights are not part of this project.
+"""Perceptual metrics: LPIPS and CLIP similarity, by networks whose weights are not shipped.
 
-A metric without its weights is never guessed and never replaced: `WeightsUnavailable` says what is missing, and
-`available` gives a scorer what can be computed and, for the rest, the reason to print. Every metric has a `name`
-(network included, because the scales differ) and a `weights_hash`, which belong in every table.
+A metric without its weights is not computed: `WeightsUnavailable` names what is missing, and `available` separates the
+metrics that can be computed from the reasons for the others. Every metric has a `name` (with the network, because the
+scales differ) and a `weights_hash`; both are printed in every table.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ _FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}  # to
 _ADDRESS = "https://download.pytorch.org/models/"
 _ENUMS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights"}
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS' own: ImageNet's, for pictures in [-1,1]
-_SMALLEST = 32  # pixels; below, AlexNet's last layers have nothing left
+_SMALLEST = 32  # pixels; smaller pictures leave AlexNet's last layers empty
 _VIEWS_AT_ONCE = 4  # VGG's first layers take 0.3 GB for four pairs of 256 px
 
 
@@ -45,7 +45,7 @@ class WeightsUnavailable(InputError):
 
 
 class Metric(Protocol):
-    """What a scorer calls: [n,h,w,3] pictures in [0,1] of prediction and reference to [n] values."""
+    """A perceptual metric: [n,h,w,3] pictures in [0,1] of prediction and reference to [n] values."""
 
     name: str
     weights_hash: str
@@ -54,7 +54,7 @@ class Metric(Protocol):
 
 
 def available(makers: Mapping[str, Callable[[], Metric]]) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Make each metric: those that could be made, and name -> reason for the others, each logged once."""
+    """Make each metric: those that could be made, and name -> reason for the others, which are logged."""
     made: dict[str, Metric] = {}
     reasons: dict[str, str] = {}
     for name, maker in makers.items():
@@ -163,8 +163,8 @@ class ClipSimilarity(nn.Module):
     Args:
         model: open_clip's name, or "hf-hub:..." or "local-dir:..." with the weights in it.
         pretrained: open_clip's tag of the weights (from its cache, or fetched), or a file of them. With a file, the
-            model's name must say QuickGELU where the weights were trained so ("ViT-L-14-quickgelu"): a file does not
-            tell.
+            model's name must contain QuickGELU where the weights were trained with it ("ViT-L-14-quickgelu"), because a
+            file does not record it.
 
     Raises:
         WeightsUnavailable: without open_clip, a file, or the network connection that a tag needs.

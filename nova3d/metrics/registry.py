@@ -1,4 +1,4 @@
-"""The registry of metrics on views: what a protocol may name under `views.metrics` and `textures.metrics`.
+"""The registry of metrics on views: names that a protocol may use under `views.metrics` and `textures.metrics`.
 
 A metric of your own is a file that calls `register`, and a line in `nova3d/metrics/__init__.py` that imports it:
 docs/how-to/extending.md has a complete example.
@@ -39,10 +39,10 @@ class Style:
 
     lower_is_better: bool = False
     unit: str = ""
-    """Empty where there is none, or where the name says it."""
+    """Empty without a unit, or where the name contains it."""
     decimals: int = 3
     ranked: bool = True
-    """Whether more, or less, is better. Otherwise the value is read beside the reference's own."""
+    """Whether the metric has a better direction. Otherwise its value is read beside the reference's own."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class ViewMetric:
     network: MakeNetwork | None = None
     """Makes the network of a perceptual metric: (weights file or None, device) to a `perceptual.Metric`."""
     version: int = 1
-    """Raise it whenever the metric gives another value for the same views. Kept scores are then measured anew, and
+    """Raise it whenever the metric gives another value for the same views. Cached scores are then recomputed, and
     the hash of every protocol that uses the metric changes."""
     companions: tuple[str, ...] = ()
-    """Metrics whose columns stand beside this one's wherever a protocol names it."""
+    """Metrics that are computed beside this one wherever a protocol names it."""
     style: Style | None = None
     """None: what the name implies (`evaluation.formats.style`)."""
 
@@ -75,7 +75,7 @@ def register(metric: ViewMetric) -> None:
         metric: the metric; exactly one of its `compute` and `network` is given.
 
     Raises:
-        InputError: where another metric has the name already, or not exactly one of the two is given.
+        InputError: where the name is taken, or not exactly one of the two is given.
     """
     if metric.name in VIEW_METRICS:
         raise InputError(f"a metric '{metric.name}' exists already: choose another name")

@@ -1,4 +1,4 @@
-"""Metrics on pictures: what training watches and evaluation tabulates.
+"""Metrics on pictures: for validation during training and for evaluation.
 
 Images are float [0,1], [n,h,w,3]; masks are coverage in [0,1], [n,h,w], foreground above 1/2. Every function is a pure
 function of tensors. A protocol decides which views are scored and what is averaged.
@@ -19,7 +19,7 @@ from nova3d.images import MATTE_DISTANCE, composite
 Floats = NDArray[np.float64]
 
 MAX_PSNR = 100.0  # dB, what equal images score, so that means stay finite
-NORMAL_WITHIN_DEG = (11.25, 22.5, 30.0)  # the customary thresholds of surface-normal benchmarks
+NORMAL_WITHIN_DEG = (11.25, 22.5, 30.0)  # the usual thresholds of surface-normal benchmarks
 _SHORT_NORMAL = 0.2  # up to it a generated normal is background; chosen on held-out training objects
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # pixels
 INPUT_SIZE = 512  # pixels of a side, at which a mesh is compared with the picture that it was made from
@@ -45,8 +45,8 @@ def psnr(pred: Tensor, ref: Tensor) -> Tensor:
 def foreground_psnr(pred: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
     """PSNR over the pixels of the reference's silhouette.
 
-    What a prediction paints outside that silhouette does not count, which rewards masks that are too large. Read it
-    beside `mask_iou` and `psnr_union`.
+    Pixels outside that silhouette do not count, so masks that are too large are rewarded. Read it beside
+    `mask_iou` and `psnr_union`.
 
     Args:
         pred: predicted images [n,h,w,3], float in [0,1].
@@ -107,9 +107,9 @@ def psnr_u8(pred: Tensor, ref: Tensor) -> Tensor:
 
 
 def registered_psnr(pred: Tensor, ref: Tensor, max_shift: int = 4, background: float = 1.0) -> Tensor:
-    """The best PSNR over all whole-pixel shifts of the prediction, each view for itself.
+    """The best PSNR over all whole-pixel shifts of the prediction, for each view separately.
 
-    Where it is far above `psnr`, the prediction is right but misplaced: a crop, a camera or a half pixel is wrong.
+    Where it is far above `psnr`, the prediction is right but misplaced, as by a wrong crop, camera or half pixel.
     Every shift is scored on all h*w pixels, so the best is never below `psnr`.
 
     Args:
@@ -129,7 +129,7 @@ def registered_psnr(pred: Tensor, ref: Tensor, max_shift: int = 4, background: f
     if not 0 <= max_shift < min(h, w):
         raise ValueError(f"max_shift must be from 0 to the image's shorter side, got {max_shift} for {w}x{h}")
     padded = F.pad(pred, (0, 0, *(max_shift,) * 4), value=background)
-    # One view at a time: all its shifts are then read from the processor's cache.
+    # One view at a time, so that all its shifts fit the processor's cache.
     return torch.cat([_best_shift(padded[i : i + 1], ref[i : i + 1]) for i in range(len(ref))])
 
 
@@ -180,7 +180,7 @@ def foreground_ssim(pred: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
 
 
 def ssim_own_range(pred: Tensor, ref: Tensor) -> Tensor:
-    """SSIM with the data range of each pair itself (SyncDreamer, HarmonyView): [n] of [n,h,w,3] in [0,1].
+    """SSIM with the data range of each pair (SyncDreamer, HarmonyView): [n] of [n,h,w,3] in [0,1].
 
     The range is the larger of the two spreads, torchmetrics' choice where none is given. It equals `ssim` where a
     picture holds black and white, and is stricter elsewhere: SSIM with range r is SSIM with range 1 of the pictures
@@ -238,7 +238,7 @@ def mask_iou(pred: Tensor, ref: Tensor) -> Tensor:
 
 
 def input_iou(drawn: Tensor, picture: Tensor) -> float:
-    """Whether a mesh has the outline of the picture that it was made from.
+    """How well a mesh has the outline of the picture that it was made from.
 
     Args:
         drawn: [h,w,4] float in [0,1], straight alpha; the mesh as the picture's own camera sees it, INPUT_SIZE pixels a
@@ -252,7 +252,7 @@ def input_iou(drawn: Tensor, picture: Tensor) -> float:
 
 
 def input_psnr(drawn: Tensor, picture: Tensor) -> float:
-    """Whether a mesh has the colours of the picture that it was made from.
+    """How well a mesh has the colours of the picture that it was made from.
 
     Args:
         drawn: [h,w,4] float in [0,1], straight alpha; the mesh as the picture's own camera sees it under flat light,
@@ -267,7 +267,7 @@ def input_psnr(drawn: Tensor, picture: Tensor) -> float:
 
 
 def count_parts(mask: Tensor) -> int:
-    """Connected parts of a mask, specks aside.
+    """Number of connected parts of a mask, without specks.
 
     Args:
         mask: [h,w] coverage in [0,1], cut at 1/2.
@@ -282,7 +282,7 @@ def count_parts(mask: Tensor) -> int:
 
 
 def task_iou(rgb: Tensor, normals: Tensor) -> Tensor:
-    """How far the colours and the normals of one prediction show one object: IoU of their outlines.
+    """Agreement of the colours and the normals of one prediction: IoU of their outlines.
 
     Holes are filled on both sides, since a hole and a white patch look alike in colours. Give both maps as the network
     drew them, before one is cut out by the other. True views score below 1 where an object is white at its outline,
@@ -292,7 +292,7 @@ def task_iou(rgb: Tensor, normals: Tensor) -> Tensor:
         rgb: images [n,h,w,3] in [0,1] on white. A pixel is inside where a channel differs from white by more than
             `images.MATTE_DISTANCE`.
         normals: normal maps [n,h,w,3], float, zero on background. A pixel is inside where the normal is longer than
-            1/5: a network's normals are short where it doubts, and at 1/2 their outline is too small.
+            1/5: a network's normals are short where it is uncertain, and at 1/2 their outline is too small.
 
     Returns:
         IoU [n] in [0,1].
@@ -311,7 +311,7 @@ def normal_angle(pred: Tensor, ref: Tensor, mask: Tensor) -> dict[str, float]:
     """Angles between two normal maps of one frame, pooled over all n views.
 
     A pixel counts where both maps hold a normal (length above 1/2) and the reference's mask exceeds 1/2. Read it beside
-    `mask_iou`, which says how much of the surface that was.
+    `mask_iou`, which measures how much of the surface that was.
 
     Args:
         pred: predicted normals [n,h,w,3], float, unit vectors, zero on background.
@@ -334,12 +334,12 @@ def normal_angle(pred: Tensor, ref: Tensor, mask: Tensor) -> dict[str, float]:
 
 
 def _local_ssim(pred: Tensor, ref: Tensor) -> Tensor:
-    """[n,3,h,w] in double: a flat patch's variance, a difference of two squares, would drown in float's rounding."""
+    """[n,3,h,w] in double: a flat patch's variance, a difference of two squares, is lost to float's rounding."""
     _same_shape(pred, ref)
     h, w = pred.shape[1:3]
     if min(h, w) < SSIM_WINDOW:
         raise InputError(f"SSIM needs images of at least {SSIM_WINDOW} pixels, got {w}x{h}; render larger views")
-    # One view at a time: all its maps then stay in the processor's cache.
+    # One view at a time, so that all its maps fit the processor's cache.
     pairs = zip(pred.permute(0, 3, 1, 2), ref.permute(0, 3, 1, 2), strict=True)
     return torch.stack([torch.from_numpy(_ssim_map(*(v.double().numpy(force=True) for v in pair))) for pair in pairs])
 

@@ -1,4 +1,4 @@
-"""One HTML file that shows a whole run: the mesh in 3D, the views, the health of the result and how to repeat it."""
+"""An HTML report of a run: the mesh in 3D, the views, measures of the result's quality and how to repeat it."""
 
 import base64
 import hashlib
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 512  # pixels; larger pictures are made smaller, so that a report stays a few megabytes
 MAX_GLB = 64_000_000  # bytes; a larger mesh is linked, since browsers are slow with pages of that size
-_STILL_DEGREES, _STILL_UNITS = 0.005, 5e-4  # below these a pose has not moved as far as the page's digits show
+_STILL_DEGREES, _STILL_UNITS = 0.005, 5e-4  # smaller motions of a pose round to zero on the page
 _HERE = Path(__file__).parent
 _MODES = {"texture": "Texture", "normals": "Normals", "clay": "Clay", "wireframe": "Wireframe"}
 
-# What the health of a mesh is called on the page, and how it is written.
+# Labels of the measures of a mesh on the page, and their formats.
 _HEALTH = {
     "faces": ("Faces", "{:,}"),
     "vertices": ("Vertices", "{:,}"),
@@ -79,7 +79,7 @@ def write_report(
     timings: Mapping[str, float] | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a self-contained HTML report. What is None or empty has no place on the page.
+    """Write a self-contained HTML report. Arguments that are None or empty are left out.
 
     Arrays may be numpy or torch, float in [0,1] or uint8.
 
@@ -93,11 +93,11 @@ def write_report(
             Default: view 0.
         mesh_path: an existing GLB in the world frame of `views`. The report holds a copy of it; above MAX_GLB bytes
             it only has a link relative to its own folder.
-        preview: [h,w,3] or [h,w,4], a picture of the mesh, shown where and while there is no 3D view.
+        preview: [h,w,3] or [h,w,4], a picture of the mesh, shown without a 3D view or until it is loaded.
         cameras: the v refined cameras, which draw the mesh; default: those of the views.
         conflict: [v,h,w] float in [0,1], the conflict maps.
         health: what `FusionResult.report` and `InputAgreement` hold; other keys are left out.
-        warnings: sentences on what is wrong with the result; they stand at the top.
+        warnings: sentences on faults of the result, shown at the top.
         notes: sentences on the result.
         model: sentences on the model and its limits.
         history: rows of losses (see `plots.loss_charts`).
@@ -145,7 +145,7 @@ def write_report(
 
 
 def _document(title: str, content: str, run: Mapping[str, Any], glb: bytes | None) -> str:
-    """The page. A policy lets the browser run the scripts written here and no other, and fetch nothing."""
+    """The page. Its content security policy allows the embedded scripts alone, and no network access."""
     sources = ["vendor/three.min.js", "viewer.js"] if glb else []
     scripts = [(_HERE / name).read_text(encoding="utf-8") for name in [*sources, "page.js"]]
     hashes = " ".join(f"'sha256-{_base64(hashlib.sha256(script.encode()).digest())}'" for script in scripts)
@@ -204,7 +204,7 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 
 def _facts(health: Mapping[str, Any]) -> str:
-    """The figures that tell at a glance whether the result is sound."""
+    """The main measures of the result's quality."""
     facts = {
         "input_iou": ("{:.2f}", "outline IoU"),
         "input_psnr": ("{:.1f} dB", "colour PSNR"),

@@ -1,4 +1,4 @@
-"""Arrays to data URIs, without importing torch: a tensor is whatever can be detached and moved to the CPU."""
+"""Arrays to data URIs, without importing torch: a tensor is any object with `detach` and `cpu`."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ _CONFLICT = np.array([0.84, 0.12, 0.10], np.float32)  # sRGB of a pixel whose co
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
-    """A numpy view of an array, or a copy of a tensor wherever it lives."""
+    """A numpy view of an array, or a copy of a tensor of any device."""
     return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
 
 

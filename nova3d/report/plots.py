@@ -1,4 +1,4 @@
-"""Loss curves as inline SVG: one small chart per loss, since their scales have nothing in common."""
+"""Loss curves as inline SVG: one small chart per loss, since their scales differ."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 WIDTH, HEIGHT = 320, 120
-MAX_POINTS = 240  # more than the chart has pixels to tell apart
+MAX_POINTS = 240  # more than the chart's pixels can show
 LOG_ABOVE = 30.0  # a positive series whose largest value is this many times its smallest is drawn on a log axis
 STEP_KEYS = ("step", "iteration")
 
 
 def loss_charts(history: Sequence[Mapping[str, Any]]) -> str:
-    """One <figure> per numeric key of the rows of `history`, in order of first appearance; "" where there is none.
+    """One <figure> per numeric key of the rows of `history`, in order of first appearance; "" without any.
 
     A row's "step" (or "iteration") is its place on the x axis, else its index. Rows lacking a key are skipped in its
     chart, values that are not finite are too.

@@ -101,7 +101,7 @@ def test_kept_scores_of_an_earlier_version_are_measured_anew_with_one_line(folde
     asked.clear()
     with caplog.at_level(logging.INFO):
         assert run(folders) == tables and len(asked) == 6
-    assert [r.getMessage()[:13] for r in caplog.records if "measured anew" in r.getMessage()] == ["6 kept scores"]
+    assert [r.getMessage()[:13] for r in caplog.records if "recomputed" in r.getMessage()] == ["6 kept scores"]
 
 
 @pytest.mark.usefixtures("coarse_shapes")
