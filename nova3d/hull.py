@@ -150,6 +150,25 @@ def visual_hull_mesh(masks: Tensor, cameras: Cameras, cells: int) -> trimesh.Tri
     return trimesh.Trimesh((vertices - 1) / cells - 0.5, faces[:, ::-1], process=False)
 
 
+def picture_counts(points: Tensor, masks: Tensor, cameras: Cameras) -> Tensor:
+    """How many pictures hold each point.
+
+    Args:
+        points: [n,3] float32, world frame.
+        masks: [v,h,w] float32 coverage in [0,1].
+        cameras: v cameras of h x w pixels.
+
+    Returns:
+        int64 [n], the views before which the point lies, inside their picture.
+    """
+    counts = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    for view, mask in enumerate(masks):
+        for piece, count in zip(points.split(_POINTS_AT_ONCE), counts.split(_POINTS_AT_ONCE), strict=True):
+            _, inside, depth = sample_mask(piece, mask, cameras[view])
+            count += inside & ((depth > 0) | (cameras.model == "orthographic"))
+    return counts
+
+
 def sample_mask(
     points: Tensor, mask: Tensor, camera: Cameras, padding: Literal["zeros", "border"] = "zeros"
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,12 +13,14 @@ from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.fusion.config import HullConfig
 from nova3d.fusion.rays import trilinear
-from nova3d.hull import MASK_LEVEL, carve, dilate, unsupported
+from nova3d.hull import MASK_LEVEL, carve, dilate, picture_counts, unsupported
 from nova3d.inflate import inflate
 from nova3d.views import ViewSet
 from nova3d.volume import consistent_volume
 
 log = logging.getLogger(__name__)
+
+_LEAST_SEEN = 0.25  # of the pictures that hold the best seen node: a node that fewer hold is not object
 
 
 def grid_points(resolution: int, radius: float, device: torch.device | str = "cpu") -> Tensor:
@@ -84,7 +86,8 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, slack: float 
     """Carve the visual hull out of the box, and measure the distance to it.
 
     A node is outside where more than `tolerance` of the views see background. Views do not count for nodes outside
-    their picture. Views with an empty mask are left out. Where all views are from above, the hull is closed below.
+    their picture, and a node that few pictures hold, compared with the others, is outside. Views with an empty mask
+    are left out. Where all views are from above, the hull is closed below.
 
     Args:
         views: any number of views.
@@ -110,6 +113,9 @@ def visual_hull(views: ViewSet, config: HullConfig, radius: float, slack: float 
     kept = carve(
         points, mask[used], views.cameras[used], config.tolerance, outside=False, behind="unknown", padding="border"
     )
+    counts = picture_counts(points[kept], mask[used], views.cameras[used])
+    if len(counts):
+        kept[kept.clone()] = counts >= _LEAST_SEEN * counts.max()
     kept[kept.clone()] = ~unsupported(points[kept], mask[used], views.cameras[used], 2 * radius / (n - 1))
     solid = kept.reshape(n, n, n).cpu().numpy()
     # The border is air; otherwise the object would have no surface there.
