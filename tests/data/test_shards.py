@@ -182,7 +182,7 @@ def test_members_that_the_index_repeats_are_refused_before_they_are_read(tmp_pat
     index = json.loads((folder / "index.json").read_text())
     sample = index["samples"][0]
     whole = [0, (folder / sample["shard"]).stat().st_size]
-    sample["members"] = {f"rgb.{k:03d}.png": whole for k in range(100_000)}
+    sample["members"] = {f"rgb.{k:03d}.png": whole for k in range(20_000)}
     (folder / "index.json").write_text(json.dumps(index))
     tracemalloc.start()
     with pytest.raises(InputError, match="damaged or truncated at object"):

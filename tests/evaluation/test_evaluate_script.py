@@ -70,7 +70,7 @@ def test_script_is_told_what_a_layout_does_not_say(tmp_path, monkeypatch, capsys
         shutil.copy(picture, tmp_path / "pred/cup")
     arguments = ["--predictions", tmp_path / "pred", "--references", tmp_path / "ref", "--out", tmp_path / "out"]
     arguments += ["--protocol", "mini", "--device", "cpu", "--layout", "frames", "kinds=[views]"]
-    for assumed, said in ([], "says nothing of cameras"), (["--assume", "cameras=syncdreamer16"], "camera"):
+    for assumed, said in ([], "does not give its cameras"), (["--assume", "cameras=syncdreamer16"], "camera"):
         assert call_script(monkeypatch, "evaluate", *arguments, *assumed) == 2
         assert said in capsys.readouterr().err
     assert call_script(monkeypatch, "evaluate", *arguments, "--assume", "cameras=ortho16") == 0
