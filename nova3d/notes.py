@@ -114,13 +114,17 @@ def mesh_notes(health: dict[str, Any], agreement: "InputAgreement | None") -> li
 
 def _texture_notes(health: dict[str, Any]) -> list[str]:
     """Where the texture's colours come from, if views that are trusted paint over others."""
-    lines = []
-    if "trusted_share" in health:
-        lines.append(f"The picture paints {100 * health['trusted_share']:.0f} % of the texture, which it sees.")
-    if health.get("mirrored_share", 0) > 0.005:
+    if "trusted_share" not in health:
+        return []
+    seen, projected = health["trusted_share"], health.get("mirrored_share", 0.0)
+    lines = [
+        f"{100 * seen:.0f} % of the texture comes from the picture, where it sees the surface, and "
+        f"{100 * (1 - seen - projected):.0f} % from the generated views, or from the fit where none sees it."
+    ]
+    if projected > 0.005:
         lines.append(
-            f"{100 * health['mirrored_share']:.0f} % has the picture's colours carried through to the sides and the "
-            "back: there the model's own colours were measured to be further from the truth."
+            f"{100 * projected:.0f} % has the picture's colours projected through to the sides and the back: there the "
+            "model's own colours were measured to be further from the truth."
         )
     return lines
 

@@ -51,9 +51,10 @@ def test_a_mesh_s_notes_say_whose_colours_it_has() -> None:
     ]
     painted = HEALTH | {"trusted_share": 0.42, "mirrored_share": 0.004}
     text = " ".join(notes.mesh_notes(painted, GOOD))
-    assert "IoU of 0.98" in text and "PSNR of 28.0 dB" in text and "paints 42 % of the texture" in text
-    assert "carried through" not in text
-    assert "30 % has the picture's colours carried through" in " ".join(
+    assert "IoU of 0.98" in text and "PSNR of 28.0 dB" in text
+    assert "42 % of the texture comes from the picture, where it sees the surface, and 58 %" in text
+    assert "projected through" not in text
+    assert "30 % has the picture's colours projected through" in " ".join(
         notes.mesh_notes(painted | {"mirrored_share": 0.3}, GOOD)
     )
 

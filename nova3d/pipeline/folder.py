@@ -49,6 +49,8 @@ def check_folder(folder: Path, name: str) -> None:
         InputError: where model_index.json is missing or describes something else, where a file differs from its
             checksum, and where the weights are pickles.
     """
+    if not folder.is_dir():
+        raise InputError(f"model '{name}' is neither a folder nor one of {', '.join(resources.names('model'))}")
     if not (folder / "model_index.json").is_file():
         raise InputError(f"'{name}' is not a model folder: it has no model_index.json")
     if (folder / "SHA256SUMS").is_file() and (faults := provenance.verify_checksums(folder)):

@@ -142,6 +142,8 @@ def load_checkpoint(
     if resume == "never":
         return 0
     candidates = list_checkpoints(folder)[::-1] if resume == "auto" else [Path(resume)]
+    if resume != "auto" and not Path(resume).is_dir():
+        raise InputError(f"checkpoint '{resume}' does not exist; resume= is auto, never or a checkpoint's folder")
     for path in candidates:
         reason = "another process cannot read it"
         try:

@@ -241,3 +241,10 @@ def test_the_network_is_told_the_cameras_that_training_told_it(
         told = rendered.rotated_to(start).cameras.azimuth_elevation()
         torch.testing.assert_close(told, given[0][0], atol=1e-5, rtol=0)
         torch.testing.assert_close(told, given[0][1], atol=1e-5, rtol=0)
+
+
+def test_a_model_that_is_not_there_is_told_from_a_folder_without_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model 'nope' is neither a folder nor one of nova3d-mini"):
+        Nova3DPipeline.load("nope")
+    with pytest.raises(InputError, match=r"is not a model folder: it has no model_index\.json"):
+        Nova3DPipeline.load(tmp_path)

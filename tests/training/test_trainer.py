@@ -163,7 +163,7 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_hand_over(make_confi
         ({"trackers": ["comet"]}, r"trackers\[0\]: 'comet' is not one of tensorboard, wandb"),
         ({"noise": NoiseConfig(stages=[[5, 0.0, 1.0]])}, "noise.stages: noise stages must start at step 0"),
         ({"svd": "x", "vae": "y"}, "svd= brings all three networks"),
-        ({"resume": "nowhere"}, "checkpoint 'nowhere' is truncated or damaged"),
+        ({"resume": "nowhere"}, "checkpoint 'nowhere' does not exist"),
         ({"pipeline": PipelineConfig(camera_preset="ortho16")}, "camera_preset=ortho16"),
         ({"vae": ""}, "vae= must name"),
         ({"vae": "nowhere"}, "no config.json"),
