@@ -142,8 +142,6 @@ def load_checkpoint(
     if resume == "never":
         return 0
     candidates = list_checkpoints(folder)[::-1] if resume == "auto" else [Path(resume)]
-    if resume != "auto" and not Path(resume).is_dir():
-        raise InputError(f"checkpoint '{resume}' does not exist; resume= is auto, never or a checkpoint's folder")
     for path in candidates:
         reason = "another process cannot read it"
         try:
@@ -159,6 +157,8 @@ def load_checkpoint(
             log.info("resumed from %s", path)
             return int(progress["step"])
         if path == candidates[-1]:
+            if not path.is_dir():
+                raise InputError(f"checkpoint '{path}' does not exist; resume= is auto, never or a checkpoint's folder")
             raise InputError(
                 f"checkpoint '{path}' is truncated or damaged ({reason}) and there is none before it; "
                 "resume=never or another out= starts from step 0"

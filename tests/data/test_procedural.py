@@ -52,13 +52,13 @@ def test_nearly_all_objects_pass_the_filters(tmp_path: Path) -> None:
     rig = preset("ortho16", 48)
     engine = make_engine(EngineConfig(name="raster", supersample=1))
     refused: dict[int, str] = {}
-    for number in range(100):
+    for number in range(60):
         path = tmp_path / "object.glb"
         path.write_bytes(glb(0, number))
         result = apply_filters(engine.render(path, rig, lambda done: None), rig, FilterConfig())
         if result.reject:
             refused[number] = result.message
-    assert len(refused) <= 5, refused
+    assert len(refused) <= 3, refused
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -252,7 +252,7 @@ def test_saving_and_loading_gives_the_same_views(
 
 
 def test_damaged_model_folders_are_one_line(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no model_index"):
+    with pytest.raises(InputError, match="none' is neither a folder nor one of nova3d-mini"):
         Nova3DPipeline.load(tmp_path / "none")
     for part, message in (("unet", "truncated or missing"), ("vae", "truncated or missing")):
         folder = tmp_path / f"cut-{part}"
