@@ -276,7 +276,7 @@ def loss_terms(
     config, conflict, c = state.config.loss, rendering.conflict, state.config.conflict
     trusted = state.trusted_among_others[batch.view]
     conflict = torch.where(trusted, 0.0, conflict)
-    weight = colour_weight = state.view_weights(context.poses_move)[batch.view]
+    weight = colour_weight = state.view_weights[int(context.poses_move)][batch.view]
     if context.conflict and c.mode == CLOSED_FORM:
         free = losses.closed_form_conflict(residual.detach(), context.lambda_0)
         conflict = torch.where(trusted, 0.0, free)

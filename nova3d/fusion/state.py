@@ -85,21 +85,17 @@ class FusionState:
         """[v] bool, `ViewSet.trusted_among_others` of the views."""
         return self.views.trusted_among_others
 
-    def view_weights(self, poses_move: bool) -> Tensor:
-        """Weights of the views' rays in the losses.
+    @cached_property
+    def view_weights(self) -> Tensor:
+        """[2,v] float32, weights of the views' rays in the losses: with fixed poses, and while poses are refined.
 
-        Views that are trusted among others weigh `loss.input_view`. Where all views are alike, view 0 weighs as much
-        while poses are refined: its pose is fixed, which keeps the other poses and the surface from drifting together.
-
-        Args:
-            poses_move: whether poses are being refined.
-
-        Returns:
-            [v] float32, 1 for the other views.
+        Views that are trusted among others weigh `loss.input_view`, the others 1. Where all views are alike, view 0
+        weighs as much while poses are refined: its pose is fixed, which keeps the other poses and the surface from
+        drifting together.
         """
-        heavier = self.trusted_among_others
-        if poses_move and not bool(heavier.any()):
-            heavier = torch.arange(len(self.views), device=heavier.device) == 0
+        trusted = self.trusted_among_others
+        first = torch.arange(len(self.views), device=trusted.device) == 0
+        heavier = torch.stack([trusted, trusted if bool(trusted.any()) else first])
         return torch.where(heavier, self.config.loss.input_view, 1.0)
 
     @property
