@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(set(wanted))) if wanted else tuple(there)
 
 
+@cache  # a study asks once for each object, and listing reads every model's metadata
 def _downloaded_models(source: Path) -> dict[str, Asset]:
     """Name -> model of a folder of MODEL/meshes/model.obj, as GSO is downloaded; empty where it holds none."""
     if not any(source.glob("*/meshes/model.obj")):

@@ -56,10 +56,7 @@ def foreground_psnr(pred: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
     Returns:
         float [n], dB; nan where no pixel counts.
     """
-    _same_shape(pred, ref)
-    inside = (mask > 0.5).to(pred)
-    error = ((pred - ref).square().mean(dim=-1) * inside).flatten(1).sum(dim=1)
-    return _decibel(error / inside.flatten(1).sum(dim=1))
+    return _psnr_among(pred, ref, mask > 0.5)
 
 
 def psnr_union(pred: Tensor, ref: Tensor, pred_mask: Tensor, ref_mask: Tensor) -> Tensor:
@@ -78,10 +75,15 @@ def psnr_union(pred: Tensor, ref: Tensor, pred_mask: Tensor, ref_mask: Tensor) -
     Returns:
         float [n], dB; nan where both masks are empty.
     """
+    return _psnr_among(pred, ref, (pred_mask > 0.5) | (ref_mask > 0.5))
+
+
+def _psnr_among(pred: Tensor, ref: Tensor, counted: Tensor) -> Tensor:
+    """PSNR [n] of images [n,h,w,3] over the pixels that `counted` [n,h,w] bool marks; nan where there are none."""
     _same_shape(pred, ref)
-    union = ((pred_mask > 0.5) | (ref_mask > 0.5)).to(pred)
-    error = ((pred - ref).square().mean(dim=-1) * union).flatten(1).sum(dim=1)
-    return _decibel(error / union.flatten(1).sum(dim=1))
+    weight = counted.to(pred)
+    error = ((pred - ref).square().mean(dim=-1) * weight).flatten(1).sum(dim=1)
+    return _decibel(error / weight.flatten(1).sum(dim=1))
 
 
 def pooled_psnr_union(pred: Tensor, ref: Tensor, pred_mask: Tensor, ref_mask: Tensor) -> float:
