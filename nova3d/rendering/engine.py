@@ -9,8 +9,9 @@ To add an engine, write a module with a class that follows `Engine` and add one 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast, get_args
 
+from nova3d.choices import Light, RenderedNormals
 from nova3d.config import Sentinel
 from nova3d.errors import InputError
 from nova3d.rendering.file_access import LIMITS, Limits
@@ -28,9 +29,6 @@ ENGINES = {
     "blender": "nova3d.rendering.blender:BlenderEngine",
 }
 
-Light = Literal["studio", "flat"]
-LIGHTS: tuple[str, ...] = get_args(Light)
-NORMALS = ("geometry", "shading")
 ViewCallback = Callable[[int], None]  # called with the number of views done
 
 
@@ -42,8 +40,8 @@ class EngineConfig:
     """raster, blender, or package.module:factory of another package; the factory takes this config and returns an
     Engine. The command line imports it with `--allow-code` only."""
     device: str = "cpu"
-    """cpu, cuda, or (blender) optix."""
-    light: str = "studio"
+    """cpu, cuda, or (blender) optix. An engine of another package may have others."""
+    light: Light = "studio"
     """studio, or flat: the base colour under uniform white light."""
     supersample: int = 2
     """Samples per pixel and axis (raster)."""
@@ -55,7 +53,7 @@ class EngineConfig:
     """CPU threads; null lets the engine choose."""
     python: str = ".venv-blender/bin/python"
     """The interpreter that has bpy; `make blender` makes it (blender)."""
-    normals: str = "geometry"
+    normals: RenderedNormals = "geometry"
     """geometry, or shading: with normal maps (blender)."""
     max_triangles: int = LIMITS.triangles
     """Refuse meshes of more triangles, instances counted."""
@@ -175,8 +173,8 @@ def check_settings(config: EngineConfig, devices: Sequence[str]) -> None:
     """
     for key, value, valid in (
         ("device", config.device, devices),
-        ("light", config.light, LIGHTS),
-        ("normals", config.normals, NORMALS),
+        ("light", config.light, get_args(Light)),
+        ("normals", config.normals, get_args(RenderedNormals)),
     ):
         if value not in valid:
             raise InputError(f"{key} '{value}' of the render engine '{config.name}' is not one of {', '.join(valid)}")

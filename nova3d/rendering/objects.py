@@ -7,7 +7,8 @@ import torch
 
 from nova3d import images
 from nova3d.cameras import Cameras
-from nova3d.rendering.engine import EngineConfig, Light, make_engine
+from nova3d.choices import Light
+from nova3d.rendering.engine import EngineConfig, make_engine
 from nova3d.rendering.meshes import require_textures
 from nova3d.views import ViewSet
 

@@ -9,16 +9,17 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nova3d.cameras import Cameras
+from nova3d.choices import Light
 from nova3d.errors import InputError
 from nova3d.images import linear_to_srgb, srgb_to_linear
-from nova3d.rendering.engine import EngineConfig, Light, Rendered, ViewCallback, check_settings, mesh_facts
+from nova3d.rendering.engine import EngineConfig, Rendered, ViewCallback, check_settings, mesh_facts
 from nova3d.rendering.meshes import Mesh, load_mesh
 from nova3d.rendering.parts import Sampler, Wrap
 from nova3d.rendering.reasons import Reason, RenderError
@@ -57,7 +58,7 @@ class RasterEngine:
         scale, centre = mesh.normalisation() if self.normalise else (1.0, torch.zeros(3))
         placed = mesh.placed(scale, centre).to(self.config.device)
         try:
-            raster = rasterize(placed, cameras, self.config.supersample, cast(Light, self.config.light), on_view)
+            raster = rasterize(placed, cameras, self.config.supersample, self.config.light, on_view)
         except InputError as error:
             raise RenderError(Reason.BLANK_RENDER, f"'{path}': {error}") from error
         if raster.rgba.device.type != torch.device(self.config.device).type:

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from nova3d import config as configs
-from nova3d.config import Sentinel
+from nova3d.choices import Launcher
+from nova3d.config import Range, Sentinel
 from nova3d.data.config import FilterConfig
 from nova3d.data.sources.base import SourceConfig
 from nova3d.errors import InputError
-from nova3d.rendering.engine import ENGINES, LIGHTS, EngineConfig
+from nova3d.rendering.engine import ENGINES, EngineConfig
 from nova3d.utils import provenance
 
 if TYPE_CHECKING:
     from nova3d.cameras import Cameras
 
-LAUNCHERS = ("local", "slurm", "ray")
 GPU_DEVICES = ("cuda", "optix")
 
 
@@ -23,15 +23,15 @@ GPU_DEVICES = ("cuda", "optix")
 class PoolConfig:
     """How the workers run; nothing here changes a pixel."""
 
-    launcher: str = "local"
-    """local; slurm (this process is one task of an array and renders its share); ray (one actor per GPU, or per worker,
-    of a Ray cluster whose nodes all see `out`)."""
-    workers: Annotated[int | None, Sentinel(0)] = None
+    launcher: Launcher = "local"
+    """local: this machine. slurm: this process is one task of a job array and renders its share. ray: one actor per
+    GPU, or per worker, of a Ray cluster whose nodes all see `out`."""
+    workers: Annotated[int | None, Sentinel(0), Range(1)] = None
     """Per GPU, or in all where engine.device is cpu; null means 2 per GPU, or one per core."""
     gpus: list[str] = field(default_factory=list)
     """UUIDs or indices of `nvidia-smi -L`; empty means every GPU of the machine."""
     shard: str | None = None
-    """i/n renders the i-th of n shares (from 0), chosen by hash of the uid."""
+    """i/n renders the i-th of n shares (from 0), chosen by hash of the uid; null renders all."""
     beat_seconds: float = 60.0
     """A worker is killed when it shows no progress for the larger of beat_seconds and beat_factor times the 95th
     percentile of the time per view; doubled for an object's last try."""
@@ -45,17 +45,18 @@ class PoolConfig:
     """The most that fetching one object may take."""
     memory_gb: Annotated[float | None, Sentinel(0)] = None
     """The most that a worker's processes may use together; null means an equal share of 0.9 of the machine."""
-    recycle_objects: int = 200
+    recycle_objects: Annotated[int, Range(1)] = 200
     """A worker is replaced after so many objects."""
     recycle_gb: float = 4.0
     """A worker is replaced when it has grown past this."""
-    strikes: int = 2
-    """Tries of an object that fails for a reason that may pass (a timeout, a crash); the last on a fresh worker."""
-    breaker_share: float = 0.2
-    """A worker stops when one reason takes more than this share of its last 100 objects; 0 never stops it."""
-    breaker_blanks: int = 10
-    """A worker stops after so many blank renders in a row; 0 never stops it."""
-    fetch_ahead: int = 2
+    strikes: Annotated[int, Range(1)] = 2
+    """The most attempts at an object that fails for a transient reason (a timeout, a crash); the last is made on a
+    fresh worker."""
+    breaker_share: Annotated[float | None, Sentinel(0), Range(0, 1)] = 0.2
+    """A worker stops when one reason takes more than this share of its last 100 objects; null never stops it."""
+    breaker_blanks: Annotated[int | None, Sentinel(0), Range(1)] = 10
+    """A worker stops after so many blank renders in a row; null never stops it."""
+    fetch_ahead: Annotated[int, Range(1)] = 2
     """Objects fetched before they are needed, per worker."""
     drain_seconds: float = 60.0
     """How long an interrupt (SIGINT, SIGTERM) waits for the objects in flight."""
@@ -79,11 +80,11 @@ class RenderConfig:
     """How workers run."""
     preset: str = "ortho16"
     """The cameras; see `nova3d.cameras.preset`."""
-    size: int = 256
+    size: Annotated[int, Range(1)] = 256
     """Side of a picture in pixels."""
     out: str = "data/shards"
     """The job folder."""
-    samples_per_shard: int = 256
+    samples_per_shard: Annotated[int, Range(1)] = 256
     """Objects per tar."""
     pack: bool = True
     """Pack at the end of `run`."""
@@ -91,9 +92,9 @@ class RenderConfig:
     """The only licences accepted; empty accepts all."""
     exclude: list[str] = field(default_factory=list)
     """Uids never to render."""
-    limit: Annotated[int | None, Sentinel(0)] = None
+    limit: Annotated[int | None, Sentinel(0), Range(1)] = None
     """The most objects to render; null renders all."""
-    val_share: float = 0.01
+    val_share: Annotated[float, Range(0, 1)] = 0.01
     """About this share of the objects goes to val/, chosen by hash of the uid; at least one of several, unless 0."""
 
     def cameras(self) -> "Cameras":
@@ -106,27 +107,15 @@ class RenderConfig:
         """Raise InputError for the first value that makes no sense."""
         from nova3d.data import filters
 
-        pool = self.pool
-        rules = [
-            (self.size >= 1, f"size must be at least 1, got {self.size}"),
-            (self.samples_per_shard >= 1, f"samples_per_shard must be at least 1, got {self.samples_per_shard}"),
-            (0 <= self.val_share < 1, f"val_share must lie in [0,1), got {self.val_share}"),
-            ((self.limit or 0) >= 0, f"limit must be at least 1, or null for all, got {self.limit}"),
-            (
-                self.engine.name in ENGINES or ":" in self.engine.name,
-                f"engine.name '{self.engine.name}' is not one of {', '.join(ENGINES)}, or package.module:factory",
-            ),
-            (self.engine.light in LIGHTS, f"light '{self.engine.light}' is not one of {', '.join(LIGHTS)}"),
-            (pool.launcher in LAUNCHERS, f"pool.launcher '{pool.launcher}' is not one of {', '.join(LAUNCHERS)}"),
-            ((pool.workers or 0) >= 0, f"pool.workers must be at least 1, or null, got {pool.workers}"),
-            (pool.strikes >= 1, f"pool.strikes must be at least 1, got {pool.strikes}"),
-            (pool.fetch_ahead >= 1, f"pool.fetch_ahead must be at least 1, got {pool.fetch_ahead}"),
-            (not pool.gpus or self.engine.device in GPU_DEVICES, "pool.gpus is given but engine.device is cpu"),
-        ]
-        for holds, complaint in rules:
-            if not holds:
-                raise InputError(complaint)
-        parse_shard(pool.shard)
+        configs.validate(self)
+        if self.val_share == 1:
+            raise InputError("val_share must be less than 1: training needs objects too")
+        if self.engine.name not in ENGINES and ":" not in self.engine.name:
+            known = f"{', '.join(ENGINES)}, or package.module:factory"
+            raise InputError(f"engine.name '{self.engine.name}' is not one of {known}")
+        if self.pool.gpus and self.engine.device not in GPU_DEVICES:
+            raise InputError(f"pool.gpus is given but engine.device is {self.engine.device}")
+        parse_shard(self.pool.shard)
         filters.check_config(self.filters)
         self.cameras()
 

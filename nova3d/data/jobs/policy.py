@@ -142,9 +142,9 @@ class CircuitBreaker:
             return ""  # a result that another worker confirms is the object's
         self.recent.append((task, reason))
         self._blanks = self._blanks + 1 if reason is Reason.BLANK_RENDER else 0
-        if 0 < self.config.breaker_blanks <= self._blanks:
+        if self.config.breaker_blanks and self._blanks >= self.config.breaker_blanks:
             return f"{self._blanks} blank renders in a row (pool.breaker_blanks)"
         count = sum(code is reason for _, code in self.recent)
-        if reason is not None and 0 < self.config.breaker_share * _WINDOW < count:
+        if reason is not None and self.config.breaker_share and count > self.config.breaker_share * _WINDOW:
             return f"'{reason}' for {count} of its last {len(self.recent)} objects (pool.breaker_share)"
         return ""

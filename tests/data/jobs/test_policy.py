@@ -80,5 +80,9 @@ def test_confirmed_verdicts_and_the_source_s_faults_do_not_count() -> None:
     for reason in (Reason.FETCH_FAILED, Reason.PARSE_ERROR, Reason.EMPTY_SCENE, Reason.MISSING_TEXTURE, Reason.DRACO):
         assert not any(breaker.record(task(), reason) for _ in range(50)), reason
     assert not breaker.recent
-    off = CircuitBreaker(PoolConfig(breaker_share=0, breaker_blanks=0))
+
+
+@pytest.mark.parametrize("unset", [None, 0])
+def test_a_breaker_that_is_not_set_stops_no_worker(unset: int | None) -> None:
+    off = CircuitBreaker(PoolConfig(breaker_share=unset, breaker_blanks=unset))
     assert not any(off.record(task(), Reason.BLANK_RENDER) for _ in range(200))

@@ -131,7 +131,7 @@ def test_when_every_worker_stops_the_job_says_why_and_can_go_on(make_job: MakeJo
         job.run(config)
     assert job.status(config).counts["waiting"] >= 10
     assert job.status(config).schedulers[0]["state"] == "stopped"
-    config.pool.breaker_blanks = 0
+    config.pool.breaker_blanks = None
     tally, _ = job.run(config)
     assert job.status(config).counts == {"done": 5, "refused": 12} and tally.reasons["blank_render"] == 12
 
