@@ -1,6 +1,7 @@
 """What a machine offers a render job: GPUs, cores and memory in slots of one worker each, and what is missing."""
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -83,13 +84,8 @@ def list_gpus() -> list[Gpu]:
 
 def parse_gpus(listing: str) -> list[Gpu]:
     """Parse `nvidia-smi -L`, lines such as "GPU 0: NVIDIA A100 (UUID: GPU-...)". MIG devices are left out."""
-    gpus = []
-    for line in listing.splitlines():
-        if line.startswith("GPU ") and "(UUID: " in line:
-            head, _, tail = line.partition("(UUID: ")
-            number, _, name = head.removeprefix("GPU ").partition(":")
-            gpus.append(Gpu(int(number), name.strip(), tail.strip().rstrip(")")))
-    return gpus
+    found = re.findall(r"^GPU (\d+): (.*) \(UUID: (\S+)\)", listing, re.MULTILINE)
+    return [Gpu(int(index), name, uuid) for index, name, uuid in found]
 
 
 def pick_gpus(wanted: list[str], found: list[Gpu]) -> list[Gpu]:

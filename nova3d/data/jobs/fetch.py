@@ -17,11 +17,11 @@ class Fetcher:
     def __init__(self, fetch: Callable[[Asset, Path], Path], root: Path):
         self._fetch, self._root = fetch, root
 
-    def request(self, asset: Asset) -> Future[Path]:
-        """Start to fetch an object; the exception of the returned future is a RenderError."""
-        future: Future[Path] = Future()
+    def request(self, asset: Asset) -> Future[Path | RenderError]:
+        """Start to fetch an object; the future gives its mesh file, or why there is none."""
+        future: Future[Path | RenderError] = Future()
         # A daemon thread: the process must be able to end while a fetch hangs, which an executor's thread prevents.
-        threading.Thread(target=self._run, args=(asset, future), daemon=True).start()
+        threading.Thread(target=lambda: future.set_result(self._run(asset)), daemon=True).start()
         return future
 
     def discard(self, uid: str) -> None:
@@ -29,16 +29,15 @@ class Fetcher:
         with contextlib.suppress(OSError):  # it goes with the scratch folder
             remove(self._root / check_component(uid, "uid"))
 
-    def _run(self, asset: Asset, future: Future[Path]) -> None:
+    def _run(self, asset: Asset) -> Path | RenderError:
         folder = self._root / asset.uid
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            future.set_result(self._fetch(asset, folder))
-            return
+            return self._fetch(asset, folder)
         except RenderError as error:
             cause, reason, message = error.__cause__, error.reason, str(error)
         except Exception as error:  # whatever a source's library raises is one object's failure
             cause, reason, message = error, Reason.FETCH_FAILED, f"{type(error).__name__}: {error}"
         if is_disk_full(cause):
             reason, message = Reason.WRITE_ERROR, f"cannot write a fetched file: {cause.strerror}"
-        future.set_exception(RenderError(reason, one_line(message, folder, Path(asset.path).parent)))
+        return RenderError(reason, one_line(message, folder, Path(asset.path).parent))

@@ -1,7 +1,7 @@
 """Launchers of a render job: this machine, one task of a SLURM array, or the actors of a Ray cluster.
 
 A share is (i, n): the objects whose uid's hash is i modulo n. Shares need no coordination. Each has its own journal,
-status and temporary files, and all run the same `RenderPool`.
+status and temporary files, and all run the same scheduler.
 """
 
 import logging
@@ -13,8 +13,8 @@ from typing import Any
 
 from nova3d.data.jobs import devices, journal
 from nova3d.data.jobs.config import GPU_DEVICES, RenderConfig, parse_shard
-from nova3d.data.jobs.policy import Task
-from nova3d.data.jobs.scheduler import RenderPool, RunSummary, Stop
+from nova3d.data.jobs.policy import RenderTask
+from nova3d.data.jobs.scheduler import RunSummary, Stop, render_tasks
 from nova3d.data.sources import Asset, make_source
 from nova3d.errors import InputError, first_line
 from nova3d.utils.progress import Progress
@@ -40,13 +40,13 @@ def run_share(
     """Render what is left of one share on this machine, which runs `jobs_here` shares in all."""
     mine = in_share(assets, share)
     found = journal.outcomes(Path(config.out), mine, config.pool.strikes)
-    tasks = [Task(a, failures=found[a.uid].attempts) for a in mine if found[a.uid].state == "waiting"]
+    tasks = [RenderTask(a, failures=found[a.uid].attempts) for a in mine if found[a.uid].state == "waiting"]
     tasks.sort(key=lambda task: task.failures)  # what failed before comes last
     log.info("%d of %d objects to render", len(tasks), len(mine))
     if not tasks:
         return RunSummary()
-    pool = RenderPool(config, devices.slots(config, jobs_here), share_name(share), progress)
-    return pool.run(tasks, make_source(config.source).fetch, stop)
+    fetch, slots = make_source(config.source).fetch, devices.slots(config, jobs_here)
+    return render_tasks(config, tasks, fetch, slots, share_name(share), progress, stop)
 
 
 def in_share(assets: list[Asset], share: Share) -> list[Asset]:

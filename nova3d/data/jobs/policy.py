@@ -59,12 +59,12 @@ class Timeouts:
 
 
 @dataclass
-class Task:
+class RenderTask:
     """An object that is to be rendered.
 
     Attributes:
         asset: the object.
-        failures: tries that failed.
+        failures: attempts that failed.
         deaths: workers that died over it.
         reason: of the last failure.
         suspect: whether its earlier result came from a worker that was stopped.
@@ -77,22 +77,22 @@ class Task:
     suspect: bool = False
 
     def record_failure(self, reason: Reason, worker_died: bool) -> None:
-        """Count a failed try."""
+        """Count a failed attempt."""
         self.failures += 1
         self.deaths += worker_died
         self.reason = reason
 
     def given_up(self, strikes: int) -> bool:
-        """Return whether no try is left; a second worker dead over it is enough."""
+        """Return whether no attempt is left; a second worker dead over it is enough."""
         return self.failures >= strikes or self.deaths >= _WORKER_DEATHS
 
     def last_try(self, strikes: int) -> bool:
-        """Return whether the next try may be the last, which is made on a fresh worker."""
+        """Return whether the next attempt may be the last, which is made on a fresh worker."""
         return self.failures > 0 and (self.failures + 1 >= strikes or self.deaths > 0)
 
     @property
     def exclusive(self) -> bool:
-        """Whether nothing else may run beside the next try: the object ran out of memory before."""
+        """Whether nothing else may run beside the next attempt: the object ran out of memory before."""
         return self.reason is Reason.OUT_OF_MEMORY
 
 
@@ -104,21 +104,21 @@ def outcome_state(reason: Reason | None) -> str:
 
 
 @dataclass(frozen=True)
-class Result:
-    """The end of one try of one object.
+class Attempt:
+    """The end of one attempt at an object.
 
     Attributes:
         task: the object.
         reason: why it is not done, None where it is.
         message: one line on the reason.
-        seconds: how long the try took.
+        seconds: how long the attempt took.
         worker: the slot's name, "" where the object did not reach a worker.
         device: the GPU's UUID, or "cpu".
         worker_died: whether the worker is dead.
         log: the end of the worker's log after a failure.
     """
 
-    task: Task
+    task: RenderTask
     reason: Reason | None
     message: str = ""
     seconds: float = 0.0
@@ -130,21 +130,22 @@ class Result:
 
 @dataclass
 class CircuitBreaker:
-    """Stops a worker whose recent results say that the worker, not the objects, is at fault."""
+    """Stops a worker whose recent attempts say that the worker, not the objects, is at fault."""
 
     config: PoolConfig
-    recent: deque[tuple[Task, Reason | None]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    recent: deque[Attempt] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _blanks: int = 0
 
-    def record(self, task: Task, reason: Reason | None) -> str:
-        """Take in a result (None: done); return why the worker must stop, or ""."""
-        if task.suspect or reason in _NOT_THE_WORKER:
+    def record(self, attempt: Attempt) -> str:
+        """Take in an attempt of the worker; return why the worker must stop, or ""."""
+        reason, pool = attempt.reason, self.config
+        if attempt.task.suspect or reason in _NOT_THE_WORKER:
             return ""  # a result that another worker confirms is the object's
-        self.recent.append((task, reason))
+        self.recent.append(attempt)
         self._blanks = self._blanks + 1 if reason is Reason.BLANK_RENDER else 0
-        if self.config.breaker_blanks and self._blanks >= self.config.breaker_blanks:
+        if pool.breaker_blanks and self._blanks >= pool.breaker_blanks:
             return f"{self._blanks} blank renders in a row (pool.breaker_blanks)"
-        count = sum(code is reason for _, code in self.recent)
-        if reason is not None and self.config.breaker_share and count > self.config.breaker_share * _WINDOW:
+        count = sum(earlier.reason is reason for earlier in self.recent)
+        if reason is not None and pool.breaker_share and count > pool.breaker_share * _WINDOW:
             return f"'{reason}' for {count} of its last {len(self.recent)} objects (pool.breaker_share)"
         return ""

@@ -1,30 +1,26 @@
-"""The worker program of the render pool: one engine, one object at a time, JSON lines in and out.
+"""The worker program of the render pool: one engine, one object at a time.
 
-`python -m nova3d.data.jobs.worker --config FILE --writer NAME --parent PID` reads requests from stdin and answers on
-its stdout. Both are redirected at the start, so that whatever a library prints lands in the log (stderr).
+`python -m nova3d.data.jobs.worker --pipe FD --parent PID --writer NAME` takes requests from a pipe and answers on it.
+What it and its libraries print is its log.
 
-in:  {"asset": {...}, "path": FILE, "target": TAR}
+in:  a RenderConfig, then per object {"asset": a row, "path": FILE, "target": TAR}
 out: {"event": "ready", "engine": {...}} once, then per object {"event": "beat", "views": n} and
-     {"event": "end", "uid": ..., "reason": ..., "message": ...}, both "" where the object is done;
+     {"event": "end", "reason": ..., "message": ...}, both "" where the object is done;
      {"event": "fault", "reason": ..., "message": ...} where the engine cannot start.
 """
 
 import argparse
-import json
+import contextlib
 import os
-import queue
-import signal
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nova3d import config as configs
 from nova3d.cameras import Cameras
 from nova3d.data import duplicates
 from nova3d.data.filters import apply_filters
@@ -34,11 +30,11 @@ from nova3d.data.sources import Asset
 from nova3d.errors import InputError, system_reason
 from nova3d.rendering.engine import Engine, make_engine
 from nova3d.rendering.reasons import Reason, RenderError, one_line
-from nova3d.utils import provenance, workers
+from nova3d.utils import provenance
 from nova3d.utils.files import is_disk_full
+from nova3d.utils.workers import exit_with_parent
 
 _LONGEST_MESSAGE = 400
-_GRACE_SECONDS = 20.0
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -95,51 +91,27 @@ class ObjectRenderer:
 def main() -> None:
     """Run the program."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--config", required=True, help="a RenderConfig as YAML")
+    arguments.add_argument("--pipe", type=int, required=True, help="descriptor of a two-way pipe to the scheduler")
+    arguments.add_argument("--parent", type=int, required=True, help="process id of the scheduler")
     arguments.add_argument("--writer", required=True, help="name of this worker in temporary file names")
-    arguments.add_argument("--parent", type=int, required=True, help="process id of who started it")
     options = arguments.parse_args()
-    workers.exit_with_parent(options.parent)
-    requests, send = _redirect_stdio()
+    exit_with_parent(options.parent)
+    os.set_inheritable(options.pipe, False)  # the pipe ends when this process does, whatever it has started
+    pipe = Connection(options.pipe)
+    config: RenderConfig = pipe.recv()
     try:
-        config = configs.load(RenderConfig, options.config)
         torch.set_num_threads(config.engine.threads or 1)
         renderer = ObjectRenderer(config, make_engine(config.engine), config.cameras(), options.writer)
     except InputError as error:
         reason = error.reason if isinstance(error, RenderError) else Reason.CRASH
-        send({"event": "fault", "reason": reason, "message": " ".join(str(error).split())})
+        pipe.send({"event": "fault", "reason": reason, "message": " ".join(str(error).split())})
         return
-    send({"event": "ready", "engine": renderer.engine.describe()})
-    try:
-        while (request := requests.get()) is not None:
-            asset = Asset.from_row(request["asset"])
-            end = renderer.render(asset, Path(request["path"]), Path(request["target"]), send)
-            send({"event": "end", "uid": asset.uid, **end})
-    finally:
-        renderer.engine.close()
-
-
-def _redirect_stdio() -> tuple["queue.SimpleQueue[dict[str, Any] | None]", Send]:
-    """Return the requests and the function that sends messages; stdin becomes empty, stdout the log."""
-    incoming, outgoing = os.dup(0), os.dup(1)
-    with Path(os.devnull).open() as empty:
-        os.dup2(empty.fileno(), 0)
-    os.dup2(2, 1)
-    requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-
-    def read() -> None:
-        with os.fdopen(incoming) as lines:
-            for line in lines:
-                requests.put(json.loads(line))
-        requests.put(None)
-        time.sleep(_GRACE_SECONDS)
-        os.killpg(0, signal.SIGKILL)  # still at work: the parent has died, and nothing else would end this
-
-    def send(message: dict[str, Any]) -> None:
-        os.write(outgoing, json.dumps(message).encode() + b"\n")
-
-    threading.Thread(target=read, daemon=True).start()
-    return requests, send
+    with contextlib.closing(renderer.engine), contextlib.suppress(EOFError):  # the scheduler has closed the pipe
+        pipe.send({"event": "ready", "engine": renderer.engine.describe()})
+        while True:
+            request = pipe.recv()
+            end = renderer.render(Asset.from_row(request["asset"]), request["path"], request["target"], pipe.send)
+            pipe.send({"event": "end"} | end)
 
 
 if __name__ == "__main__":

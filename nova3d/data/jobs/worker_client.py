@@ -1,7 +1,6 @@
 """The scheduler's side of a worker: it starts the process, hands it objects, reads its messages and kills it."""
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -9,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections import Counter
+from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ import psutil
 
 from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.devices import Slot
-from nova3d.data.jobs.policy import CircuitBreaker, Result, Task, Timeouts
-from nova3d.errors import InputError
+from nova3d.data.jobs.journal import object_path
+from nova3d.data.jobs.policy import Attempt, CircuitBreaker, RenderTask, Timeouts
 from nova3d.rendering.reasons import Reason
-from nova3d.utils.files import parse_json
 
 log = logging.getLogger(__name__)
 WORKER = ("-m", "nova3d.data.jobs.worker")  # the program of a worker process
@@ -31,77 +31,84 @@ _CUDA_CACHE_BYTES = 4 << 30  # compiled kernels of Cycles alone exceed the drive
 
 
 class WorkerClient:
-    """One slot and the worker that runs in it.
+    """One slot and the worker process that runs in it.
 
     Attributes:
         slot: the slot.
-        name: of the worker, unique in the job; names its temporary files.
-        process: the running worker.
+        breaker: its circuit breaker.
+        process: the running process, None where there is none.
         task: the object in flight.
         views: views done of the object in flight.
-        served: objects that the running process was given.
-        stopped: why no more workers are started here, "" while they are.
+        stopped: why no more processes are started here, "" while they are.
     """
 
     def __init__(self, slot: Slot, name: str, config: RenderConfig, timeouts: Timeouts, scratch: Path):
-        self.slot, self.name = slot, name
-        self.breaker = CircuitBreaker(config.pool)
+        self.slot, self.breaker = slot, CircuitBreaker(config.pool)
         self.process: WorkerProcess | None = None
-        self.task: Task | None = None
-        self.stopped = ""
-        self.served = self.views = 0
-        self._config, self._timeouts, self._folder = config, timeouts, scratch / name
-        self._ready = False
+        self.task: RenderTask | None = None
+        self.views, self.stopped = 0, ""
+        self._config, self._timeouts, self._name, self._folder = config, timeouts, name, scratch / name
         self._began = self._last_beat = 0.0  # start of the process or of the object; its last progress
         self._start_failures = 0
 
     @property
     def idle(self) -> bool:
         """Whether the worker can be given an object now."""
-        return self._ready and self.task is None
+        return self.process is not None and self.process.ready and self.task is None
 
     @property
     def seconds(self) -> float:
         """How long the object in flight, or the start, has taken."""
         return time.monotonic() - self._began
 
-    def start(self, config_file: Path) -> None:
+    def start(self) -> None:
         """Start a process."""
-        self.process = WorkerProcess(self.slot, config_file, self.name, self._folder)
-        self._ready, self.served, self._began = False, 0, time.monotonic()
+        self.process = WorkerProcess(self.slot, self._config, self._name, self._folder)
+        self._began = time.monotonic()
 
-    def submit(self, task: Task, path: Path, target: Path) -> None:
-        """Have the mesh `path` rendered into the tar `target`. `receive` notices a worker that is dead already."""
+    def submit(self, task: RenderTask, path: Path) -> None:
+        """Have the mesh file `path` of a task rendered. `receive` notices a worker that is dead already."""
         assert self.process is not None and self.task is None
-        self.task, self.views, self.served = task, 0, self.served + 1
+        self.task, self.views = task, 0
         self._began = self._last_beat = time.monotonic()
-        self.process.clear_log()
-        self.process.send({"asset": task.asset.to_row(), "path": str(path), "target": str(target)})
+        self.process.submit(task.asset.to_row(), path, object_path(Path(self._config.out), task.asset.uid))
 
-    def receive(self) -> Result | None:
-        """Read the worker's messages; return the result of the object in flight, where there is one."""
+    def receive(self) -> Attempt | None:
+        """Read the worker's messages; return the attempt that ended, where there is one."""
+        ended = None
+        try:
+            while self.process and self.process.pipe.poll():
+                ended = self._read(self.process.pipe.recv()) or ended
+        except (EOFError, ConnectionError):
+            ended = self._handle_exit() or ended
+        return ended
+
+    def _read(self, message: dict[str, Any]) -> Attempt | None:
         assert self.process is not None
-        result = None
-        messages, alive = self.process.receive()
-        for message in messages:
-            match message["event"]:
-                case "ready":
-                    self._check_device(str(message["engine"].get("device")))
-                case "beat":
-                    self._record_beat(message["views"])
-                case "end":
-                    reason = Reason(message["reason"]) if message["reason"] else None
-                    tail = self.process.log_tail() if reason and reason.transient else ""
-                    result = self._result(reason, message["message"], tail)
-                case "fault":
-                    self._fail_start(message["message"], final=message["reason"] == Reason.DEVICE)
-            if self.process is None:
-                return None
-        return result if alive else self._handle_exit() or result
+        match message["event"]:
+            case "ready":
+                device, wanted = str(message["engine"].get("device")), self._config.engine.device
+                if device.partition(":")[0] != wanted:  # engines may fall back to the CPU silently
+                    self._fail_start(f"{Reason.DEVICE}: it runs on '{device}', asked was '{wanted}'", final=True)
+                else:
+                    self.process.ready, self._start_failures = True, 0
+            case "fault":
+                self._fail_start(message["message"], final=message["reason"] == Reason.DEVICE)
+            case "beat":
+                now, views = time.monotonic(), message["views"]
+                if views > max(1, self.views):  # the first view includes loading
+                    self._timeouts.observe((now - self._last_beat) / (views - self.views))
+                self.views, self._last_beat = views, now
+                self._timeouts.warm = self._timeouts.warm or views > 0
+            case "end":
+                reason = Reason(message["reason"]) if message["reason"] else None
+                tail = self.process.log_tail() if reason and reason.transient else ""
+                return self._end_attempt(reason, message["message"], tail)
+        return None
 
-    def enforce_limits(self, memory: int | None, limit_bytes: int) -> Result | None:
+    def enforce_limits(self, memory: int | None, limit_bytes: int) -> Attempt | None:
         """Kill the worker where it hangs, takes too long, or uses more than `limit_bytes` (memory None: not known)."""
-        if self.process and not self._ready and self.seconds > (limit := self._config.pool.start_seconds):
+        if self.process and not self.process.ready and self.seconds > (limit := self._config.pool.start_seconds):
             self._fail_start(f"no answer within {limit:g} s", final=False)
         if self.process is None or self.task is None:
             return None
@@ -119,23 +126,15 @@ class WorkerClient:
         if self.process is None:
             return False
         pool = self._config.pool
-        if reason in (Reason.OUT_OF_MEMORY, Reason.DEVICE, Reason.CRASH) or self.served >= pool.recycle_objects:
+        if reason in (Reason.OUT_OF_MEMORY, Reason.DEVICE, Reason.CRASH) or self.process.served >= pool.recycle_objects:
             return True
-        return process_tree_memory([self.process.pid])[self.process.pid] > pool.recycle_gb * 1e9
+        return group_memory()[self.process.pid] > pool.recycle_gb * 1e9
 
     def terminate(self) -> None:
-        """End the process: an idle one by closing its input, a busy one by SIGKILL."""
+        """End the process: an idle one by closing its pipe, a busy one by SIGKILL."""
         if self.process is not None:
             self.process.end(_EXIT_SECONDS if self.idle else 0)
-            self.process, self._ready = None, False
-
-    def _check_device(self, device: str) -> None:
-        """Accept a worker that is ready on the device that was asked for; engines may fall back to the CPU silently."""
-        wanted = self._config.engine.device
-        if device.partition(":")[0] != wanted:
-            self._fail_start(f"{Reason.DEVICE}: it runs on '{device}', asked was '{wanted}'", final=True)
-            return
-        self._ready, self._start_failures = True, 0
+            self.process = None
 
     def _fail_start(self, why: str, final: bool) -> None:
         self._start_failures += 1
@@ -144,106 +143,87 @@ class WorkerClient:
             self.stopped = why
         self.terminate()
 
-    def _record_beat(self, views: int) -> None:
-        now = time.monotonic()
-        if views > max(1, self.views):  # the first view includes loading
-            self._timeouts.observe((now - self._last_beat) / (views - self.views))
-        self.views, self._last_beat = views, now
-        self._timeouts.warm = self._timeouts.warm or views > 0
-
-    def _kill(self, reason: Reason, message: str) -> Result:
+    def _kill(self, reason: Reason, message: str) -> Attempt:
         assert self.process is not None and self.task is not None
         log.warning("worker %s killed at object %s: %s", self.slot.name, self.task.asset.uid, message)
         tail = self.process.log_tail()
         self.terminate()
-        return self._result(reason, message, tail, worker_died=True)
+        return self._end_attempt(reason, message, tail, worker_died=True)
 
-    def _handle_exit(self) -> Result | None:
+    def _handle_exit(self) -> Attempt | None:
         """Clean up after a process that ended by itself."""
         assert self.process is not None
-        was_ready, tail = self._ready, self.process.log_tail()
+        was_ready, tail = self.process.ready, self.process.log_tail()
         why = f"the worker died: {self.process.end(_EXIT_SECONDS)}"
         why += f" | stderr: {tail.splitlines()[-1][:200]}" if tail else ""
-        self.process, self._ready = None, False
+        self.process = None
         if self.task:
-            return self._result(Reason.CRASH, why, tail, worker_died=True)
+            return self._end_attempt(Reason.CRASH, why, tail, worker_died=True)
         if not was_ready:
             self._fail_start(why, final=False)
         return None
 
-    def _result(self, reason: Reason | None, message: str, tail: str, worker_died: bool = False) -> Result:
+    def _end_attempt(self, reason: Reason | None, message: str, tail: str, worker_died: bool = False) -> Attempt:
         assert self.task is not None
         task, self.task, device = self.task, None, self.slot.gpu or "cpu"
-        return Result(task, reason, message, self.seconds, self.slot.name, device, worker_died, tail)
+        return Attempt(task, reason, message, self.seconds, self.slot.name, device, worker_died, tail)
 
 
 class WorkerProcess:
     """A process of the worker program, pinned to a slot's device and leader of its own process group.
 
-    A guard process in the group kills the group when this process dies: the worker may hang, and what it started
-    (Blender) would stay.
+    A guard process in the group kills the group when the scheduler's process dies: the worker may hang, and what it
+    started (Blender) would stay.
 
     Args:
         slot: where it runs.
-        config_file: a RenderConfig as YAML.
+        config: the job's.
         writer: names the worker's temporary files.
         folder: its TMPDIR, which also holds its log; emptied at the start and removed at the end.
+
+    Attributes:
+        pipe: the worker's messages. It is at its end when the worker has died.
+        pid: the process id, also that of the group.
+        ready: whether the engine has started.
+        served: objects that it was given.
     """
 
-    def __init__(self, slot: Slot, config_file: Path, writer: str, folder: Path):
-        self._slot, self._folder = slot, folder
+    def __init__(self, slot: Slot, config: RenderConfig, writer: str, folder: Path):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self._log = folder / "stderr.txt"
-        self._unread = b""
-        command = [sys.executable, *WORKER, "--config", str(config_file)]
-        command += ["--writer", writer, "--parent", str(os.getpid())]
-        pipe, environment = subprocess.PIPE, self._environment()
-        with self._log.open("ab") as stderr:
-            self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment, process_group=0
-            )
-        guard = ["/bin/sh", "-c", "read _; kill -9 0"]  # nothing is ever sent: `read` returns when our end is closed
-        self._guard = subprocess.Popen(guard, stdin=pipe, process_group=self._process.pid)
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._requests, self._answers = self._process.stdin, self._process.stdout
-        os.set_blocking(self._answers.fileno(), False)
-
-    def _environment(self) -> dict[str, str]:
-        folders = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self._folder))
-        counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._slot.threads))
-        cache = {"CUDA_CACHE_MAXSIZE": str(_CUDA_CACHE_BYTES)}
+        self.ready, self.served = False, 0
+        self._folder, self._log = folder, folder / "log.txt"
+        self.pipe, theirs = Pipe()
+        command = [sys.executable, *WORKER, "--pipe", str(theirs.fileno()), "--parent", str(os.getpid())]
+        folders = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(slot.threads))
         # Exactly one GPU, by UUID; on the CPU none, so that nothing takes one unasked.
-        return cache | dict(os.environ) | folders | counts | {"CUDA_VISIBLE_DEVICES": self._slot.gpu}
+        pinned = folders | threads | {"CUDA_VISIBLE_DEVICES": slot.gpu}
+        with theirs, self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*command, "--writer", writer],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={"CUDA_CACHE_MAXSIZE": str(_CUDA_CACHE_BYTES)} | os.environ | pinned,
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+        self.pid = self._process.pid
+        guard = ["/bin/sh", "-c", "read _; kill -9 0"]  # nothing is ever sent: `read` returns when our end is closed
+        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=self.pid)
+        threads_here = replace(config.engine, threads=config.engine.threads or slot.threads)
+        self._send(replace(config, engine=threads_here))
 
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when messages have arrived or the process has ended."""
-        return self._answers.fileno()
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Send a request; a dead process is noticed by `receive`."""
-        with contextlib.suppress(BrokenPipeError):
-            self._requests.write(json.dumps(message).encode() + b"\n")
-            self._requests.flush()
-
-    def receive(self) -> tuple[list[dict[str, Any]], bool]:
-        """Return the messages that have arrived, and whether the process is still there."""
-        alive = True
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self._answers.fileno(), 1 << 16):
-                self._unread += data
-            alive = False
-        *lines, self._unread = self._unread.split(b"\n")
-        return [message for line in lines if (message := _parse_message(line))], alive
-
-    def clear_log(self) -> None:
-        """Empty the log, which then is about the next object alone."""
+    def submit(self, asset: dict[str, Any], path: Path, target: Path) -> None:
+        """Have the mesh `path` rendered into the tar `target`; the log then is about this object alone."""
+        self.served += 1
         os.truncate(self._log, 0)
+        self._send({"asset": asset, "path": path, "target": target})
+
+    def _send(self, message: Any) -> None:
+        with contextlib.suppress(OSError):  # the end of the pipe tells that the process is dead
+            self.pipe.send(message)
 
     def log_tail(self) -> str:
         """Return the end of the log."""
@@ -252,7 +232,7 @@ class WorkerProcess:
             return file.read().decode(errors="replace").strip()
 
     def end(self, patience: float) -> str:
-        """Close its requests, wait for its exit, then kill what is left of its group and remove its folder.
+        """Close the pipe, wait for the exit, then kill what is left of the group and remove the folder.
 
         Args:
             patience: seconds to wait before it is killed.
@@ -260,45 +240,27 @@ class WorkerProcess:
         Returns:
             How the worker ended.
         """
-        with contextlib.suppress(BrokenPipeError):
-            self._requests.close()
+        self.pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
         # Children may outlive the leader: the group is killed even when the leader is gone.
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
         try:
             code = self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            log.warning("worker %s cannot be killed (process %d)", self._slot.name, self._process.pid)
+            log.warning("a worker cannot be killed (process %d)", self.pid)
             code = 0
-        self._answers.close()
         self._guard.communicate()
         shutil.rmtree(self._folder, ignore_errors=True)
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def process_tree_memory(roots: Iterable[int]) -> dict[int, int]:
-    """Return the resident bytes of each process in `roots` with all its descendants, in one pass over the machine."""
-    parents: dict[int, int] = {}
-    resident: dict[int, int] = {}
-    for process in psutil.process_iter(["ppid", "memory_info"]):
-        if process.info["memory_info"] is not None:  # gone, or another user's
-            parents[process.pid], resident[process.pid] = process.info["ppid"], process.info["memory_info"].rss
-    totals = dict.fromkeys(roots, 0)
-    for pid, used in resident.items():
-        ancestor = pid
-        while ancestor in parents and ancestor not in totals:
-            ancestor = parents[ancestor]
-        if ancestor in totals:
-            totals[ancestor] += used
-    return totals
-
-
-def _parse_message(line: bytes) -> dict[str, Any] | None:
-    """Return a message, or None for what a library printed before the worker redirected its stdout."""
-    with contextlib.suppress(InputError):
-        if "event" in (message := parse_json(line, dict, "message")):
-            return message
-    log.debug("a worker printed %r", line[:200])
-    return None
+def group_memory() -> Counter[int]:
+    """Return the resident bytes of each process group of the machine. A worker leads one, which is all that it runs."""
+    groups: Counter[int] = Counter()
+    for process in psutil.process_iter(["memory_info"]):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or is another user's
+            if process.info["memory_info"] is not None:
+                groups[os.getpgid(process.pid)] += process.info["memory_info"].rss
+    return groups

@@ -38,7 +38,7 @@ class FakeEngine:
         if fault == "bug":
             raise ZeroDivisionError("a bug of the engine")
         if fault == "crash":
-            os.write(1, b"the last words of a worker\n")  # stdout is not the protocol's any more
+            os.write(1, b"the last words of a worker\n")  # stdout is the log
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # as a full disk: writes fail after some bytes

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 REASONS = {"refuse": "empty_scene", "blank": "blank_render", "oom": "out_of_memory", "lost": "device"}
@@ -22,10 +23,12 @@ HOARD: list[bytes] = []
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    for name in ("config", "writer", "parent"):
+    for name in ("pipe", "writer", "parent"):
         arguments.add_argument(f"--{name}")
-    writer = arguments.parse_args().writer
-    os.write(1, b"a library's greeting\n")  # not the protocol's
+    options = arguments.parse_args()
+    pipe, writer = Connection(int(options.pipe)), options.writer
+    os.set_inheritable(pipe.fileno(), False)
+    os.write(1, b"a library's greeting\n")  # belongs to the log
     start = os.environ.get("NOVA3D_FAKE_START", "")
     if start == "die":
         sys.stderr.write("no such library\n")
@@ -33,24 +36,28 @@ def main() -> None:
     if start == "hang":
         time.sleep(3600)
     default = "cuda" if os.environ["CUDA_VISIBLE_DEVICES"] else "cpu"
-    say({"event": "ready", "engine": {"device": os.environ.get("NOVA3D_FAKE_DEVICE", default)}})
-    for line in sys.stdin:
-        request = json.loads(line)
-        uid, path = request["asset"]["uid"], Path(request["path"])
+    pipe.recv_bytes()  # the config
+    pipe.send({"event": "ready", "engine": {"device": os.environ.get("NOVA3D_FAKE_DEVICE", default)}})
+    while True:
+        try:
+            request = pipe.recv()
+        except EOFError:
+            return
+        uid, path = request["asset"]["uid"], request["path"]
         mesh = json.loads(path.read_text())
         fault = mesh.get("fault", "") if due(uid, mesh) else ""
         sick = os.environ.get("NOVA3D_FAKE_SICK", "")
         if sick and writer.endswith(sick):
             fault = "blank"
-        reason = perform(fault, mesh)
+        reason = perform(fault, mesh, pipe)
         if not reason:
-            write(Path(request["target"]), uid, path, writer)
-        say({"event": "end", "uid": uid, "reason": reason, "message": fault})
+            write(request["target"], uid, path, writer)
+        pipe.send({"event": "end", "reason": reason, "message": fault})
 
 
-def perform(fault: str, mesh: dict[str, object]) -> str:
+def perform(fault: str, mesh: dict[str, object], pipe: Connection) -> str:
     for view in range(4):
-        say({"event": "beat", "views": view + 1})
+        pipe.send({"event": "beat", "views": view + 1})
     if fault == "swell":
         HOARD.append(b"x" * 200_000_000)
     if fault == "sleep":
@@ -66,7 +73,7 @@ def perform(fault: str, mesh: dict[str, object]) -> str:
         hoard = []
         while True:
             hoard.append(b"x" * 20_000_000)
-            say({"event": "beat", "views": 4})
+            pipe.send({"event": "beat", "views": 4})
             time.sleep(0.02)
     return REASONS.get(fault, "")
 
@@ -92,10 +99,6 @@ def due(uid: str, mesh: dict[str, object]) -> bool:
     tries = len(list(folder.glob(f"{uid}.*")))
     (folder / f"{uid}.{tries}.{os.getpid()}").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
     return not mesh.get("times") or tries < int(str(mesh["times"]))
-
-
-def say(message: dict[str, object]) -> None:
-    os.write(1, json.dumps(message).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ def test_every_worker_sees_exactly_its_gpu(
 ) -> None:
     start, warm = WorkerClient.start, []
 
-    def note(self: WorkerClient, config_file: Path) -> None:
+    def note(self: WorkerClient) -> None:
         warm.append(self._timeouts.warm)
-        start(self, config_file)
+        start(self)
 
     monkeypatch.setattr(WorkerClient, "start", note)
     config = make_job({f"o{i}": {"fault": "sleep", "seconds": 0.1} for i in range(12)}, workers=2)

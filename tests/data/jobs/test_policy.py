@@ -3,13 +3,17 @@
 import pytest
 
 from nova3d.data.jobs.config import PoolConfig
-from nova3d.data.jobs.policy import CircuitBreaker, Task, Timeouts
+from nova3d.data.jobs.policy import Attempt, CircuitBreaker, RenderTask, Timeouts
 from nova3d.data.sources import Asset
 from nova3d.rendering.reasons import Reason
 
 
-def task(**fields: bool) -> Task:
-    return Task(Asset("x", "folder"), **fields)  # type: ignore[arg-type]
+def task(**fields: bool) -> RenderTask:
+    return RenderTask(Asset("x", "folder"), **fields)  # type: ignore[arg-type]
+
+
+def ended(reason: Reason | None, suspect: bool = False) -> Attempt:
+    return Attempt(task(suspect=suspect), reason)
 
 
 def test_silence_is_ten_times_the_95th_percentile_and_at_least_a_minute() -> None:
@@ -59,30 +63,30 @@ def test_a_worker_stops_at_more_than_a_fifth_of_its_last_hundred_with_one_code()
     breaker = CircuitBreaker(PoolConfig())
     for index in range(100):
         reason = Reason.CRASH if index % 5 == 0 else Reason.THIN if index % 7 == 0 else None
-        assert breaker.record(task(), reason) == ""
-    assert breaker.record(task(), None) == ""  # the oldest, a crash, leaves the window
-    assert breaker.record(task(), Reason.CRASH) == ""
-    assert "'crash' for 21 of its last 100 objects" in breaker.record(task(), Reason.CRASH)
+        assert breaker.record(ended(reason)) == ""
+    assert breaker.record(ended(None)) == ""  # the oldest, a crash, leaves the window
+    assert breaker.record(ended(Reason.CRASH)) == ""
+    assert "'crash' for 21 of its last 100 objects" in breaker.record(ended(Reason.CRASH))
 
 
 @pytest.mark.parametrize("interruption", [None, Reason.CRASH])
 def test_ten_blanks_in_a_row_stop_a_worker(interruption: Reason | None) -> None:
     breaker = CircuitBreaker(PoolConfig())
-    assert not any(breaker.record(task(), Reason.BLANK_RENDER) for _ in range(9))
-    assert breaker.record(task(), interruption) == ""
-    assert not any(breaker.record(task(), Reason.BLANK_RENDER) for _ in range(9))
-    assert breaker.record(task(), Reason.BLANK_RENDER).startswith("10 blank renders in a row")
+    assert not any(breaker.record(ended(Reason.BLANK_RENDER)) for _ in range(9))
+    assert breaker.record(ended(interruption)) == ""
+    assert not any(breaker.record(ended(Reason.BLANK_RENDER)) for _ in range(9))
+    assert breaker.record(ended(Reason.BLANK_RENDER)).startswith("10 blank renders in a row")
 
 
 def test_confirmed_verdicts_and_the_source_s_faults_do_not_count() -> None:
     breaker = CircuitBreaker(PoolConfig())
-    assert not any(breaker.record(task(suspect=True), Reason.BLANK_RENDER) for _ in range(50))
+    assert not any(breaker.record(ended(Reason.BLANK_RENDER, suspect=True)) for _ in range(50))
     for reason in (Reason.FETCH_FAILED, Reason.PARSE_ERROR, Reason.EMPTY_SCENE, Reason.MISSING_TEXTURE, Reason.DRACO):
-        assert not any(breaker.record(task(), reason) for _ in range(50)), reason
+        assert not any(breaker.record(ended(reason)) for _ in range(50)), reason
     assert not breaker.recent
 
 
 @pytest.mark.parametrize("unset", [None, 0])
 def test_a_breaker_that_is_not_set_stops_no_worker(unset: int | None) -> None:
     off = CircuitBreaker(PoolConfig(breaker_share=unset, breaker_blanks=unset))
-    assert not any(off.record(task(), Reason.BLANK_RENDER) for _ in range(200))
+    assert not any(off.record(ended(Reason.BLANK_RENDER)) for _ in range(200))

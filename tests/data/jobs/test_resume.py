@@ -214,11 +214,17 @@ def test_the_clock_of_another_host_does_not_decide(make_job: MakeJob) -> None:
 def test_the_scratch_folder_is_private_and_its_name_cannot_be_foreseen(make_job: MakeJob, tmp_path: Path) -> None:
     """What a killed run left is cleared; what others put there under such a name is left alone."""
     config = make_job({"good": {}})
-    first, second = (scratch_folder(config, "local") for _ in range(2))
+    folders = []
+    for _ in range(2):
+        with scratch_folder(config, "local") as folder:
+            folders.append(folder)
+            assert folder.is_dir() and folder.stat().st_mode & 0o777 == 0o700
+        assert not folder.exists()
+    first, second = folders
     assert first != second and first.parent == second.parent == tmp_path / "scratch"
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/keep.txt").write_text("x")
-    first.mkdir(parents=True)
+    first.mkdir()
     second.symlink_to(tmp_path / "elsewhere")
     assert job.run(config)[0].states == {"done": 1}
     assert not first.exists() and second.is_symlink() and (tmp_path / "elsewhere/keep.txt").exists()

@@ -13,7 +13,7 @@ import pytest
 from nova3d.data.jobs import job, journal
 from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.fetch import Fetcher
-from nova3d.data.jobs.policy import Result, Task
+from nova3d.data.jobs.policy import Attempt, RenderTask
 from nova3d.data.jobs.scheduler import TaskQueue
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
@@ -221,12 +221,14 @@ def test_a_worker_that_has_grown_is_replaced(make_job: MakeJob, tries: Tries) ->
 
 def test_the_counts_are_right_after_the_objects_of_a_stopped_worker_are_queued_again(tmp_path: Path) -> None:
     config = RenderConfig(out=str(tmp_path))
-    twice, once = Task(Asset("twice", "folder")), Task(Asset("once", "folder"))
+    twice, once = RenderTask(Asset("twice", "folder")), RenderTask(Asset("once", "folder"))
     with contextlib.closing(journal.Journal(tmp_path, "local")) as book:
         queue = TaskQueue(config, [], book, Fetcher(lambda asset, folder: folder, tmp_path / "fetch"))
-        for task, reason in ((twice, Reason.CRASH), (twice, Reason.TIMEOUT), (once, Reason.CRASH), (once, None)):
-            queue.finish(Result(task, reason))
+        ended = ((twice, Reason.CRASH), (twice, Reason.TIMEOUT), (once, Reason.CRASH), (once, None))
+        attempts = [Attempt(task, reason) for task, reason in ended]
+        for attempt in attempts:
+            queue.finish(attempt)
         assert queue.summary.states == {"failed": 1, "done": 1} and queue.summary.reasons == {"timeout": 1}
-        queue.requeue([(twice, Reason.CRASH), (twice, Reason.TIMEOUT), (once, None)], "it draws nothing")
+        queue.requeue([attempts[0], attempts[1], attempts[3]], "it draws nothing")
     assert {*queue.summary.states.values(), *queue.summary.reasons.values()} == {0}
     assert [row["uid"] for row in journal.read_rows(tmp_path) if row["state"] == "queued"] == ["twice", "once"]
