@@ -138,11 +138,10 @@ def _pack(settings: "RenderConfig", options: argparse.Namespace) -> None:
         options.views = options.files[0]
         return _pack_views(settings, options)
 
-    from nova3d.data.jobs import job
     from nova3d.data.jobs.pack import pack
 
     with common.progress_bar("packing") as bar:
-        packed = pack(settings, job.load_plan(settings), options.incomplete, bar)
+        packed = pack(settings, options.incomplete, bar)
     print(f"shards: {packed}")
 
 

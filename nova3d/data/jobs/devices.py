@@ -134,18 +134,15 @@ def examine(config: RenderConfig) -> Iterator[Finding]:
     yield from _examine_gpus(needed=config.engine.device in GPU_DEVICES)
     yield _examine_slots(config)
     for name, folder in (("out", config.out), ("scratch", config.pool.scratch or tempfile.gettempdir())):
-        existing = next(
-            place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists()
-        )
+        path = Path(folder).absolute()
+        existing = next(place for place in (path, *path.parents) if place.exists())
         free = shutil.disk_usage(existing).free / 1e9
         yield Finding(f"disk of {name}", f"{free:.0f} GB free at '{existing}'" + (" (LOW)" * (free < _LOW_DISK_GB)))
     if config.engine.name == "blender":
         yield _examine_blender(config.engine.python)
-    if compat.has("ray"):
-        yield Finding("Ray", metadata.version("ray"))
-    else:
-        fault = "pool.launcher=ray needs it: pip install 'nova3d[ray]'" if config.pool.launcher == "ray" else ""
-        yield Finding("Ray", "not installed (optional: several machines)", fault)
+    if config.pool.launcher == "ray":
+        fault = "" if compat.has("ray") else "pool.launcher=ray needs it: pip install 'nova3d[ray]'"
+        yield Finding("Ray", "not installed" if fault else metadata.version("ray"), fault)
 
 
 def _examine_gpus(needed: bool) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from typing import Any
 from nova3d.data.jobs import journal, launchers
 from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.pack import Packed, pack
-from nova3d.data.jobs.plan import Plan, check_settings, read_plan, write_plan
+from nova3d.data.jobs.plan import PLAN, load_plan, read_plan, write_plan
 from nova3d.data.jobs.scheduler import RunSummary, Stop
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
@@ -49,25 +49,18 @@ def run(
     config.check()
     out = writable_folder(config.out)
     with locked(out, name="plan", wait=True):  # the shares of one job start together
-        if not (out / "plan.json").is_file():
+        if not (out / PLAN).is_file():
             log.info("%s", write_plan(config, progress))
-    plan = load_plan(config)
-    summary = launchers.launch(config, plan.assets(), progress, stop or Stop())
+    assets = load_plan(config).assets()
+    summary = launchers.launch(config, assets, progress, stop or Stop())
     if summary.ended or not config.pack:
         return summary, None
-    found = journal.outcomes(out, plan.assets(), config.pool.strikes)
+    found = journal.outcomes(out, assets, config.pool.strikes)
     waiting = sum(outcome.state == "waiting" for outcome in found.values())
     if waiting:
         log.info("%d objects belong to other shares or are not done: `pack` when all shares have ended", waiting)
         return summary, None
-    return summary, pack(config, plan, progress=progress)
-
-
-def load_plan(config: RenderConfig) -> Plan:
-    """Return the job's plan. Raises InputError where there is none or it was made with other settings."""
-    plan = read_plan(config.out)
-    check_settings(plan, config)
-    return plan
+    return summary, pack(config, progress=progress)
 
 
 def retry(config: RenderConfig, reasons: Collection[str]) -> list[str]:

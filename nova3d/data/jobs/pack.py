@@ -12,7 +12,7 @@ from nova3d.cameras import Cameras
 from nova3d.data import duplicates
 from nova3d.data.jobs.config import RenderConfig, rig_digest
 from nova3d.data.jobs.journal import AssetOutcome, object_path, outcomes
-from nova3d.data.jobs.plan import Plan
+from nova3d.data.jobs.plan import RenderPlan, load_plan
 from nova3d.data.shards import INDEX, ShardWriter, read_member, read_object
 from nova3d.errors import InputError, system_reason
 from nova3d.rendering.reasons import Reason
@@ -45,7 +45,7 @@ class Packed:
         return f"{words}{'' if self.changed else ' (unchanged)'}"
 
 
-def pack(config: RenderConfig, plan: Plan, incomplete: bool = False, progress: Progress | None = None) -> Packed:
+def pack(config: RenderConfig, incomplete: bool = False, progress: Progress | None = None) -> Packed:
     """Write train/ and val/ of a job: shards in order of sha256(uid), an index, and a manifest.
 
     manifest.jsonl has one row per planned object, packed or why not. Duplicates are left out, and their groups stay on
@@ -53,7 +53,6 @@ def pack(config: RenderConfig, plan: Plan, incomplete: bool = False, progress: P
 
     Args:
         config: the job's.
-        plan: the job's.
         incomplete: pack although objects are still to be rendered.
         progress: called after every object.
 
@@ -61,10 +60,10 @@ def pack(config: RenderConfig, plan: Plan, incomplete: bool = False, progress: P
         What was packed.
 
     Raises:
-        InputError: where objects are still to be rendered, an object's tar is damaged or was rendered with another rig,
-            nothing is left to pack, or the disk is full.
+        InputError: where there is no plan or it was made with other settings, objects are still to be rendered, an
+            object's tar is damaged or was rendered with another rig, nothing is left to pack, or the disk is full.
     """
-    out = Path(config.out)
+    out, plan = Path(config.out), load_plan(config)
     try:
         with locked(out, name="pack", wait=True):
             return _pack(config, plan, incomplete, progress)
@@ -151,7 +150,7 @@ def _split_content(folder: Path) -> dict[str, tuple[int, int]]:
     return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()}
 
 
-def _pack(config: RenderConfig, plan: Plan, incomplete: bool, progress: Progress | None) -> Packed:
+def _pack(config: RenderConfig, plan: RenderPlan, incomplete: bool, progress: Progress | None) -> Packed:
     out, assets = Path(config.out), plan.assets()
     found = outcomes(out, assets, config.pool.strikes)
     waiting = [uid for uid, outcome in found.items() if outcome.state == "waiting"]

@@ -6,14 +6,15 @@ estimates. Objects stand in the order of the SHA-256 of their uid, so that any f
 """
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nova3d import config as configs
 from nova3d.data.jobs.config import RenderConfig, content_settings, rig_digest
+from nova3d.data.jobs.devices import core_count
 from nova3d.data.sources import Asset, make_source
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
@@ -25,32 +26,28 @@ from nova3d.utils.provenance import stable_hash
 
 PLAN = "plan.json"
 ROWS = "plan.jsonl"
-# Values that meant "not set" in the plans of earlier versions.
-_NOT_SET = {"limit": 0, "source.licences": "", "source.list": "", "source.exclude_list": ""}
-
 # Estimates, good to a factor of two.
 # PNG bytes of one RGBA and one normal view of textured scans: at 128 pixels 12.1 KB (mean of 30 objects of Google
 # Scanned Objects), at 256 pixels 33 to 37 KB. Flat-coloured low-poly objects take a third.
 _BYTES_PER_VIEW = 36_000
 _BYTES_AT = 256
 _BYTES_POWER = 1.55  # not 2: edges grow with the side, surfaces with its square
-# CPU seconds on one core of a shared machine. Raster: 2x2 supersampled 128 and 256 pixels, 62 low-poly and 30
-# scanned objects; encoding and filters included.
-_RASTER_OBJECT = 0.05
-_RASTER_PIXEL = 0.30e-6
-_RASTER_SAMPLE = 0.58e-6
+# Seconds of an object, a view, a pixel and a sample of a pixel, and where they come from.
+# Raster: one core of a shared machine, 2x2 supersampled 128 and 256 pixels, 62 low-poly and 30 scanned objects;
+# encoding and filters included.
 # Cycles on a CPU with OIDN (fast): fit of four objects at 16, 32 and 64 samples, 256 pixels: 10.8, 18.3 and 33.8 s for
-# 16 views. Real assets with many materials take twice as long.
-_CYCLES_VIEW = 0.10
-_CYCLES_PIXEL = 0.097 / 256**2
-_CYCLES_SAMPLE = 0.0299 / 256**2
-_REAL_ASSETS = 2.0
+# 16 views; doubled, as real assets with many materials take twice as long.
 # Cycles on a GPU: SyncDreamer reports 800,000 objects of 16 views in 2 weeks on 8 V100.
-_CYCLES_GPU_VIEW = 12.1 / 16
+_MEASURED = "from measured CPU seconds"
+_COSTS = {
+    ("raster", "CPU"): (0.05, 0.0, 0.30e-6, 0.58e-6, _MEASURED),
+    ("blender", "CPU"): (0.0, 2 * 0.10, 2 * 0.097 / 256**2, 2 * 0.0299 / 256**2, _MEASURED),
+    ("blender", "GPU"): (0.0, 12.1 / 16, 0.0, 0.0, "from a published figure for a V100, not measured"),
+}
 
 
 @dataclass(frozen=True)
-class Plan:
+class RenderPlan:
     """What a job will render.
 
     Attributes:
@@ -112,7 +109,7 @@ def _size(count: float) -> str:
     return f"{count / (scale or 1e3):.3g} {unit}"
 
 
-def write_plan(config: RenderConfig, progress: Progress | None = None) -> Plan:
+def write_plan(config: RenderConfig, progress: Progress | None = None) -> RenderPlan:
     """List the source, refuse what the licences forbid, choose splits, and write the plan into `config.out`.
 
     The same settings and source give the same files.
@@ -123,23 +120,24 @@ def write_plan(config: RenderConfig, progress: Progress | None = None) -> Plan:
     """
     folder = writable_folder(config.out)
     if (folder / PLAN).is_file():
-        check_settings(read_plan(folder), config)
+        load_plan(config)
     cameras = config.cameras()
     assets = make_source(config.source).assets(progress)
     excluded = set(config.exclude)
     kept = [asset for asset in assets if asset.uid not in excluded]
     rows = choose_objects(kept, config)
-    chosen = [row for row in rows if row["state"] == "planned"]
-    if not chosen:
+    states = Counter(row["state"] for row in rows)
+    splits = Counter(row["split"] for row in rows if row["state"] == "planned")
+    if not states["planned"]:
         raise InputError(
             f"nothing to render: `licences` and `exclude` leave none of the source's {len(assets)} objects; "
             "licences=[] accepts every licence"
         )
     counts = {
-        "objects": len(chosen),
-        "train": sum(row["split"] == "train" for row in chosen),
-        "val": sum(row["split"] == "val" for row in chosen),
-        "refused": len(rows) - len(chosen),
+        "objects": states["planned"],
+        "train": splits["train"],
+        "val": splits["val"],
+        "refused": states["refused"],
         "excluded": len(assets) - len(kept),
         "over_limit": len(kept) - len(rows),
     }
@@ -148,34 +146,37 @@ def write_plan(config: RenderConfig, progress: Progress | None = None) -> Plan:
         "rig": rig_digest(cameras),
         "counts": counts,
         "licences": dict(sorted(Counter(row["licence"] for row in rows).items())),
-        "estimates": estimate(len(chosen), len(cameras), config.size, config.engine),
+        "estimates": estimate(states["planned"], len(cameras), config.size, config.engine),
     }
     write_text(folder / ROWS, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     write_json(folder / PLAN, facts)
-    return Plan(folder, **facts, workers=_processors(config))
+    on_cpu = config.engine.device == "cpu"
+    workers = config.pool.workers or core_count() if on_cpu else max(1, len(config.pool.gpus))
+    return RenderPlan(folder, **facts, workers=workers)
 
 
-def read_plan(folder: str | Path) -> Plan:
+def read_plan(folder: str | Path) -> RenderPlan:
     """Read the plan in a job's folder. Raises InputError where there is none."""
     path = Path(folder) / PLAN
     if not path.is_file():
         raise InputError(f"'{folder}' has no {PLAN}; make one with `nova3d render plan`")
     try:
-        plan = Plan(Path(folder), **read_json(path, dict, "plan"))
-    except (InputError, TypeError) as error:
-        raise InputError(f"'{path}' is damaged: {error}") from error
-    settings = {k: None if k in _NOT_SET and v == _NOT_SET[k] else v for k, v in plan.settings.items()}
-    # A plan of an earlier version lacks keys that came later; their defaults change nothing.
-    return replace(plan, settings=content_settings(RenderConfig()) | settings)
+        plan = RenderPlan(Path(folder), **read_json(path, dict, "plan"))
+        # A plan of an earlier version lacks keys that came later, and has other values for what is not set.
+        settings = content_settings(configs.load(RenderConfig, values=plan.settings))
+    except (InputError, TypeError, AttributeError) as error:
+        raise InputError(f"'{path}' is damaged, or of another version: {error}") from error
+    return replace(plan, settings=settings)
 
 
-def check_settings(plan: Plan, config: RenderConfig) -> None:
-    """Raise InputError where a plan was made with other settings than `config` has."""
-    ours = content_settings(config)
-    changed = sorted(key for key in ours | plan.settings if ours.get(key) != plan.settings.get(key))
+def load_plan(config: RenderConfig) -> RenderPlan:
+    """Read the plan of a job. Raises InputError where there is none, or it was made with other settings."""
+    plan, ours = read_plan(config.out), content_settings(config)
+    changed = [key for key in sorted(ours) if ours[key] != plan.settings[key]]
     if changed:
-        words = ", ".join(f"{key} was {plan.settings.get(key)!r} and is now {ours.get(key)!r}" for key in changed[:3])
-        raise InputError(f"the job in '{plan.folder}' was planned with other settings ({words}); use another `out`")
+        words = ", ".join(f"{key} was {plan.settings[key]!r} and is now {ours[key]!r}" for key in changed[:3])
+        raise InputError(f"the job in '{config.out}' was planned with other settings ({words}); use another `out`")
+    return plan
 
 
 def estimate(objects: int, views: int, size: int, engine: EngineConfig) -> dict[str, float | str]:
@@ -193,40 +194,18 @@ def estimate(objects: int, views: int, size: int, engine: EngineConfig) -> dict[
     """
     size_bytes = objects * views * _BYTES_PER_VIEW * (size / _BYTES_AT) ** _BYTES_POWER
     cost: dict[str, float | str] = {"views": objects * views, "bytes": round(size_bytes)}
-    pixels, basis = size**2, "from measured CPU seconds"
-    if engine.name == "raster" and engine.device == "cpu":
-        per_view = pixels * (_RASTER_PIXEL + _RASTER_SAMPLE * engine.supersample**2)
-        seconds = _RASTER_OBJECT + views * per_view
-    elif engine.name == "blender" and engine.device == "cpu":
-        per_view = _CYCLES_VIEW + pixels * (_CYCLES_PIXEL + _CYCLES_SAMPLE * engine.samples)
-        seconds = _REAL_ASSETS * views * per_view
-    elif engine.name == "blender":
-        seconds, basis = views * _CYCLES_GPU_VIEW, "from a published figure for a V100, not measured"
-    else:
+    costs = _COSTS.get((engine.name, "CPU" if engine.device == "cpu" else "GPU"))
+    if costs is None:
         return cost
+    per_object, per_view, per_pixel, per_sample, basis = costs
+    samples = engine.supersample**2 if engine.name == "raster" else engine.samples
+    seconds = per_object + views * (per_view + size**2 * (per_pixel + per_sample * samples))
     return cost | {"hours": round(objects * seconds / 3600, 3), "basis": basis}
 
 
 def split_of(uid: str, val_share: float) -> str:
     """Return "train" or "val", by a hash of the uid alone: other objects, runs and machines do not change it."""
     return "val" if _split_hash(uid) < val_share * 2**64 else "train"
-
-
-def choose_splits(uids: Sequence[str], val_share: float, counted: Sequence[str]) -> dict[str, str]:
-    """Choose train or val for every object by `split_of`. Few objects still make a validation split.
-
-    Args:
-        uids: all objects.
-        val_share: about this share goes to val.
-        counted: the objects that will be there. Of several, one goes to val where none would, unless the share is 0.
-
-    Returns:
-        uid -> "train" or "val".
-    """
-    splits = {uid: split_of(uid, val_share) for uid in uids}
-    if val_share and len(counted) > 1 and all(splits[uid] == "train" for uid in counted):
-        splits[min(counted, key=_split_hash)] = "val"
-    return splits
 
 
 def _split_hash(uid: str) -> int:
@@ -243,25 +222,19 @@ def choose_objects(assets: Iterable[Asset], config: RenderConfig) -> list[dict[s
 
     Returns:
         Rows in the order of the SHA-256 of their uids: the asset's columns with state ("planned", or "refused" with
-        reason) and split. Objects beyond the limit have none.
+        reason) and split. Objects beyond the limit have none. Of several planned objects one goes to val where none
+        would by `split_of`, unless the share is 0.
     """
     allowed = {spdx(name).lower() for name in config.licences}
     rows: list[dict[str, Any]] = []
-    planned = 0
-    for asset in sorted(assets, key=lambda a: stable_hash(a.uid)):
-        row = asset.to_row()
+    planned: list[dict[str, Any]] = []
+    for asset in sorted(assets, key=lambda asset: stable_hash(asset.uid)):
+        row = asset.to_row() | {"split": split_of(asset.uid, config.val_share)}
         if allowed and asset.licence.lower() not in allowed:
             rows.append(row | {"state": "refused", "reason": Reason.LICENCE.value})
-        elif not config.limit or planned < config.limit:
-            planned += 1
-            rows.append(row | {"state": "planned", "reason": ""})
-    planned_uids = [row["uid"] for row in rows if row["state"] == "planned"]
-    splits = choose_splits([row["uid"] for row in rows], config.val_share, planned_uids)
-    return [row | {"split": splits[row["uid"]]} for row in rows]
-
-
-def _processors(config: RenderConfig) -> int:
-    """Return the cores or GPUs of this machine that the job will keep busy, as far as the settings say."""
-    if config.engine.device == "cpu":
-        return config.pool.workers or os.cpu_count() or 1
-    return max(1, len(config.pool.gpus))
+        elif not config.limit or len(planned) < config.limit:
+            planned.append(row | {"state": "planned", "reason": ""})
+            rows.append(planned[-1])
+    if config.val_share and len(planned) > 1 and all(row["split"] == "train" for row in planned):
+        min(planned, key=lambda row: _split_hash(row["uid"]))["split"] = "val"
+    return rows

@@ -271,9 +271,9 @@ class Scheduler:
             self._queue.fatal = f"every worker stopped ({why})"
             return
         for worker in self._workers:
-            if worker.process or worker.stopped or not self._queue:
+            if worker.pipe or worker.stopped or not self._queue:
                 continue
-            if not self._timeouts.warm and any(other.process for other in self._workers):
+            if not self._timeouts.warm and any(other.pipe for other in self._workers):
                 return  # the first worker compiles the kernels that the others will find in the cache
             worker.start()
 
@@ -283,16 +283,16 @@ class Scheduler:
             task, others = self._queue.peek(), self._in_flight()
             if task is None or (others and any(each.exclusive for each in (task, *others))):
                 return
-            if not worker.process or not worker.idle:
+            if not worker.idle:
                 continue
-            if task.last_try(self._pool.strikes) and worker.process.served:
+            if task.last_try(self._pool.strikes) and worker.served:
                 worker.terminate()  # a last try is made on a fresh worker
                 continue
             worker.submit(*self._queue.pop())
 
     def _poll(self) -> None:
         """Wait for messages, for a bounded time, and enforce the workers' limits."""
-        pipes = {worker.process.pipe: worker for worker in self._workers if worker.process}
+        pipes = {worker.pipe: worker for worker in self._workers if worker.pipe}
         for pipe in connection.wait(list(pipes), _POLL_SECONDS):
             worker = pipes[cast(connection.Connection, pipe)]
             if attempt := worker.receive():
@@ -303,7 +303,7 @@ class Scheduler:
         if now >= self._memory_due:
             memory, self._memory_due = group_memory(), now + _MEMORY_SECONDS
         for worker in self._workers:
-            used = memory.get(worker.process.pid) if worker.process else None
+            used = memory.get(worker.pid) if worker.pipe else None
             # A task that ran out of memory before has the shares of all workers.
             alone = worker.task is not None and worker.task.exclusive and not self._pool.memory_gb
             limit = worker.slot.memory_bytes * (len(self._workers) if alone else 1)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +32,43 @@ _CUDA_CACHE_BYTES = 4 << 30  # compiled kernels of Cycles alone exceed the drive
 
 
 class WorkerClient:
-    """One slot and the worker process that runs in it.
+    """One slot and the worker process that runs in it, pinned to the slot's device.
+
+    The process leads a process group. A guard process in the group kills it when the scheduler's process dies: the
+    worker may hang, and what it started (Blender) would stay.
+
+    Args:
+        slot: where the worker runs.
+        name: of the worker, unique in the job; names its temporary files.
+        config: the job's.
+        timeouts: those of all workers.
+        scratch: holds the worker's TMPDIR and its log.
 
     Attributes:
-        slot: the slot.
+        slot: where the worker runs.
         breaker: its circuit breaker.
-        process: the running process, None where there is none.
+        pipe: messages of the running process, None where there is none.
         task: the object in flight.
         views: views done of the object in flight.
+        served: objects that the running process was given.
         stopped: why no more processes are started here, "" while they are.
     """
 
     def __init__(self, slot: Slot, name: str, config: RenderConfig, timeouts: Timeouts, scratch: Path):
         self.slot, self.breaker = slot, CircuitBreaker(config.pool)
-        self.process: WorkerProcess | None = None
+        self.pipe: Connection | None = None
         self.task: RenderTask | None = None
-        self.views, self.stopped = 0, ""
-        self._config, self._timeouts, self._name, self._folder = config, timeouts, name, scratch / name
+        self.views, self.served, self.stopped = 0, 0, ""
+        self._name, self._config, self._timeouts = name, config, timeouts
+        self._folder, self._log = scratch / name, scratch / name / "log.txt"
+        self._ready = False  # whether the engine has started
         self._began = self._last_beat = 0.0  # start of the process or of the object; its last progress
         self._start_failures = 0
 
     @property
     def idle(self) -> bool:
         """Whether the worker can be given an object now."""
-        return self.process is not None and self.process.ready and self.task is None
+        return self._ready and self.task is None
 
     @property
     def seconds(self) -> float:
@@ -63,54 +77,54 @@ class WorkerClient:
 
     def start(self) -> None:
         """Start a process."""
-        self.process = WorkerProcess(self.slot, self._config, self._name, self._folder)
-        self._began = time.monotonic()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        self.pipe, theirs = Pipe()
+        command = [sys.executable, *WORKER, "--pipe", str(theirs.fileno()), "--parent", str(os.getpid())]
+        folders = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self._folder))
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self.slot.threads))
+        # Exactly one GPU, by UUID; on the CPU none, so that nothing takes one unasked.
+        pinned = folders | threads | {"CUDA_VISIBLE_DEVICES": self.slot.gpu}
+        with theirs, self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*command, "--writer", self._name],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={"CUDA_CACHE_MAXSIZE": str(_CUDA_CACHE_BYTES)} | os.environ | pinned,
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+        self.pid = self._process.pid  # also the group's
+        guard = ["/bin/sh", "-c", "read _; kill -9 0"]  # nothing is ever sent: `read` returns when our end is closed
+        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=self.pid)
+        self._ready, self.served, self._began = False, 0, time.monotonic()
+        engine = replace(self._config.engine, threads=self._config.engine.threads or self.slot.threads)
+        self._send(replace(self._config, engine=engine))
 
     def submit(self, task: RenderTask, path: Path) -> None:
-        """Have the mesh file `path` of a task rendered. `receive` notices a worker that is dead already."""
-        assert self.process is not None and self.task is None
-        self.task, self.views = task, 0
+        """Have the mesh file `path` of a task rendered."""
+        self.task, self.views, self.served = task, 0, self.served + 1
         self._began = self._last_beat = time.monotonic()
-        self.process.submit(task.asset.to_row(), path, object_path(Path(self._config.out), task.asset.uid))
+        os.truncate(self._log, 0)  # the log is about one object
+        target = object_path(Path(self._config.out), task.asset.uid)
+        self._send({"asset": task.asset.to_row(), "path": path, "target": target})
 
     def receive(self) -> Attempt | None:
         """Read the worker's messages; return the attempt that ended, where there is one."""
         ended = None
         try:
-            while self.process and self.process.pipe.poll():
-                ended = self._read(self.process.pipe.recv()) or ended
+            while self.pipe and self.pipe.poll():
+                ended = self._read(self.pipe.recv()) or ended
         except (EOFError, ConnectionError):
             ended = self._handle_exit() or ended
         return ended
 
-    def _read(self, message: dict[str, Any]) -> Attempt | None:
-        assert self.process is not None
-        match message["event"]:
-            case "ready":
-                device, wanted = str(message["engine"].get("device")), self._config.engine.device
-                if device.partition(":")[0] != wanted:  # engines may fall back to the CPU silently
-                    self._fail_start(f"{Reason.DEVICE}: it runs on '{device}', asked was '{wanted}'", final=True)
-                else:
-                    self.process.ready, self._start_failures = True, 0
-            case "fault":
-                self._fail_start(message["message"], final=message["reason"] == Reason.DEVICE)
-            case "beat":
-                now, views = time.monotonic(), message["views"]
-                if views > max(1, self.views):  # the first view includes loading
-                    self._timeouts.observe((now - self._last_beat) / (views - self.views))
-                self.views, self._last_beat = views, now
-                self._timeouts.warm = self._timeouts.warm or views > 0
-            case "end":
-                reason = Reason(message["reason"]) if message["reason"] else None
-                tail = self.process.log_tail() if reason and reason.transient else ""
-                return self._end_attempt(reason, message["message"], tail)
-        return None
-
     def enforce_limits(self, memory: int | None, limit_bytes: int) -> Attempt | None:
         """Kill the worker where it hangs, takes too long, or uses more than `limit_bytes` (memory None: not known)."""
-        if self.process and not self.process.ready and self.seconds > (limit := self._config.pool.start_seconds):
+        if self.pipe and not self._ready and self.seconds > (limit := self._config.pool.start_seconds):
             self._fail_start(f"no answer within {limit:g} s", final=False)
-        if self.process is None or self.task is None:
+        if self.task is None:
             return None
         last_try = self.task.last_try(self._config.pool.strikes)
         if time.monotonic() - self._last_beat > (limit := self._timeouts.heartbeat(last_try)):
@@ -123,18 +137,44 @@ class WorkerClient:
 
     def needs_recycling(self, reason: Reason | None) -> bool:
         """Return whether the next object needs a fresh process, after one that ended with `reason`."""
-        if self.process is None:
+        if self.pipe is None:
             return False
         pool = self._config.pool
-        if reason in (Reason.OUT_OF_MEMORY, Reason.DEVICE, Reason.CRASH) or self.process.served >= pool.recycle_objects:
+        if reason in (Reason.OUT_OF_MEMORY, Reason.DEVICE, Reason.CRASH) or self.served >= pool.recycle_objects:
             return True
-        return group_memory()[self.process.pid] > pool.recycle_gb * 1e9
+        return group_memory()[self.pid] > pool.recycle_gb * 1e9
 
     def terminate(self) -> None:
         """End the process: an idle one by closing its pipe, a busy one by SIGKILL."""
-        if self.process is not None:
-            self.process.end(_EXIT_SECONDS if self.idle else 0)
-            self.process = None
+        if self.pipe is not None:
+            self._end_process(_EXIT_SECONDS if self.idle else 0)
+
+    def _send(self, message: Any) -> None:
+        assert self.pipe is not None
+        with contextlib.suppress(ConnectionError):  # `receive` notices a process that is dead
+            self.pipe.send(message)
+
+    def _read(self, message: dict[str, Any]) -> Attempt | None:
+        match message["event"]:
+            case "ready":
+                device, wanted = str(message["engine"].get("device")), self._config.engine.device
+                if device.partition(":")[0] != wanted:  # engines may fall back to the CPU silently
+                    self._fail_start(f"{Reason.DEVICE}: it runs on '{device}', asked was '{wanted}'", final=True)
+                else:
+                    self._ready, self._start_failures = True, 0
+            case "fault":
+                self._fail_start(message["message"], final=message["reason"] == Reason.DEVICE)
+            case "beat":
+                now, views = time.monotonic(), message["views"]
+                if views > max(1, self.views):  # the first view includes loading
+                    self._timeouts.observe((now - self._last_beat) / (views - self.views))
+                self.views, self._last_beat = views, now
+                self._timeouts.warm = self._timeouts.warm or views > 0
+            case "end":
+                reason = Reason(message["reason"]) if message["reason"] else None
+                tail = self._log_tail() if reason and reason.transient else ""
+                return self._end_attempt(reason, message["message"], tail)
+        return None
 
     def _fail_start(self, why: str, final: bool) -> None:
         self._start_failures += 1
@@ -144,19 +184,17 @@ class WorkerClient:
         self.terminate()
 
     def _kill(self, reason: Reason, message: str) -> Attempt:
-        assert self.process is not None and self.task is not None
+        assert self.task is not None
         log.warning("worker %s killed at object %s: %s", self.slot.name, self.task.asset.uid, message)
-        tail = self.process.log_tail()
+        tail = self._log_tail()
         self.terminate()
         return self._end_attempt(reason, message, tail, worker_died=True)
 
     def _handle_exit(self) -> Attempt | None:
         """Clean up after a process that ended by itself."""
-        assert self.process is not None
-        was_ready, tail = self.process.ready, self.process.log_tail()
-        why = f"the worker died: {self.process.end(_EXIT_SECONDS)}"
+        was_ready, tail = self._ready, self._log_tail()
+        why = f"the worker died: {self._end_process(_EXIT_SECONDS)}"
         why += f" | stderr: {tail.splitlines()[-1][:200]}" if tail else ""
-        self.process = None
         if self.task:
             return self._end_attempt(Reason.CRASH, why, tail, worker_died=True)
         if not was_ready:
@@ -168,79 +206,16 @@ class WorkerClient:
         task, self.task, device = self.task, None, self.slot.gpu or "cpu"
         return Attempt(task, reason, message, self.seconds, self.slot.name, device, worker_died, tail)
 
-
-class WorkerProcess:
-    """A process of the worker program, pinned to a slot's device and leader of its own process group.
-
-    A guard process in the group kills the group when the scheduler's process dies: the worker may hang, and what it
-    started (Blender) would stay.
-
-    Args:
-        slot: where it runs.
-        config: the job's.
-        writer: names the worker's temporary files.
-        folder: its TMPDIR, which also holds its log; emptied at the start and removed at the end.
-
-    Attributes:
-        pipe: the worker's messages. It is at its end when the worker has died.
-        pid: the process id, also that of the group.
-        ready: whether the engine has started.
-        served: objects that it was given.
-    """
-
-    def __init__(self, slot: Slot, config: RenderConfig, writer: str, folder: Path):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        self.ready, self.served = False, 0
-        self._folder, self._log = folder, folder / "log.txt"
-        self.pipe, theirs = Pipe()
-        command = [sys.executable, *WORKER, "--pipe", str(theirs.fileno()), "--parent", str(os.getpid())]
-        folders = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(slot.threads))
-        # Exactly one GPU, by UUID; on the CPU none, so that nothing takes one unasked.
-        pinned = folders | threads | {"CUDA_VISIBLE_DEVICES": slot.gpu}
-        with theirs, self._log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [*command, "--writer", writer],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={"CUDA_CACHE_MAXSIZE": str(_CUDA_CACHE_BYTES)} | os.environ | pinned,
-                pass_fds=[theirs.fileno()],
-                process_group=0,
-            )
-        self.pid = self._process.pid
-        guard = ["/bin/sh", "-c", "read _; kill -9 0"]  # nothing is ever sent: `read` returns when our end is closed
-        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=self.pid)
-        threads_here = replace(config.engine, threads=config.engine.threads or slot.threads)
-        self._send(replace(config, engine=threads_here))
-
-    def submit(self, asset: dict[str, Any], path: Path, target: Path) -> None:
-        """Have the mesh `path` rendered into the tar `target`; the log then is about this object alone."""
-        self.served += 1
-        os.truncate(self._log, 0)
-        self._send({"asset": asset, "path": path, "target": target})
-
-    def _send(self, message: Any) -> None:
-        with contextlib.suppress(OSError):  # the end of the pipe tells that the process is dead
-            self.pipe.send(message)
-
-    def log_tail(self) -> str:
-        """Return the end of the log."""
+    def _log_tail(self) -> str:
         with self._log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
             return file.read().decode(errors="replace").strip()
 
-    def end(self, patience: float) -> str:
-        """Close the pipe, wait for the exit, then kill what is left of the group and remove the folder.
-
-        Args:
-            patience: seconds to wait before it is killed.
-
-        Returns:
-            How the worker ended.
-        """
+    def _end_process(self, patience: float) -> str:
+        """Close the pipe, wait so many seconds, kill what is left of the group; return how the worker ended."""
+        assert self.pipe is not None
         self.pipe.close()
+        self.pipe, self._ready = None, False
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
         # Children may outlive the leader: the group is killed even when the leader is gone.
@@ -249,7 +224,7 @@ class WorkerProcess:
         try:
             code = self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            log.warning("a worker cannot be killed (process %d)", self.pid)
+            log.warning("worker %s cannot be killed (process %d)", self.slot.name, self.pid)
             code = 0
         self._guard.communicate()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -69,22 +69,22 @@ def test_the_split_does_not_depend_on_the_hash_seed(done: RenderConfig) -> None:
 
 
 def test_packing_again_changes_nothing_and_heals_what_is_damaged(done: RenderConfig) -> None:
-    out, plan = Path(done.out), job.load_plan(done)
+    out = Path(done.out)
     before = stats(out)
-    assert not pack.pack(done, plan).changed and stats(out) == before
+    assert not pack.pack(done).changed and stats(out) == before
     shard = out / "train/shard-00001.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + b"x")
-    assert pack.pack(done, plan).changed and shard.read_bytes() == content
+    assert pack.pack(done).changed and shard.read_bytes() == content
 
 
 def test_fewer_objects_leave_no_old_shard_behind(done: RenderConfig) -> None:
     out = Path(done.out)
     done.samples_per_shard = 1
-    assert pack.pack(done, job.load_plan(done)).changed
+    assert pack.pack(done).changed
     assert len(list((out / "train").glob("*.tar"))) == len(ShardReader(out / "train"))
     done.samples_per_shard = 100
-    pack.pack(done, job.load_plan(done))
+    pack.pack(done)
     assert [path.name for path in (out / "train").glob("*.tar")] == ["shard-00000.tar"]
     assert verify(out, deep=True).problems == []
 
@@ -95,10 +95,9 @@ def test_an_incomplete_job_is_packed_only_when_told_to(make_job: MakeJob) -> Non
     job.run(config)
     path = journal.object_path(Path(config.out), "o3")
     path.unlink()
-    plan = job.load_plan(config)
     with pytest.raises(InputError, match=r"1 of 10 planned objects in .* are not rendered yet \('o3' is one\)"):
-        pack.pack(config, plan)
-    assert sum(pack.pack(config, plan, incomplete=True).counts.values()) == 8
+        pack.pack(config)
+    assert sum(pack.pack(config, incomplete=True).counts.values()) == 8
     assert {row["uid"]: row["state"] for row in rows(Path(config.out))}["o3"] == "waiting"
 
 
@@ -170,11 +169,11 @@ def test_pictures_that_do_not_belong_together_are_found(done: RenderConfig) -> N
     contents[f"{uid}.normal.001.png"] = empty[f"{uid}.normal.001.png"]  # no normals where there is a mask
     contents[f"{uid}.rgb.003.png"] = empty[f"{uid}.rgb.003.png"]  # normals where there is none
     write_object(path, contents, "test")
-    pack.pack(done, job.load_plan(done))
+    pack.pack(done)
     assert [p for p in verify(out, deep=True).problems if f"object '{uid}': view 1: mask and normals disagree" in p]
     contents[f"{uid}.rgb.001.png"] = empty[f"{uid}.rgb.001.png"]
     write_object(path, contents, "test")
-    pack.pack(done, job.load_plan(done))
+    pack.pack(done)
     assert [p for p in verify(out, deep=True).problems if f"object '{uid}': view 3: mask and normals disagree" in p]
 
 
@@ -183,11 +182,11 @@ def test_a_damaged_or_foreign_object_is_named(done: RenderConfig) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:900])
     with pytest.raises(InputError, match=r"o2\.tar' is damaged"):
-        pack.pack(done, job.load_plan(done))
+        pack.pack(done)
     place = whole.index(b'"rig": "') + len(b'"rig": "')
     path.write_bytes(whole[:place] + b"z" + whole[place + 1 :])
     with pytest.raises(InputError, match=r"o2\.tar' was rendered with another rig"):
-        pack.pack(done, job.load_plan(done))
+        pack.pack(done)
 
 
 def test_readers_of_a_job_folder_are_told_where_the_shards_are(done: RenderConfig, make_job: MakeJob) -> None:
@@ -241,7 +240,7 @@ def test_every_verb_at_the_command_line(
         (["attribution"], 0, "ATTRIBUTION.md"),
         (["doctor"], 0, "ready to render"),
         (["doctor", "engine.device=cuda"], 2, "problem(s): GPU: engine.device asks for a GPU"),
-        (["run", "engine.light=dark"], 2, "light 'dark'"),
+        (["run", "engine.light=dark"], 2, "engine.light: 'dark' is not one of studio, flat"),
         (["run", "engine.lite=dark"], 2, "did you mean 'engine.light'"),
     ]
     for arguments, code, words in expectations:

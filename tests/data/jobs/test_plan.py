@@ -11,7 +11,7 @@ import pytest
 from nova3d import cameras
 from nova3d.data.jobs.attribution import write_attribution
 from nova3d.data.jobs.config import RenderConfig
-from nova3d.data.jobs.plan import Plan, check_settings, estimate, read_plan, split_of, write_plan
+from nova3d.data.jobs.plan import RenderPlan, estimate, load_plan, read_plan, split_of, write_plan
 from nova3d.data.shards import encode_pictures
 from nova3d.data.sources import Asset, SourceConfig
 from nova3d.errors import InputError
@@ -36,7 +36,7 @@ def config(tmp_path: Path) -> RenderConfig:
     return RenderConfig(source=source, out=str(tmp_path / "job"), size=64, val_share=0.3)
 
 
-def files(plan: Plan) -> dict[str, bytes]:
+def files(plan: RenderPlan) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in plan.folder.iterdir()}
 
 
@@ -192,12 +192,12 @@ def test_a_plan_of_an_earlier_version_goes_on(config: RenderConfig) -> None:
     unset = {"limit": 0, "source.list": "", "source.exclude_list": ""}
     assert all(content["settings"][key] is None for key in unset)
     path.write_text(json.dumps(content | {"settings": content["settings"] | unset}))
-    check_settings(read_plan(config.out), config)
+    load_plan(config)
     content["settings"].pop("source.count")  # a key that came later
     path.write_text(json.dumps(content))
-    check_settings(read_plan(config.out), config)
+    load_plan(config)
     with pytest.raises(InputError, match="limit was None and is now 3"):
-        check_settings(read_plan(config.out), replace(config, limit=3))
+        load_plan(replace(config, limit=3))
 
 
 def test_credits(config: RenderConfig, tmp_path: Path) -> None:

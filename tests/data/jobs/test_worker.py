@@ -22,6 +22,7 @@ from nova3d import config as configs
 from nova3d.data import duplicates
 from nova3d.data.jobs import job, journal
 from nova3d.data.jobs.config import RenderConfig
+from nova3d.data.jobs.plan import load_plan
 from nova3d.data.jobs.worker import ObjectRenderer
 from nova3d.data.shards import ShardReader, read_object
 from nova3d.data.sources import Asset
@@ -178,7 +179,7 @@ def test_real_meshes_give_the_same_shards_whatever_the_workers(
         config = configs.load(RenderConfig, ROOT / "configs/render/mini.yaml", overrides)
         tally, packed = job.run(config)
         assert +tally.states == {"done": 4, "refused": 1} and packed is not None
-        reason = journal.outcomes(tmp_path / name, job.load_plan(config).assets(), 2)["broken"].message
+        reason = journal.outcomes(tmp_path / name, load_plan(config).assets(), 2)["broken"].message
         assert re.search(r"'broken\.glb'", reason) and str(source) not in reason
     assert same_files(tmp_path / "one", tmp_path / "two") == []
 
