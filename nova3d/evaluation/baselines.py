@@ -38,8 +38,20 @@ INFLATED = "inflated outline of the input view"
 CUT_OUT = "cut-out of the input view"
 FLOORS = {"inflated": INFLATED, "cut-out": CUT_OUT}
 """Baselines made of the input picture alone, by a short key. Every method is compared with them object by object."""
+ORACLES = (
+    *("silhouette oracle", "hull of all views", "true views, "),
+    *("bounding box", "hull of 16 silhouettes", "reference itself"),
+)
+"""Beginnings of the names of those that use more of the reference than the input view."""
 SHOW_INPUT = (COPY, INFLATED, CUT_OUT)
 """The baselines whose view 0 is the reference's. It must not be scored: its 100 dB would hide the others."""
+
+
+def row_label(name: str) -> str:
+    """The label of a baseline's row in a printed table: "baseline: NAME", or "oracle: NAME" for those of ORACLES."""
+    if not name.startswith(ORACLES):
+        return f"baseline: {name}"
+    return name if "oracle" in name else f"oracle: {name}"
 
 
 def all_white(ref: ViewSet) -> ViewSet:

@@ -15,6 +15,7 @@ import torch
 
 from nova3d.errors import InputError
 from nova3d.evaluation import statistics
+from nova3d.evaluation.baselines import row_label
 from nova3d.evaluation.formats import TextRow, TextTable, decimals_for, header, number, plain, stated, style
 from nova3d.evaluation.published import Published
 from nova3d.utils.files import read_json, write_text, writing
@@ -201,7 +202,7 @@ class Table:
 
         The kinds are fact (its value is the note), object (the note is a failure's reason), seed (one object's row of
         one seed), mean, low and high (of the 95 % interval), between (deviation between seeds), best (of the seeds) and
-        floor (a baseline).
+        floor (a baseline or an oracle; the kind keeps its name of version 0.1).
 
         Args:
             facts: further facts, which are added to the table's own.
@@ -352,7 +353,7 @@ class Table:
             best = {metric: f.best for metric, f in found.items()}
             means.append(TextRow(f"best of {k} seeds by the reference: a bound", self._cells(best), "italic"))
         below = [
-            TextRow(f"floor: {name}", self._cells(values), "italic") for name, values in self.baseline_means().items()
+            TextRow(row_label(name), self._cells(values), "italic") for name, values in self.baseline_means().items()
         ]
         notes = [f"failed: {name}: {reason}" for name, reason in self.failures.items()]
         notes += [f"not computed: {metric}: {reason}" for metric, reason in self.not_computed.items()]

@@ -18,6 +18,7 @@ from nova3d.evaluation.baselines import (
     inflated,
     input_colour,
     mesh_baselines,
+    row_label,
     shifted,
     silhouette_oracle,
     speck,
@@ -56,6 +57,12 @@ def test_view_baselines_know_only_what_their_names_say():
         "hull of all views, mean colour",
         "true views, 1 px off",
         "true views, 2 px off",
+    ]
+    assert [row_label(name).partition(":")[0] for name in floors] == [
+        *["baseline"] * 4,
+        "silhouette oracle",
+        "baseline",
+        *["oracle"] * 3,
     ]
     assert input_colour(ref).tolist() == pytest.approx([0.2, 0.4, 0.6])
     one, every = (floors[f"hull of {name}, mean colour"].mask for name in ("input view", "all views"))
@@ -131,6 +138,8 @@ def test_mesh_baselines_are_ordered_by_what_they_know():
         "hull of 16 silhouettes",
         "reference itself (sampling limit)",
     ]
+    labels = [row_label(name).partition(":")[0] for name in iou]
+    assert labels == ["oracle", *["baseline"] * 3, "oracle", "oracle"]
     assert box < one < every < itself == 1.0
     assert slab < box and floors[CUT_OUT].volume == pytest.approx(math.pi / 4 * THICKNESS, rel=0.02)
     assert every > 0.9 and blown > 0.93  # a ball is what its outline inflates to

@@ -23,7 +23,7 @@ def test_markdown_has_facts_objects_mean_interval_and_floors():
         "| object | psnr [dB] ↑ | chamfer [side] ↓ |",
         "| a | 10.00 | 0.0100 |",
         "| **mean of 2** | **15.00** | **0.0200** |",
-        "| *floor: all-white image* | 5.50 | - |",
+        "| *baseline: all-white image* | 5.50 | - |",
     ):
         assert line in text.splitlines()
 
