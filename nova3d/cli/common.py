@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 from nova3d import config
 from nova3d.cli.progress import progress_bar as progress_bar
 from nova3d.errors import InputError, system_reason
-from nova3d.utils import lazy, yaml_text
+from nova3d.utils import lazy, resources, yaml_text
 from nova3d.utils.hub import is_hub_id
 from nova3d.utils.resources import Shipped, find, locate
 
@@ -149,10 +149,12 @@ def add_config(arguments: Parser, default: str | None, schema: str | None = None
         arguments: the verb's parser.
         default: the config that is read where none is given, None where the verb chooses.
         schema: the config's dataclass as "module:Class".
-        stage: the folder of `configs/` in which a bare name is looked up.
+        stage: the folder of `configs/` in which a bare name is looked up; --help lists its names.
     """
     shown = f" (default: {default})" if default else ""
-    arguments.add_argument("--config", default=default, help=f"YAML file, or the name of a shipped config{shown}")
+    known = resources.names("config", stage) if stage else []
+    what = f"one of {', '.join(known)}" if known else "the name of a shipped config"
+    arguments.add_argument("--config", default=default, help=f"YAML file, or {what}{shown}")
     arguments.stage = stage
     add_overrides(arguments, schema)
 

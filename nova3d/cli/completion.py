@@ -68,6 +68,7 @@ def values(verb: str) -> dict[str, list[str]]:
     parser = cli.parser_of(verb)
     shipped = {
         "--config": resources.names("config", parser.stage),
+        "--preset": resources.names("config", "preset"),
         "--protocol": resources.names("protocol"),
         "--model": resources.names("model"),
     }

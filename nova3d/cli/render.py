@@ -23,7 +23,9 @@ def render_parser(step: str = "run") -> common.Parser:
     others = "".join(f"\n  render {name:12}{text}" for name, (_, text) in STEPS.items())
     arguments = common.parser(
         f"{summary[0].upper()}{summary[1:]}.\n\nsteps, each with its own --help (without one: run):{others}",
-        f"nova3d render {step}{_NEEDS.get(step, '')} --config {CONFIG} "
+        "nova3d pack renders out=data/shards"
+        if step == "pack"
+        else f"nova3d render {step}{_NEEDS.get(step, '')} --config {CONFIG} "
         + ("source.path=objects out=data/shards" if step in ("plan", "run") else "out=data/shards"),
     )
     common.add_config(arguments, CONFIG, "nova3d.data.jobs.config:RenderConfig", "render")
@@ -201,8 +203,8 @@ STEPS: dict[str, tuple[Callable[["RenderConfig", argparse.Namespace], None], str
     "run": (_run, "render the remaining objects, then pack; plans first where there is no plan"),
     "status": (_status, "where a job stands, also from another terminal while it runs"),
     "retry": (_retry, "queue failed objects again, by reason"),
-    "pack": (_pack, "write the shards of a rendered job, or of a FOLDER of view folders"),
-    "pack-views": (_pack_views, "write shards of view folders that were made elsewhere"),
+    "pack": (_pack, "write shards of a FOLDER of view folders, or again those of a job (`run` packs by itself)"),
+    "pack-views": (_pack_views, "the same as `nova3d pack FOLDER`, in its former form"),
     "verify": (_verify, "check packed shards"),
     "sheet": (_sheet, "contact sheets of the renders, doubtful ones first"),
     "attribution": (_attribution, "credits of what was packed"),

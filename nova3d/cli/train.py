@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nova3d.cli import common
 from nova3d.errors import InputError
 from nova3d.utils.progress import silent
+from nova3d.utils.resources import find, names
 
 if TYPE_CHECKING:
     from nova3d.training.config import TrainConfig
@@ -28,7 +29,11 @@ def train_parser() -> common.Parser:
     common.add_config(arguments, "mini", "nova3d.training.config:TrainConfig", "train")
     common.add_flag(arguments, "--out", "out", "the run's folder")
     arguments.add_argument(
-        "--preset", action="append", default=[], metavar="FILE", help="a YAML of changes to --config"
+        "--preset",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=f"changes to --config: a YAML file, or one of {', '.join(names('config', 'preset'))}",
     )
     common.add_device(arguments)
     arguments.add_argument("--dry-run", action="store_true", help="print size, memory and time, try one step and stop")
@@ -52,9 +57,8 @@ def train(argv: Sequence[str] | None = None) -> None:
 
     from nova3d.data.config import shard_folders
     from nova3d.training.config import TrainConfig, preset_overrides
-    from nova3d.utils.resources import find
 
-    preset = [change for name in options.preset for change in preset_overrides(find(name, "config", "train"))]
+    preset = [change for name in options.preset for change in preset_overrides(find(name, "config", "preset"))]
     options.overrides = [*preset, *options.overrides]
     settings = common.load_config(TrainConfig, "train", options)
     if options.ema_profile is not None:
@@ -123,7 +127,7 @@ def train_autoencoder_parser() -> common.Parser:
         "nova3d train-autoencoder --config configs/train/mini-autoencoder.yaml shards=data/shards",
     )
     schema = "nova3d.training.config:AutoencoderTrainConfig"
-    common.add_config(arguments, "mini-autoencoder", schema, "train")
+    common.add_config(arguments, "mini-autoencoder", schema, "train-autoencoder")
     common.add_flag(arguments, "--out", "out", "the run's folder")
     common.add_device(arguments)
     return arguments
@@ -136,7 +140,7 @@ def train_autoencoder(argv: Sequence[str] | None = None) -> None:
     from nova3d.data.config import shard_folders
     from nova3d.training.config import AutoencoderTrainConfig
 
-    settings = common.load_config(AutoencoderTrainConfig, "train", options)
+    settings = common.load_config(AutoencoderTrainConfig, "train-autoencoder", options)
     common.check_exists("shards", *shard_folders(settings.shards))
     common.check_exists("start", settings.start)
     common.check_exists("generator", settings.generator, model=True)

@@ -385,6 +385,9 @@ def readable(name: str) -> str:
 def locked(folder: str | Path, what: str = "another process", name: str = "", wait: bool = False) -> Iterator[None]:
     """Hold a folder's lock for the block. The system releases it when the process dies.
 
+    The file stays. A process that waits has it open already: were it removed, that process and a later one, which
+    makes a new file, would both hold the lock.
+
     Args:
         folder: an existing folder; the lock is the file `.lock` in it.
         what: who may hold it, for the message: "a training run".

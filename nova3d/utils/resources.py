@@ -13,6 +13,8 @@ Kind = Literal["config", "protocol", "model", "asset"]
 
 _FOLDERS: dict[Kind, str] = {"config": "configs", "protocol": "configs/eval", "model": "assets", "asset": "assets"}
 _PACKAGE = Path(__file__).resolve().parents[1]
+# The files of configs/train that are not configs of `nova3d train`, by the stage in which they are looked up instead.
+_AMONG_TRAIN = {"train-autoencoder": ("mini-autoencoder",), "preset": ("24gb", "48gb", "mini-gpu")}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def find(name: str | Path, kind: Kind, stage: str = "") -> Path:
         kind: "config", "protocol", "model" (a folder in diffusers' layout) or "asset" (any file or folder; by path
             only).
         stage: the folder of `configs/` in which a config's name is looked up first: "fusion" makes "cpu" enough.
+            "train-autoencoder" and "preset" (what `nova3d train --preset` takes) have their files in configs/train.
 
     Returns:
         The path of a file, or of a folder where `kind` is "model" or "asset".
@@ -64,7 +67,7 @@ def locate(name: str | Path, kind: Kind, stage: str = "") -> Path | None:
     if kind == "model" and (shipped := {text, f"nova3d-{text}"} & set(names(kind))):
         return folder / shipped.pop()
     if kind in ("config", "protocol") and text in names(kind, stage):
-        return folder / stage / f"{text}.yaml"
+        return folder / _folder(stage) / f"{text}.yaml"
     if kind == "config":
         every = names(kind)
         same = [text] if text in every else [each for each in every if not stage and each.partition("/")[2] == text]
@@ -80,11 +83,19 @@ def locate(name: str | Path, kind: Kind, stage: str = "") -> Path | None:
 
 def names(kind: Kind, stage: str = "") -> list[str]:
     """The shipped names of a kind, sorted; of configs those of one stage, or all with their stage ("fusion/cpu")."""
-    folder = root() / _FOLDERS[kind] / stage
+    folder = root() / _FOLDERS[kind] / _folder(stage)
     if kind == "model":
         return sorted(path.parent.name for path in folder.glob("*/model_index.json"))
     if kind == "asset":
         return sorted(f"assets/{path.name}" for path in folder.iterdir())
     files = folder.glob("*.yaml" if stage or kind == "protocol" else "*/*.yaml")
     shipped = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
+    if stage in _AMONG_TRAIN:
+        return [name for name in shipped if name in _AMONG_TRAIN[stage]]
+    if stage == "train":
+        return [name for name in shipped if not any(name in apart for apart in _AMONG_TRAIN.values())]
     return [name for name in shipped if name != "published"] if kind == "protocol" else shipped
+
+
+def _folder(stage: str) -> str:
+    return "train" if stage in _AMONG_TRAIN else stage

@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
         ("fusion/cpu", "config", "", "configs/fusion/cpu.yaml"),
         ("fusion/cpu", "config", "sample", "configs/fusion/cpu.yaml"),
         ("configs/fusion/cpu.yaml", "config", "fusion", "configs/fusion/cpu.yaml"),
+        ("48gb", "config", "preset", "configs/train/48gb.yaml"),
+        ("configs/train/48gb.yaml", "config", "preset", "configs/train/48gb.yaml"),
+        ("mini-autoencoder", "config", "train-autoencoder", "configs/train/mini-autoencoder.yaml"),
         ("nova3d-el0", "protocol", "", "configs/eval/nova3d-el0.yaml"),
         ("cpu", "config", "", "configs/fusion/cpu.yaml"),
         ("nova3d-mini", "model", "", "assets/nova3d-mini"),
@@ -54,6 +57,10 @@ def test_a_path_of_the_users_own_is_taken_as_it_is(tmp_path: Path, monkeypatch: 
 def test_what_is_nowhere_is_refused_with_the_shipped_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"config 'cpv' is neither a file nor one of cpu, draft, gpu, paper$"):
         find("cpv", "config", "fusion")
+    with pytest.raises(InputError, match=r"config '48gb' is neither a file nor one of mini, mini-cpu, paper$"):
+        find("48gb", "config", "train")
+    with pytest.raises(InputError, match=r"config 'mini' is neither a file nor one of 24gb, 48gb, mini-gpu$"):
+        find("mini", "config", "preset")
     with pytest.raises(InputError, match="config 'mini' is neither a file nor one of ablation/attention, "):
         find("mini", "config")  # several stages have one
     with pytest.raises(InputError, match=r"model 'nova3d-maxi' is neither a folder nor one of nova3d-mini$"):
