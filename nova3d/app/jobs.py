@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nova3d.errors import InputError, first_line
+from nova3d.utils.plugins import import_inherited
 
 if TYPE_CHECKING:
     from nova3d.app.tasks import AppTask, TaskResult
@@ -244,6 +245,7 @@ def _work(pipe: Connection, stop: Event, load: Callable[[], "Nova3DPipeline"], d
 
     failed, pipeline = "", None
     try:
+        import_inherited()
         pipeline = load()
     except InputError as error:
         failed = str(error)

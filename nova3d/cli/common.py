@@ -20,6 +20,7 @@ from nova3d.cli.progress import progress_bar as progress_bar
 from nova3d.errors import InputError, system_reason
 from nova3d.utils import lazy, resources, yaml_text
 from nova3d.utils.hub import is_hub_id
+from nova3d.utils.plugins import import_modules
 from nova3d.utils.resources import Shipped, find, locate
 
 Schema = TypeVar("Schema")
@@ -45,7 +46,8 @@ class Parser(argparse.ArgumentParser):
         """Parse a command line.
 
         `key=value` is the option --key where there is one and the config has no such key. What --help calls overrides
-        ends in `overrides`, files in `files`, and in `flags` the values of options that stand for config keys.
+        ends in `overrides`, files in `files`, and in `flags` the values of options that stand for config keys. The
+        modules of --import are imported.
 
         Args:
             argv: the words; None takes them from the command line.
@@ -55,6 +57,7 @@ class Parser(argparse.ArgumentParser):
 
         Raises:
             SystemExit: with code 2 and one line on stderr for an unknown argument, with 0 after --help.
+            InputError: for a module of --import that is not found.
         """
         words = [self._as_option(word) for word in (sys.argv[1:] if argv is None else argv)]
         options, unknown = self.parse_known_intermixed_args(words)
@@ -67,6 +70,7 @@ class Parser(argparse.ArgumentParser):
         options.overrides = [word for word in rest if word not in options.files]
         given = {key: getattr(options, name) for name, key in self.flags.items()}
         options.flags = {key: value for key, value in given.items() if value is not None}
+        import_modules(getattr(options, "modules", []))
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -134,12 +138,21 @@ def load_schema(name: str) -> type:
 
 
 def parser(description: str, example: str) -> Parser:
-    """An argument parser whose --help ends with a real example."""
-    return Parser(
+    """An argument parser with `--import`, whose --help ends with a real example."""
+    arguments = Parser(
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    arguments.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="modules",
+        metavar="MODULE",
+        help="import a module that adds an alignment arm, a layout, a metric or a source; may be repeated",
+    )
+    return arguments
 
 
 def add_config(arguments: Parser, default: str | None, schema: str | None = None, stage: str = "") -> None:

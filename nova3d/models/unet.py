@@ -74,7 +74,8 @@ class NovaUNet(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
         row_attention: bool = False,
     ):
         if alignment not in ALIGNMENTS:
-            raise ValueError(f"alignment '{alignment}' is not one of {', '.join(ALIGNMENTS)}")
+            known = ", ".join(ALIGNMENTS)
+            raise ValueError(f"alignment '{alignment}' is not one of {known}; a module that adds it is not imported")
         if alignment_init not in ALIGNMENT_INITS:
             raise ValueError(f"alignment_init '{alignment_init}' is not one of {', '.join(ALIGNMENT_INITS)}")
         if id_mode not in ("fold", "constant"):

@@ -352,7 +352,8 @@ def check(config: TrainConfig) -> None:
     configs.validate(config)
     optim, data, noise = config.optim, config.data, config.noise
     if config.model.alignment not in ALIGNMENTS:
-        raise InputError(f"model.alignment must be one of {', '.join(ALIGNMENTS)}")
+        known = ", ".join(ALIGNMENTS)
+        raise InputError(f"model.alignment must be one of {known}, or added by a module of --import")
     if config.svd and (config.unet or config.vae or config.image_encoder):
         raise InputError("svd= brings all three networks: leave unet=, vae= and image_encoder= empty")
     if config.train_image_encoder and (not config.image_encoder or config.image_encoder == NO_ENCODER):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import psutil
 
 from nova3d.errors import InputError
+from nova3d.utils.plugins import import_inherited
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -143,6 +144,7 @@ def _pool_worker(prepare: Callable[[str], Callable[[Any], Any]], device: str, pa
     with suppress(EOFError):  # the parent has no more tasks
         task = pipe.recv()
         try:
+            import_inherited()
             do = prepare(device)
             while True:
                 pipe.send((do(task), ""))
@@ -154,6 +156,7 @@ def _pool_worker(prepare: Callable[[str], Callable[[Any], Any]], device: str, pa
 def _worker(work: Work, part: int, parts: int, device: str, parent: int, pipe: Connection) -> None:
     exit_with_parent(parent)
     try:
+        import_inherited()
         work(part, parts, device, lambda: None)
         pipe.send("")
     except InputError as error:

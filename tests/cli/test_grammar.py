@@ -201,7 +201,8 @@ def test_bash_completes_verbs_options_keys_and_names(capsys: pytest.CaptureFixtu
     completion.completion(["bash"])
     script = capsys.readouterr().out
     assert complete(script, "tr") == ["train", "train-autoencoder"]
-    assert complete(script, "generate", "--im") == ["--image"]
+    assert complete(script, "generate", "--im") == ["--import", "--image"]
+    assert complete(script, "train", "--preset", "") == ["24gb", "48gb", "mini-gpu"]
     assert complete(script, "generate", "fusion.optim.st") == ["fusion.optim.steps="]
     assert complete(script, "reconstruct", "optim.st") == ["optim.steps="]
     assert complete(script, "reconstruct", "--config", "") == ["cpu", "draft", "gpu", "paper"]

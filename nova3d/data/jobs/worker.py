@@ -32,6 +32,7 @@ from nova3d.rendering.engine import Engine, make_engine
 from nova3d.rendering.reasons import Reason, RenderError, one_line
 from nova3d.utils import provenance
 from nova3d.utils.files import is_disk_full
+from nova3d.utils.plugins import import_inherited
 from nova3d.utils.workers import exit_with_parent
 
 _LONGEST_MESSAGE = 400
@@ -100,6 +101,7 @@ def main() -> None:
     pipe = Connection(options.pipe)
     config: RenderConfig = pipe.recv()
     try:
+        import_inherited()
         torch.set_num_threads(config.engine.threads or 1)
         renderer = ObjectRenderer(config, make_engine(config.engine), config.cameras(), options.writer)
     except InputError as error:
