@@ -57,7 +57,7 @@ def reproduce(argv: Sequence[str] | None = None) -> None:
 def ablate_parser() -> common.Parser:
     """The arguments of `ablate`."""
     arguments = common.parser(
-        "Ablations: arms of the attention trained alike and scored, or arms of the fusion on planted faults. The same "
+        "Ablations: arms of the attention trained alike and scored, or arms of the fusion on injected faults. The same "
         "command resumes an interrupted study.",
         ABLATE_EXAMPLE,
     )
@@ -79,7 +79,7 @@ def ablate_parser() -> common.Parser:
 
 
 def ablate(argv: Sequence[str] | None = None) -> None:
-    """Ablations: arms of the attention trained alike and scored, or arms of the fusion on planted faults."""
+    """Ablations: arms of the attention trained alike and scored, or arms of the fusion on injected faults."""
     options = ablate_parser().parse(argv)
     options.config = options.config or SUITE_CONFIGS[options.suite]
     {"attention": _attention, "fusion": _fusion}[options.suite](options)

@@ -1,1 +1,1 @@
-"""Studies that use all other packages: ablations, planted faults, the paper's tables."""
+"""Studies that use all other packages: ablations, injected faults, the paper's tables."""

@@ -1,4 +1,4 @@
-"""The fusion suite: arms of the fusion on planted faults in true views of real objects (nova3d ablate)."""
+"""The fusion suite: arms of the fusion on injected faults in true views of real objects (nova3d ablate)."""
 
 import logging
 import math
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-DEGREES, SHIFT = 3.0, 0.03  # of planted pose errors
+DEGREES, SHIFT = 3.0, 0.03  # of injected pose errors
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def report(rows: Sequence[Row]) -> str:
     """Markdown: mean and median of every figure per case, then each arm against "full" with paired 95 % intervals."""
     cases = list(dict.fromkeys((row["fault"], row["arm"]) for row in rows))
     names = [name for name in COLUMNS if any(name in row for row in rows)]
-    lines = ["| planted | arm | n | failed | " + " | ".join(names) + " |", "|:--|:--|--:|--:|" + "--:|" * len(names)]
+    lines = ["| injected | arm | n | failed | " + " | ".join(names) + " |", "|:--|:--|--:|--:|" + "--:|" * len(names)]
     for fault, arm in cases:
         kept = [row for row in rows if (row["fault"], row["arm"]) == (fault, arm)]
         succeeded = [row for row in kept if "error" not in row]
@@ -278,7 +278,7 @@ def per_object(rows: Sequence[Row]) -> str:
 
 def _differences(rows: Sequence[Row], cases: Sequence[tuple[str, str]]) -> list[str]:
     compared = [n for n in ("chamfer", "chamfer_seen", "psnr", "psnr_between", "pose_deg") if any(n in r for r in rows)]
-    lines = ["| planted | full minus | " + " | ".join(compared) + " |", "|:--|:--|" + "--:|" * len(compared)]
+    lines = ["| injected | full minus | " + " | ".join(compared) + " |", "|:--|:--|" + "--:|" * len(compared)]
     for fault, arm in cases:
         if arm == "full" or (fault, "full") not in cases:
             continue

@@ -1,4 +1,4 @@
-"""Inputs of the fusion suite: true views of real objects, and faults planted into them."""
+"""Inputs of the fusion suite: true views of real objects, and faults injected into them."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ SURFACE_SAMPLES = 200_000  # points of each surface
 _DEPTH_SIZE = 512
 _SLACK = 0.01  # world units by which a point may lie behind the nearest surface and still count as seen
 _MIN_COS = 0.1
-_CHANGED = 0.05  # ||change of colour|| from which a pixel counts as planted: less is within ordinary residuals
+_CHANGED = 0.05  # ||change of colour|| from which a pixel counts as injected: less is within ordinary residuals
 _FOREGROUND = 0.99
 
 
