@@ -10,6 +10,7 @@ import pytest
 from nova3d import cli
 from nova3d.cli import common
 from nova3d.cli.render import STEPS, render_parser
+from nova3d.utils import resources
 from tests.helpers.pages import commands, mentions
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +125,16 @@ def test_the_map_has_every_file_and_folder_of_the_package_once() -> None:
         if path.name not in ("__init__.py", "__pycache__")
     }
     assert sorted(rooms()) == sorted(found)
+
+
+def test_the_reference_lists_every_shipped_config() -> None:
+    page = (ROOT / "docs/reference/commands.md").read_text()
+    listed = page.partition("## Shipped configs\n")[2].partition("\n## ")[0]
+    stages = {cli.parser_of(verb).stage for verb in cli.VERBS} - {"", "app", "eval", "reproduce"}
+    stages |= {"ablation", "preset"}
+    shipped = {name for stage in stages for name in resources.names("config", stage)}
+    assert {"cpu", "mini-autoencoder", "48gb", "attention-cpu"} <= shipped
+    assert not {name for name in shipped if f"`{name}`" not in listed}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -124,8 +124,8 @@ def detect(folder: str | Path) -> str:
     if not any(folder.iterdir()):
         raise InputError(f"view folder '{folder}' is empty")
     raise InputError(
-        f"'{folder}' looks like none of the known layouts ({', '.join(LAYOUTS)}): name one, or pass numbered pictures "
-        "as layout 'frames' with a camera preset"
+        f"'{folder}' looks like none of the known layouts ({', '.join(LAYOUTS)}): name one; for numbered pictures "
+        "--layout frames --assume cameras=PRESET"
     )
 
 
