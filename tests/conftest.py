@@ -1,5 +1,7 @@
 """What the tests share. Nothing here needs a GPU or a network."""
 
+import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,39 @@ from tests.helpers import meshes
 # The same examples on every machine, and no time limit that a busy machine could break.
 settings.register_profile("nova3d", deadline=None, derandomize=True)
 settings.load_profile("nova3d")
+
+# For the workers of pytest-xdist and every other process that is started here; only glibc reads them. It would give
+# the memory of each large tensor back at once, and a seventh of a test that runs a network is then spent on new pages.
+for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+    os.environ.setdefault(name, str(2**30))
+
+# They have tests of 5 seconds and more. One of them begun last would keep one process busy and the others idle.
+LONG = (
+    "training/test_sharded.py",
+    "test_tutorials.py",
+    "data/jobs/test_worker.py",
+    "training/test_trainer.py",
+    "training/test_learning.py",
+    "pipeline/test_options.py",
+    "utils/test_resources.py",
+    "utils/test_compat.py",
+    "test_extending.py",
+    "experiments/test_attention.py",
+    "models/test_svd_original.py",
+    "report/test_browser.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files of LONG first."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(here).as_posix() not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from going through all that the imports have made, which is never freed."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
