@@ -104,7 +104,7 @@ def make_config(shards: Path, vae_folder: Path, tmp_path: Path) -> Make:
 
 @pytest.fixture
 def one_level() -> UNetConfig:
-    """A UNet of one level with attention in the middle alone, for tests whose cost goes by the number of its weights."""
+    """A UNet of one level with attention in the middle alone: the cost of some tests goes by its number of weights."""
     return UNetConfig(
         ["DownBlockSpatioTemporal"],
         ["UpBlockSpatioTemporal"],
