@@ -34,11 +34,11 @@ class PoolConfig:
     """i/n renders the i-th of n shares (from 0), chosen by hash of the uid; null renders all."""
     beat_seconds: float = 60.0
     """A worker is killed when it shows no progress for the larger of beat_seconds and beat_factor times the 95th
-    percentile of the time per view; doubled for an object's last try."""
+    percentile of the time per view; doubled for an object's last attempt."""
     beat_factor: float = 10.0
     """See beat_seconds."""
     object_seconds: float = 600.0
-    """The most one object may take; doubled for its last try."""
+    """The most one object may take; doubled for its last attempt."""
     start_seconds: float = 1200.0
     """The most that a worker's start may take, and a GPU worker's first view (it may compile kernels)."""
     fetch_seconds: float = 900.0

@@ -51,18 +51,18 @@ class Slot:
     memory_bytes: int
 
 
-def slots(config: RenderConfig, jobs_here: int = 1) -> list[Slot]:
+def slots(config: RenderConfig, schedulers: int = 1) -> list[Slot]:
     """Divide this machine into slots.
 
     Args:
         config: the job's.
-        jobs_here: how many jobs like this one share the machine.
+        schedulers: how many schedulers of the job share the machine.
 
     Returns:
         One slot per worker.
 
     Raises:
-        InputError: where a GPU that is asked for is not there.
+        InputError: where a GPU that the config names is missing.
     """
     cores = core_count()
     if config.engine.device in GPU_DEVICES:
@@ -71,8 +71,8 @@ def slots(config: RenderConfig, jobs_here: int = 1) -> list[Slot]:
         places = [(f"gpu{gpu.index}.{i}", gpu.uuid) for i in range(per_gpu) for gpu in gpus]
     else:
         places = [(f"cpu.{i}", "") for i in range(config.pool.workers or cores)]
-    threads = max(1, cores // (len(places) * jobs_here))
-    share = _MEMORY_SHARE * memory_bytes() / (len(places) * jobs_here)
+    threads = max(1, cores // (len(places) * schedulers))
+    share = _MEMORY_SHARE * memory_bytes() / (len(places) * schedulers)
     limit = int(config.pool.memory_gb * 1e9 if config.pool.memory_gb else share)
     return [Slot(name, gpu, threads, limit) for name, gpu in places]
 

@@ -97,8 +97,8 @@ class AssetOutcome:
         state: done, refused (for good), failed (given up), or waiting.
         reason: of a refused or failed object.
         message: one line on the reason.
-        attempts: tries that failed since the object was queued.
-        seconds: how long its latest try took.
+        attempts: those that failed since the object was queued.
+        seconds: how long the latest attempt took.
     """
 
     state: str

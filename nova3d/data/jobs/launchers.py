@@ -35,9 +35,9 @@ def launch(config: RenderConfig, assets: list[Asset], progress: Progress | None,
 
 
 def run_share(
-    config: RenderConfig, assets: list[Asset], share: Share, progress: Progress | None, stop: Stop, jobs_here: int = 1
+    config: RenderConfig, assets: list[Asset], share: Share, progress: Progress | None, stop: Stop, schedulers: int = 1
 ) -> RunSummary:
-    """Render what is left of one share on this machine, which runs `jobs_here` shares in all."""
+    """Render what is left of one share on this machine, where `schedulers` shares run at a time."""
     mine = in_share(assets, share)
     found = journal.outcomes(Path(config.out), mine, config.pool.strikes)
     tasks = [RenderTask(a, failures=found[a.uid].attempts) for a in mine if found[a.uid].state == "waiting"]
@@ -45,7 +45,7 @@ def run_share(
     log.info("%d of %d objects to render", len(tasks), len(mine))
     if not tasks:
         return RunSummary()
-    fetch, slots = make_source(config.source).fetch, devices.slots(config, jobs_here)
+    fetch, slots = make_source(config.source).fetch, devices.slots(config, schedulers)
     return render_tasks(config, tasks, fetch, slots, share_name(share), progress, stop)
 
 
@@ -86,11 +86,11 @@ class ShareActor:
         """Render the share."""
         import ray
 
-        pool, jobs_here = replace(config.pool, workers=1), devices.core_count()
+        pool, schedulers = replace(config.pool, workers=1), devices.core_count()
         if config.engine.device in GPU_DEVICES:
             pool = replace(config.pool, gpus=[str(int(gpu)) for gpu in ray.get_gpu_ids()])
-            jobs_here = len(devices.list_gpus())
-        return run_share(replace(config, pool=pool), assets, share, None, self._stop, min(jobs_here, share[1]))
+            schedulers = len(devices.list_gpus())
+        return run_share(replace(config, pool=pool), assets, share, None, self._stop, min(schedulers, share[1]))
 
     def drain(self, reason: str) -> None:
         """Have `run` finish what is in flight and return."""

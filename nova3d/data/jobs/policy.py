@@ -10,7 +10,7 @@ from nova3d.rendering.reasons import Reason
 _WINDOW = 100  # objects that a circuit breaker looks at
 _VIEW_TIMES = 1000  # views whose times are remembered
 _WORKER_DEATHS = 2  # an object that has killed so many workers is given up
-# Of the source, or read from the file's bytes: the same in every worker, however many there are in a row.
+# These come from the source or from the file's bytes, and do not depend on the worker.
 _NOT_THE_WORKER = {
     Reason.FETCH_FAILED,
     Reason.FETCH_HASH,
@@ -45,16 +45,16 @@ class Timeouts:
         if self._observed < 50 or self._observed % 50 == 0:  # sorting for every view would cost too much
             self._p95 = sorted(self._view_seconds)[int(0.95 * (len(self._view_seconds) - 1))]
 
-    def heartbeat(self, last_try: bool) -> float:
+    def heartbeat(self, last_attempt: bool) -> float:
         """Return the seconds without progress after which a worker is killed."""
-        return self._limit(max(self.config.beat_seconds, self.config.beat_factor * self._p95), last_try)
+        return self._limit(max(self.config.beat_seconds, self.config.beat_factor * self._p95), last_attempt)
 
-    def per_object(self, last_try: bool) -> float:
+    def per_object(self, last_attempt: bool) -> float:
         """Return the seconds that one object may take in all."""
-        return self._limit(self.config.object_seconds, last_try)
+        return self._limit(self.config.object_seconds, last_attempt)
 
-    def _limit(self, seconds: float, last_try: bool) -> float:
-        seconds = 2 * seconds if last_try else seconds
+    def _limit(self, seconds: float, last_attempt: bool) -> float:
+        seconds = 2 * seconds if last_attempt else seconds
         return seconds if self.warm else max(seconds, self.config.start_seconds)
 
 
@@ -86,7 +86,7 @@ class RenderTask:
         """Return whether no attempt is left; a second worker dead over it is enough."""
         return self.failures >= strikes or self.deaths >= _WORKER_DEATHS
 
-    def last_try(self, strikes: int) -> bool:
+    def last_attempt(self, strikes: int) -> bool:
         """Return whether the next attempt may be the last, which is made on a fresh worker."""
         return self.failures > 0 and (self.failures + 1 >= strikes or self.deaths > 0)
 

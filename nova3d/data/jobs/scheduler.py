@@ -81,35 +81,28 @@ class TaskQueue:
     """Every task that is not on a worker: pending, being fetched, or ready.
 
     Attributes:
+        ready: the next tasks with their fetched mesh files.
         summary: the results so far.
         total: tasks in all.
         fatal: why the job cannot go on, "" while it can.
     """
 
     def __init__(self, config: RenderConfig, tasks: Iterable[RenderTask], journal: Journal, fetcher: Fetcher):
+        self.ready: deque[tuple[RenderTask, Path]] = deque()
         self.summary, self.fatal = RunSummary(), ""
         self._pool, self._out, self._journal, self._fetcher = config.pool, Path(config.out), journal, fetcher
         self._pending = deque(tasks)
         self.total = len(self._pending)
         self._fetching: dict[Future[Path | RenderError], tuple[RenderTask, float]] = {}  # with the time of its start
-        self._ready: deque[tuple[RenderTask, Path]] = deque()
         self._failed_fetches: list[Attempt] = []  # in a row
         self._finish_times: deque[float] = deque(maxlen=10_000)
 
     def __bool__(self) -> bool:
-        return bool(self._pending or self._fetching or self._ready)
-
-    def peek(self) -> RenderTask | None:
-        """Return the task that `pop` would give, None while nothing is fetched."""
-        return self._ready[0][0] if self._ready else None
-
-    def pop(self) -> tuple[RenderTask, Path]:
-        """Return the next task and its mesh file."""
-        return self._ready.popleft()
+        return bool(self._pending or self._fetching or self.ready)
 
     def fetch_ahead(self, workers: int) -> None:
         """Keep as many objects fetched, or being fetched, as the workers soon need."""
-        while self._pending and len(self._fetching) + len(self._ready) < self._pool.fetch_ahead * workers:
+        while self._pending and len(self._fetching) + len(self.ready) < self._pool.fetch_ahead * workers:
             task = self._pending.popleft()
             self._fetching[self._fetcher.request(task.asset)] = task, time.monotonic()
 
@@ -123,7 +116,7 @@ class TaskQueue:
             del self._fetching[future]
             fetched = future.result() if future.done() else late
             if isinstance(fetched, Path):
-                self._ready.append((task, fetched))
+                self.ready.append((task, fetched))
                 self._failed_fetches.clear()
                 continue
             attempt = Attempt(task, fetched.reason, str(fetched))
@@ -162,11 +155,11 @@ class TaskQueue:
 
     def requeue(self, attempts: Iterable[Attempt], why: str) -> None:
         """Discard the recent results of a faulty worker; its objects are rendered again."""
-        for attempt in {attempt.task.asset.uid: attempt for attempt in attempts}.values():  # the latest of each
+        for attempt in {attempt.task.asset.uid: attempt for attempt in attempts}.values():  # the latest of each object
             task, reason = attempt.task, attempt.reason
             if reason is not None and reason.transient:
                 if not task.given_up(self._pool.strikes):
-                    continue  # is tried again anyway
+                    continue  # is queued already
                 reason = task.reason  # the last attempt counts
             object_path(self._out, task.asset.uid).unlink(missing_ok=True)
             self._journal.write(task.asset, "queued", message=f"suspect: {why}")
@@ -280,15 +273,16 @@ class Scheduler:
     def _assign(self) -> None:
         """Give fetched objects to idle workers."""
         for worker in self._workers:
-            task, others = self._queue.peek(), self._in_flight()
-            if task is None or (others and any(each.exclusive for each in (task, *others))):
+            if not self._queue.ready:
                 return
-            if not worker.idle:
-                continue
-            if task.last_try(self._pool.strikes) and worker.served:
-                worker.terminate()  # a last try is made on a fresh worker
-                continue
-            worker.submit(*self._queue.pop())
+            (task, path), others = self._queue.ready[0], self._in_flight()
+            if others and any(each.exclusive for each in (task, *others)):
+                return
+            if worker.idle and worker.served and task.last_attempt(self._pool.strikes):
+                worker.terminate()  # the last attempt is made on a fresh worker
+            elif worker.idle:
+                self._queue.ready.popleft()
+                worker.submit(task, path)
 
     def _poll(self) -> None:
         """Wait for messages, for a bounded time, and enforce the workers' limits."""
@@ -322,7 +316,7 @@ class Scheduler:
             return
         if why := worker.breaker.record(attempt):
             recent = worker.breaker.recent
-            log.error("worker %s stops: %s; its last %d objects again", worker.slot.name, why, len(recent))
+            log.error("worker %s stopped: %s; its last %d objects are queued again", worker.slot.name, why, len(recent))
             worker.stopped = why
             worker.terminate()
             self._queue.requeue(recent, why)

@@ -4,9 +4,9 @@
 What it and its libraries print is its log.
 
 in:  a RenderConfig, then per object {"asset": a row, "path": FILE, "target": TAR}
-out: {"event": "ready", "engine": {...}} once, then per object {"event": "beat", "views": n} and
-     {"event": "end", "reason": ..., "message": ...}, both "" where the object is done;
-     {"event": "fault", "reason": ..., "message": ...} where the engine cannot start.
+out: {"event": "ready", "engine": {...}} once, then per object {"event": "heartbeat", "views": n} after every view and
+     {"event": "finished", "reason": ..., "message": ...}, both "" where the object is done;
+     {"event": "failed", "reason": ..., "message": ...} where the engine cannot start.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class ObjectRenderer:
 
     def _render(self, asset: Asset, path: Path, target: Path, send: Send) -> None:
         digest = provenance.hash_file(path)
-        rendered = self.engine.render(path, self.cameras, lambda views: send({"event": "beat", "views": views}))
+        rendered = self.engine.render(path, self.cameras, lambda views: send({"event": "heartbeat", "views": views}))
         filtered = apply_filters(rendered, self.cameras, self.config.filters)
         if filtered.reject is not None:
             raise RenderError(filtered.reject, filtered.message)
@@ -82,7 +82,7 @@ class ObjectRenderer:
         }
         facts.pop("path")  # differs from machine to machine
         members = encode_pictures(asset.uid, rendered.rgba, rendered.normals, facts)
-        send({"event": "beat", "views": len(self.cameras)})
+        send({"event": "heartbeat", "views": len(self.cameras)})
         try:
             write_object(target, members, self.writer)
         except OSError as error:
@@ -106,14 +106,14 @@ def main() -> None:
         renderer = ObjectRenderer(config, make_engine(config.engine), config.cameras(), options.writer)
     except InputError as error:
         reason = error.reason if isinstance(error, RenderError) else Reason.CRASH
-        pipe.send({"event": "fault", "reason": reason, "message": " ".join(str(error).split())})
+        pipe.send({"event": "failed", "reason": reason, "message": " ".join(str(error).split())})
         return
     with contextlib.closing(renderer.engine), contextlib.suppress(EOFError):  # the scheduler has closed the pipe
         pipe.send({"event": "ready", "engine": renderer.engine.describe()})
         while True:
             request = pipe.recv()
             end = renderer.render(Asset.from_row(request["asset"]), request["path"], request["target"], pipe.send)
-            pipe.send({"event": "end"} | end)
+            pipe.send({"event": "finished"} | end)
 
 
 if __name__ == "__main__":

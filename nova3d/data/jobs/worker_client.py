@@ -83,7 +83,7 @@ class WorkerClient:
         command = [sys.executable, *WORKER, "--pipe", str(theirs.fileno()), "--parent", str(os.getpid())]
         folders = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self._folder))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self.slot.threads))
-        # Exactly one GPU, by UUID; on the CPU none, so that nothing takes one unasked.
+        # Exactly one GPU, by UUID, or none on the CPU.
         pinned = folders | threads | {"CUDA_VISIBLE_DEVICES": self.slot.gpu}
         with theirs, self._log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -123,16 +123,17 @@ class WorkerClient:
     def enforce_limits(self, memory: int | None, limit_bytes: int) -> Attempt | None:
         """Kill the worker where it hangs, takes too long, or uses more than `limit_bytes` (memory None: not known)."""
         if self.pipe and not self._ready and self.seconds > (limit := self._config.pool.start_seconds):
-            self._fail_start(f"no answer within {limit:g} s", final=False)
+            self._fail_start(f"not started within {limit:g} s (pool.start_seconds)", final=False)
         if self.task is None:
             return None
-        last_try = self.task.last_try(self._config.pool.strikes)
-        if time.monotonic() - self._last_beat > (limit := self._timeouts.heartbeat(last_try)):
+        last_attempt = self.task.last_attempt(self._config.pool.strikes)
+        if time.monotonic() - self._last_beat > (limit := self._timeouts.heartbeat(last_attempt)):
             return self._kill(Reason.TIMEOUT, f"no progress for {limit:.3g} s after view {self.views}")
-        if self.seconds > (limit := self._timeouts.per_object(last_try)):
+        if self.seconds > (limit := self._timeouts.per_object(last_attempt)):
             return self._kill(Reason.TIMEOUT, f"not finished within {limit:g} s")
         if memory is not None and memory > limit_bytes:
-            return self._kill(Reason.OUT_OF_MEMORY, f"its worker grew to {memory / 1e9:.1f} GB")
+            used, most = (f"{size / 1e9:.1f} GB" for size in (memory, limit_bytes))
+            return self._kill(Reason.OUT_OF_MEMORY, f"the worker used {used}, the limit is {most} (pool.memory_gb)")
         return None
 
     def needs_recycling(self, reason: Reason | None) -> bool:
@@ -159,18 +160,18 @@ class WorkerClient:
             case "ready":
                 device, wanted = str(message["engine"].get("device")), self._config.engine.device
                 if device.partition(":")[0] != wanted:  # engines may fall back to the CPU silently
-                    self._fail_start(f"{Reason.DEVICE}: it runs on '{device}', asked was '{wanted}'", final=True)
+                    self._fail_start(f"{Reason.DEVICE}: the engine runs on '{device}', not on '{wanted}'", final=True)
                 else:
                     self._ready, self._start_failures = True, 0
-            case "fault":
+            case "failed":
                 self._fail_start(message["message"], final=message["reason"] == Reason.DEVICE)
-            case "beat":
+            case "heartbeat":
                 now, views = time.monotonic(), message["views"]
                 if views > max(1, self.views):  # the first view includes loading
                     self._timeouts.observe((now - self._last_beat) / (views - self.views))
                 self.views, self._last_beat = views, now
                 self._timeouts.warm = self._timeouts.warm or views > 0
-            case "end":
+            case "finished":
                 reason = Reason(message["reason"]) if message["reason"] else None
                 tail = self._log_tail() if reason and reason.transient else ""
                 return self._end_attempt(reason, message["message"], tail)

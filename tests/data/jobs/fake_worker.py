@@ -52,12 +52,12 @@ def main() -> None:
         reason = perform(fault, mesh, pipe)
         if not reason:
             write(request["target"], uid, path, writer)
-        pipe.send({"event": "end", "reason": reason, "message": fault})
+        pipe.send({"event": "finished", "reason": reason, "message": fault})
 
 
 def perform(fault: str, mesh: dict[str, object], pipe: Connection) -> str:
     for view in range(4):
-        pipe.send({"event": "beat", "views": view + 1})
+        pipe.send({"event": "heartbeat", "views": view + 1})
     if fault == "swell":
         HOARD.append(b"x" * 200_000_000)
     if fault == "sleep":
@@ -73,7 +73,7 @@ def perform(fault: str, mesh: dict[str, object], pipe: Connection) -> str:
         hoard = []
         while True:
             hoard.append(b"x" * 20_000_000)
-            pipe.send({"event": "beat", "views": 4})
+            pipe.send({"event": "heartbeat", "views": 4})
             time.sleep(0.02)
     return REASONS.get(fault, "")
 

@@ -71,7 +71,7 @@ def test_a_worker_on_the_cpu_in_place_of_a_gpu_is_refused(
     monkeypatch.setenv("NOVA3D_FAKE_DEVICE", "cpu")
     config = make_job({"a": {}})
     config.engine.device = "cuda"
-    with pytest.raises(InputError, match=r"gpu0\.0: device: it runs on 'cpu', asked was 'cuda'"):
+    with pytest.raises(InputError, match=r"gpu0\.0: device: the engine runs on 'cpu', not on 'cuda'"):
         job.run(config)
 
 

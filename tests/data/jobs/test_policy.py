@@ -18,32 +18,32 @@ def ended(reason: Reason | None, suspect: bool = False) -> Attempt:
 
 def test_silence_is_ten_times_the_95th_percentile_and_at_least_a_minute() -> None:
     timeouts = Timeouts(PoolConfig(), warm=True)
-    assert timeouts.heartbeat(last_try=False) == 60
+    assert timeouts.heartbeat(last_attempt=False) == 60
     for seconds in [1.0] * 90 + [8.0] * 10:
         timeouts.observe(seconds)
-    assert timeouts.heartbeat(last_try=False) == 80 and timeouts.heartbeat(last_try=True) == 160
-    assert timeouts.per_object(last_try=False) == 600 and timeouts.per_object(last_try=True) == 1200
+    assert timeouts.heartbeat(last_attempt=False) == 80 and timeouts.heartbeat(last_attempt=True) == 160
+    assert timeouts.per_object(last_attempt=False) == 600 and timeouts.per_object(last_attempt=True) == 1200
     for _ in range(1000):
         timeouts.observe(0.1)
-    assert timeouts.heartbeat(last_try=False) == 60  # old views are forgotten
+    assert timeouts.heartbeat(last_attempt=False) == 60  # old views are forgotten
 
 
 def test_a_cold_gpu_is_given_time_to_compile() -> None:
     timeouts = Timeouts(PoolConfig(start_seconds=900), warm=False)
-    assert timeouts.heartbeat(last_try=False) == 900 and timeouts.per_object(last_try=False) == 900
+    assert timeouts.heartbeat(last_attempt=False) == 900 and timeouts.per_object(last_attempt=False) == 900
     timeouts.warm = True
-    assert timeouts.heartbeat(last_try=False) == 60 and timeouts.per_object(last_try=False) == 600
+    assert timeouts.heartbeat(last_attempt=False) == 60 and timeouts.per_object(last_attempt=False) == 600
 
 
 def test_an_object_in_flight_at_two_deaths_is_given_up_whatever_the_strikes() -> None:
     doomed, unlucky = task(), task()
-    assert not doomed.last_try(5)
+    assert not doomed.last_attempt(5)
     for death in (True, True):
         assert not doomed.given_up(5)
         doomed.record_failure(Reason.CRASH, death)
     assert doomed.given_up(5)
     unlucky.record_failure(Reason.TIMEOUT, worker_died=True)
-    assert unlucky.last_try(5)  # one more death would end it
+    assert unlucky.last_attempt(5)  # one more death would end it
     for _ in range(3):
         unlucky.record_failure(Reason.FETCH_FAILED, worker_died=False)
         assert not unlucky.given_up(5)
@@ -51,10 +51,10 @@ def test_an_object_in_flight_at_two_deaths_is_given_up_whatever_the_strikes() ->
     assert unlucky.given_up(5)
 
 
-def test_two_strikes_and_the_second_is_the_last_try() -> None:
+def test_two_strikes_and_the_second_is_the_last_attempt() -> None:
     once = task()
     once.record_failure(Reason.FETCH_FAILED, worker_died=False)
-    assert once.last_try(2) and not once.given_up(2)
+    assert once.last_attempt(2) and not once.given_up(2)
     once.record_failure(Reason.FETCH_FAILED, worker_died=False)
     assert once.given_up(2)
 

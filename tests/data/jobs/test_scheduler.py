@@ -87,7 +87,7 @@ def test_every_planned_object_ends_in_a_row_and_the_good_ones_in_shards(
     assert list(Path(config.pool.scratch).iterdir()) == []
 
 
-def test_a_last_try_gets_twice_the_time(make_job: MakeJob) -> None:
+def test_a_last_attempt_gets_twice_the_time(make_job: MakeJob) -> None:
     config = make_job({"slow": {"fault": "sleep", "seconds": 0.9}, "good": {}}, beat_seconds=0.6)
     assert job.run(config)[0].states["done"] == 2
     assert [row["reason"] for row in rows(config, "slow")] == ["timeout", ""]
@@ -145,9 +145,9 @@ def test_a_verdict_that_a_second_worker_confirms_is_the_object_s(make_job: MakeJ
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({"NOVA3D_FAKE_DEVICE": "cuda"}, "device: it runs on 'cuda', asked was 'cpu'"),
+        ({"NOVA3D_FAKE_DEVICE": "cuda"}, "device: the engine runs on 'cuda', not on 'cpu'"),
         ({"NOVA3D_FAKE_START": "die"}, "the worker died: exit code 3 | stderr: no such library"),
-        ({"NOVA3D_FAKE_START": "hang"}, "no answer within 0.2 s"),
+        ({"NOVA3D_FAKE_START": "hang"}, "not started within 0.2 s (pool.start_seconds)"),
     ],
 )
 def test_a_worker_that_cannot_start_as_asked_is_refused(
