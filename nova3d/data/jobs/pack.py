@@ -12,12 +12,12 @@ from nova3d.cameras import Cameras
 from nova3d.data import duplicates
 from nova3d.data.jobs.config import RenderConfig, rig_digest
 from nova3d.data.jobs.journal import AssetOutcome, object_path, outcomes
-from nova3d.data.jobs.plan import RenderPlan, load_plan
+from nova3d.data.jobs.plan import load_plan
 from nova3d.data.shards import INDEX, ShardWriter, read_member, read_object
-from nova3d.errors import InputError, system_reason
+from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason
 from nova3d.utils import provenance
-from nova3d.utils.files import locked, parse_json, read_json_lines, write_text
+from nova3d.utils.files import locked, parse_json, read_json_lines, write_text, writing
 from nova3d.utils.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -63,12 +63,33 @@ def pack(config: RenderConfig, incomplete: bool = False, progress: Progress | No
         InputError: where there is no plan or it was made with other settings, objects are still to be rendered, an
             object's tar is damaged or was rendered with another rig, nothing is left to pack, or the disk is full.
     """
-    out, plan = Path(config.out), load_plan(config)
-    try:
-        with locked(out, name="pack", wait=True):
-            return _pack(config, plan, incomplete, progress)
-    except OSError as error:
-        raise InputError(f"cannot pack '{out}': {system_reason(error)}; pack again when it can be written") from error
+    out, plan, cameras = Path(config.out), load_plan(config), config.cameras()
+    assets, rig = plan.assets(), rig_digest(cameras)
+    with writing(f"the shards of '{out}'"), locked(out, name="pack", wait=True):
+        found = outcomes(out, assets, config.pool.strikes)
+        waiting = [uid for uid, outcome in found.items() if outcome.state == "waiting"]
+        if waiting and not incomplete:
+            raise InputError(
+                f"{len(waiting)} of {len(assets)} planned objects in '{out}' are not rendered yet ('{waiting[0]}' is "
+                "one): `run` first, or `pack --incomplete`"
+            )
+        facts = {uid: _facts(out, uid, rig) for uid, outcome in found.items() if outcome.state == "done"}
+        rows = [_row(row, found.get(row["uid"]), facts.get(row["uid"])) for row in plan.rows()]
+        _mark_duplicates(rows, facts)
+        rows.sort(key=lambda row: provenance.stable_hash(row["uid"]))
+        packed = write_splits(
+            rows,
+            lambda row: (cameras, read_object(object_path(out, row["uid"]))),
+            config,
+            "render",
+            lambda members: _engines(facts[row["uid"]] for row in members),
+            progress,
+        )
+    if not any(packed.counts.values()):
+        first = next((row for row in rows if row["reason"]), None)
+        why = f"; the first, '{first['uid']}': {first['reason']}: {first['message']}" if first else ""
+        raise InputError(f"none of the {len(rows)} planned objects could be packed, see {MANIFEST}{why}")
+    return packed
 
 
 def manifest_rows(out: str | Path) -> list[dict[str, Any]]:
@@ -150,37 +171,6 @@ def _split_content(folder: Path) -> dict[str, tuple[int, int]]:
     return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()}
 
 
-def _pack(config: RenderConfig, plan: RenderPlan, incomplete: bool, progress: Progress | None) -> Packed:
-    out, assets = Path(config.out), plan.assets()
-    found = outcomes(out, assets, config.pool.strikes)
-    waiting = [uid for uid, outcome in found.items() if outcome.state == "waiting"]
-    if waiting and not incomplete:
-        raise InputError(
-            f"{len(waiting)} of {len(assets)} planned objects in '{out}' are not rendered yet ('{waiting[0]}' is one): "
-            "`run` first, or `pack --incomplete`"
-        )
-    cameras = config.cameras()
-    digest = rig_digest(cameras)
-    facts = {uid: _facts(out, uid, digest) for uid, outcome in found.items() if outcome.state == "done"}
-    never = AssetOutcome("waiting")
-    rows = [_row(row, found.get(row["uid"], never), facts.get(row["uid"])) for row in plan.rows()]
-    _mark_duplicates(rows, facts)
-    rows.sort(key=lambda row: provenance.stable_hash(row["uid"]))
-    packed = write_splits(
-        rows,
-        lambda row: (cameras, read_object(object_path(out, row["uid"]))),
-        config,
-        "render",
-        lambda members: _engines(facts[row["uid"]] for row in members),
-        progress,
-    )
-    if not any(packed.counts.values()):
-        first = next((row for row in rows if row["reason"]), None)
-        why = f"; the first, '{first['uid']}': {first['reason']}: {first['message']}" if first else ""
-        raise InputError(f"none of the {len(rows)} planned objects could be packed, see {MANIFEST}{why}")
-    return packed
-
-
 def _facts(out: Path, uid: str, digest: str) -> dict[str, Any]:
     """Read the JSON of a finished object, the first member of its tar."""
     path = object_path(out, uid)
@@ -188,18 +178,18 @@ def _facts(out: Path, uid: str, digest: str) -> dict[str, Any]:
         with tarfile.open(path, "r:") as tar:
             header = tar.next()
             facts = parse_json(read_member(tar, header), dict, "its JSON") if header else {}
-    except (tarfile.TarError, InputError) as error:
+    except (tarfile.TarError, OSError, InputError) as error:
         raise InputError(f"object '{path}' is damaged: {error}; delete it and run again") from error
     if facts.get("rig") != digest:
         raise InputError(f"object '{path}' was rendered with another rig; delete it and run again")
     return facts
 
 
-def _row(planned: dict[str, Any], outcome: AssetOutcome, facts: dict[str, Any] | None) -> dict[str, Any]:
+def _row(planned: dict[str, Any], outcome: AssetOutcome | None, facts: dict[str, Any] | None) -> dict[str, Any]:
     """Return a manifest row: the object and its outcome, nothing of when, where and by which worker."""
     row = {"message": "", "shard": ""} | {key: value for key, value in planned.items() if key != "path"}
     row |= {key: facts[key] for key in _FROM_OBJECT} if facts else {"measures": {}, "tags": []}
-    if planned["state"] != "planned":  # refused by the plan
+    if outcome is None:  # refused by the plan
         return row
     message = outcome.message.partition(" | stderr: ")[0]
     return row | {"state": outcome.state, "reason": outcome.reason, "message": message}

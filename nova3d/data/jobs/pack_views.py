@@ -15,8 +15,8 @@ from nova3d.data.jobs.plan import PLAN, choose_objects
 from nova3d.data.shards import encode_views
 from nova3d.data.sources.base import Asset, licence_rows, uid_of
 from nova3d.data.sources.licences import spdx
-from nova3d.errors import InputError, system_reason
-from nova3d.utils.files import locked, readable
+from nova3d.errors import InputError
+from nova3d.utils.files import locked, readable, writing
 from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
@@ -57,12 +57,9 @@ def pack_views(
     if (out / PLAN).is_file():
         raise InputError(f"'{out}' is a render job: its shards are of its own objects; choose another folder")
     rows = _rows(folder, config)
-    try:
-        with locked(out, name="pack", wait=True):
-            reader = _reader(config, layout, assume)
-            return write_splits(rows, reader, config, "pack views", lambda members: [], progress)
-    except OSError as error:
-        raise InputError(f"cannot pack '{out}': {system_reason(error)}") from error
+    with writing(f"the shards of '{out}'"), locked(out, name="pack", wait=True):
+        reader = _reader(config, layout, assume)
+        return write_splits(rows, reader, config, "pack views", lambda members: [], progress)
 
 
 def _rows(folder: Path, config: RenderConfig) -> list[dict[str, Any]]:

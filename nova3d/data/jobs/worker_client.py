@@ -48,6 +48,7 @@ class WorkerClient:
         slot: where the worker runs.
         breaker: its circuit breaker.
         pipe: messages of the running process, None where there is none.
+        pid: of the running process, also the id of its group.
         task: the object in flight.
         views: views done of the object in flight.
         served: objects that the running process was given.
@@ -79,7 +80,7 @@ class WorkerClient:
         """Start a process."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        self.pipe, theirs = Pipe()
+        ours, theirs = Pipe()
         command = [sys.executable, *WORKER, "--pipe", str(theirs.fileno()), "--parent", str(os.getpid())]
         folders = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self._folder))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self.slot.threads))
@@ -95,10 +96,10 @@ class WorkerClient:
                 pass_fds=[theirs.fileno()],
                 process_group=0,
             )
-        self.pid = self._process.pid  # also the group's
+        self.pid = self._process.pid
         guard = ["/bin/sh", "-c", "read _; kill -9 0"]  # nothing is ever sent: `read` returns when our end is closed
         self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=self.pid)
-        self._ready, self.served, self._began = False, 0, time.monotonic()
+        self.pipe, self.served, self._began = ours, 0, time.monotonic()
         engine = replace(self._config.engine, threads=self._config.engine.threads or self.slot.threads)
         self._send(replace(self._config, engine=engine))
 
