@@ -32,6 +32,7 @@ import inspect
 import itertools
 import json
 import math
+import operator
 import textwrap
 import types
 import typing
@@ -43,6 +44,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 from nova3d.errors import InputError
 from nova3d.utils import yaml_text
 from nova3d.utils.files import writing
+from nova3d.utils.resources import Shipped, locate
 
 Schema = TypeVar("Schema")
 
@@ -143,6 +145,24 @@ def changed(config: Schema, overrides: Sequence[str]) -> Schema:
     _merge(merged, schema, schema, to_dict(config), "config", "")
     _merge_overrides(merged, schema, overrides)
     return cast(Schema, _instance(schema, merged, "config", ""))
+
+
+def shipped_paths(config: Any) -> dict[str, str]:
+    """The paths of what a config names and this project ships (see `nova3d.utils.resources.Shipped`).
+
+    Args:
+        config: an instance of a config.
+
+    Returns:
+        Dotted key -> path, for `load(values=...)`. Keys whose value is not shipped are left out.
+    """
+    found = {}
+    for key in fields(type(config)):
+        for mark in key.marks:
+            value = operator.attrgetter(key.name)(config) if isinstance(mark, Shipped) else None
+            if isinstance(value, str) and (path := locate(value, mark.kind, mark.stage)):
+                found[key.name] = str(path)
+    return found
 
 
 def from_dict(schema: type[Schema], content: Mapping[str, Any], source: str) -> Schema:

@@ -4,7 +4,6 @@ import argparse
 import difflib
 import io
 import logging
-import operator
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ from nova3d.errors import InputError, system_reason
 from nova3d.utils import lazy, resources, yaml_text
 from nova3d.utils.hub import is_hub_id
 from nova3d.utils.plugins import import_modules
-from nova3d.utils.resources import Shipped, find, locate
+from nova3d.utils.resources import find, locate
 
 Schema = TypeVar("Schema")
 
@@ -220,7 +219,7 @@ def _count(text: str) -> int:
 def load_config(
     schema: type[Schema], stage: str, options: argparse.Namespace, flags: Mapping[str, Any] | None = None
 ) -> Schema:
-    """The config of a command line, with the paths of what is shipped (see `Shipped`).
+    """The config of a command line, with the paths of what is shipped.
 
     Args:
         schema: a dataclass.
@@ -240,12 +239,7 @@ def load_config(
         path = find(options.config, "protocol") if stage == "eval" else find(options.config, "config", stage)
     given = getattr(options, "flags", {}) | dict(flags or {})
     values = {key: value for key, value in given.items() if value is not None}
-    settings = config.load(schema, path, options.overrides, values)
-    marked = [(key.name, mark) for key in config.fields(schema) for mark in key.marks if isinstance(mark, Shipped)]
-    for name, mark in marked:
-        value = operator.attrgetter(name)(settings)
-        if isinstance(value, str) and (found := locate(value, mark.kind, mark.stage)):
-            values[name] = str(found)
+    values |= config.shipped_paths(config.load(schema, path, options.overrides, values))
     settings = config.load(schema, path, options.overrides, values)
     if getattr(options, "print_config", False):
         sys.stdout.write(yaml_text.dump(config.to_dict(settings)))

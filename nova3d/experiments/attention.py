@@ -249,7 +249,7 @@ def train_trunk(config: AttentionConfig, device: str, progress: Progress = silen
         InputError: as the training does.
     """
     changes = [*config.train_changes, *config.trunk, "model.alignment=none", "resume=auto"]
-    settings = configs.load(TrainConfig, config.train, changes)
+    settings = _training_config(config.train, changes)
     run = Training("trunk", settings.seed, replace(settings, out=str(Path(config.out) / "trunk")), Path())
     if not run.finished():
         log.info("training the trunk, %d steps", settings.steps)
@@ -357,10 +357,22 @@ def _model(base: TrainConfig, arm: AttentionArm) -> UNetConfig:
     return replace(base.model, alignment=arm.alignment, alignment_init=arm.init, row_attention=row_attention)
 
 
+def _training_config(path: str, changes: Sequence[str]) -> TrainConfig:
+    """A training config with changes, as `nova3d train` reads it."""
+    shipped = configs.shipped_paths(configs.load(TrainConfig, path, changes))
+    return configs.load(TrainConfig, path, changes, shipped)
+
+
 def _check(config: AttentionConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     """The training config and the held-out objects; raises InputError for what would fail later."""
-    base = configs.load(TrainConfig, config.train, config.train_changes)
+    base = _training_config(config.train, config.train_changes)
     check(base)
+    if base.vae and read_json(Path(base.vae) / "config.json", dict, "autoencoder").get("guide_channels"):
+        log.warning(
+            "the decoder of vae '%s' also sees the picture's inflated outline, which hides differences between arms: "
+            "give one without a guide (nova3d train-autoencoder)",
+            base.vae,
+        )
     if config.budget not in BUDGETS:
         raise InputError(f"budget '{config.budget}' is not one of {', '.join(BUDGETS)}")
     for name in config.arms:

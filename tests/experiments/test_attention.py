@@ -249,6 +249,18 @@ def test_a_trained_object_is_not_held_out(config: AttentionConfig, tmp_path: Pat
         attention_suite(config)
 
 
+def test_what_is_shipped_is_found_from_any_folder_and_a_guided_autoencoder_is_warned_of(
+    config: AttentionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base, names = module._check(replace(config, train=str(ROOT / "configs/train/mini.yaml")))
+    assert (base.vae, base.data.shards) == (str(ROOT / "assets/nova3d-mini/vae"), str(ROOT / "assets/train-sample"))
+    assert names == ("c", "d") and "give one without a guide" in caplog.text
+    caplog.clear()
+    module._check(config)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/ablation").glob("attention*.yaml")), ids=lambda p: p.stem)
 def test_shipped_suites_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
