@@ -14,6 +14,8 @@ Light = Literal["studio", "flat"]
 """How rendered objects are lit (nova3d.rendering)."""
 NetworkDtype = Literal["float32", "float16", "bfloat16"]
 """The dtype of a pipeline's networks."""
+ObjaverseSubset = Literal["lvis", "all"]
+"""Which objects of Objaverse 1.0 are taken (nova3d.data.sources)."""
 RenderedNormals = Literal["geometry", "shading"]
 """Which normals are rendered: those of the mesh, or with its normal maps (nova3d.rendering)."""
 Solver = Literal["euler", "heun"]

@@ -1,4 +1,4 @@
-"""The retry policy of a render job: time limits, when to give an object up, when to stop a worker."""
+"""The retry policy of a render job: time limits, attempts, and the circuit breaker of a worker."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from nova3d.rendering.reasons import Reason
 
 _WINDOW = 100  # objects that a circuit breaker looks at
 _VIEW_TIMES = 1000  # views whose times are remembered
-_WORKER_DEATHS = 2  # an object that has killed so many workers is given up
+_WORKER_DEATHS = 2  # an object is given up after so many dead workers
 # These come from the source or from the file's bytes, and do not depend on the worker.
 _NOT_THE_WORKER = {
     Reason.FETCH_FAILED,

@@ -1,7 +1,7 @@
 """The scheduler of a render job: one process that hands objects to a pool of workers and keeps the journal.
 
-One thread runs the loop: start workers, hand out objects, read their results, kill what hangs or grows. The workers
-render and commit the objects.
+One thread runs the loop: start workers, hand out objects, read their results, kill workers that hang or use too much
+memory. The workers render the objects and write their tars.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ _POLL_SECONDS = 0.25
 _MEMORY_SECONDS = 1.0
 _STATUS_SECONDS = 2.0
 _RATE_SECONDS = 600.0
-_FETCH_FAILURES = 20  # in a row: the network is at fault, not the objects
+_FETCH_FAILURES = 20  # in a row; more mean that the network is down
 
 
 @dataclass
 class Stop:
-    """Makes a running pool finish what is in flight and return; `reason` is the name of the signal."""
+    """Asks a scheduler to finish the objects in flight and return; `reason` is the name of the signal."""
 
     reason: str = ""
 

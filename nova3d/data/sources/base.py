@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from nova3d.choices import ObjaverseSubset
 from nova3d.errors import InputError, first_line, system_reason
 from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils import provenance
@@ -88,8 +89,8 @@ class SourceConfig:
     licences: str | None = None
     """A JSON with `objects`: rows of name, licence, attribution, sha256 ... (folder, gso). null: licences.json in the
     folder of the meshes, where there is one."""
-    subset: str = "lvis"
-    """lvis or all (objaverse)."""
+    subset: ObjaverseSubset = "lvis"
+    """lvis: the objects with LVIS categories; or all (objaverse)."""
     list: str | None = None
     """A file of the uids to take, one per line or JSON; null takes all."""
     exclude_list: str | None = None

@@ -38,14 +38,13 @@ class FakeEngine:
         if fault == "bug":
             raise ZeroDivisionError("a bug of the engine")
         if fault == "crash":
+            start_grandchild()
             os.write(1, b"the last words of a worker\n")  # stdout is the log
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # as a full disk: writes fail after some bytes
         if fault == "sleep":
-            subprocess.Popen(
-                ["tail", "-f", "/dev/null", os.environ["NOVA3D_FAKE_STATE"]]
-            )  # a grandchild, as Blender is
+            start_grandchild()
             time.sleep(float(mesh["seconds"]))
         rendered = sphere(cameras, float(mesh.get("shade", 0.5)), visible=fault != "blank")
         for view in range(len(cameras)):
@@ -58,6 +57,12 @@ class FakeEngine:
 
 def make(config: EngineConfig) -> FakeEngine:
     return FakeEngine(config)
+
+
+def start_grandchild() -> None:
+    """Start a process that outlives the worker, as Blender may, and inherits every descriptor that can be."""
+    command = ["tail", "-f", "/dev/null", os.environ["NOVA3D_FAKE_STATE"]]
+    subprocess.Popen(command, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def due(name: str, mesh: dict[str, Any]) -> bool:

@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 
 def test_an_engine_s_faults_are_sorted_by_what_may_pass(
-    make_job: MakeJob, tries: Callable[[str], list[int]], tmp_path: Path
+    make_job: MakeJob, tries: Callable[[str], list[int]], grandchildren: Callable[[], list[int]], tmp_path: Path
 ) -> None:
     meshes = {
         "bug": {"fault": "bug"},
@@ -98,6 +98,7 @@ def test_an_engine_s_faults_are_sorted_by_what_may_pass(
     logs = Path(config.out) / "logs"
     assert "ZeroDivisionError: a bug of the engine" in (logs / "bug.txt").read_text()
     assert (logs / "crash.txt").read_text() == "the last words of a worker\n"
+    assert not grandchildren()  # the process of the crash is killed too, and did not keep the worker's pipe open
     readers = [ShardReader(path.parent) for path in Path(config.out).glob("*/index.json")]
     facts = [json.loads(reader.read(row)["json"]) for reader in readers for row in range(len(reader))]
     entry = next(fact for fact in facts if fact["uid"] == "good2")
