@@ -198,6 +198,10 @@ def test_a_plan_of_an_earlier_version_goes_on(config: RenderConfig) -> None:
     load_plan(config)
     with pytest.raises(InputError, match="limit was None and is now 3"):
         load_plan(replace(config, limit=3))
+    for settings, words in ((content["settings"] | {"engine.gone": 1}, "unknown key 'engine.gone'"), (["size"], "")):
+        path.write_text(json.dumps(content | {"settings": settings}))
+        with pytest.raises(InputError, match=rf"plan\.json' is damaged, or of another version: .*{words}"):
+            read_plan(config.out)
 
 
 def test_credits(config: RenderConfig, tmp_path: Path) -> None:
