@@ -232,3 +232,20 @@ def test_the_counts_are_right_after_the_objects_of_a_stopped_worker_are_queued_a
         queue.requeue([attempts[0], attempts[1], attempts[3]], "it draws nothing")
     assert {*queue.summary.states.values(), *queue.summary.reasons.values()} == {0}
     assert [row["uid"] for row in journal.read_rows(tmp_path) if row["state"] == "queued"] == ["twice", "once"]
+
+
+def test_another_attempt_comes_after_all_other_objects(tmp_path: Path) -> None:
+    config = RenderConfig(out=str(tmp_path))
+    tasks = [RenderTask(Asset(uid, "folder")) for uid in ("first", "second", "third")]
+    order = []
+    with contextlib.closing(journal.Journal(tmp_path, "local")) as book:
+        queue = TaskQueue(config, tasks, book, Fetcher(lambda asset, folder: folder, tmp_path / "fetch"))
+        while queue:
+            queue.fetch_ahead(workers=1)
+            queue.collect_fetched()
+            while queue.ready:
+                task, _ = queue.ready.popleft()
+                order.append(task.asset.uid)
+                queue.finish(Attempt(task, Reason.CRASH if order == ["first"] else None, worker_died=True))
+    assert order == ["first", "second", "third", "first"]
+    assert queue.summary.states == {"done": 3}
