@@ -14,11 +14,11 @@ from nova3d.data.augment import Augmentation, AugmentConfig
 from nova3d.data.multiview import MultiViewDataset
 from nova3d.errors import InputError
 from nova3d.images import composite
-from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.rendering.meshes import Mesh, load_mesh
 from nova3d.rendering.raster import rasterize
 from nova3d.training.data import ItemReader, LatentEncoder, ShardSource
 from nova3d.views import ViewSet
+from tests.helpers.networks import tiny_autoencoder
 
 OBJECTS = Path(__file__).parents[2] / "assets/objects"
 RIG = cameras.orbit(16, size=64)
@@ -197,7 +197,7 @@ def test_items_are_augmented_by_position_and_the_kept_latents_are_those_of_the_p
     assert [torch.equal(again[p].picture, reader[p].picture) for p in (3, 1, 0)] == [True] * 3
 
     torch.manual_seed(0)
-    vae = VideoAutoencoder(block_out_channels=(32,) * 4, layers_per_block=1, norm_groups=8)
+    vae = tiny_autoencoder(4)
     kept, fresh = LatentEncoder(vae, "cpu"), LatentEncoder(vae, "cpu", keep=False)
     for item in (first, plain[0], first, plain[0]):
         torch.testing.assert_close(kept.moments(item), fresh.moments(item), rtol=2e-3, atol=2e-3)

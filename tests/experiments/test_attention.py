@@ -24,13 +24,12 @@ from nova3d.experiments.attention import (
     write_start,
 )
 from nova3d.models.alignment import ALIGNMENTS
-from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.models.unet import NovaUNet
 from nova3d.training.config import TrainConfig
 from nova3d.training.networks import build_module
 from nova3d.views import ViewSet
-from tests.helpers.networks import TINY_CLIP
+from tests.helpers.networks import TINY_CLIP, TINY_UNET, tiny_autoencoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
@@ -56,27 +55,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
-    VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        block_out_channels=(32, 32, 32),
-        layers_per_block=1,
-        sample_size=SIZE,
-        norm_groups=8,
-        scaling_factor=1.0,
-    ).save_pretrained(folder / "vae")
+    tiny_autoencoder(3, sample_size=SIZE, scaling_factor=1.0).save_pretrained(folder / "vae")
     train = {
         "vae": str(folder / "vae"),
         "data": {"shards": str(shards(folder / "shards", ["a", "b"]))},
-        "model": {
-            "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
-            "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
-            "block_out_channels": [32, 64],
-            "num_attention_heads": [2, 4],
-            "layers_per_block": 1,
-            "cross_attention_dim": 16,
-            "addition_time_embed_dim": 32,
-            "norm_groups": 8,
-        },
+        "model": {**TINY_UNET, "norm_groups": 8},
         "encoder": TINY_CLIP,
         "pipeline": {"camera_preset": "ortho4", "steps": 1, "guidance_high": 1.0},
         "optim": {"learning_rate": 1e-3, "warmup": 1, "ema_decay": 0.5},

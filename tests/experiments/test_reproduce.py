@@ -22,13 +22,11 @@ from nova3d.experiments import reproduce as module
 from nova3d.experiments import study as studies
 from nova3d.experiments.config import ReproduceConfig, TableArm
 from nova3d.experiments.reproduce import NOT_PRINTED, reproduce, verdict
-from nova3d.models import NovaUNet
-from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.utils.files import replacing
 from nova3d.views import ViewSet
 from tests.helpers.commands import call_script
-from tests.helpers.networks import tiny_image_encoder
+from tests.helpers.networks import tiny_autoencoder, tiny_image_encoder, tiny_unet
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 16
@@ -40,24 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of tiny random networks, 16 views of 16 pixels."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    unet = NovaUNet(
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        num_attention_heads=(2, 2),
-        addition_time_embed_dim=32,
-        norm_groups=8,
-    )
-    vae = VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        sample_size=SIZE,
-        norm_groups=8,
-    )
+    unet, vae = tiny_unet(sample_size=8), tiny_autoencoder(sample_size=SIZE)
     parts = (unet.eval(), vae.eval(), tiny_image_encoder())
     folder = tmp_path_factory.mktemp("model")
     Nova3DPipeline(*parts, size=SIZE, sigma_max=80.0, steps=1, guidance_high=1.0).save_pretrained(folder)

@@ -12,18 +12,9 @@ from torch import Tensor, nn
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
 from nova3d.models.svd import load_svd
+from tests.helpers.networks import TINY_UNET, tiny_unet
 
-SIZES: dict[str, Any] = {
-    "sample_size": 8,
-    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
-    "cross_attention_dim": 16,
-    "num_attention_heads": (2, 4),
-    "addition_time_embed_dim": 32,
-    "num_frames": 4,
-}
+SIZES: dict[str, Any] = TINY_UNET | {"sample_size": 8, "num_frames": 4}
 
 
 @torch.no_grad()
@@ -65,7 +56,7 @@ def inputs() -> dict[str, Tensor]:
 
 def small_unet(**changes: Any) -> NovaUNet:
     torch.manual_seed(0)
-    return NovaUNet(**(SIZES | {"norm_groups": 8} | changes))
+    return tiny_unet(**(SIZES | changes))
 
 
 @pytest.fixture(scope="session")

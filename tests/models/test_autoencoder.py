@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from nova3d.models.autoencoder import VideoAutoencoder, decode, encode_mode, encode_moments, sample_moments
+from tests.helpers.networks import autoencoder_sizes, tiny_autoencoder
 
 
 @pytest.fixture(scope="module")
 def vae() -> VideoAutoencoder:
     torch.manual_seed(0)
-    model = VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), layers_per_block=1, sample_size=16
-    )
+    model = tiny_autoencoder(sample_size=16, norm_groups=32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.03 * torch.randn_like(parameter))
@@ -22,9 +21,7 @@ def vae() -> VideoAutoencoder:
 def test_32_groups_compute_svd_s_function(vae: VideoAutoencoder) -> None:
     from diffusers import AutoencoderKLTemporalDecoder
 
-    stock = AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), layers_per_block=1, sample_size=16
-    )
+    stock = AutoencoderKLTemporalDecoder(**autoencoder_sizes(), sample_size=16)
     stock.load_state_dict(vae.state_dict())  # strict: the same names
     x = torch.rand(3, 3, 16, 16) * 2 - 1
     ours, theirs = vae.encode(x).latent_dist, stock.encode(x).latent_dist
@@ -38,9 +35,7 @@ def test_32_groups_compute_svd_s_function(vae: VideoAutoencoder) -> None:
 
 def test_fewer_groups_are_kept_by_saving(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("vae")
-    VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",), block_out_channels=(32,), layers_per_block=1, norm_groups=4
-    ).save_pretrained(folder)
+    tiny_autoencoder(1, norm_groups=4).save_pretrained(folder)
     loaded = VideoAutoencoder.from_pretrained(folder)
     assert {m.num_groups for m in loaded.modules() if isinstance(m, torch.nn.GroupNorm)} == {4}
 
@@ -71,12 +66,7 @@ def test_decoding_never_mixes_videos(vae: VideoAutoencoder, views: int, rows: in
 
 def half(force_upcast: bool) -> VideoAutoencoder:
     torch.manual_seed(0)
-    return VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        force_upcast=force_upcast,
-    ).half()
+    return tiny_autoencoder(norm_groups=32, force_upcast=force_upcast).half()
 
 
 def test_a_float16_encoder_works_in_float32_where_the_config_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

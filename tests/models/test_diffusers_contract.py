@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nova3d.models import NovaUNet
 from nova3d.models.blocks import SpatialBlock, TemporalBlock
+from tests.helpers.networks import ONE_LEVEL
 
 Inputs = dict[str, Tensor]
 Make = Callable[..., NovaUNet]
@@ -160,12 +161,7 @@ def test_any_number_of_views_tasks_and_pixels(make_unet: Make, inputs: Inputs) -
 
 @torch.no_grad()
 def test_it_compiles_in_one_graph(make_unet: Make, inputs: Inputs) -> None:
-    unet = make_unet(  # one level: tracing takes its time
-        down_block_types=("DownBlockSpatioTemporal",),
-        up_block_types=("UpBlockSpatioTemporal",),
-        block_out_channels=(32,),
-        num_attention_heads=(2,),
-    ).eval()
+    unet = make_unet(**ONE_LEVEL).eval()  # tracing takes its time
     compiled = torch.compile(unet, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs).sample, unet(**inputs).sample, atol=1e-5, rtol=1e-4)
 

@@ -7,20 +7,14 @@ import torch
 from torch import Tensor
 
 from nova3d.models.autoencoder import VideoAutoencoder, decode
+from tests.helpers.networks import tiny_autoencoder
 
 VIEWS, SIDE = 5, 6
 
 
 def build(guide_channels: int) -> VideoAutoencoder:
     torch.manual_seed(0)
-    return VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        sample_size=12,
-        norm_groups=8,
-        guide_channels=guide_channels,
-    ).eval()
+    return tiny_autoencoder(block_out_channels=(32, 64), sample_size=12, guide_channels=guide_channels).eval()
 
 
 def inputs(tasks: int = 2) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from nova3d.errors import InputError
-from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.conditioning import clip_pixels, condition
 from nova3d.models.image_encoder import OpenClipImageEncoder, image_encoder_from_open_clip
+from tests.helpers.networks import tiny_autoencoder
 
 open_clip = pytest.importorskip("open_clip", reason="the extra nova3d[clip] is not installed")
 
@@ -74,9 +74,7 @@ def test_weights_are_copied() -> None:
 def test_either_encoder_conditions() -> None:
     visual = tower()
     torch.manual_seed(1)
-    vae = VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), layers_per_block=1
-    ).eval()
+    vae = tiny_autoencoder().eval()
     images, strength = torch.rand(2, 3, 48, 48) * 2 - 1, torch.tensor([0.0, 0.1])
     noise = torch.randn(2, 3, 48, 48)
     ours, theirs = (

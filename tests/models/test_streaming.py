@@ -10,19 +10,15 @@ from nova3d.errors import InputError
 from nova3d.models import autoencoder
 from nova3d.models.autoencoder import VideoAutoencoder, decode
 from nova3d.models.streaming import Normaliser, decode_in_pieces
+from tests.helpers.networks import tiny_autoencoder
 
 VIEWS, HEIGHT, WIDTH = 5, 6, 3  # of the latents
 
 
 def build(shaken: Any, layers: int, groups: int, dtype: torch.dtype = torch.float64) -> VideoAutoencoder:
     torch.manual_seed(0)
-    model = VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        block_out_channels=(32, 64),  # residual blocks with and without a shortcut
-        layers_per_block=layers,
-        sample_size=12,
-        norm_groups=groups,
-    )
+    widths = (32, 64)  # residual blocks with and without a shortcut
+    model = tiny_autoencoder(block_out_channels=widths, layers_per_block=layers, sample_size=12, norm_groups=groups)
     return shaken(model).eval().to(dtype)
 
 
@@ -137,6 +133,6 @@ def test_decode_of_several_videos_takes_the_pieces(shaken: Any, monkeypatch: pyt
 
 def test_weights_that_are_not_here_are_refused() -> None:
     with torch.device("meta"):
-        model = VideoAutoencoder(block_out_channels=(32,), down_block_types=("DownEncoderBlock2D",))
+        model = tiny_autoencoder(1)
     with pytest.raises(InputError, match="model offload"):
         decode_in_pieces(model.decoder, torch.zeros(2, 4, 4, 4), 1)

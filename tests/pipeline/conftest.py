@@ -7,24 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nova3d.models import NovaUNet
-from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.views import ViewSet
-from tests.helpers.networks import tiny_image_encoder
+from tests.helpers.networks import tiny_autoencoder, tiny_image_encoder, tiny_unet
 
 SIZE = 16
-UNET: dict[str, Any] = {
-    "sample_size": 8,
-    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
-    "cross_attention_dim": 16,
-    "num_attention_heads": (2, 4),
-    "addition_time_embed_dim": 32,
-    "norm_groups": 8,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +21,8 @@ def _one_thread() -> None:
 
 def build(**unet_config: Any) -> Nova3DPipeline:
     torch.manual_seed(0)
-    unet = NovaUNet(**(UNET | unet_config))
-    vae = VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        block_out_channels=(32, 32),
-        layers_per_block=1,
-        sample_size=SIZE,
-        norm_groups=8,
-    )
+    unet = tiny_unet(**({"sample_size": 8} | unet_config))
+    vae = tiny_autoencoder(sample_size=SIZE)
     with torch.no_grad():  # labels, alignment, conditions and time must matter
         for model in (unet, vae):
             for parameter in model.parameters():

@@ -25,7 +25,7 @@ from nova3d.errors import InputError
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.pipeline import PIXEL_NOISE_SEED, pixel_noise_generator
 from nova3d.tasks import Task
-from tests.helpers.networks import tiny_image_encoder
+from tests.helpers.networks import TINY_SVD_UNET, autoencoder_sizes, tiny_image_encoder
 
 SIZE, VIEWS, STEPS, SCALE, SEED, NOISE_AUG = 32, 16, 3, 2.0, 7, 0.1
 
@@ -42,21 +42,8 @@ def scheduler() -> EulerDiscreteScheduler:
 @pytest.fixture(scope="module")
 def svd() -> StableVideoDiffusionPipeline:
     torch.manual_seed(0)
-    unet = UNetSpatioTemporalConditionModel(
-        sample_size=16,
-        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        num_attention_heads=(2, 4),
-        addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=96,
-        num_frames=VIEWS,
-    )
-    vae = AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32), layers_per_block=1, sample_size=SIZE
-    )
+    unet = UNetSpatioTemporalConditionModel(**TINY_SVD_UNET, sample_size=16, num_frames=VIEWS)
+    vae = AutoencoderKLTemporalDecoder(**autoencoder_sizes(), sample_size=SIZE)
     with torch.no_grad():
         for model in (unet, vae):
             for parameter in model.parameters():

@@ -16,6 +16,7 @@ from nova3d.models import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.outputs import outline_evidence
 from nova3d.views import ViewSet
+from tests.helpers.networks import ONE_LEVEL
 
 SIZE = 16
 QUICK: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": (1.0, 1.0)}
@@ -198,12 +199,7 @@ def test_offload_leaves_the_device_to_the_hooks(
 def test_compiling_changes_neither_result_nor_names(
     make_pipeline: Make, red: Tensor, tmp_path: Path, same: Same
 ) -> None:
-    pipeline = make_pipeline(  # one level, attention in the middle alone: tracing takes its time
-        down_block_types=("DownBlockSpatioTemporal",),
-        up_block_types=("UpBlockSpatioTemporal",),
-        block_out_channels=(32,),
-        num_attention_heads=(2,),
-    )
+    pipeline = make_pipeline(**ONE_LEVEL)  # tracing takes its time
     names, expected = set(pipeline.unet.state_dict()), pipeline(red, num_inference_steps=1).views[0]
     torch._dynamo.reset()
     graphs: list[int] = []

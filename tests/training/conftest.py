@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from nova3d import cameras
 from nova3d.data.shards import ShardWriter, encode_views
-from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.training.block_average import start_as_block_average
 from nova3d.training.config import (
     DataConfig,
@@ -22,6 +21,7 @@ from nova3d.training.config import (
     UNetConfig,
 )
 from nova3d.views import ViewSet
+from tests.helpers.networks import ONE_LEVEL, TINY_UNET, tiny_autoencoder
 
 SIZE = 32
 Make = Callable[..., TrainConfig]
@@ -57,14 +57,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vae")
     torch.manual_seed(0)
-    model = VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        block_out_channels=(32, 32, 32),
-        layers_per_block=1,
-        sample_size=SIZE,
-        norm_groups=8,
-        scaling_factor=1.0,
-    )
+    model = tiny_autoencoder(3, sample_size=SIZE, scaling_factor=1.0)
     start_as_block_average(model)  # latents that say something: a random autoencoder's are mostly noise
     model.save_pretrained(folder)
     return folder
@@ -79,16 +72,7 @@ def make_config(shards: Path, vae_folder: Path, tmp_path: Path) -> Make:
             "out": str(tmp_path / name),
             "vae": str(vae_folder),
             "data": DataConfig(str(shards)),
-            "model": UNetConfig(
-                ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
-                ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
-                [32, 64],
-                [2, 4],
-                layers_per_block=1,
-                cross_attention_dim=16,
-                addition_time_embed_dim=32,
-                norm_groups=8,
-            ),
+            "model": UNetConfig(**TINY_UNET, norm_groups=8),
             "encoder": ImageEncoderConfig(16, 32, 1, 2, 16, 8),
             "pipeline": PipelineConfig(camera_preset="ortho4", steps=2),
             "optim": OptimConfig(learning_rate=1e-3, warmup=2, decay_from=0.5, ema_decay=0.9),
@@ -104,17 +88,8 @@ def make_config(shards: Path, vae_folder: Path, tmp_path: Path) -> Make:
 
 @pytest.fixture
 def one_level() -> UNetConfig:
-    """A UNet of one level with attention in the middle alone: the cost of some tests goes by its number of weights."""
-    return UNetConfig(
-        ["DownBlockSpatioTemporal"],
-        ["UpBlockSpatioTemporal"],
-        [32],
-        [2],
-        layers_per_block=1,
-        cross_attention_dim=16,
-        addition_time_embed_dim=32,
-        norm_groups=8,
-    )
+    """A UNet of one level, for tests whose cost goes by the number of its weights."""
+    return UNetConfig(**(TINY_UNET | ONE_LEVEL), norm_groups=8)
 
 
 @pytest.fixture(autouse=True)

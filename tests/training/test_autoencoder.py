@@ -12,7 +12,6 @@ from nova3d.data.shards import ShardReader, ShardWriter, encode_views
 from nova3d.errors import InputError
 from nova3d.inflate import inflated_views
 from nova3d.models.autoencoder import VideoAutoencoder
-from nova3d.models.unet import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.training.autoencoder import (
     AutoencoderModelConfig,
@@ -21,6 +20,7 @@ from nova3d.training.autoencoder import (
     generated_batch,
     train_autoencoder,
 )
+from tests.helpers.networks import tiny_unet
 
 
 def settings(shards: Path, out: Path) -> AutoencoderTrainConfig:
@@ -116,19 +116,8 @@ def test_a_decoder_learns_from_what_a_model_generates(shards: Path, tmp_path: Pa
 
     torch.manual_seed(0)
     start = train_autoencoder(settings(shards, tmp_path / "a"), "cpu")
-    unet = NovaUNet(
-        block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        num_attention_heads=(1, 2),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        addition_time_embed_dim=8,
-        num_frames=16,
-        norm_groups=8,
-    )
     vae = VideoAutoencoder.from_pretrained(start)
-    model = Nova3DPipeline(unet, vae, size=32, condition="inflated", sigma_max=80.0, steps=1, guidance_high=1.0)
+    model = Nova3DPipeline(tiny_unet(), vae, size=32, condition="inflated", sigma_max=80.0, steps=1, guidance_high=1.0)
     model.set_progress_bar_config(disable=True)
     model.save_pretrained(tmp_path / "model")
 

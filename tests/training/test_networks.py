@@ -10,14 +10,12 @@ from torch import nn
 from nova3d.errors import InputError
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.training.networks import load_pretrained
-from tests.helpers.networks import tiny_image_encoder
+from tests.helpers.networks import tiny_autoencoder, tiny_image_encoder
 
 
 def autoencoder() -> VideoAutoencoder:
     torch.manual_seed(0)
-    return VideoAutoencoder(
-        down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(16, 16), layers_per_block=1, norm_groups=8
-    )
+    return tiny_autoencoder()
 
 
 @pytest.mark.parametrize("make", [autoencoder, tiny_image_encoder])
