@@ -29,7 +29,7 @@ from nova3d.models.unet import NovaUNet
 from nova3d.training.config import TrainConfig
 from nova3d.training.networks import build_module
 from nova3d.views import ViewSet
-from tests.helpers.networks import TINY_CLIP, TINY_UNET, tiny_autoencoder
+from tests.helpers.networks import ONE_LEVEL, TINY_CLIP, TINY_UNET, tiny_autoencoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
@@ -59,7 +59,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = {
         "vae": str(folder / "vae"),
         "data": {"shards": str(shards(folder / "shards", ["a", "b"]))},
-        "model": {**TINY_UNET, "norm_groups": 8},
+        "model": {**TINY_UNET, **ONE_LEVEL, "norm_groups": 8},
         "encoder": TINY_CLIP,
         "pipeline": {"camera_preset": "ortho4", "steps": 1, "guidance_high": 1.0},
         "optim": {"learning_rate": 1e-3, "warmup": 1, "ema_decay": 0.5},
