@@ -2,10 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nova3d.errors import InputError
 from nova3d.utils import hub, provenance, resources
 from nova3d.utils.files import read_json
+
+if TYPE_CHECKING:  # torch is not needed to find and to check a folder
+    from torch import nn
 
 COMPONENTS = ("unet", "vae", "image_encoder")
 PIPELINE_CLASS = "Nova3DPipeline"
@@ -94,6 +98,36 @@ def _check_sizes(component: Path, name: str) -> None:
             if shapes and any(isinstance(number, int) and number > most for number in numbers):
                 shown = f"{component.name}'s config has {key}={str(value)[:60]}"
                 raise InputError(f"model '{name}': {shown}, which its weights have not")
+
+
+def check_keys(network: "nn.Module", folder: Path, name: str, strict: bool = True) -> None:
+    """Check that a network and the weight files that it was loaded from hold the same tensors.
+
+    diffusers leaves a tensor that the files lack without storage, and ignores one that the network lacks: the network
+    of an edited config then computes something else.
+
+    Args:
+        network: as `from_pretrained` gives it.
+        folder: with its .safetensors files.
+        name: what the user called it, for messages.
+        strict: refuse tensors that the network lacks. CLIP's files of some years hold one that nobody reads.
+
+    Raises:
+        InputError: naming the first tensor that only one of them has.
+    """
+    from safetensors import safe_open
+
+    stored: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "np") as weights:
+            stored |= set(weights.keys())
+    expected = set(network.state_dict())
+    missing, unknown = sorted(expected - stored), sorted(stored - expected) if strict else []
+    if not stored or not (missing or unknown):
+        return
+    fault = f"its weights lack '{missing[0]}'" if missing else f"its config has no place for the weight '{unknown[0]}'"
+    more = len(missing) + len(unknown) - 1
+    raise InputError(f"'{name}': config.json and weights do not fit: {fault}{f' and {more} more differ' * (more > 0)}")
 
 
 def model_hashes(name: str | Path) -> dict[str, str]:

@@ -43,7 +43,7 @@ from nova3d.models.conditioning import (  # noqa: E402
 from nova3d.models.denoiser import Denoiser  # noqa: E402
 from nova3d.models.svd import LoadReport, load_svd_parts  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
-from nova3d.pipeline.folder import COMPONENTS, CUSTOM_PIPELINE, check_folder, model_folder  # noqa: E402
+from nova3d.pipeline.folder import COMPONENTS, CUSTOM_PIPELINE, check_folder, check_keys, model_folder  # noqa: E402
 from nova3d.pipeline.known import Known, known_latents  # noqa: E402
 from nova3d.pipeline.memory import Memory, fit_in_memory  # noqa: E402
 from nova3d.pipeline.outputs import (  # noqa: E402
@@ -542,7 +542,10 @@ class Nova3DPipeline(DiffusionPipeline):
             ) from error
         for part in COMPONENTS:
             network = getattr(pipeline, part)
-            if network is not None and not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
+            if network is None:
+                continue
+            check_keys(network, path / part, f"{name}/{part}", strict=part != "image_encoder")
+            if not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
                 raise InputError(f"model '{name}' holds NaN or infinite weights in its {part}")
         return pipeline.to(device)
 

@@ -17,6 +17,7 @@ from nova3d.errors import InputError, first_line
 from nova3d.models.autoencoder import VideoAutoencoder
 from nova3d.models.svd import LoadReport, load_svd_autoencoder, load_svd_image_encoder, load_svd_parts
 from nova3d.models.unet import NovaUNet
+from nova3d.pipeline.folder import check_keys
 from nova3d.training.config import NO_ENCODER, ImageEncoderConfig, TrainConfig, UNetConfig
 from nova3d.training.loss import TrainingModule
 from nova3d.utils.hub import only_variant
@@ -107,15 +108,17 @@ def load_pretrained(cls: Any, folder: str) -> Any:
         An instance of `cls`.
 
     Raises:
-        InputError: where it is not a model folder, or its weights cannot be loaded.
+        InputError: where it is not a model folder, its weights cannot be loaded, or they are not those of its config.
     """
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"'{folder}' is not a model folder: it has no config.json")
     try:
         variant = only_variant(folder)
-        return cls.from_pretrained(folder, dtype=torch.float32, variant=variant, local_files_only=True)
+        network = cls.from_pretrained(folder, dtype=torch.float32, variant=variant, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"weights in '{folder}' cannot be loaded: {first_line(error)}") from error
+    check_keys(network, Path(folder), folder, strict=cls is not CLIPVisionModelWithProjection)
+    return network
 
 
 def _image_encoder(config: TrainConfig) -> CLIPVisionModelWithProjection | None:

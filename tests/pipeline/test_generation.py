@@ -268,6 +268,18 @@ def test_damaged_model_folders_are_one_line(saved: Path, tmp_path: Path) -> None
         Nova3DPipeline.load(tmp_path / "gone")
 
 
+def test_an_edited_config_is_refused_where_its_weights_are_others(saved: Path, tmp_path: Path) -> None:
+    """diffusers itself leaves what is missing without storage and ignores what is left over."""
+    shutil.copytree(saved, tmp_path / "edited")
+    path = tmp_path / "edited/unet/config.json"
+    config = json.loads(path.read_text())
+    for alignment, message in (("none", "its config has no place for the weight '"), ("gta", "")):
+        path.write_text(json.dumps(config | {"alignment": alignment, "row_attention": not message}))
+        with pytest.raises(InputError, match=message or "its weights lack '.*row_attention") as caught:
+            Nova3DPipeline.load(tmp_path / "edited")
+        assert "edited/unet': config.json and weights do not fit" in str(caught.value)
+
+
 @pytest.mark.parametrize("part", ["unet", "vae"])
 def test_weights_that_are_not_numbers_are_refused(saved: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(saved, tmp_path / "nan")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nova3d.errors import InputError
@@ -48,3 +49,21 @@ def test_what_is_no_model_folder_is_refused(tmp_path: Path) -> None:
     next(tmp_path.glob("*.safetensors")).write_bytes(b"cut short")
     with pytest.raises(InputError, match="cannot be loaded"):
         load_pretrained(VideoAutoencoder, str(tmp_path))
+
+
+@pytest.mark.parametrize("make", [autoencoder, tiny_image_encoder])
+def test_weights_that_are_not_those_of_the_config_are_refused(make: Any, tmp_path: Path) -> None:
+    network: nn.Module = make()
+    network.save_pretrained(tmp_path)
+    path = next(tmp_path.glob("*.safetensors"))
+    weights = load_file(path)
+    first, *others = sorted(weights)
+    save_file({**weights, "surplus": torch.ones(1)}, path, {"format": "pt"})
+    if make is autoencoder:
+        with pytest.raises(InputError, match=r"its config has no place for the weight 'surplus'$"):
+            load_pretrained(type(network), str(tmp_path))
+    else:
+        load_pretrained(type(network), str(tmp_path))
+    save_file({name: weights[name] for name in others[1:]}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=rf"its weights lack '{first}' and 1 more differ"):
+        load_pretrained(type(network), str(tmp_path))
