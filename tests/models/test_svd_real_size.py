@@ -79,6 +79,7 @@ def test_every_key_of_the_real_size_has_its_place_exactly_once(real, part: str) 
 def test_the_real_size_is_told_from_the_shapes(real) -> None:
     config, _ = svd_original.unet_layout(real, "svd")
     stock = stock_at_real_size("unet").config
+    assert {"block_out_channels", "num_attention_heads", "layers_per_block", "cross_attention_dim"} <= config.keys()
     for name, value in config.items():
         theirs = stock[name]
         assert tuple(value) == tuple(theirs) if isinstance(value, list) else value == theirs, name
@@ -86,6 +87,7 @@ def test_the_real_size_is_told_from_the_shapes(real) -> None:
     assert config["block_out_channels"] == [128, 256, 512, 512]
     assert (config["layers_per_block"], config["latent_channels"]) == (2, 4)
     config, _ = clip_layout(real, "svd", VISUAL)
+    assert {"hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"} <= config.keys()
     assert all(getattr(VIT_H, name) == value for name, value in config.items())
 
 
