@@ -1,6 +1,7 @@
 """Training goes on from a model's own weights; augmentation in a run."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from nova3d import Nova3DPipeline
 from nova3d.data.augment import AugmentConfig
 from nova3d.errors import InputError
-from nova3d.training.config import DataConfig, TrainConfig
+from nova3d.training.config import DataConfig, TrainConfig, UNetConfig
 from nova3d.training.data import Prefetcher
 from nova3d.training.networks import frozen_networks
 from nova3d.training.setup import prepare
@@ -24,7 +25,8 @@ def moved(before: nn.Module, after: nn.Module) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-def test_unet_and_image_encoder_go_on_from_a_models_weights(make_config: Make) -> None:
+def test_unet_and_image_encoder_go_on_from_a_models_weights(make_config: Make, one_level: UNetConfig) -> None:
+    make_config = partial(make_config, model=one_level)
     first = train(make_config("first"), "cpu").path
     parts = {"unet": str(first / "unet"), "image_encoder": str(first / "image_encoder")}
     config = make_config("second", **parts, train_image_encoder=True)
@@ -43,7 +45,10 @@ def test_unet_and_image_encoder_go_on_from_a_models_weights(make_config: Make) -
         prepare(make_config("third", train_image_encoder=True), "cpu")
 
 
-def test_augmented_runs_resume_exactly_and_know_their_augmentation(make_config: Make, shards: Path) -> None:
+def test_augmented_runs_resume_exactly_and_know_their_augmentation(
+    make_config: Make, shards: Path, one_level: UNetConfig
+) -> None:
+    make_config = partial(make_config, model=one_level)
     changed = DataConfig(str(shards), augment=AugmentConfig(0.5, [0.8, 1.1], 40.0, 0.2, 0.2, 0.3))
     whole = Nova3DPipeline.load(train(make_config("whole", data=changed), "cpu").path)
     assert not train(make_config("parts", data=changed), "cpu", stop=lambda: True).finished

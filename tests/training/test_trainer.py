@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from torch import Tensor
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.training.config import DataConfig, HealthConfig, NoiseConfig, OptimConfig, PipelineConfig, TrainConfig
+from nova3d.training.config import (
+    DataConfig,
+    HealthConfig,
+    NoiseConfig,
+    OptimConfig,
+    PipelineConfig,
+    TrainConfig,
+    UNetConfig,
+)
 from nova3d.training.data import Batch, Prefetcher
 from nova3d.training.logs import LossBySigma
 from nova3d.training.loss import TrainingModule
@@ -132,8 +141,9 @@ def test_a_file_named_stop_ends_a_run_too(make_config: Make, tmp_path: Path) -> 
     assert not stop.file.exists()
 
 
-def test_two_processes_equal_one_with_the_doubled_batch_and_hand_over(make_config: Make) -> None:
+def test_two_processes_equal_one_with_the_doubled_batch_and_hand_over(make_config: Make, one_level: UNetConfig) -> None:
     """Two processes for two steps, then one process from their checkpoint: as one process all along."""
+    make_config = partial(make_config, model=one_level)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
