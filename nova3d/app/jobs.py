@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nova3d.errors import InputError, first_line
+from nova3d.utils.allocator import keep_freed_memory
 from nova3d.utils.plugins import import_inherited
 
 if TYPE_CHECKING:
@@ -236,6 +237,7 @@ def _work(pipe: Connection, stop: Event, load: Callable[[], "Nova3DPipeline"], d
     """A worker process: load the model, then do what comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the app, which ends its workers
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    keep_freed_memory()
     tell: Callable[..., None] = lambda kind, value=None: pipe.send((kind, value))  # noqa: E731
 
     def progress(done: int, total: int, stage: str) -> None:

@@ -18,6 +18,7 @@ from nova3d import config
 from nova3d.cli.progress import progress_bar as progress_bar
 from nova3d.errors import InputError, system_reason
 from nova3d.utils import lazy, resources, yaml_text
+from nova3d.utils.allocator import keep_freed_memory
 from nova3d.utils.hub import is_hub_id
 from nova3d.utils.plugins import import_modules
 from nova3d.utils.resources import find, locate
@@ -291,6 +292,7 @@ def run(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, _terminate)  # `with` blocks release locks, files and processes
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
+    keep_freed_memory()
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of diffusers, transformers and others beside ours
     log = _StderrHandler()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[log])
