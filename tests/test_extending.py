@@ -50,6 +50,7 @@ def test_the_arm_of_the_page_is_trained_from_a_module_outside_the_package(tmp_pa
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stdout + done.stderr  # of the second command, which is refused
     weights = load_file(tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors")
     gates = [weight for name, weight in weights.items() if name.endswith(".gate")]
     assert gates and all(gate.abs().max() > 0 for gate in gates)

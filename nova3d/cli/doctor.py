@@ -1,5 +1,6 @@
 """The verb doctor: what each verb can do on this machine, how fast, and what is missing."""
 
+import functools
 import os
 import platform
 import shutil
@@ -210,9 +211,13 @@ def check_model(folder: Path) -> list[str]:
     return faults
 
 
+# Which distribution an importable package belongs to: one walk over all that is installed.
+_distributions = functools.cache(metadata.packages_distributions)
+
+
 def version(package: str) -> str:
     """The version of an importable package, whatever its distribution is called."""
-    names = metadata.packages_distributions().get(package, [package])
+    names = _distributions().get(package, [package])
     try:
         return metadata.version(names[0])
     except metadata.PackageNotFoundError:
