@@ -81,13 +81,11 @@ def check_folder(folder: Path, name: str) -> None:
 
 def _check_sizes(component: Path, name: str) -> None:
     """Refuse a config of wider or deeper networks than the weights beside it, before memory is taken for them."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    config, shapes = read_json(component / "config.json", dict, "config"), []
+    config = read_json(component / "config.json", dict, "config")
     try:
-        for path in component.glob("*.safetensors"):
-            with safe_open(path, "np") as weights:
-                shapes += [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118
+        shapes = _stored_shapes(component).values()
     except (OSError, SafetensorError):  # loading says what is wrong with the file
         return
     widest = max((side for shape in shapes for side in shape), default=0)
@@ -115,19 +113,24 @@ def check_keys(network: "nn.Module", folder: Path, name: str, strict: bool = Tru
     Raises:
         InputError: naming the first tensor that only one of them has.
     """
-    from safetensors import safe_open
-
-    stored: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "np") as weights:
-            stored |= set(weights.keys())
-    expected = set(network.state_dict())
+    stored, expected = set(_stored_shapes(folder)), set(network.state_dict())
     missing, unknown = sorted(expected - stored), sorted(stored - expected) if strict else []
     if not stored or not (missing or unknown):
         return
     fault = f"its weights lack '{missing[0]}'" if missing else f"its config has no place for the weight '{unknown[0]}'"
     more = len(missing) + len(unknown) - 1
     raise InputError(f"'{name}': config.json and weights do not fit: {fault}{f' and {more} more differ' * (more > 0)}")
+
+
+def _stored_shapes(folder: Path) -> dict[str, list[int]]:
+    """Name -> shape of every tensor in a folder's .safetensors files, from their headers."""
+    from safetensors import safe_open
+
+    shapes: dict[str, list[int]] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "np") as weights:
+            shapes |= {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118
+    return shapes
 
 
 def model_hashes(name: str | Path) -> dict[str, str]:
