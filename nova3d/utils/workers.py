@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import psutil
 
 from nova3d.errors import InputError
+from nova3d.utils.allocator import keep_freed_memory
 from nova3d.utils.plugins import import_inherited
 
 T = TypeVar("T")
@@ -144,6 +145,7 @@ def _pool_worker(prepare: Callable[[str], Callable[[Any], Any]], device: str, pa
     with suppress(EOFError):  # the parent has no more tasks
         task = pipe.recv()
         try:
+            keep_freed_memory()
             import_inherited()
             do = prepare(device)
             while True:
@@ -156,6 +158,7 @@ def _pool_worker(prepare: Callable[[str], Callable[[Any], Any]], device: str, pa
 def _worker(work: Work, part: int, parts: int, device: str, parent: int, pipe: Connection) -> None:
     exit_with_parent(parent)
     try:
+        keep_freed_memory()
         import_inherited()
         work(part, parts, device, lambda: None)
         pipe.send("")
