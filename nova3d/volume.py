@@ -187,7 +187,7 @@ def consistent_volume(
     n: int = 96,
     radius: float = 0.6,
     outline: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Find the most likely solid by the trusted outline, the calibrated votes and smoothness.
 
     Args:
@@ -202,9 +202,10 @@ def consistent_volume(
             the one among `masks`.
 
     Returns:
-        The solid, bool [n,n,n] (z, y, x) over [-radius, radius]^3, which covers the trusted outline's columns and no
-        others, and has as many parts as these; and consistent, [v,h,w] float32, which is 0 where a view contradicts the
-        solid and 1 elsewhere, in the trusted view everywhere.
+        solid: bool [n,n,n] (z, y, x) over [-radius, radius]^3. It covers the trusted outline's columns and no others,
+            and has as many parts as these.
+        level: [n,n,n] float32, see `solid_of`.
+        consistent: [v,h,w] float32, 0 where a view contradicts the solid and 1 elsewhere. 1 in the trusted view.
 
     Raises:
         ValueError: where the trusted camera does not look along the z axis.
@@ -217,16 +218,16 @@ def consistent_volume(
     columns[[0, -1]], columns[:, [0, -1]] = False, False  # the border is air
     shape = sample_columns(prior, cameras[trusted], n, radius)
     evidence = log_odds(masks, cameras, trusted, shape, calibration, columns, radius)
-    solid = solid_of(evidence.cpu().numpy(), shape[0].cpu().numpy(), columns.cpu().numpy(), radius)
+    solid, level = solid_of(evidence.cpu().numpy(), shape[0].cpu().numpy(), columns.cpu().numpy(), radius)
     found = torch.from_numpy(solid).to(masks.device)
     consistent = (~contradictions(found, masks, cameras, radius)).float()
     consistent[trusted] = 1
-    return found, consistent
+    return found, torch.from_numpy(level).to(masks.device), consistent
 
 
 def solid_of(
     evidence: NDArray[np.float32], height: NDArray[np.float32], columns: NDArray[np.bool_], radius: float
-) -> NDArray[np.bool_]:
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """Smooth the log-odds, and give every column of the outline a part of the solid.
 
     A column whose log-odds are too low is raised as a whole, so its likeliest nodes become solid. Where the solid has
@@ -239,7 +240,9 @@ def solid_of(
         radius: half the side of the box.
 
     Returns:
-        [n,n,n] (z, y, x).
+        solid: [n,n,n] (z, y, x).
+        level: [n,n,n] the smoothed log-odds, less the column's threshold. It is positive in the solid, except where the
+            middle sheet joins parts, and its zero level says where between two nodes the surface lies.
     """
     n = len(columns)
     step = 2 * radius / (n - 1)
@@ -248,11 +251,12 @@ def solid_of(
     # Bounded, so that a node which all views deny does not count for more than a few nodes that they grant.
     bounded = evidence / (1 + np.abs(evidence) / _CERTAIN)
     smooth = ndimage.gaussian_filter(bounded * columns, sigma) / np.maximum(weight, 1e-3)
-    smooth[[0, -1]] = -np.inf
+    smooth[[0, -1]] = -2 * _CERTAIN
     least = np.maximum(np.ceil(_LEAST_SHARE * 2 * height / step), 1).astype(int)  # nodes per column
     ranked = np.sort(smooth, axis=0)[::-1]
     wanted = np.take_along_axis(ranked, np.minimum(least, n - 2)[None] - 1, axis=0)[0]
-    solid = (smooth >= np.minimum(wanted, 0)) & columns
+    level = smooth - np.minimum(wanted, 0)
+    solid = (level >= 0) & columns
     depth = np.abs(np.linspace(-radius, radius, n))
     core = (depth[:, None, None] <= np.maximum(_CORE_SHARE * height, 0.75 * step)) & columns
     if _parts(solid)[1] > _parts(columns)[1]:
@@ -263,7 +267,7 @@ def solid_of(
         regions, number = _parts(columns)
         kept = [_largest(labels[:, regions == part], sizes) for part in range(1, number + 1)]
         solid &= np.isin(labels, kept)
-    return solid
+    return solid, level.astype(np.float32)
 
 
 def contradictions(solid: Tensor, masks: Tensor, cameras: Cameras, radius: float) -> Tensor:

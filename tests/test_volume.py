@@ -76,7 +76,7 @@ def test_the_solid_covers_the_trusted_outline_and_nothing_else_and_has_its_parts
     masks = random_masks(seed)
     if not bool((masks[0] > 0).any()):
         return
-    solid, known = consistent_volume(masks, CAMERAS, 0, prior_of(masks[0]), EVEN, NODES, RADIUS)
+    solid, _, known = consistent_volume(masks, CAMERAS, 0, prior_of(masks[0]), EVEN, NODES, RADIUS)
     columns = outline_columns(masks[0], CAMERAS[0], NODES, RADIUS)
     columns[[0, -1]], columns[:, [0, -1]] = False, False
     assert torch.equal(solid.any(dim=0), columns)
@@ -90,7 +90,7 @@ def test_a_thin_line_of_a_fine_outline_is_covered() -> None:
     fine[100:380, 239:242] = 1  # 0.009 world units, a third of a grid step
     coarse = torch.nn.functional.avg_pool2d(fine[None, None], 10)[0, 0]
     masks = coarse.expand(16, -1, -1)
-    solid, _ = consistent_volume(masks, CAMERAS, 0, prior_of(coarse), EVEN, NODES, RADIUS, fine)
+    solid, _, _ = consistent_volume(masks, CAMERAS, 0, prior_of(coarse), EVEN, NODES, RADIUS, fine)
     rows = solid.any(dim=0).any(dim=1)
     axis = torch.linspace(-RADIUS, RADIUS, NODES)
     assert bool(rows[(axis > -0.43) & (axis < 0.43)].all())
@@ -101,7 +101,7 @@ def test_true_views_that_are_believed_give_the_visual_hull() -> None:
     mesh = random_solid(5)
     masks = rasterize(from_trimesh([mesh]), CAMERAS, supersample=4).rgba[..., 3]
     strict = Calibration((0.0,) * 8, (-6.0,) * 8, (6.0, 0.0, 0.0, 0.0, 0.0))
-    solid, known = consistent_volume(masks, CAMERAS, 0, prior_of(masks[0]), strict, 64, RADIUS)
+    solid, _, known = consistent_volume(masks, CAMERAS, 0, prior_of(masks[0]), strict, 64, RADIUS)
     hull = carve(column_points(torch.ones(64, 64, dtype=torch.bool), RADIUS), masks, CAMERAS).reshape(64, 64, 64)
     assert float((solid & hull).sum() / (solid | hull).sum()) > 0.8
     assert float(known.mean()) > 0.99
@@ -112,7 +112,7 @@ def test_a_view_that_contradicts_the_others_is_unknown_there() -> None:
     masks = disc.float().expand(16, -1, -1).clone()
     masks[5, :, : SIZE // 2] = 0  # one view lost its left half
     masks[9, :4, :4] = 1  # and one has a speck far outside
-    solid, known = consistent_volume(masks, CAMERAS, 0, prior_of(masks[0]), EVEN, NODES, RADIUS)
+    solid, _, known = consistent_volume(masks, CAMERAS, 0, prior_of(masks[0]), EVEN, NODES, RADIUS)
     assert float(known[5, SIZE // 2, 14]) == 0 and float(known[5, SIZE // 2, 40]) == 1
     assert float(known[9, 1, 1]) == 0
     others = [v for v in range(16) if v not in (5, 9)]
@@ -154,7 +154,7 @@ def test_thin_parts_are_shallow_and_wide_ones_deep_to_their_rim() -> None:
     prior = inflate(mask, PIXEL).prior
     assert torch.equal(prior[1] > 0, mask > 0)
     silent = Calibration((0.0,) * 8, (0.0,) * 8, (0.0,) * 5 + (1.0, 0.0))
-    solid, _ = consistent_volume(mask.expand(16, -1, -1), CAMERAS, 0, prior, silent, 64, RADIUS)
+    solid, _, _ = consistent_volume(mask.expand(16, -1, -1), CAMERAS, 0, prior, silent, 64, RADIUS)
     depth = solid.sum(dim=0) * 2 * RADIUS / 63
 
     def node(world: float) -> int:

@@ -198,7 +198,7 @@ def _solid_iou(sample: Sample, weights: Tensor, shift: float) -> float:
     """Volume IoU with the true hull of the solid that weights give, with all log-odds shifted."""
     evidence = torch.zeros(sample.hull.shape)
     evidence[:, sample.columns] = (sample.features @ weights + shift).reshape(_NODES, -1)
-    solid = solid_of(evidence.numpy(), sample.height.numpy(), sample.columns.numpy(), _RADIUS)
+    solid, _ = solid_of(evidence.numpy(), sample.height.numpy(), sample.columns.numpy(), _RADIUS)
     return float(mask_iou(torch.from_numpy(solid)[None], sample.hull[None]))
 
 

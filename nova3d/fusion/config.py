@@ -221,7 +221,7 @@ class ConflictConfig:
 
 
 @dataclass
-class OptimConfig:
+class FitConfig:
     """The optimiser and its schedule."""
 
     steps: Annotated[int, Range(0, 10_000_000)] = 1000
@@ -299,7 +299,7 @@ class FusionConfig:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     pose: PoseConfig = dataclasses.field(default_factory=PoseConfig)
     conflict: ConflictConfig = dataclasses.field(default_factory=ConflictConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    optim: FitConfig = dataclasses.field(default_factory=FitConfig)
     extract: ExtractConfig = dataclasses.field(default_factory=ExtractConfig)
     texture: TextureConfig = dataclasses.field(default_factory=TextureConfig)
 

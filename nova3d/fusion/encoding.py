@@ -206,9 +206,13 @@ def make_grid(
     if backend == "torch":
         return HashGrid(layout, init, generator)
     # Imported here, because neither numba nor tinycudann has to be installed for the reference.
-    module = importlib.import_module(f"nova3d.fusion.encoding_{backend}")
-    grid: HashGrid = module.Grid(layout, init, generator)
-    return grid
+    if backend == "numba":
+        from nova3d.fusion.encoding_numba import NumbaHashGrid
+
+        return NumbaHashGrid(layout, init, generator)
+    from nova3d.fusion.encoding_tcnn import TcnnHashGrid
+
+    return TcnnHashGrid(layout, init, generator)
 
 
 def pick_backend(name: str, device: torch.device | str) -> str:

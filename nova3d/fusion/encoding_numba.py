@@ -25,7 +25,7 @@ _inline: Any = njit(inline="always")
 _MIN_POINTS = 512  # points per thread below which another thread costs more than it saves
 
 
-class Grid(HashGrid):
+class NumbaHashGrid(HashGrid):
     """The hash grid with compiled forward, backward and double backward."""
 
     def __init__(self, layout: GridLayout, init: float = 1e-4, generator: torch.Generator | None = None) -> None:
@@ -49,7 +49,7 @@ class Grid(HashGrid):
 class NumbaQuery:
     """See `nova3d.fusion.encoding.GridQuery`."""
 
-    def __init__(self, grid: Grid, x: Tensor, table: Tensor, levels: int) -> None:
+    def __init__(self, grid: NumbaHashGrid, x: Tensor, table: Tensor, levels: int) -> None:
         self.grid, self.x, self.table = grid, x, table
         self.features: Tensor = _Features.apply(x, table, grid, levels)
 
@@ -62,7 +62,7 @@ class NumbaQuery:
 
 class _Features(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, grid: Grid, levels: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, table: Tensor, grid: NumbaHashGrid, levels: int) -> Tensor:
         ctx.save_for_backward(x, table)
         ctx.grid = grid
         out = x.new_empty(len(x), levels * grid.layout.features)
@@ -90,7 +90,7 @@ class _Features(torch.autograd.Function):
 
 class _PullBack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, cotangent: Tensor, grid: Grid) -> Tensor:
+    def forward(ctx: Any, x: Tensor, table: Tensor, cotangent: Tensor, grid: NumbaHashGrid) -> Tensor:
         ctx.save_for_backward(x, table, cotangent)
         ctx.grid = grid
         out = torch.empty_like(x, memory_format=torch.contiguous_format)

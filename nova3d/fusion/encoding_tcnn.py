@@ -8,7 +8,7 @@ from nova3d.errors import InputError
 from nova3d.fusion.encoding import GridLayout, HashGrid
 
 
-class Grid(HashGrid):
+class TcnnHashGrid(HashGrid):
     """The hash grid with tiny-cuda-nn's module and our table as its parameters."""
 
     def __init__(self, layout: GridLayout, init: float = 1e-4, generator: torch.Generator | None = None) -> None:

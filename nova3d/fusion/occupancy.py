@@ -16,10 +16,11 @@ from nova3d.fusion.rays import trilinear
 from nova3d.hull import MASK_LEVEL, carve, dilate, picture_counts, unsupported
 from nova3d.inflate import inflate
 from nova3d.views import ViewSet
-from nova3d.volume import consistent_volume
+from nova3d.volume import consistent_volume, sample_columns
 
 log = logging.getLogger(__name__)
 
+_BETWEEN = 0.4  # steps by which a surface may lie from the middle of two nodes, so that no node changes sides
 _LEAST_SEEN = 0.25  # of the pictures that hold the best seen node: a node that fewer hold is not object
 
 
@@ -151,17 +152,45 @@ def consistent_hull(
     """
     assert views.calibration is not None
     prior = inflate(views.mask[outline_view].cpu(), 1 / float(views.cameras.intrinsics[outline_view, 0])).prior
-    solid, consistent = consistent_volume(
-        views.mask,
-        views.cameras,
-        outline_view,
-        prior.to(views.mask),
-        views.calibration,
-        n,
-        radius,
-        detail.mask[0].to(views.mask) if detail is not None else None,
+    picture = views[[outline_view]] if detail is None else detail
+    outline, camera = picture.mask[0].to(views.mask), picture.cameras.to(views.mask.device)
+    solid, level, consistent = consistent_volume(
+        views.mask, views.cameras, outline_view, prior.to(views.mask), views.calibration, n, radius, outline
     )
-    return Hull(signed_distance(solid.cpu().numpy(), radius).to(views.mask), radius), consistent
+    pixels = 2 * radius / (n - 1) * float(camera.intrinsics[0, 0])  # along a step of the grid
+    soft = torch.from_numpy(ndimage.gaussian_filter(outline.cpu().numpy(), pixels / 2))
+    coverage = sample_columns(soft[None], camera.to("cpu"), n, radius)[0]
+    distance = distance_between_nodes(solid.cpu().numpy(), level.cpu().numpy(), coverage.numpy(), radius)
+    return Hull(distance.to(views.mask), radius), consistent
+
+
+def distance_between_nodes(solid: np.ndarray, level: np.ndarray, coverage: np.ndarray, radius: float) -> Tensor:
+    """The signed distance to a consistent volume, whose surface lies between nodes where its level set does.
+
+    The distance to the nodes alone has stairs, which a surface that may not leave it would show.
+
+    Args:
+        solid: [z,y,x] bool over [-radius, radius]^3, whose columns along z are rays of the trusted view.
+        level: [z,y,x] float32, see `nova3d.volume.solid_of`.
+        coverage: [y,x] float32 in [0,1], the trusted mask at the columns, blurred by about half a step.
+        radius: half the side of the box.
+
+    Returns:
+        [z,y,x] float32, world units, negative inside.
+    """
+    step = 2 * radius / (len(solid) - 1)
+    columns = np.asarray(solid.any(axis=0))
+    # Front and back, as if the rays around the outline had the depths of the nearest one inside.
+    _, (row, column) = ndimage.distance_transform_edt(~columns, return_indices=True)
+    level = level[:, row, column]
+    steepness = np.sqrt(sum(np.square(part) for part in np.gradient(level, step)))
+    depth = -level / np.maximum(steepness, 1e-6)  # to first order, near the level set
+    outline = level_set_distance(coverage) * step
+    bounded = []
+    for distance, nodes in ((depth, solid[:, row, column]), (outline, columns)):
+        between = signed_distance(nodes, radius).numpy()
+        bounded.append(np.clip(distance, between - _BETWEEN * step, between + _BETWEEN * step))
+    return torch.from_numpy(np.maximum(*bounded).astype(np.float32))
 
 
 def signed_distance(solid: np.ndarray, radius: float) -> Tensor:
@@ -179,6 +208,42 @@ def signed_distance(solid: np.ndarray, radius: float) -> Tensor:
     # The transform measures from node to node; the surface lies half a cell nearer.
     distance = (distance - 0.5 * np.sign(distance)) * step
     return torch.from_numpy(distance.astype(np.float32))
+
+
+def level_set_distance(coverage: np.ndarray) -> np.ndarray:
+    """The signed distance to an outline, which passes between the pixels of a mask.
+
+    The distance transform alone measures from pixel to pixel, so a slanted outline has stairs. Here each pixel beside
+    the outline is moved onto it along the gradient, and distances are to the moved points (Gustavson and Strand 2011).
+
+    Args:
+        coverage: [h,w] float32 in [0,1]; the outline is where it passes MASK_LEVEL.
+
+    Returns:
+        [h,w] float32, pixels, negative inside.
+    """
+    inside = coverage > MASK_LEVEL
+    if inside.all() or not inside.any():
+        return np.where(inside, -1, 1) * np.float32(sum(coverage.shape))
+    beside = ndimage.minimum_filter(inside, 3) != ndimage.maximum_filter(inside, 3)
+    pixels = np.argwhere(beside)
+    gradient = np.stack(np.gradient(coverage), axis=-1)[beside]
+    normal = gradient / np.maximum(np.linalg.norm(gradient, axis=1, keepdims=True), 1e-6)
+    # Along the steepest axis the outline is where the coverage, linear between two pixels, passes the level.
+    axis, each = np.abs(normal).argmax(axis=1), np.arange(len(pixels))
+    along = normal[each, axis] * np.where(inside[beside], -1, 1)
+    neighbours = pixels.copy()
+    neighbours[each, axis] += np.sign(along).astype(int)
+    neighbours = neighbours.clip(0, np.array(coverage.shape) - 1)
+    here, there = coverage[beside], coverage[tuple(neighbours.T)]
+    across = (here > MASK_LEVEL) != (there > MASK_LEVEL)
+    share = (MASK_LEVEL - here) / np.where(across, there - here, np.inf)
+    onto = np.zeros((2, *coverage.shape))
+    onto[:, beside] = (normal * (share * np.sign(along) * normal[each, axis])[:, None]).T
+    beside[beside] = across if across.any() else True  # another pixel is nearer to the outline than the others
+    nearest = tuple(ndimage.distance_transform_edt(~beside, return_distances=False, return_indices=True))
+    away = np.indices(coverage.shape) - nearest - onto[:, *nearest]
+    return (np.where(inside, -1, 1) * np.sqrt((away**2).sum(axis=0))).astype(np.float32)
 
 
 def pixel_size(cameras: Cameras) -> float:

@@ -17,7 +17,7 @@ from skimage.morphology import skeletonize
 from torch import Tensor
 
 from nova3d.cameras import Cameras
-from nova3d.fusion.occupancy import Hull
+from nova3d.fusion.occupancy import Hull, level_set_distance
 from nova3d.fusion.rays import trilinear
 from nova3d.hull import MASK_LEVEL
 from nova3d.views import ViewSet
@@ -31,7 +31,9 @@ SignedDistance = Callable[[Tensor], Tensor]
 _CELLS_ACROSS = 1 << 20  # more than a picture has cells
 _DEPTH_SLOPE = 0.7  # least depth below the surface over the distance to the outline, so that edges are round
 _MAX_LEAST_DEPTH = 1.5  # steps of marching cubes: from here on the least depth is constant
-_PATCH = 3.0  # nodes around a missing ray within which the first solid is put back
+_LONE = 2.0  # nodes from the nearest ray that is met, from which the first solid is put back for a missing ray
+_PATCH = 3.0  # nodes around such a ray within which it is put back
+_SMOOTH = 0.25  # steps of marching cubes, standard deviation by which the mask is smoothed
 _MIN_HALF_WIDTH = 0.75  # steps of marching cubes, to which thinner parts of the outline are widened
 
 
@@ -90,22 +92,22 @@ class Outline:
             h, w = (factor * side for side in mask.shape)
             mask = F.interpolate(mask[None, None], (h, w), mode="bilinear", align_corners=False)[0, 0]
             camera, pixel = camera.resized(w, h), pixel / factor
-        inside = mask.cpu().numpy() > MASK_LEVEL
-        parts, _ = ndimage.label(inside, np.ones((3, 3)))
-        inside &= np.bincount(parts.ravel())[parts] * pixel**2 >= step**2  # no cell resolves the others
-        inside = _widen_thin_parts(inside, _MIN_HALF_WIDTH * step / pixel)
-        distance = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
-        # The transform measures from pixel centre to pixel centre.
-        distance = (distance - 0.5 * np.sign(distance)) * pixel
-        count = int(ndimage.label(inside, np.ones((3, 3)))[1])
+        coverage = mask.cpu().numpy()
+        parts, _ = ndimage.label(coverage > MASK_LEVEL, np.ones((3, 3)))
+        kept = (parts > 0) & (np.bincount(parts.ravel())[parts] * pixel**2 >= step**2)  # no cell resolves the others
+        kept = _widen_thin_parts(kept, _MIN_HALF_WIDTH * step / pixel)
+        coverage = np.where(kept == (coverage > MASK_LEVEL), coverage, kept)
+        coverage = ndimage.gaussian_filter(coverage, _SMOOTH * step / pixel)
+        distance = level_set_distance(coverage) * pixel
+        count = int(ndimage.label(distance < 0, np.ones((3, 3)))[1])
         return Outline(torch.from_numpy(distance.astype(np.float32)), camera, count)
 
     def bound(self, sdf: SignedDistance, cached: Tensor, hull: Hull, step: float) -> SignedDistance:
         """Bound a signed distance field so that its solid has this outline.
 
-        Outside the outline the field is positive. Around missing rays the first solid is put back, whose parts are
-        connected. Some rays are still missing, such as those of lines thinner than the first solid's grid. There the
-        field is lowered, so that the surface appears where the field was least.
+        Outside the outline the field is positive. Around missing rays that are far from any other, the first solid is
+        put back, whose parts are connected. The other missing rays lie at the rim or on lines thinner than the first
+        solid's grid. There the field is lowered, so that the surface appears where the field was least.
 
         Args:
             sdf: the field.
@@ -117,7 +119,7 @@ class Outline:
             The bounded field.
         """
         radius = hull.radius
-        first = hull.distance.cpu() + self._distance_to_missing_rays(cached.cpu(), radius, step)
+        first = hull.distance.cpu() + self._distance_to_lone_rays(cached.cpu(), radius, step)
         nearest = torch.minimum(cached.cpu(), first).amin(dim=0)  # [y,x] least value of each column
         camera = self.camera.to("cpu")
         focal, middle = camera.intrinsics[0, :2], camera.intrinsics[0, 2:]
@@ -133,7 +135,8 @@ class Outline:
 
         def bounded(x: Tensor) -> Tensor:
             distance, lower = self._read(maps, x).to(x.device)
-            return torch.maximum(torch.minimum(sdf(x), trilinear(first, x, radius)) - lower, distance)
+            field = torch.minimum(sdf(x), trilinear(first, x, radius)) - lower
+            return torch.maximum(field, distance)
 
         return bounded
 
@@ -141,18 +144,23 @@ class Outline:
         """Least depth below the surface that a ray must reach, by the ray's distance to the outline."""
         return torch.minimum(-_DEPTH_SLOPE * distance, torch.tensor(_MAX_LEAST_DEPTH * step))
 
-    def _distance_to_missing_rays(self, cached: Tensor, radius: float, step: float) -> Tensor:
-        """Twice the distance of the nodes' columns [y,x] to the patches around missing rays; zero inside a patch."""
+    def _distance_to_lone_rays(self, cached: Tensor, radius: float, step: float) -> Tensor:
+        """Twice the distance of the nodes' columns [y,x] to the patches around lone rays; zero inside a patch."""
         n = cached.shape[1]
+        distance = self._at_columns(self.distance, n, radius)
+        met = (distance < 0) & (cached.amin(dim=0) + self._least_depth(distance, step) <= 0)
+        lone = (distance < 0).numpy() & (ndimage.distance_transform_edt(~met.numpy()) > _LONE)
+        if not lone.any():
+            return torch.full((n, n), 2 * radius)
+        away = ndimage.distance_transform_edt(~lone) - _PATCH
+        return torch.from_numpy(away.astype(np.float32)).clamp_min(0) * (4 * radius / (n - 1))
+
+    def _at_columns(self, values: Tensor, n: int, radius: float) -> Tensor:
+        """A map [h,w] at the columns [y,x] of a grid of n nodes along each axis."""
         axis = torch.linspace(-radius, radius, n)
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         plane = torch.stack([x, y, torch.zeros_like(x)], dim=-1).reshape(-1, 3)
-        distance = self._read(self.distance[None], plane)[0].reshape(n, n)
-        missing = (distance < 0) & (cached.amin(dim=0) + self._least_depth(distance, step) > 0)
-        if not bool(missing.any()):
-            return torch.full((n, n), 2 * radius)
-        away = ndimage.distance_transform_edt(~missing.numpy()) - _PATCH
-        return torch.from_numpy(away.astype(np.float32)).clamp_min(0) * 2 * (axis[1] - axis[0])
+        return self._read(values[None], plane)[0].reshape(n, n)
 
     def _read(self, maps: Tensor, points: Tensor) -> Tensor:
         """Sample maps [c,h,w] at world points [n,3]; returns [c,n] on the CPU."""

@@ -182,8 +182,7 @@ def extract_surface(state: FusionState, views: ViewSet, detail: ViewSet | None =
     step = 2 * radius / config.resolution
     picture = views[[state.outline_view]] if detail is None else detail
     outline = Outline.of(picture.mask[0], picture.cameras, step)
-    cached = torch.minimum(state.evaluate_grid(), state.hull.distance + state.margin)  # as `bounded_sdf`
-    sdf = outline.bound(state.bounded_sdf, cached, state.hull, step)
+    sdf = outline.bound(*state.smooth_sdf(), state.hull, step)
     return isosurface.extract_mesh(sdf, box, config, radius, outline.cells_at(step), outline.parts)
 
 

@@ -1,24 +1,29 @@
 """The state of a fit, from its first step to the mesh: fields, poses, first solid, optimiser and counters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor, nn
 
 from nova3d.cameras import Cameras
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.encoding import pick_backend
 from nova3d.fusion.fields import ColourField, ConflictField, SDFField, Sharpness
-from nova3d.fusion.occupancy import Hull, consistent_hull, grid_points, visual_hull
+from nova3d.fusion.occupancy import Hull, consistent_hull, grid_points, pixel_size, visual_hull
 from nova3d.fusion.outline import find_outline_view
 from nova3d.fusion.poses import PoseRefiner
-from nova3d.fusion.rays import Marcher, PixelSampler, pick_marcher
+from nova3d.fusion.rays import Marcher, PixelSampler, pick_marcher, trilinear
 from nova3d.views import ViewSet
 
 _OUTSIDE = 0.1  # cached SDF where the hull forbids a surface
 _CHUNK = 1 << 16  # points evaluated at a time
+_SMOOTH_PX = 1.35  # pixels of the coarsest view, by which the deviation from a consistent volume is smoothed
+_NEAR_STEPS, _WEIGHT_STEPS = 4.0, 1.5  # of the hull's grid: the deviation is read so near, with such a weight
 
 
 @dataclass
@@ -153,6 +158,34 @@ class FusionState:
         to_hull = self.hull.signed_distance(x)
         bounded = torch.maximum(self.sdf.sdf(x), to_hull - self.margin)
         return bounded if self.outline_view is None else torch.minimum(bounded, to_hull + self.margin)
+
+    @torch.no_grad()
+    def smooth_sdf(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The bounded SDF without what is finer than the views show.
+
+        How far the field deviates from the hull is smoothed over `_SMOOTH_PX` pixels. Generated views contradict each
+        other, and a fit to them is rough between pixels. Where pixels are finer than the hull's nodes, nothing is done.
+
+        Returns:
+            The field, a function of points [n,3], and its values [z,y,x] on the hull's nodes.
+        """
+        hull = self.hull
+        distance, n = hull.distance, len(hull.distance)
+        step = 2 * hull.radius / (n - 1)
+        sigma = _SMOOTH_PX * pixel_size(self.cameras) / step
+        if sigma < 0.5:
+            return self.bounded_sdf, torch.minimum(self.evaluate_grid(), distance + self.margin)
+        near = torch.nonzero(distance.flatten().abs() < _NEAR_STEPS * step)[:, 0]
+        points = grid_points(n, hull.radius, distance.device)[near]
+        field = torch.cat([self.sdf.sdf(part) for part in points.split(_CHUNK)])
+        weight, deviation = torch.zeros(2, n**3)
+        weight[near] = torch.exp(-0.5 * (distance.flatten()[near] / (_WEIGHT_STEPS * step)) ** 2).cpu()
+        deviation[near] = (field - distance.flatten()[near]).clamp(-self.margin, self.margin).cpu()
+        total, smooth = (
+            ndimage.gaussian_filter(values.reshape(n, n, n).numpy(), sigma) for values in (weight, weight * deviation)
+        )
+        values = distance + torch.from_numpy(smooth / np.maximum(total, 1e-4)).to(distance)
+        return lambda x: trilinear(values, x, hull.radius), values
 
     @torch.no_grad()
     def surface_colours(self, x: Tensor) -> Tensor:

@@ -10,7 +10,13 @@ from nova3d.calibration import Calibration
 from nova3d.cameras import orbit
 from nova3d.fusion import isosurface, reconstruct
 from nova3d.fusion.config import ExtractConfig
-from nova3d.fusion.occupancy import Hull, grid_points
+from nova3d.fusion.occupancy import (
+    Hull,
+    distance_between_nodes,
+    grid_points,
+    level_set_distance,
+    signed_distance,
+)
 from nova3d.fusion.optimize import fit
 from nova3d.fusion.outline import Outline, find_outline_view
 from nova3d.rendering.meshes import from_trimesh
@@ -125,3 +131,49 @@ def test_from_the_input_s_camera_the_mesh_is_the_input_whatever_the_other_views_
     assert torch.equal(torch.from_numpy(again.solid.vertices), torch.from_numpy(result.solid.vertices))
     without = reconstruct(replace(views, calibration=None), config)
     assert iou(silhouette(without.solid, 192), fine.mask[0]) < 0.7  # the hull of views that contradict each other
+
+
+def test_an_outline_passes_between_the_pixels_of_a_mask() -> None:
+    """A disc and a slanted half-plane with soft edges: stairs of pixels would be up to half a pixel wrong."""
+    y, x = np.mgrid[:64, :64].astype(np.float32)
+    for exact in (np.hypot(x - 31.2, y - 30.7) - 20.3, 0.28 * (x - 30) + 0.96 * (y - 31.3)):
+        found = level_set_distance(np.clip(0.5 - exact, 0, 1))
+        error, depth = (values[8:-8, 8:-8] for values in (np.abs(found - exact), np.abs(exact)))
+        assert error[depth < 0.5].max() < 0.1 and error[depth < 8].max() < 0.55
+        assert np.array_equal(found < 0, exact < 0)
+    assert (level_set_distance(np.ones((4, 4), np.float32)) < 0).all()
+
+
+def test_a_consistent_volume_has_no_stairs() -> None:
+    """A ball as log-odds: the surface of its nodes alone is half a step off, that of the level set is not."""
+    n, radius = 48, 0.6
+    step = 2 * radius / (n - 1)
+    exact = (grid_points(n, radius).norm(dim=-1) - 0.31).reshape(n, n, n).numpy()
+    disc = exact.min(axis=0)
+    found = distance_between_nodes(exact < 0, -20 * exact, np.clip(0.5 - disc / step, 0, 1), radius).numpy()
+    front = np.abs(exact) < step
+    front[:, disc > -2 * step] = False  # where rays graze the ball, front and back are extended flat
+    assert np.abs(found - exact)[front].max() < 0.15 * step
+    assert np.abs(signed_distance(exact < 0, radius).numpy() - exact)[front].max() > 0.4 * step
+    assert np.array_equal(found < 0, exact < 0)
+
+
+def test_the_mesh_has_no_detail_finer_than_the_views(shapes, f_views, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ripple of two nodes on the fitted field goes; with finer pixels it stays."""
+    views = replace(f_views, trusted=FIRST, calibration=EVEN)
+    state = fit(views, shapes.tiny_config())
+    points = grid_points(48, 0.6)
+    fitted = state.sdf.sdf
+
+    def rippled(x: torch.Tensor) -> torch.Tensor:
+        return fitted(x) + 0.005 * torch.sin(x.sum(dim=-1) * (2 * np.pi / 0.05))
+
+    near = state.hull.distance.flatten().abs() < state.margin
+    plain = state.smooth_sdf()[0](points)[near], state.bounded_sdf(points)[near]
+    state.sdf.sdf = rippled  # type: ignore[method-assign]
+    sdf, values = state.smooth_sdf()
+    coarse = sdf(points)[near]
+    assert torch.allclose(coarse, values.flatten()[near], atol=1e-5)
+    monkeypatch.setattr("nova3d.fusion.state._SMOOTH_PX", 0.1)
+    fine = state.smooth_sdf()[0](points)[near]
+    assert float((coarse - plain[0]).abs().mean()) < 0.3 * float((fine - plain[1]).abs().mean())
