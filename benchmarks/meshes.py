@@ -17,7 +17,7 @@ COLUMNS = {
     "volume IoU": ("iou128_flood", 3),
 }
 SIDES = {"thin share": "thin_share", "width": "side_width", "edge angle": "rim_angle_deg", "parts": "parts"}
-FLOORS = ("inflated", "cut-out")
+BASELINES = ("inflated", "cut-out")
 PHOTO_PX, MARGINS = 512, (40, 10, 20, 60)  # a photo's view, and pixels above, below, left and right of the object
 
 
@@ -124,9 +124,9 @@ def score(mesh: Path, reference: Path) -> dict[str, dict[str, float]]:
     )
     scan = MeshReference.prepare(mesh_metrics.read_surface(reference / "mesh.glb"), protocol.meshes, protocol.seed)
     picture, pixel = truth.straight_alpha(0), ORTHO_SPAN / truth.cameras.width
-    floors = {"inflated": inflated_mesh(picture, pixel), "cut-out": cut_out_mesh(picture, pixel)}
-    surfaces = {"mesh": mesh_metrics.read_surface(mesh), **floors}
-    drawn = {"mesh": load_mesh(mesh)} | {name: from_trimesh([floor]) for name, floor in floors.items()}
+    baselines = {"inflated": inflated_mesh(picture, pixel), "cut-out": cut_out_mesh(picture, pixel)}
+    surfaces = {"mesh": mesh_metrics.read_surface(mesh), **baselines}
+    drawn = {"mesh": load_mesh(mesh)} | {name: from_trimesh([baseline]) for name, baseline in baselines.items()}
     rows = {"scan": shape_figures(scan.mesh, scan.mesh, scan.front)}
     for name, surface in surfaces.items():
         shape, _ = score_meshes(surface, scan, protocol.meshes, protocol.seed)
@@ -140,21 +140,21 @@ def tables(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
     from nova3d.evaluation.statistics import holm, paired
 
-    lines = [f"{len(rows)} objects", "", "| | mesh | floor | mean | difference | 95 % interval | p (Holm) |"]
+    lines = [f"{len(rows)} objects", "", "| | mesh | baseline | mean | difference | 95 % interval | p (Holm) |"]
     lines.append("|:--|--:|:--|--:|--:|--:|--:|")
     found = []
     for label, (column, digits) in COLUMNS.items():
-        for floor in FLOORS:
-            ours, theirs = ([row[method][column] for row in rows.values()] for method in ("mesh", floor))
-            found.append((label, floor, digits, paired(ours, theirs, family=len(COLUMNS) * len(FLOORS))))
-    for (label, floor, digits, result), p in zip(found, holm([entry[3].p for entry in found]), strict=True):
+        for baseline in BASELINES:
+            ours, theirs = ([row[method][column] for row in rows.values()] for method in ("mesh", baseline))
+            found.append((label, baseline, digits, paired(ours, theirs, family=len(COLUMNS) * len(BASELINES))))
+    for (label, baseline, digits, result), p in zip(found, holm([entry[3].p for entry in found]), strict=True):
         gap = result.interval
         lines.append(
-            f"| {label} | {result.mean:.{digits}f} | {floor} | {result.baseline_mean:.{digits}f} "
+            f"| {label} | {result.mean:.{digits}f} | {baseline} | {result.baseline_mean:.{digits}f} "
             f"| {gap.mean:+.{digits}f} | {gap.low:+.{digits}f} to {gap.high:+.{digits}f} | {p:.3f} |"
         )
     lines += ["", "| | " + " | ".join(SIDES) + " |", "|:--|" + "--:|" * len(SIDES)]
-    for method in ("scan", "mesh", *FLOORS):
+    for method in ("scan", "mesh", *BASELINES):
         means = (fmean(row[method][column] for row in rows.values()) for column in SIDES.values())
         lines.append(f"| {method} | " + " | ".join(f"{mean:.3g}" for mean in means) + " |")
     lines += ["", "| object | " + " | ".join(COLUMNS) + " |", "|:--|" + "--:|" * len(COLUMNS)]
