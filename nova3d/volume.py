@@ -202,8 +202,7 @@ def consistent_volume(
             the one among `masks`.
 
     Returns:
-        solid: bool [n,n,n] (z, y, x) over [-radius, radius]^3. It covers the trusted outline's columns and no others,
-            and has as many parts as these.
+        solid: bool [n,n,n] (z, y, x) over [-radius, radius]^3, with the trusted outline's columns and number of parts.
         level: [n,n,n] float32, see `solid_of`.
         consistent: [v,h,w] float32, 0 where a view contradicts the solid and 1 elsewhere. 1 in the trusted view.
 
