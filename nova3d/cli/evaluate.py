@@ -79,7 +79,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
 
     from nova3d import layouts
     from nova3d.evaluation import Table, score
-    from nova3d.evaluation.comparison import compare, compare_with_floors
+    from nova3d.evaluation.comparison import compare, compare_with_baselines
     from nova3d.evaluation.published import Published
     from nova3d.evaluation.tables import hardware
     from nova3d.utils.files import writable_folder
@@ -121,9 +121,9 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         compared = compare({"baseline": baseline, "predictions": table}, "baseline")
         compared.save(options.out / "comparison", record)
         print(compared.markdown())
-    for key, floor in compare_with_floors({"predictions": table}).items():
-        floor.save(options.out / key, record)
-        print(floor.markdown())
+    for key, one in compare_with_baselines({"predictions": table}).items():
+        one.save(options.out / key, record)
+        print(one.markdown())
     common.closing(
         {"scores.md, .tex, .csv, .json": options.out},
         "",

@@ -36,7 +36,7 @@ VERSION = 3  # raise it whenever a baseline's pictures or meshes change; cached 
 COPY = "copy of the input view (scored on the others)"
 INFLATED = "inflated outline of the input view"
 CUT_OUT = "cut-out of the input view"
-FLOORS = {"inflated": INFLATED, "cut-out": CUT_OUT}
+BASELINES = {"inflated": INFLATED, "cut-out": CUT_OUT}
 """Baselines made of the input picture alone, by a short key. Every method is compared with them object by object."""
 ORACLES = (
     *("silhouette oracle", "hull of all views", "true views, "),

@@ -11,7 +11,7 @@ from typing import Any
 
 from nova3d.errors import InputError
 from nova3d.evaluation import statistics
-from nova3d.evaluation.baselines import FLOORS
+from nova3d.evaluation.baselines import BASELINES
 from nova3d.evaluation.formats import TextRow, TextTable, decimals_for, header, number, plain, style
 from nova3d.evaluation.statistics import Paired, Verdict
 from nova3d.evaluation.tables import Table, interval_text
@@ -172,6 +172,9 @@ class Comparison:
         ]
         if family < len(self.rows):
             notes.append('"not ranked": no value is best; the value is read beside the reference\'s own')
+        least = statistics.fewest_objects(self.confidence)
+        if any(row.verdict == "too few objects" for row in self.rows):
+            notes.append(f'"too few objects": fewer than {least} cannot show a difference, however large it is')
         needed = statistics.fewest_objects(self.confidence, max(family, 1))
         if any(row.result.n < needed for row in self.rows):
             notes.append(
@@ -243,25 +246,26 @@ def compare(
     )
 
 
-def compare_with_floors(tables: Mapping[str, Table]) -> dict[str, Comparison]:
-    """Compare every method, object by object, with the baselines made of its input picture (`baselines.FLOORS`).
+def compare_with_baselines(tables: Mapping[str, Table]) -> dict[str, Comparison]:
+    """Compare every method, object by object, with the baselines made of its input picture (`baselines.BASELINES`).
 
     Args:
         tables: method -> scores under one protocol, against the same references.
 
     Returns:
-        Key of FLOORS -> comparison, without the floors that were not scored or have no metric in common with the
+        Key of BASELINES -> comparison, without the baselines that were not scored or have no metric in common with the
         methods.
     """
     first = next(iter(tables.values()))
     found = {}
-    for key, label in FLOORS.items():
+    for key, label in BASELINES.items():
         if label not in first.baselines:
             continue
-        floor = first.of_baseline(label)
-        shared = [metric for metric in floor.metrics if all(_has_values(t, metric) for t in (floor, *tables.values()))]
+        baseline = first.of_baseline(label)
+        all_tables = (baseline, *tables.values())
+        shared = [metric for metric in baseline.metrics if all(_has_values(table, metric) for table in all_tables)]
         if shared:
-            found[key] = compare({label: floor, **tables}, label, shared)
+            found[key] = compare({label: baseline, **tables}, label, shared)
     return found
 
 
@@ -290,6 +294,8 @@ def _pair(table: Table, base: Table, metric: str, confidence: float, resamples: 
 def _verdict(result: Paired, p_holm: float, metric: str) -> Verdict:
     if not style(metric).ranked:
         return "not ranked"
+    if result.n < statistics.fewest_objects(result.interval.confidence):
+        return "too few objects"
     if not p_holm <= 1 - result.interval.confidence:
         return "no difference shown"
     return statistics.verdict(result.interval, style(metric).lower_is_better)

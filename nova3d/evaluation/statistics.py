@@ -20,7 +20,7 @@ from scipy.optimize import brentq
 
 Floats = NDArray[np.float64]
 Method = Literal["bca", "percentile"]
-Verdict = Literal["better", "worse", "no difference shown", "not ranked"]
+Verdict = Literal["better", "worse", "no difference shown", "too few objects", "not ranked"]
 
 RESAMPLES = 10_000
 _DRAWS_AT_ONCE = 4_000_000

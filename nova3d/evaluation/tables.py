@@ -141,8 +141,8 @@ class Table:
             return {name: {m: v for m, v in row.items() if m in metrics} for name, row in rows.items()}
 
         per_seed = {seed: kept(rows) for seed, rows in self.per_seed.items()}
-        floors = {name: kept(rows) for name, rows in self.baselines.items()}
-        return replace(self, rows=kept(self.rows), baselines=floors, per_seed=per_seed)
+        baselines = {name: kept(rows) for name, rows in self.baselines.items()}
+        return replace(self, rows=kept(self.rows), baselines=baselines, per_seed=per_seed)
 
     def shown(self) -> "Table":
         """The table for a terminal, with the SHOWN most informative columns."""

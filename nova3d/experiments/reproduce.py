@@ -11,7 +11,7 @@ from typing import Any
 from nova3d import config as configs
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
-from nova3d.evaluation.comparison import Comparison, compare, compare_with_floors
+from nova3d.evaluation.comparison import Comparison, compare, compare_with_baselines
 from nova3d.evaluation.formats import TextRow, TextTable, arrow, decimals_for, number, style
 from nova3d.evaluation.published import Published, PublishedTable
 from nova3d.evaluation.statistics import Interval
@@ -56,8 +56,8 @@ class Report:
     rows: tuple[PaperComparison, ...]
     comparison: Comparison | None
     """Of the arms, where there are several."""
-    to_floors: Mapping[str, Comparison]
-    """Of the arms with the baselines of `baselines.FLOORS`, by their keys."""
+    to_baselines: Mapping[str, Comparison]
+    """Of the arms with the baselines of `baselines.BASELINES`, by their keys."""
     facts: Mapping[str, str]
 
     def markdown(self) -> str:
@@ -65,8 +65,8 @@ class Report:
         parts.append(studies.tables_markdown(self.tables))
         if self.comparison:
             parts.append(f"## Object by object\n\n{self.comparison.markdown()}")
-        for floor in self.to_floors.values():
-            parts.append(f"## Difference to the {floor.baseline}\n\n{floor.markdown()}")
+        for one in self.to_baselines.values():
+            parts.append(f"## Difference to the {one.baseline}\n\n{one.markdown()}")
         return "\n".join(parts)
 
     def save(self, folder: Path, record: Mapping[str, object]) -> Path:
@@ -76,8 +76,8 @@ class Report:
             table.save(folder / name, record, self.facts)
         if self.comparison:
             self.comparison.save(folder, record)
-        for key, floor in self.to_floors.items():
-            floor.save(folder / key, record)
+        for key, one in self.to_baselines.items():
+            one.save(folder / key, record)
         rows = [plain_comparison(row) for row in self.rows]
         entry = {"table": self.table, "facts": dict(self.facts), "beside_the_paper": rows, "record": dict(record)}
         write_text(folder / "report.json", json.dumps(entry, indent=1, allow_nan=False, default=str))
@@ -133,7 +133,7 @@ def reproduce(
         }
         comparison = compare(found, config.baseline or "") if len(found) > 1 else None
         facts = provenance.without_folders(facts)
-        report = Report(config.table, found, tuple(rows), comparison, compare_with_floors(found), facts)
+        report = Report(config.table, found, tuple(rows), comparison, compare_with_baselines(found), facts)
         record = provenance.record("reproduce", config, device=device, workers=workers)
         return report, report.save(Path(config.out) / config.table, record)
 

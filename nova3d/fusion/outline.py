@@ -149,7 +149,9 @@ class Outline:
         n = cached.shape[1]
         distance = self._at_columns(self.distance, n, radius)
         met = (distance < 0) & (cached.amin(dim=0) + self._least_depth(distance, step) <= 0)
-        lone = (distance < 0).numpy() & (ndimage.distance_transform_edt(~met.numpy()) > _LONE)
+        lone = (distance < 0).numpy()
+        if met.any():  # the transform has no distance to nothing
+            lone &= ndimage.distance_transform_edt(~met.numpy()) > _LONE
         if not lone.any():
             return torch.full((n, n), 2 * radius)
         away = ndimage.distance_transform_edt(~lone) - _PATCH

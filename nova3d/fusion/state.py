@@ -23,6 +23,7 @@ from nova3d.views import ViewSet
 _OUTSIDE = 0.1  # cached SDF where the hull forbids a surface
 _CHUNK = 1 << 16  # points evaluated at a time
 _SMOOTH_PX = 1.35  # pixels of the coarsest view, by which the deviation from a consistent volume is smoothed
+_LEAST_SIGMA = 0.75  # steps of the hull's grid: a smaller deviation would be cut off by the grid, not smoothed
 _NEAR_STEPS, _WEIGHT_STEPS = 4.0, 1.5  # of the hull's grid: the deviation is read so near, with such a weight
 
 
@@ -173,16 +174,17 @@ class FusionState:
         distance, n = hull.distance, len(hull.distance)
         step = 2 * hull.radius / (n - 1)
         sigma = _SMOOTH_PX * pixel_size(self.cameras) / step
-        if sigma < 0.5:
+        if sigma < _LEAST_SIGMA:
             return self.bounded_sdf, torch.minimum(self.evaluate_grid(), distance + self.margin)
         near = torch.nonzero(distance.flatten().abs() < _NEAR_STEPS * step)[:, 0]
         points = grid_points(n, hull.radius, distance.device)[near]
         field = torch.cat([self.sdf.sdf(part) for part in points.split(_CHUNK)])
-        weight, deviation = torch.zeros(2, n**3)
-        weight[near] = torch.exp(-0.5 * (distance.flatten()[near] / (_WEIGHT_STEPS * step)) ** 2).cpu()
-        deviation[near] = (field - distance.flatten()[near]).clamp(-self.margin, self.margin).cpu()
+        weight, deviation = torch.zeros(2, n**3, device=distance.device)
+        weight[near] = torch.exp(-0.5 * (distance.flatten()[near] / (_WEIGHT_STEPS * step)) ** 2)
+        deviation[near] = (field - distance.flatten()[near]).clamp(-self.margin, self.margin)
         total, smooth = (
-            ndimage.gaussian_filter(values.reshape(n, n, n).numpy(), sigma) for values in (weight, weight * deviation)
+            ndimage.gaussian_filter(values.reshape(n, n, n).cpu().numpy(), sigma)
+            for values in (weight, weight * deviation)
         )
         values = distance + torch.from_numpy(smooth / np.maximum(total, 1e-4)).to(distance)
         return lambda x: trilinear(values, x, hull.radius), values

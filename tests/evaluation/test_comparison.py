@@ -10,7 +10,7 @@ import pytest
 from nova3d.errors import InputError
 from nova3d.evaluation import Table, statistics
 from nova3d.evaluation.baselines import CUT_OUT, INFLATED
-from nova3d.evaluation.comparison import compare, compare_with_floors
+from nova3d.evaluation.comparison import compare, compare_with_baselines
 from nova3d.evaluation.published import Published
 from tests.evaluation.samples import CLEAR, NOISE, csv_rows, method, table
 
@@ -33,7 +33,7 @@ def test_methods_are_compared_with_the_floors_that_were_scored():
     floor = method([0.0] * 8).rows
     higher = method([1.0] * 8).rows
     ours = replace(method(CLEAR), baselines={INFLATED: floor, CUT_OUT: higher})
-    found = compare_with_floors({"ours": ours})
+    found = compare_with_baselines({"ours": ours})
     assert {key: one.baseline for key, one in found.items()} == {"inflated": INFLATED, "cut-out": CUT_OUT}
     rows = [row for one in found.values() for row in one.rows]
     assert [(row.method, row.metric, row.verdict) for row in rows] == [
@@ -41,9 +41,9 @@ def test_methods_are_compared_with_the_floors_that_were_scored():
         ("ours", "psnr", "worse"),
     ]
     assert [row.result.interval.mean for row in rows] == pytest.approx([sum(CLEAR) / 8, sum(CLEAR) / 8 - 1])
-    assert compare_with_floors({"ours": method(CLEAR)}) == {}
+    assert compare_with_baselines({"ours": method(CLEAR)}) == {}
     other = {name: {"lpips_vgg": 0.1} for name in floor}
-    assert list(compare_with_floors({"ours": replace(ours, baselines={INFLATED: other, CUT_OUT: floor})})) == [
+    assert list(compare_with_baselines({"ours": replace(ours, baselines={INFLATED: other, CUT_OUT: floor})})) == [
         "cut-out"
     ]
 
@@ -74,6 +74,13 @@ def test_compare_pays_for_every_comparison():
     assert {row.verdict for row in found.rows} == {"no difference shown"}  # 0.055 after the correction
     assert "with 7 comparisons, fewer than 9 objects cannot show all" in found.markdown()
     assert "cannot show all" not in compare({"base": method([0.0] * 8), "ours": method(CLEAR)}, "base").markdown()
+
+
+def test_too_few_objects_get_no_verdict():
+    for n, verdict in ((1, "too few objects"), (5, "too few objects"), (6, "better")):
+        found = compare({"base": method([0.0] * n), "ours": method(CLEAR[:n])}, "base")
+        assert found.rows[0].verdict == verdict
+        assert ("fewer than 6 cannot show" in found.markdown()) == (n < 6)
 
 
 def test_compare_takes_only_objects_that_both_have_and_counts_the_others():

@@ -105,7 +105,7 @@ def test_a_table_is_made_once_and_the_same_call_goes_on(
     entry = json.loads((path.parent / "report.json").read_text())
     assert entry["beside_the_paper"][0]["paper"] == NOT_PRINTED and NOT_PRINTED in path.read_text()
 
-    rows = {row.metric: row.result for row in report.to_floors["inflated"].rows}
+    rows = {row.metric: row.result for row in report.to_baselines["inflated"].rows}
     floor = report.tables["NOVA3D"].baselines[INFLATED]
     assert rows["mask_iou"].baseline_mean == pytest.approx(sum(row["mask_iou"] for row in floor.values()) / 2)
     assert "## Difference to the inflated outline" in path.read_text()
