@@ -133,7 +133,7 @@ def _generate_into(
     result = reconstruct(views, config.fusion, device, progress, detail=detail)
     timings |= {f"fusion: {name}": seconds for name, seconds in result.timings.items()}
     started = time.perf_counter()
-    framed = prepare_image(cut.rgba, 0, INPUT_SIZE, sampling.framed)
+    framed = prepare_image(cut.rgba, 0, INPUT_SIZE, sampling.framed, depth_ratio=sampling.depth_ratio)
     agreement = input_agreement(result.mesh, framed, views.cameras[0])
     timings["comparison with the picture"] = time.perf_counter() - started
     about_model = model_note(sampling.model, views.cameras.width)

@@ -94,7 +94,7 @@ def write_views(
     started = time.perf_counter()
     views, task_iou, candidates = _best_candidate(pipeline, cut.rgba, config, folder, progress)
     seconds = round(time.perf_counter() - started, 2)
-    detail = detail_view(cut.rgba, views.cameras[0], config.framed) if config.keep_input else None
+    detail = detail_view(cut.rgba, views.cameras[0], config.framed, config.depth_ratio) if config.keep_input else None
     record = run_record("sample", config, config, device, task_iou=task_iou, seconds=seconds, cutout=cut.facts())
     if candidates:
         record |= {"seed": max(candidates, key=candidates.__getitem__), "candidates": candidates}
@@ -121,23 +121,25 @@ def _best_candidate(
     return *made[best], scores
 
 
-def detail_view(picture: Tensor, camera: Cameras, framed: bool = False) -> ViewSet:
+def detail_view(picture: Tensor, camera: Cameras, framed: bool = False, depth_ratio: float = 1.0) -> ViewSet:
     """The input picture at its own resolution, as view 0's camera sees it.
 
     Args:
         picture: float [h,w,4] in [0,1], straight alpha; some pixels are object.
         camera: view 0's camera, of any square size.
         framed: the picture is already what the camera sees.
+        depth_ratio: see `SampleConfig`.
 
     Returns:
-        One trusted view without normals. Its object is as large as in the picture, but no longer than 1,024 px, and
-        the view is no smaller than the camera's.
+        One trusted view without normals. Its object is as large as in the picture, but no longer than 1,024 px over
+        `depth_ratio`, and the view is no smaller than the camera's.
     """
     rows, columns = torch.nonzero(picture[..., 3] > 0.5, as_tuple=True)
     longest = int(max(rows.max() - rows.min(), columns.max() - columns.min())) + 1
-    side = picture.shape[0] if framed else longest / images.FOREGROUND_RATIO
-    size = max(round(side * min(1.0, _DETAIL_PX / longest)), camera.width)
-    rgba = images.resize(picture, size) if framed else images.frame_object(picture, size)
+    ratio = images.FOREGROUND_RATIO / depth_ratio
+    side = picture.shape[0] if framed else longest / ratio
+    size = max(round(side * min(1.0, _DETAIL_PX / (longest * depth_ratio))), camera.width)
+    rgba = images.resize(picture, size) if framed else images.frame_object(picture, size, ratio)
     return ViewSet.from_rgba(rgba[None], None, camera.resized(size, size), trusted=(True,))
 
 
@@ -183,6 +185,7 @@ def generate_views(
         keep_input=config.keep_input,
         keep_known=config.keep_known,
         framed=config.framed,
+        depth_ratio=config.depth_ratio,
         **options,
     )
     return output.views[0], [round(value, 4) for value in output.task_iou[0].tolist()]

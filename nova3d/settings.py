@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from nova3d.choices import CutoutMethod, Guidance, NetworkDtype, Solver
-from nova3d.config import Sentinel
+from nova3d.config import Range, Sentinel
 from nova3d.fusion.config import FusionConfig
 from nova3d.utils.files import to_component
 from nova3d.utils.limits import MAX_MEGAPIXELS
@@ -45,6 +45,9 @@ class SampleConfig:
     with the picture's outline reaches. Needs level orthographic cameras."""
     framed: bool = False
     """The picture is already what view 0's camera sees."""
+    depth_ratio: Annotated[float, Range(1, 4)] = 1.0
+    """How long the object is from front to back, over its longest side in the picture, where it is longer. It is then
+    framed that much smaller, from which the model tells its depth."""
     cutout: CutoutMethod = "auto"
     """What cuts the object out. alpha: the picture's own. plain: a background of one colour. model: U-2-Net. none: the
     whole picture is the object. auto: alpha where it separates an object, else plain, else model."""

@@ -220,6 +220,7 @@ class Nova3DPipeline(DiffusionPipeline):
         keep_input: bool = True,
         keep_known: bool = False,
         framed: bool = False,
+        depth_ratio: float = 1.0,
         cutout: CutoutMethod = "auto",
         output_type: OutputType = "views",
         return_dict: bool = True,
@@ -249,6 +250,8 @@ class Nova3DPipeline(DiffusionPipeline):
             keep_known: every estimate keeps what is known before sampling (`nova3d.pipeline.known`): view 0's colours,
                 and background that no object with the picture's outline reaches. It needs level orthographic cameras.
             framed: the picture is already what view 0's camera sees (square, the object's own scale); only resize it.
+            depth_ratio: how long the objects are from front to back, over their longest sides in the pictures, where
+                they are longer: they are framed that much smaller. At least 1.
             cutout: how the object is cut out, see `nova3d.images.cut_out`: "auto", "alpha", "plain", "model" or "none".
             output_type: the form of the result: "views", "pil", "np", "pt" or "latent"; see Nova3DOutput.
             return_dict: return a Nova3DOutput instead of a tuple of its fields that are not None.
@@ -277,7 +280,9 @@ class Nova3DPipeline(DiffusionPipeline):
             raise InputError(str(error)) from error
         self._num_timesteps, self._interrupt = steps, False
 
-        pictures = torch.stack([prepare_image(p, i, config.size, framed, cutout) for i, p in enumerate(given)])
+        pictures = torch.stack(
+            [prepare_image(p, i, config.size, framed, cutout, depth_ratio) for i, p in enumerate(given)]
+        )
         conditioning = self.encode_image(pictures, noise_aug_strength, [pixels for pixels, _ in noise_sources])
         known = known_latents(pictures, self.cameras, self.vae, conditioning) if keep_known else None
         shape = (len(TASKS), len(self.cameras), *conditioning.latent.shape[-3:])
@@ -632,7 +637,12 @@ def _picture_list(image: images.Picture | Sequence[images.Picture]) -> list[imag
 
 
 def prepare_image(
-    picture: images.Picture, index: int, size: int, framed: bool, cutout: CutoutMethod = "auto"
+    picture: images.Picture,
+    index: int,
+    size: int,
+    framed: bool,
+    cutout: CutoutMethod = "auto",
+    depth_ratio: float = 1.0,
 ) -> Tensor:
     """Cut a picture's object out, and frame it as the default camera frames a unit object.
 
@@ -643,13 +653,18 @@ def prepare_image(
         size: pixels of the result.
         framed: only resize it.
         cutout: how the object is cut out; see `nova3d.images.cut_out`.
+        depth_ratio: see `Nova3DPipeline.__call__`.
 
     Returns:
         float32 [size,size,4] in [0,1] on the CPU.
 
     Raises:
-        InputError: where it cannot be read, has no object, or is not square although `framed`.
+        InputError: where it cannot be read, has no object, is not square although `framed`, or `depth_ratio` is below 1
+            or given although `framed`.
     """
+    if depth_ratio < 1 or (framed and depth_ratio != 1):
+        what = "of a framed picture is what the picture shows" if depth_ratio > 1 else "must be at least 1"
+        raise InputError(f"depth_ratio {depth_ratio:g} {what}")
     name = str(picture) if isinstance(picture, str | Path) else f"picture {index}"
     if isinstance(picture, Tensor) and picture.is_floating_point():
         if picture.dim() != 3 or picture.shape[-1] != 4:
@@ -662,7 +677,7 @@ def prepare_image(
     else:
         rgba = images.cut_out(picture, cutout, name=name, crop=not framed).rgba
     if not framed:
-        return images.frame_object(rgba, size)
+        return images.frame_object(rgba, size, images.FOREGROUND_RATIO / depth_ratio)
     if rgba.shape[0] != rgba.shape[1]:
         raise InputError(f"{name} is said to be framed but is not square: {tuple(rgba.shape[:2])}")
     return images.resize(rgba, size)

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from nova3d import config, images, layouts
 from nova3d.cameras import orbit
+from nova3d.errors import InputError
 from nova3d.generation import GenerateConfig
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.folder import model_limits
 from nova3d.pipeline.memory import LOW_MEMORY, Memory
+from nova3d.pipeline.pipeline import prepare_image
 from nova3d.sampling import SampleConfig, detail_view, load_pipeline, sample_views
 from nova3d.views import ViewSet, load_detail, match_detail
 from tests.helpers.commands import call_script
@@ -87,6 +89,22 @@ def test_a_large_picture_s_detail_is_limited(red: Tensor) -> None:
         rows, columns = torch.nonzero(detail.mask[0] > 0.5, as_tuple=True)
         longest = max(int(rows.max() - rows.min()), int(columns.max() - columns.min())) + 1
         assert abs(longest - 1024) <= 2
+
+
+def test_a_deeper_object_is_framed_smaller_and_so_is_its_detail(red: Tensor) -> None:
+    camera = orbit(1, size=120)[0]
+    sizes = []
+    for ratio in (1.0, 2.0):
+        framed = prepare_image(red, 0, 120, False, depth_ratio=ratio)
+        detail = detail_view(red, camera, depth_ratio=ratio)
+        assert (detail.resized(120).mask[0] - framed[..., 3]).abs().mean() < 0.02
+        rows, columns = torch.nonzero(framed[..., 3] > 0.5, as_tuple=True)
+        sizes.append(max(int(rows.max() - rows.min()), int(columns.max() - columns.min())) + 1)
+    assert sizes[0] == pytest.approx(80, abs=1) and sizes[1] == pytest.approx(40, abs=1)
+    with pytest.raises(InputError, match=r"depth_ratio 0\.5 must be at least 1"):
+        prepare_image(red, 0, 120, False, depth_ratio=0.5)
+    with pytest.raises(InputError, match="depth_ratio 2 of a framed picture is what the picture shows"):
+        prepare_image(red, 0, 120, True, depth_ratio=2.0)
 
 
 def test_a_config_s_options_reach_the_pipeline(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
