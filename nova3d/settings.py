@@ -13,6 +13,8 @@ from nova3d.utils.resources import Shipped
 
 OUTPUTS = Path("outputs")
 """Where results go when no folder is named."""
+MOST_DEPTH_RATIO = 4.0
+"""Beyond it the object would be too small in its frame."""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class SampleConfig:
     with the picture's outline reaches. Needs level orthographic cameras."""
     framed: bool = False
     """The picture is already what view 0's camera sees."""
-    depth_ratio: Annotated[float, Range(1, 4)] = 1.0
+    depth_ratio: Annotated[float, Range(1, MOST_DEPTH_RATIO)] = 1.0
     """How long the object is from front to back, over its longest side in the picture, where it is longer. It is then
     framed that much smaller, from which the model tells its depth."""
     cutout: CutoutMethod = "auto"

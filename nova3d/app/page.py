@@ -21,7 +21,7 @@ from nova3d.app.sessions import Picture, Session, Sessions
 from nova3d.app.tasks import PictureTask, ViewsTask
 from nova3d.cameras import PRESETS
 from nova3d.errors import InputError
-from nova3d.settings import GenerateConfig
+from nova3d.settings import MOST_DEPTH_RATIO, GenerateConfig
 from nova3d.utils import resources
 from nova3d.utils.files import remove, writable_folder
 
@@ -164,6 +164,15 @@ class Page:
                 quality = gr.Radio(
                     list(self._presets), value=self._standard, label="Quality", container=False, elem_id="quality"
                 )
+                depth_ratio = gr.Slider(
+                    1,
+                    MOST_DEPTH_RATIO,
+                    standard.sample.depth_ratio,
+                    step=0.1,
+                    label="Length from front to back",
+                    info="In longest sides of the object in the picture; 1: no longer than it looks.",
+                    elem_id="depth",
+                )
                 with gr.Accordion("More settings", open=False):
                     with gr.Row():
                         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=_MOST_SEED, min_width=120)
@@ -201,7 +210,7 @@ class Page:
         quality.change(self._sizes_of, quality, [faces, texture], show_progress="hidden", **private)
         start.click(
             self._make_from_picture(bench),
-            [editor, quality, seed, steps, candidates, faces, texture],
+            [editor, quality, depth_ratio, seed, steps, candidates, faces, texture],
             bench.all,
             show_progress="hidden",
             **private | {"concurrency_limit": None},
@@ -340,6 +349,7 @@ class Page:
         async def make(
             edited: dict[str, Any] | None,
             quality: str,
+            depth_ratio: float,
             seed: int,
             steps: int,
             candidates: int,
@@ -355,6 +365,7 @@ class Page:
                     preset.sample,
                     image=str(picture.path),
                     mask=str(painted or picture.mask) if painted or picture.edited else None,
+                    depth_ratio=depth_ratio,
                     seed=seed,
                     seeds=[seed + i for i in range(candidates)] if candidates > 1 else [],
                     steps=steps or None,
