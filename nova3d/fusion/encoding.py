@@ -206,13 +206,9 @@ def make_grid(
     if backend == "torch":
         return HashGrid(layout, init, generator)
     # Imported here, because neither numba nor tinycudann has to be installed for the reference.
-    if backend == "numba":
-        from nova3d.fusion.encoding_numba import NumbaHashGrid
-
-        return NumbaHashGrid(layout, init, generator)
-    from nova3d.fusion.encoding_tcnn import TcnnHashGrid
-
-    return TcnnHashGrid(layout, init, generator)
+    module = importlib.import_module(f"nova3d.fusion.encoding_{backend}")
+    grid: HashGrid = getattr(module, f"{backend.capitalize()}HashGrid")(layout, init, generator)
+    return grid
 
 
 def pick_backend(name: str, device: torch.device | str) -> str:
