@@ -12,6 +12,7 @@ h w pixels, m points.
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -123,7 +124,9 @@ def outline_columns(outline: Tensor, camera: Cameras, n: int, radius: float) -> 
     return (sample_mask(_plane(n, radius, outline.device), grown, camera)[0] > MASK_LEVEL).reshape(n, n)
 
 
-def sample_columns(maps: Tensor, camera: Cameras, n: int, radius: float) -> Tensor:
+def sample_columns(
+    maps: Tensor, camera: Cameras, n: int, radius: float, padding: Literal["zeros", "border"] = "zeros"
+) -> Tensor:
     """Maps over the trusted picture, read at the grid's columns.
 
     Args:
@@ -131,12 +134,13 @@ def sample_columns(maps: Tensor, camera: Cameras, n: int, radius: float) -> Tens
         camera: the trusted camera, of h x w pixels.
         n: nodes along each axis.
         radius: half the side of the grid's box.
+        padding: what the maps are beyond their border.
 
     Returns:
         [c,n,n] float32 (y, x).
     """
     plane = _plane(n, radius, maps.device)
-    return torch.stack([sample_mask(plane, layer, camera)[0] for layer in maps]).reshape(-1, n, n)
+    return torch.stack([sample_mask(plane, layer, camera, padding)[0] for layer in maps]).reshape(-1, n, n)
 
 
 def log_odds(

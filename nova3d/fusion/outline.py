@@ -21,7 +21,7 @@ from nova3d.fusion.occupancy import Hull, level_set_distance
 from nova3d.fusion.rays import trilinear
 from nova3d.hull import MASK_LEVEL
 from nova3d.views import ViewSet
-from nova3d.volume import columns_are_rays
+from nova3d.volume import columns_are_rays, sample_columns
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Outline:
         coverage = ndimage.gaussian_filter(coverage, _SMOOTH * step / pixel)
         distance = level_set_distance(coverage) * pixel
         count = int(ndimage.label(distance < 0, np.ones((3, 3)))[1])
-        return Outline(torch.from_numpy(distance.astype(np.float32)), camera, count)
+        return Outline(torch.from_numpy(distance), camera, count)
 
     def bound(self, sdf: SignedDistance, cached: Tensor, hull: Hull, step: float) -> SignedDistance:
         """Bound a signed distance field so that its solid has this outline.
@@ -147,7 +147,7 @@ class Outline:
     def _distance_to_lone_rays(self, cached: Tensor, radius: float, step: float) -> Tensor:
         """Twice the distance of the nodes' columns [y,x] to the patches around lone rays; zero inside a patch."""
         n = cached.shape[1]
-        distance = self._at_columns(self.distance, n, radius)
+        distance = sample_columns(self.distance[None], self.camera.to("cpu"), n, radius, "border")[0]
         met = (distance < 0) & (cached.amin(dim=0) + self._least_depth(distance, step) <= 0)
         lone = (distance < 0).numpy()
         if met.any():  # the transform has no distance to nothing
@@ -156,13 +156,6 @@ class Outline:
             return torch.full((n, n), 2 * radius)
         away = ndimage.distance_transform_edt(~lone) - _PATCH
         return torch.from_numpy(away.astype(np.float32)).clamp_min(0) * (4 * radius / (n - 1))
-
-    def _at_columns(self, values: Tensor, n: int, radius: float) -> Tensor:
-        """A map [h,w] at the columns [y,x] of a grid of n nodes along each axis."""
-        axis = torch.linspace(-radius, radius, n)
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
-        plane = torch.stack([x, y, torch.zeros_like(x)], dim=-1).reshape(-1, 3)
-        return self._read(values[None], plane)[0].reshape(n, n)
 
     def _read(self, maps: Tensor, points: Tensor) -> Tensor:
         """Sample maps [c,h,w] at world points [n,3]; returns [c,n] on the CPU."""

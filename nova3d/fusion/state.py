@@ -1,6 +1,5 @@
 """The state of a fit, from its first step to the mesh: fields, poses, first solid, optimiser and counters."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,9 +14,9 @@ from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.encoding import pick_backend
 from nova3d.fusion.fields import ColourField, ConflictField, SDFField, Sharpness
 from nova3d.fusion.occupancy import Hull, consistent_hull, grid_points, pixel_size, visual_hull
-from nova3d.fusion.outline import find_outline_view
+from nova3d.fusion.outline import SignedDistance, find_outline_view
 from nova3d.fusion.poses import PoseRefiner
-from nova3d.fusion.rays import Marcher, PixelSampler, pick_marcher, trilinear
+from nova3d.fusion.rays import Marcher, PixelSampler, pick_marcher
 from nova3d.views import ViewSet
 
 _OUTSIDE = 0.1  # cached SDF where the hull forbids a surface
@@ -145,8 +144,7 @@ class FusionState:
         distance = self.hull.distance
         values = distance.flatten().clamp_min(_OUTSIDE)
         allowed = torch.nonzero(distance.flatten() < self.margin)[:, 0]
-        points = grid_points(distance.shape[0], self.hull.radius, values.device)[allowed]
-        values[allowed] = torch.cat([self.sdf.sdf(part) for part in points.split(_CHUNK)])
+        values[allowed] = self._sdf_at_nodes(allowed)
         return values.reshape(distance.shape)
 
     @torch.no_grad()
@@ -161,11 +159,11 @@ class FusionState:
         return bounded if self.outline_view is None else torch.minimum(bounded, to_hull + self.margin)
 
     @torch.no_grad()
-    def smooth_sdf(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    def smooth_sdf(self) -> tuple[SignedDistance, Tensor]:
         """The bounded SDF without what is finer than the views show.
 
         How far the field deviates from the hull is smoothed over `_SMOOTH_PX` pixels. Generated views contradict each
-        other, and a fit to them is rough between pixels. Where pixels are finer than the hull's nodes, nothing is done.
+        other, and a fit to them is rough between pixels. Where that is too little for the hull's grid, nothing is done.
 
         Returns:
             The field, a function of points [n,3], and its values [z,y,x] on the hull's nodes.
@@ -177,17 +175,20 @@ class FusionState:
         if sigma < _LEAST_SIGMA:
             return self.bounded_sdf, torch.minimum(self.evaluate_grid(), distance + self.margin)
         near = torch.nonzero(distance.flatten().abs() < _NEAR_STEPS * step)[:, 0]
-        points = grid_points(n, hull.radius, distance.device)[near]
-        field = torch.cat([self.sdf.sdf(part) for part in points.split(_CHUNK)])
         weight, deviation = torch.zeros(2, n**3, device=distance.device)
         weight[near] = torch.exp(-0.5 * (distance.flatten()[near] / (_WEIGHT_STEPS * step)) ** 2)
-        deviation[near] = (field - distance.flatten()[near]).clamp(-self.margin, self.margin)
+        deviation[near] = (self._sdf_at_nodes(near) - distance.flatten()[near]).clamp(-self.margin, self.margin)
         total, smooth = (
             ndimage.gaussian_filter(values.reshape(n, n, n).cpu().numpy(), sigma)
             for values in (weight, weight * deviation)
         )
         values = distance + torch.from_numpy(smooth / np.maximum(total, 1e-4)).to(distance)
-        return lambda x: trilinear(values, x, hull.radius), values
+        return replace(hull, distance=values).signed_distance, values
+
+    def _sdf_at_nodes(self, nodes: Tensor) -> Tensor:
+        """The SDF [n] at some of the hull's nodes, [n] int64 flat indices."""
+        points = grid_points(len(self.hull.distance), self.hull.radius, nodes.device)[nodes]
+        return torch.cat([self.sdf.sdf(part) for part in points.split(_CHUNK)])
 
     @torch.no_grad()
     def surface_colours(self, x: Tensor) -> Tensor:
