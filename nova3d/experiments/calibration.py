@@ -18,6 +18,7 @@ from nova3d.calibration import OFFSETS_DEG, Calibration, offset_shares
 from nova3d.data.shards import ShardReader
 from nova3d.errors import InputError
 from nova3d.evaluation.classification import logistic_regression
+from nova3d.foreground import foreground_colours
 from nova3d.hull import carve
 from nova3d.inflate import inflate, inflated_views
 from nova3d.metrics import mask_iou, normal_angle
@@ -139,7 +140,7 @@ def sample_of(views: ViewSet, truth: ViewSet) -> Sample:
         shape[0],
         hull,
         tuple(angles),
-        colour_moments(views, inflated, truth),
+        colour_moments(foreground_colours(views, 0), inflated, truth),
     )
 
 

@@ -121,7 +121,7 @@ def reconstruct(
             budget and budget * _FIT_TIME,
             detail,
         )
-    views = replace(views.to("cpu"), cameras=state.cameras.to("cpu"))
+    views = replace(state.views.to("cpu"), cameras=state.cameras.to("cpu"))
     if detail is not None:
         size = detail.cameras.width, detail.cameras.height
         detail = replace(detail.to("cpu"), cameras=views.cameras[detailed].resized(*size))
