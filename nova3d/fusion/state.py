@@ -226,7 +226,7 @@ class FusionState:
 def initial_state(views: ViewSet, config: FusionConfig, detail: ViewSet | None = None) -> FusionState:
     """Set up a fit on the views' device: seeded networks, first solid, optimiser.
 
-    With an outline view (`nova3d.fusion.outline`) the first solid is the consistent volume, and the other views have the
+    With an outline view (`nova3d.fusion.outline`) the first solid is the consistent volume. The other views get the
     object's own colours (`nova3d.foreground`). The cameras are then those that the model was asked for, so poses are
     not refined.
 
