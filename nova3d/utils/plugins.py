@@ -37,6 +37,11 @@ def import_modules(names: Sequence[str]) -> None:
         os.environ[_VARIABLE] = ",".join(names)
 
 
+def imported() -> list[str]:
+    """The modules that `import_modules` has imported here or in the process that started this one."""
+    return [name for name in os.environ.get(_VARIABLE, "").split(",") if name]
+
+
 def import_inherited() -> None:
     """Import what the process that started this one has imported by `import_modules`."""
-    import_modules([name for name in os.environ.get(_VARIABLE, "").split(",") if name])
+    import_modules(imported())

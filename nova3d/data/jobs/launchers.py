@@ -6,7 +6,7 @@ status and temporary files, and all run the same scheduler.
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from nova3d.data.jobs.policy import RenderTask
 from nova3d.data.jobs.scheduler import RunSummary, Stop, render_tasks
 from nova3d.data.sources import Asset, make_source
 from nova3d.errors import InputError, first_line
+from nova3d.utils.plugins import import_modules, imported
 from nova3d.utils.progress import Progress
 from nova3d.utils.provenance import stable_hash
 
@@ -76,10 +77,14 @@ def slurm_share(shard: str | None, environment: Mapping[str, str]) -> Share:
 
 
 class ShareActor:
-    """A Ray actor that renders one share on the GPU that Ray gave it; relative paths start from `folder`."""
+    """A Ray actor that renders one share on the GPU that Ray gave it.
 
-    def __init__(self, folder: str) -> None:
+    Relative paths start from `folder`, where `modules` of a user's own are looked up, too (`nova3d.utils.plugins`).
+    """
+
+    def __init__(self, folder: str, modules: Sequence[str] = ()) -> None:
         os.chdir(folder)
+        import_modules(modules)
         self._stop = Stop()
 
     def run(self, config: RenderConfig, assets: list[Asset], share: Share) -> RunSummary:
@@ -119,7 +124,7 @@ def run_on_ray(config: RenderConfig, assets: list[Asset], progress: Progress | N
     actor_class = ray.remote(ShareActor).options(
         **options, max_restarts=_ACTOR_RESTARTS, max_task_retries=_ACTOR_RESTARTS
     )
-    actors = [actor_class.remote(str(Path.cwd())) for _ in range(count)]
+    actors = [actor_class.remote(str(Path.cwd()), imported()) for _ in range(count)]
     log.info("%d Ray actors, one share each", count)
     runs = [actor.run.remote(config, assets, (i, count)) for i, actor in enumerate(actors)]
     return _wait_for_actors(ray, config, actors, runs, progress, stop)

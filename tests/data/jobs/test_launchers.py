@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nova3d.data.jobs.devices import Gpu
 from nova3d.data.jobs.worker_client import WorkerClient
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
+from nova3d.utils import plugins
 
 MakeJob = Callable[..., RenderConfig]
 Same = Callable[[Path, Path], list[str]]
@@ -172,3 +174,14 @@ def test_ray_actors_render_their_shares_on_their_gpus(
     local.engine.device = "cuda"
     job.run(local)
     assert same_files(Path(config.out), Path(local.out)) == []
+
+
+def test_an_actor_imports_the_modules_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor of another machine inherits neither the folder nor the environment."""
+    monkeypatch.setenv("NOVA3D_IMPORTED", "")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "source_of_an_actor.py").write_text("")
+    monkeypatch.chdir(Path.cwd())  # goes back afterwards
+    launchers.ShareActor(str(tmp_path), ["source_of_an_actor"])
+    assert "source_of_an_actor" in sys.modules
+    assert plugins.imported() == ["source_of_an_actor"]  # so the actor's workers import it, too
