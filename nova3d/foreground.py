@@ -20,7 +20,7 @@ _OBJECT = 0.95  # least mask of a pixel of the picture that is a candidate
 _CANDIDATES = 256  # of a row, at most
 _ROWS = 0.02  # of the picture's height, standard deviation of how far candidates' rows count
 _LEAST_SHARE = 0.3  # of the object in a mixture
-# Chosen on 42 held-out training objects and 14 scans (docs/results/mini.md).
+# Chosen on held-out training objects and scans (docs/results/mini.md).
 _WHITE_COST = 0.1  # cost of a mixture of white alone, in squared colour differences
 _OWN_COST = 0.1  # cost of the generated colour as it is: the picture need not show all materials
 _SPREAD = 0.14  # standard deviation of colour differences

@@ -77,7 +77,8 @@ def write_views(
         The views, the detail view and the picture with its object cut out, as `sample_views` gives them.
 
     Raises:
-        InputError: for an unreadable picture, mask or model, and an elevation outside [-90,90].
+        InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], and a picture that cannot
+            be framed as it is asked for.
     """
     if not -90 <= config.elevation_deg <= 90:
         raise InputError(f"elevation_deg {config.elevation_deg:g} is not within -90 and 90")
@@ -88,6 +89,7 @@ def write_views(
         max_megapixels=config.max_megapixels,
         crop=not config.framed,
     )
+    images.check_framing(cut.rgba, config.framed, config.depth_ratio, str(config.image))
     folder.mkdir(exist_ok=True)
     images.save_image(folder / "mask.png", cut.mask)
     pipeline = pipeline or load_pipeline(config, device)

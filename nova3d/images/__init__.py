@@ -21,6 +21,7 @@ from nova3d.images.cutout import (
 )
 from nova3d.images.framing import (
     FOREGROUND_RATIO,
+    check_framing,
     check_object,
     frame_object,
     interpolate,
@@ -54,6 +55,7 @@ __all__ = [
     "CutOut",
     "Picture",
     "alpha_separates",
+    "check_framing",
     "check_object",
     "check_pixels",
     "check_together",

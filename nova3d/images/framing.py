@@ -33,6 +33,25 @@ def check_object(alpha: Tensor, name: str) -> None:
         )
 
 
+def check_framing(rgba: Tensor, framed: bool, depth_ratio: float, name: str) -> None:
+    """Check that a picture can be framed as it is asked for.
+
+    Args:
+        rgba: [h,w,4], the picture cut out.
+        framed: it is already what the camera sees.
+        depth_ratio: how many times longer the object is from front to back than it looks.
+        name: the picture's name for the message.
+
+    Raises:
+        InputError: where it is not square although `framed`, or `depth_ratio` is below 1 or given although `framed`.
+    """
+    if depth_ratio < 1 or (framed and depth_ratio != 1):
+        what = "of a framed picture is what the picture shows" if depth_ratio > 1 else "must be at least 1"
+        raise InputError(f"depth_ratio {depth_ratio:g} {what}")
+    if framed and rgba.shape[0] != rgba.shape[1]:
+        raise InputError(f"{name} is said to be framed but is not square: {tuple(rgba.shape[:2])}")
+
+
 def frame_object(rgba: Tensor, size: int, foreground_ratio: float = FOREGROUND_RATIO) -> Tensor:
     """Crop and scale a picture so that its object is framed as the default camera frames a unit object.
 

@@ -662,9 +662,6 @@ def prepare_image(
         InputError: where it cannot be read, has no object, is not square although `framed`, or `depth_ratio` is below 1
             or given although `framed`.
     """
-    if depth_ratio < 1 or (framed and depth_ratio != 1):
-        what = "of a framed picture is what the picture shows" if depth_ratio > 1 else "must be at least 1"
-        raise InputError(f"depth_ratio {depth_ratio:g} {what}")
     name = str(picture) if isinstance(picture, str | Path) else f"picture {index}"
     if isinstance(picture, Tensor) and picture.is_floating_point():
         if picture.dim() != 3 or picture.shape[-1] != 4:
@@ -676,8 +673,7 @@ def prepare_image(
         images.check_object(rgba[..., 3], name)
     else:
         rgba = images.cut_out(picture, cutout, name=name, crop=not framed).rgba
-    if not framed:
-        return images.frame_object(rgba, size, images.FOREGROUND_RATIO / depth_ratio)
-    if rgba.shape[0] != rgba.shape[1]:
-        raise InputError(f"{name} is said to be framed but is not square: {tuple(rgba.shape[:2])}")
-    return images.resize(rgba, size)
+    images.check_framing(rgba, framed, depth_ratio, name)
+    return (
+        images.resize(rgba, size) if framed else images.frame_object(rgba, size, images.FOREGROUND_RATIO / depth_ratio)
+    )

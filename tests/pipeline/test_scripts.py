@@ -107,6 +107,19 @@ def test_a_deeper_object_is_framed_smaller_and_so_is_its_detail(red: Tensor) -> 
         prepare_image(red, 0, 120, True, depth_ratio=2.0)
 
 
+@pytest.mark.parametrize(
+    ("size", "ratio", "said"),
+    [((40, 40), 2.0, "depth_ratio 2 of a framed"), ((40, 30), 1.0, "framed but is not square")],
+)
+def test_a_framing_that_cannot_be_is_refused_before_the_model_is_loaded(
+    size: tuple[int, int], ratio: float, said: str, tmp_path: Path
+) -> None:
+    images.save_image(tmp_path / "picture.png", torch.ones(*size, 4))
+    image, model, out = (str(tmp_path / name) for name in ("picture.png", "nowhere", "views"))
+    with pytest.raises(InputError, match=said):
+        sample_views(SampleConfig(image=image, model=model, out=out, framed=True, depth_ratio=ratio), "cpu")
+
+
 def test_a_config_s_options_reach_the_pipeline(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
     offloaded: list[str] = []
