@@ -97,7 +97,8 @@ def generate(
     picture = str(image or config.sample.image)
     folder = writable_folder(out or config.out or default_out(picture))
     check_replaceable(folder, ("views",))
-    sampling = replace(config.sample, image=picture, out=str(folder / "views"))
+    model = config.sample.model if pipeline is None else pipeline.source
+    sampling = replace(config.sample, image=picture, out=str(folder / "views"), model=model)
     config = replace(config, out=str(folder), sample=sampling)
     with locked(folder, "another generation"), filling(folder, stale=("turntable.*",)) as aside:
         generated = _generate_into(aside, config, device, progress, pipeline, on_views)
@@ -125,7 +126,7 @@ def _generate_into(
     timings: dict[str, float] = {}
     started = time.perf_counter()
     view_folder = folder / "views"
-    views, detail, cut = write_views(view_folder, sampling, device, progress, pipeline)
+    views, detail, cut, chosen = write_views(view_folder, sampling, device, progress, pipeline)
     timings["views"] = time.perf_counter() - started
     if on_views:
         on_views(views)
@@ -151,6 +152,7 @@ def _generate_into(
         agreement=asdict(agreement),
         notes=notes,
         cutout=cut.facts(),
+        **chosen,
     )
     progress = progress or silent
     progress(0, 2, "drawing the turntable")

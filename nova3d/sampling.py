@@ -51,9 +51,9 @@ def sample_views(
     """
     folder = writable_folder(config.out or default_out(config.image) / "views")
     check_replaceable(folder, ("rgb", "normal", "detail", "candidates"))
-    config = replace(config, out=str(folder))
+    config = replace(config, out=str(folder), model=config.model if pipeline is None else pipeline.source)
     with locked(folder, "another sampling"), filling(folder, stale=("detail",)) as aside:
-        views, detail, cut = write_views(aside, config, device, progress, pipeline)
+        views, detail, cut, _ = write_views(aside, config, device, progress, pipeline)
     return folder, views, detail, cut
 
 
@@ -63,18 +63,19 @@ def write_views(
     device: str,
     progress: Progress | None,
     pipeline: "Nova3DPipeline | None",
-) -> tuple[ViewSet, ViewSet | None, images.CutOut]:
+) -> tuple[ViewSet, ViewSet | None, images.CutOut, dict[str, Any]]:
     """One picture to a view folder that no other process writes.
 
     Args:
         folder: the folder to write; it is made where it is missing.
-        config: the settings; `out` is not read.
+        config: the settings; `out` is not read. `model` names the model that is recorded.
         device: where the networks run.
         progress: called as (steps done, steps, "sampling").
         pipeline: the loaded model. None: it is loaded as `config` says.
 
     Returns:
-        The views, the detail view and the picture with its object cut out, as `sample_views` gives them.
+        The views, the detail view and the picture with its object cut out, as `sample_views` gives them; and for
+        records the `seed` that was taken, with `candidates`, seed -> agreement, where it was chosen among several.
 
     Raises:
         InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], and a picture that cannot
@@ -94,24 +95,24 @@ def write_views(
     images.save_image(folder / "mask.png", cut.mask)
     pipeline = pipeline or load_pipeline(config, device)
     started = time.perf_counter()
-    views, task_iou, candidates = _best_candidate(pipeline, cut.rgba, config, folder, progress)
+    views, task_iou, chosen = _best_candidate(pipeline, cut.rgba, config, folder, progress)
     seconds = round(time.perf_counter() - started, 2)
     detail = detail_view(cut.rgba, views.cameras[0], config.framed, config.depth_ratio) if config.keep_input else None
-    record = run_record("sample", config, config, device, task_iou=task_iou, seconds=seconds, cutout=cut.facts())
-    if candidates:
-        record |= {"seed": max(candidates, key=candidates.__getitem__), "candidates": candidates}
+    record = run_record(
+        "sample", config, config, device, task_iou=task_iou, seconds=seconds, cutout=cut.facts(), **chosen
+    )
     views.save(folder, record, detail)
     images.save_image(folder / "contact_sheet.png", views.contact_sheet())
-    return views, detail, cut
+    return views, detail, cut, chosen
 
 
 def _best_candidate(
     pipeline: "Nova3DPipeline", picture: Tensor, config: SampleConfig, folder: Path, progress: Progress | None
-) -> tuple[ViewSet, list[float], dict[int, float]]:
-    """The views of the seed whose views agree best, their `task_iou`, and seed -> agreement where there are several."""
+) -> tuple[ViewSet, list[float], dict[str, Any]]:
+    """The views of the seed whose views agree best, their `task_iou`, and what `write_views` returns for records."""
     seeds = list(dict.fromkeys(config.seeds)) or [config.seed]
     if len(seeds) == 1:
-        return *generate_views(pipeline, picture, replace(config, seed=seeds[0]), progress), {}
+        return *generate_views(pipeline, picture, replace(config, seed=seeds[0]), progress), {"seed": seeds[0]}
     made, scores = {}, {}
     for seed in seeds:
         made[seed] = generate_views(pipeline, picture, replace(config, seed=seed), progress)
@@ -120,7 +121,7 @@ def _best_candidate(
             made[seed][0].save(folder / "candidates" / f"seed{seed}", {"seed": seed, "agreement": scores[seed]})
     best = max(seeds, key=scores.__getitem__)
     log.info("of the seeds %s, %d is taken: its views agree best", scores, best)
-    return *made[best], scores
+    return *made[best], {"seed": best, "candidates": scores}
 
 
 def detail_view(picture: Tensor, camera: Cameras, framed: bool = False, depth_ratio: float = 1.0) -> ViewSet:
@@ -229,7 +230,7 @@ def run_record(stage: str, config: Any, sampling: SampleConfig, device: str, **f
         config: the stage's settings.
         sampling: the settings of the sampling in it.
         device: where the networks ran.
-        **facts: further entries.
+        **facts: further entries, the seed among them.
 
     Returns:
         The record, with the hashes of the picture and of the model's weights.
@@ -241,7 +242,6 @@ def run_record(stage: str, config: Any, sampling: SampleConfig, device: str, **f
         config,
         image={"file": sampling.image, "sha256": provenance.hash_file(sampling.image)},
         model=model_hashes(sampling.model),
-        seed=sampling.seed,
         device=device,
         **facts,
     )

@@ -47,8 +47,10 @@ def test_the_best_seed_is_taken_and_all_are_kept(
     iou = {0: [0.9], 1: [0.901], 2: [0.902]}
     monkeypatch.setattr(sampling, "generate_views", lambda _p, _i, config, _b: (made[config.seed], iou[config.seed]))
     config = SampleConfig(seeds=[0, 1, 2, 1], keep_candidates=True)
-    views, task_iou, scores = sampling._best_candidate(None, torch.zeros(0), config, tmp_path, None)
-    assert views is truth and task_iou == [0.901] and list(scores) == [0, 1, 2] and max(scores, key=scores.get) == 1
+    views, task_iou, chosen = sampling._best_candidate(None, torch.zeros(0), config, tmp_path, None)
+    scores = chosen["candidates"]
+    assert views is truth and task_iou == [0.901] and list(scores) == [0, 1, 2]
+    assert max(scores, key=scores.get) == 1 == chosen["seed"]
     assert sorted(path.name for path in (tmp_path / "candidates").iterdir()) == ["seed0", "seed1", "seed2"]
     assert torch.equal(ViewSet.load(tmp_path / "candidates/seed2").mask[0] > 0.5, made[2].mask[0] > 0.5)
     views, _, scores = sampling._best_candidate(None, torch.zeros(0), SampleConfig(seed=2), tmp_path, None)

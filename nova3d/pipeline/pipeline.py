@@ -141,6 +141,7 @@ class Nova3DPipeline(DiffusionPipeline):
         )
         self.memory = Memory()
         self.calibration: Calibration | None = None
+        self.source = "(in memory)"  # what it was loaded from, for records
         self._guidance_scale: float | tuple[float, float] = (guidance_low, guidance_high)
         self._guidance_kind: Guidance = "triangle"
         self._num_timesteps = 0
@@ -284,7 +285,10 @@ class Nova3DPipeline(DiffusionPipeline):
             [prepare_image(p, i, config.size, framed, cutout, depth_ratio) for i, p in enumerate(given)]
         )
         conditioning = self.encode_image(pictures, noise_aug_strength, [pixels for pixels, _ in noise_sources])
-        known = known_latents(pictures, self.cameras, self.vae, conditioning) if keep_known else None
+        known = None
+        if keep_known:
+            known = known_latents(pictures, self.cameras, self.vae, conditioning)
+            self._offload(self.vae)
         shape = (len(TASKS), len(self.cameras), *conditioning.latent.shape[-3:])
         x = self.prepare_latents(shape, [source for _, source in noise_sources], latents)
         with self.progress_bar(total=steps) as bar:
@@ -541,9 +545,11 @@ class Nova3DPipeline(DiffusionPipeline):
             pipeline: Nova3DPipeline = cls.from_pretrained(
                 path, dtype=wanted, variant=variant or hub.only_variant(path), local_files_only=True
             )
+        except MemoryError:
+            raise
         except Exception as error:  # safetensors, json and diffusers each raise their own
             raise InputError(
-                f"model '{name}' cannot be loaded, a file is truncated or missing: {first_line(error)}"
+                f"model '{name}' cannot be loaded, a file may be truncated or missing: {first_line(error)}"
             ) from error
         for part in COMPONENTS:
             network = getattr(pipeline, part)
@@ -552,6 +558,7 @@ class Nova3DPipeline(DiffusionPipeline):
             check_keys(network, path / part, f"{name}/{part}", strict=part != "image_encoder")
             if not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
                 raise InputError(f"model '{name}' holds NaN or infinite weights in its {part}")
+        pipeline.source = str(name)
         return pipeline.to(device)
 
     @classmethod
@@ -575,6 +582,7 @@ class Nova3DPipeline(DiffusionPipeline):
         kwargs.setdefault("use_safetensors", True)  # a pickle can run code when it is opened
         pipeline: Nova3DPipeline = super().from_pretrained(folder, **kwargs)
         pipeline.calibration = Calibration.load(folder)
+        pipeline.source = str(pretrained_model_name_or_path)
         return pipeline
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:

@@ -4,17 +4,18 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from nova3d import config, images, layouts
+from nova3d import config, generation, images, layouts
 from nova3d.cameras import orbit
 from nova3d.errors import InputError
 from nova3d.generation import GenerateConfig
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline.folder import model_limits
+from nova3d.pipeline.folder import model_hashes, model_limits
 from nova3d.pipeline.memory import LOW_MEMORY, Memory
 from nova3d.pipeline.pipeline import prepare_image
 from nova3d.sampling import SampleConfig, detail_view, load_pipeline, sample_views
@@ -50,6 +51,33 @@ def test_the_documented_keys_of_a_config_are_its_keys() -> None:
     assert written.keys() == defaults.keys()
     uncommented = config.load(SampleConfig, None, [f"{key}={value}" for key, value in written.items()])
     assert config.to_dict(uncommented) == defaults
+
+
+def test_a_record_names_the_seed_and_the_model_that_were_used(
+    model: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load_pipeline(SampleConfig(model=str(model), dtype="float32"), "cpu")
+    records = {}
+    for seeds in ((7,), (4, 3)):
+        settings = SampleConfig(str(picture), out=str(tmp_path / f"seeds{len(seeds)}"), steps=1, seeds=list(seeds))
+        folder, *_ = sample_views(settings, "cpu", pipeline=pipeline)
+        records[seeds] = json.loads((folder / "record.json").read_text())
+        assert records[seeds]["model"] == model_hashes(model)
+        assert records[seeds]["config"]["model"] == model.name
+    assert records[7,]["seed"] == 7 and "candidates" not in records[7,]
+    scores = records[4, 3]["candidates"]
+    assert scores[str(records[4, 3]["seed"])] == max(scores.values()) and scores.keys() == {"3", "4"}
+
+    def facts_of(stage: str, config: GenerateConfig, sampling: SampleConfig, device: str, **facts: Any) -> None:
+        raise InputError(json.dumps([facts["seed"], facts["candidates"], sampling.model, facts["notes"][0]]))
+
+    monkeypatch.setattr(generation, "run_record", facts_of)
+    draft = config.load(GenerateConfig, ROOT / "configs/generate/draft.yaml", ["sample.seeds=[4,3]", "sample.steps=1"])
+    with pytest.raises(InputError) as caught:
+        generation.generate(picture, tmp_path / "generated", draft, pipeline=pipeline)
+    seed, candidates, used, note = json.loads(str(caught.value))
+    assert candidates.keys() == {"3", "4"} and candidates[str(seed)] == max(candidates.values())
+    assert used == str(model) and note.endswith(f"by the model {model.name}.")
 
 
 def test_low_memory_gives_the_same_views(model: Path, picture: Path, tmp_path: Path) -> None:
@@ -114,7 +142,7 @@ def test_a_deeper_object_is_framed_smaller_and_so_is_its_detail(red: Tensor) -> 
 def test_a_framing_that_cannot_be_is_refused_before_the_model_is_loaded(
     size: tuple[int, int], ratio: float, said: str, tmp_path: Path
 ) -> None:
-    images.save_image(tmp_path / "picture.png", torch.ones(*size, 4))
+    images.save_image(tmp_path / "picture.png", images.frame_object(torch.ones(20, 20, 4), 40)[: size[0], : size[1]])
     image, model, out = (str(tmp_path / name) for name in ("picture.png", "nowhere", "views"))
     with pytest.raises(InputError, match=said):
         sample_views(SampleConfig(image=image, model=model, out=out, framed=True, depth_ratio=ratio), "cpu")
