@@ -53,5 +53,5 @@ def test_the_best_seed_is_taken_and_all_are_kept(
     assert max(scores, key=scores.get) == 1 == chosen["seed"]
     assert sorted(path.name for path in (tmp_path / "candidates").iterdir()) == ["seed0", "seed1", "seed2"]
     assert torch.equal(ViewSet.load(tmp_path / "candidates/seed2").mask[0] > 0.5, made[2].mask[0] > 0.5)
-    views, _, scores = sampling._best_candidate(None, torch.zeros(0), SampleConfig(seed=2), tmp_path, None)
-    assert views is made[2] and scores == {}
+    views, _, chosen = sampling._best_candidate(None, torch.zeros(0), SampleConfig(seed=2), tmp_path, None)
+    assert views is made[2] and chosen == {"seed": 2}
