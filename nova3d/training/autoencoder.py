@@ -124,18 +124,19 @@ def start_model(config: AutoencoderTrainConfig, size: int) -> VideoAutoencoder:
         The autoencoder, on the CPU.
 
     Raises:
-        InputError: where `start` has other sizes than `model`, or a guide that `model` lacks. Also where only the
-            decoder is to be trained and there is no `start`.
+        InputError: where `start` has other sizes than `model`, or another guide. Also where only the decoder is to be
+            trained and there is no `start`.
     """
     model = build(config.model, size)
     if config.start:
         trained = load_pretrained(VideoAutoencoder, config.start)
-        wanted = vars(config.model) | ({} if trained.config.guide_channels else {"guide_channels": 0})
-        for key, value in wanted.items():
+        for key, value in vars(config.model).items():
             there = getattr(trained.config, key)
+            if key == "guide_channels" and 0 in (there, value):
+                continue  # a new guide's weights stay at zero; those of a guide that `model` lacks are left out
             if (list(there) if isinstance(there, list | tuple) else there) != value:
                 raise InputError(f"start '{config.start}' has model.{key}={there}, the config has {value}")
-        model.load_state_dict(trained.state_dict(), strict=False)  # a new guide's weights stay at zero
+        model.load_state_dict(trained.state_dict(), strict=False)
         model.register_to_config(scaling_factor=trained.config.scaling_factor)
     elif config.decoder_only:
         raise InputError("decoder_only needs start=, the autoencoder whose encoder is kept")

@@ -325,7 +325,8 @@ class AutoencoderTrainConfig:
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     start: Annotated[str | None, Shipped("asset")] = None
-    """Folder of a trained autoencoder of the same sizes to start from; it may lack the guide. null: block averages."""
+    """Folder of a trained autoencoder of the same sizes to start from; its guide may be new or be left out. null: block
+    averages."""
     decoder_only: bool = False
     """Keep the encoder, and with it the latents that a UNet was trained on."""
     latent_noise: float = 0.0

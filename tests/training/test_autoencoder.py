@@ -18,6 +18,7 @@ from nova3d.training.autoencoder import (
     AutoencoderTrainConfig,
     batch,
     generated_batch,
+    start_model,
     train_autoencoder,
 )
 from tests.helpers.networks import tiny_unet
@@ -99,9 +100,13 @@ def test_a_guided_decoder_is_trained_on_a_kept_encoder(shards: Path, tmp_path: P
         assert torch.equal(a, b)
         guided = after.decode_guided(a, torch.ones(2, 4, 32, 32), 2)
         assert not torch.allclose(guided, after.decode(a, num_frames=2).sample)
-    config.start, config.model.guide_channels = str(tmp_path / "b" / "vae"), 0
-    with pytest.raises(InputError, match=r"has model.guide_channels=4, the config has 0"):
+    config.start, config.model.guide_channels = str(tmp_path / "b" / "vae"), 3
+    with pytest.raises(InputError, match=r"has model.guide_channels=4, the config has 3"):
         train_autoencoder(replace(config, out=str(tmp_path / "c")), "cpu")
+    config.model.guide_channels = 0  # the guide is left out, the rest kept
+    plain, guided = start_model(config, 32).state_dict(), after.state_dict()
+    assert all(torch.equal(value, guided[name]) for name, value in plain.items())
+    assert {name.split(".")[1] for name in guided.keys() - plain.keys()} == {"guides"}
 
 
 def test_a_decoder_learns_from_what_a_model_generates(shards: Path, tmp_path: Path) -> None:
