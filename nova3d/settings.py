@@ -15,6 +15,7 @@ OUTPUTS = Path("outputs")
 """Where results go when no folder is named."""
 MOST_DEPTH_RATIO = 4.0
 """Beyond it the object would be too small in its frame."""
+_MOST_SEED = 2**32 - 1
 
 
 @dataclass
@@ -27,18 +28,18 @@ class SampleConfig:
     """A model folder, the name of a shipped model or a hub id."""
     out: str | None = None
     """The view folder to write. null: outputs/NAME/views, NAME being the picture's file name without its suffix."""
-    steps: Annotated[int | None, Sentinel(0)] = None
+    steps: Annotated[int | None, Sentinel(0), Range(1)] = None
     """Denoising steps; the pipeline calls them num_inference_steps. null: the model's own."""
     solver: Solver | None = None
     """The solver of the sampling ODE. null: the model's own."""
-    guidance_low: Annotated[float | None, Sentinel(-1)] = None
+    guidance_low: Annotated[float | None, Sentinel(-1), Range(0)] = None
     """Guidance scale at the input view (triangle) or at the first view (linear). null: the model's own."""
-    guidance_high: Annotated[float | None, Sentinel(-1)] = None
+    guidance_high: Annotated[float | None, Sentinel(-1), Range(0)] = None
     """Guidance scale behind the object (triangle), at the last view (linear) or everywhere (constant). null: the
     model's own. Low and high of 1 turn guidance off at half the time."""
     guidance_kind: Guidance = "triangle"
     """triangle: over the azimuth. linear: over the views, as SVD. constant: guidance_high everywhere."""
-    noise_aug: float = 0.02
+    noise_aug: Annotated[float, Range(0)] = 0.02
     """Standard deviation of the noise on the condition picture, pixels in [-1,1]; the pipeline's noise_aug_strength."""
     keep_input: bool = True
     """View 0 shows the input picture itself."""
@@ -55,12 +56,12 @@ class SampleConfig:
     whole picture is the object. auto: alpha where it separates an object, else plain, else model."""
     mask: str | None = None
     """A picture of the same size whose white is the object, instead of `cutout`. null: none."""
-    elevation_deg: float = 0.0
+    elevation_deg: Annotated[float, Range(-90, 90)] = 0.0
     """Degrees from which the picture looks down on the object. It is recorded and compared with the model's input view.
     A model for level pictures cannot use it: a warning says so."""
-    max_megapixels: float = MAX_MEGAPIXELS
+    max_megapixels: Annotated[float, Range(0.01)] = MAX_MEGAPIXELS
     """Millions of pixels above which a picture is refused before it is decoded."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, _MOST_SEED)] = 0
     """Of all noise."""
     seeds: list[int] = field(default_factory=list)
     """Sample views with each of these seeds, and take those that agree best with one another and with the picture
@@ -87,9 +88,9 @@ class GenerateConfig:
     """Picture to views; `sample.out` is OUT/views whatever it says."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
     """Views to mesh."""
-    turntable_frames: int = 36
+    turntable_frames: Annotated[int, Range(1, 3600)] = 36
     """Pictures of the film of one turn, turntable.mp4."""
-    turntable_size: int = 320
+    turntable_size: Annotated[int, Range(16, 4096)] = 320
     """Their side in pixels."""
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from nova3d import generation
+from nova3d import config, generation
 from nova3d.errors import InputError
 from nova3d.sampling import sample_views
-from nova3d.settings import SampleConfig
+from nova3d.settings import GenerateConfig, SampleConfig
 from nova3d.utils.files import locked
 
 
@@ -54,3 +54,11 @@ def test_without_a_folder_the_picture_names_it(
 def test_two_generations_do_not_share_a_folder(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(InputError, match="another generation is at work in"):
         generation.generate("horse.png", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", ["turntable_frames=0", "turntable_size=8", "sample.noise_aug=-1", "sample.seed=-1", "sample.steps=-2"]
+)
+def test_settings_that_would_fail_at_the_end_are_refused_at_the_start(change: str) -> None:
+    with pytest.raises(InputError, match=rf"'{change}': .* is not (at least|from)"):
+        config.load(GenerateConfig, None, [change])

@@ -46,8 +46,8 @@ def check_framing(rgba: Tensor, framed: bool, depth_ratio: float, name: str) -> 
         InputError: where it is not square although `framed`, or `depth_ratio` is below 1 or given although `framed`.
     """
     if depth_ratio < 1 or (framed and depth_ratio != 1):
-        what = "of a framed picture is what the picture shows" if depth_ratio > 1 else "must be at least 1"
-        raise InputError(f"depth_ratio {depth_ratio:g} {what}")
+        excluded = "and framed exclude each other: a framed picture is taken as it is"
+        raise InputError(f"depth_ratio {depth_ratio:g} {excluded if depth_ratio > 1 else 'must be at least 1'}")
     if framed and rgba.shape[0] != rgba.shape[1]:
         raise InputError(f"{name} is said to be framed but is not square: {tuple(rgba.shape[:2])}")
 

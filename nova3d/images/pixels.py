@@ -74,7 +74,7 @@ def check_pixels(width: int, height: int, name: str, max_megapixels: float = MAX
     """
     if width * height > max_megapixels * 1e6:
         raise InputError(
-            f"'{name}' has {width}x{height} pixels, {width * height / 1e6:.0f} million; at most {max_megapixels:g} "
+            f"'{name}' has {width}x{height} pixels, {width * height / 1e6:.3g} million; at most {max_megapixels:g} "
             "million are read: scale it down, or raise max_megapixels"
         )
 

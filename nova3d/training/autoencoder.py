@@ -45,7 +45,8 @@ def train_autoencoder(config: AutoencoderTrainConfig, device: str, progress: Pro
         The diffusers folder `config.out`/vae. Its scaling_factor is 1 / std of the latents over training views.
 
     Raises:
-        InputError: for bad shards, folders or checkpoints, and while another run uses `config.out`.
+        InputError: for bad shards, folders or checkpoints, a crop that does not fit, and while another run uses
+            `config.out`.
     """
     out = writable_folder(config.out)
     with locked(out, "a training run"):
@@ -54,6 +55,12 @@ def train_autoencoder(config: AutoencoderTrainConfig, device: str, progress: Pro
 
 def _train(config: AutoencoderTrainConfig, device: torch.device, out: Path, progress: Progress | None) -> Path:
     reader = ShardReader(config.shards)
+    factor = 2 ** (len(config.model.block_out_channels) - 1)
+    if not factor <= config.crop <= reader.cameras.width or config.crop % factor:
+        raise InputError(
+            f"crop {config.crop} must be a multiple of {factor} and at most {reader.cameras.width}, the pixels of "
+            f"'{config.shards}'"
+        )
     torch.manual_seed(config.seed)
     model = start_model(config, reader.cameras.width).to(device)
     pipeline = load_generator(config, model, reader, device) if config.generator else None

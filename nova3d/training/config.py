@@ -355,6 +355,12 @@ def check(config: TrainConfig) -> None:
     if config.model.alignment not in ALIGNMENTS:
         known = ", ".join(ALIGNMENTS)
         raise InputError(f"model.alignment must be one of {known}, or added by a module of --import")
+    widths = zip(config.model.block_out_channels, config.model.num_attention_heads, strict=False)
+    if unfit := [pair for pair in widths if pair[1] < 1 or pair[0] % pair[1]]:
+        raise InputError(
+            f"model.num_attention_heads: {unfit[0][1]} heads do not divide the {unfit[0][0]} channels of their level "
+            "(model.block_out_channels)"
+        )
     if config.svd and (config.unet or config.vae or config.image_encoder):
         raise InputError("svd= brings all three networks: leave unet=, vae= and image_encoder= empty")
     if config.train_image_encoder and (not config.image_encoder or config.image_encoder == NO_ENCODER):
@@ -387,6 +393,9 @@ def noise_schedule(config: NoiseConfig) -> "NoiseSchedule":
     """The stages of a config; raises ValueError where they are not [first step, mean, deviation] in order."""
     from nova3d.diffusion import NoiseSchedule
 
+    for stage in config.stages:
+        if len(stage) != 3:
+            raise ValueError(f"{stage} is not [first step, mean, deviation]")
     return NoiseSchedule([(int(start), mean, std) for start, mean, std in config.stages])
 
 

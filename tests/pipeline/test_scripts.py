@@ -131,13 +131,13 @@ def test_a_deeper_object_is_framed_smaller_and_so_is_its_detail(red: Tensor) -> 
     assert sizes[0] == pytest.approx(80, abs=1) and sizes[1] == pytest.approx(40, abs=1)
     with pytest.raises(InputError, match=r"depth_ratio 0\.5 must be at least 1"):
         prepare_image(red, 0, 120, False, depth_ratio=0.5)
-    with pytest.raises(InputError, match="depth_ratio 2 of a framed picture is what the picture shows"):
+    with pytest.raises(InputError, match="depth_ratio 2 and framed exclude each other"):
         prepare_image(red, 0, 120, True, depth_ratio=2.0)
 
 
 @pytest.mark.parametrize(
     ("size", "ratio", "said"),
-    [((40, 40), 2.0, "depth_ratio 2 of a framed"), ((40, 30), 1.0, "framed but is not square")],
+    [((40, 40), 2.0, "depth_ratio 2 and framed"), ((40, 30), 1.0, "framed but is not square")],
 )
 def test_a_framing_that_cannot_be_is_refused_before_the_model_is_loaded(
     size: tuple[int, int], ratio: float, said: str, tmp_path: Path

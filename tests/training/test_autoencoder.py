@@ -150,3 +150,9 @@ def test_a_decoder_learns_from_what_a_model_generates(shards: Path, tmp_path: Pa
     other = train_autoencoder(replace(settings(shards, tmp_path / "d"), seed=1), "cpu")
     with pytest.raises(InputError, match="has another encoder than start"):
         train_autoencoder(replace(config, start=str(other), out=str(tmp_path / "c")), "cpu")
+
+
+@pytest.mark.parametrize("crop", [15, 64, 0])
+def test_a_crop_that_does_not_fit_is_refused(shards: Path, tmp_path: Path, crop: int) -> None:
+    with pytest.raises(InputError, match=f"crop {crop} must be a multiple of 2 and at most 32"):
+        train_autoencoder(replace(settings(shards, tmp_path), crop=crop), "cpu")

@@ -131,3 +131,15 @@ def test_a_model_that_cannot_be_built_is_one_line(override: str, message: str) -
         config = configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", [override])
         check(config)
         build_unet(config.model, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("model.num_attention_heads=[1,3,7]", "7 heads do not divide the 192 channels"),
+        ("noise.stages=[[0,1.2]]", r"noise.stages: \[0.0, 1.2\] is not \[first step, mean, deviation\]"),
+    ],
+)
+def test_what_the_networks_cannot_take_is_refused_before_they_are_built(change: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        check(configs.load(TrainConfig, ROOT / "configs/train/mini.yaml", [change]))
