@@ -104,6 +104,9 @@ class Run:
     def load_state(self, folder: Path) -> None:
         """Read a checkpoint's files; raises what torch raises where they are damaged."""
         self.accelerator.load_state(str(folder))
+        # It restores accelerate's count of micro-steps. Their number per step may be another one now, and a step that
+        # starts in the middle of a count would end without a synchronised gradient.
+        self.accelerator.step = 0
         read_states(folder, self._parts())
 
     def _parts(self) -> dict[str, EMA | BadStepDetector]:

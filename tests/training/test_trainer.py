@@ -164,6 +164,22 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_hand_over(make_confi
     assert apart.quantile(0.99) < 1e-5 if apart.numel() < 2**24 else (apart < 1e-5).float().mean() > 0.99
 
 
+def test_a_resumed_run_may_split_its_batch_into_other_micro_steps(make_config: Make, one_level: UNetConfig) -> None:
+    """A step of one micro-step, then steps of four: as steps of one micro-step all along."""
+    make_config = partial(make_config, model=one_level, effective_batch=4, accumulation=None, optim=STEADY)
+    train(make_config("split", batch_size=4, steps=1), "cpu")
+    before = weights(Path(make_config("split").out) / "model")
+    resumed = train(make_config("split", batch_size=1, steps=3), "cpu")
+    whole = train(make_config("whole", batch_size=4, steps=3), "cpu")
+    expected = torch.tensor(losses(make_config("whole")))
+    torch.testing.assert_close(torch.tensor(losses(make_config("split"))), expected, rtol=1e-5, atol=1e-6)
+    a, b = weights(whole.path), weights(resumed.path)
+    assert any(not torch.equal(before[name], b[name]) for name in b)
+    # Adam turns rounding of near-zero gradients into steps of the size of the rate, so only most weights are equal.
+    apart = torch.cat([(a[name] - b[name]).abs().flatten() for name in a])
+    assert (apart < 1e-5).float().mean() > 0.99
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
