@@ -112,13 +112,14 @@ def training_loop(
             if last:
                 break
 
-    if config.trackers:
-        accelerator.end_training()
-    if done < config.steps:
+    finished = done == config.steps
+    if finished:
+        save_model(run, out / "model", done)
+    else:
         log.info("stopped on request: saved '%s'; the same command resumes from there", checkpoint)
-        return TrainingResult(False, done, checkpoint)
-    save_model(run, out / "model", done)
-    return TrainingResult(True, done, out / "model")
+    if config.trackers:
+        accelerator.end_training()  # it ends the processes' group too, so nothing can be gathered after it
+    return TrainingResult(finished, done, out / "model" if finished else checkpoint)
 
 
 def train_step(

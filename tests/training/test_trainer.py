@@ -147,7 +147,7 @@ def test_two_processes_equal_one_with_the_doubled_batch_and_hand_over(make_confi
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    split = make_config("split", steps=2, effective_batch=4, accumulation=0, optim=STEADY)
+    split = make_config("split", steps=2, effective_batch=4, accumulation=0, optim=STEADY, trackers=["tensorboard"])
     where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     pair = [start(split, rank, RANK=rank, LOCAL_RANK=rank, **where) for rank in "01"]
     for process in pair:
