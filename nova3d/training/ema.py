@@ -24,6 +24,7 @@ from nova3d.utils.files import replacing
 
 Decay = Callable[[int], float]  # the n-th update, from 1, to the decay d
 SNAPSHOTS = "ema-profiles"  # their folder in a run's
+CHUNK = 2**26  # elements of the weights that are moved to the averages' device at once, 256 MiB, if no weight has more
 
 
 def constant_decay(decay: float, warmup: str = "none") -> Decay:
@@ -91,9 +92,11 @@ class EMA:
         """Follow `model` by one step; raises KeyError where its weights' names changed."""
         self.updates += 1
         pairs = [(_local(self.weights[name]), _local(value)) for name, value in _trainable_parameters(model)]
-        averages = [average for average, _ in pairs]
-        values = [value.to(average.device, torch.float32, non_blocking=True) for average, value in pairs]
-        torch._foreach_lerp_(averages, values, 1 - self.decay(self.updates))
+        share = 1 - self.decay(self.updates)
+        for chunk in _chunks(pairs, CHUNK):
+            # A copy to main memory that does not block may be read before it is there.
+            values = [value.to(average.device, torch.float32, non_blocking=average.is_cuda) for average, value in chunk]
+            torch._foreach_lerp_([average for average, _ in chunk], values, share)
 
     def copy_to(self, model: nn.Module) -> None:
         """Write the averages into `model`."""
@@ -165,6 +168,20 @@ def _copy(value: Tensor, device: str | None, dtype: torch.dtype = torch.float32)
 
 def _trainable_parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, parameter.data) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _chunks(pairs: list[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The pairs in order, in lists of `size` elements at most, or of one pair."""
+    chunk: list[tuple[Tensor, Tensor]] = []
+    elements = 0
+    for pair in pairs:
+        if chunk and elements + pair[0].numel() > size:
+            yield chunk
+            chunk, elements = [], 0
+        chunk.append(pair)
+        elements += pair[0].numel()
+    if chunk:
+        yield chunk
 
 
 def profile_product(t_a: float, gamma_a: float, t_b: float, gamma_b: float) -> float:

@@ -56,6 +56,27 @@ def test_frozen_weights_are_not_averaged_and_bfloat16_ones_are_in_float32() -> N
     torch.testing.assert_close(ema.weights["weight"], before * 0.999)  # bfloat16 would round this step away
 
 
+def test_weights_are_averaged_in_chunks_of_a_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    lerp = torch._foreach_lerp_
+
+    def count(averages: list[torch.Tensor], values: list[torch.Tensor], share: float) -> None:
+        sizes.append(sum(value.numel() for value in values))
+        lerp(averages, values, share)
+
+    monkeypatch.setattr(torch, "_foreach_lerp_", count)
+    monkeypatch.setattr("nova3d.training.ema.CHUNK", 8)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3), nn.Linear(3, 4))
+    ema = EMA(model, constant_decay(0.5))
+    before = {name: value.clone() for name, value in ema.weights.items()}
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    ema.update(model)
+    assert sizes == [6, 6, 3, 12, 4]  # 4 + 2, 6, 3, one larger than a chunk, 4
+    for name, value in ema.weights.items():
+        torch.testing.assert_close(value, (before[name] + 1) / 2)
+
+
 def test_applied_restores_the_weights_after_an_error() -> None:
     model = nn.Linear(2, 2)
     before = model.weight.detach().clone()
