@@ -22,6 +22,7 @@ class MultiViewDataset:
         input_views: which of the rendered views may serve as the input view; empty means all. Normals and cameras are
             re-expressed in its frame.
         seed: of the run.
+        per_object: how many of `input_views` each object has, drawn by its uid. None: all of them.
 
     Raises:
         InputError: where a folder is not a shard folder or `input_views` has no such view.

@@ -29,6 +29,7 @@ from nova3d.training.config import NoiseConfig
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 MicroStep = tuple[int, int]  # (step, micro-step of that step)
+ATTEMPTS = 16  # objects tried for one position
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,6 @@ class ItemReader:
         source: reads the objects.
         on_corrupt: "fail" raises InputError for an object that cannot be read. "skip" takes the next readable one, the
             same on any machine; the log names every lost object once, and `skipped` counts the replacements.
-        attempts: objects tried for one position.
         augment: random changes of the objects; default none.
     """
 
@@ -141,10 +141,9 @@ class ItemReader:
         self,
         source: ItemSource,
         on_corrupt: str = "fail",
-        attempts: int = 16,
         augment: AugmentConfig | None = None,
     ):
-        self.source, self.on_corrupt, self.attempts = source, on_corrupt, attempts
+        self.source, self.on_corrupt = source, on_corrupt
         self.augment = augment or AugmentConfig()
         self.skipped = 0
         self._named: set[int] = set()
@@ -154,10 +153,12 @@ class ItemReader:
         dataset = self.source.dataset
         row, view = dataset.address(position)
         change = draw_augmentation(self.augment, dataset.seed, position)
-        for attempt in range(self.attempts):
+        for attempt in range(ATTEMPTS):
             other = (row + attempt) % len(dataset)
+            its_views = dataset.views_of(other)
+            seen_from = view if view in its_views else its_views[position % len(its_views)]
             try:
-                return self.source.load(other, view, change)
+                return self.source.load(other, seen_from, change)
             except InputError as error:
                 if self.on_corrupt == "fail":
                     raise
@@ -165,7 +166,7 @@ class ItemReader:
                 if other not in self._named:
                     self._named.add(other)
                     log.warning("object '%s' is left out: %s", dataset.reader.samples[other]["uid"], error)
-        raise InputError(f"{self.attempts} objects in a row cannot be read, the last is row {other}; mend the shards")
+        raise InputError(f"{ATTEMPTS} objects in a row cannot be read, the last is row {other}; mend the shards")
 
 
 def check_shards(dataset: MultiViewDataset) -> None:

@@ -152,6 +152,26 @@ def test_a_lost_object_is_replaced_by_the_same_one_everywhere(dataset: MultiView
         [ItemReader(Lossy(), "fail")[position] for position in range(3)]
 
 
+def test_a_replacement_is_seen_from_a_view_that_the_cache_holds_of_it(
+    make_shards: Callable[..., Path], vae: VideoAutoencoder, tmp_path: Path
+) -> None:
+    folder = make_shards(tmp_path / "shards", objects=6, per_shard=1)
+    few = MultiViewDataset(folder, per_object=1)
+    lost = next(row for row in range(5) if few.views_of(row) != few.views_of(row + 1))
+    offset, _ = few.reader.samples[lost]["members"]["rgb.000.png"]
+    with (folder / few.reader.samples[lost]["shard"]).open("r+b") as file:
+        file.seek(offset + 20)
+        file.write(b"?" * 20)
+    cache = build_cache(tmp_path / "cache", few, vae, None, on_corrupt="skip")
+    reader = ItemReader(LatentCache(cache, few, cache_identity(few, vae, None)), "skip")
+    for position in range(12):
+        row, _ = few.address(position)
+        used = row + 1 if row == lost else row
+        item = reader[position]
+        assert (item.uid, [item.input_view]) == (few.reader.samples[used]["uid"], few.views_of(used))
+    assert reader.skipped == 2  # once an epoch
+
+
 def test_a_cache_holds_the_inflated_condition_of_a_few_views_per_object(
     shards: Path, vae: VideoAutoencoder, tmp_path: Path
 ) -> None:
