@@ -139,7 +139,7 @@ def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
 
 
 def dry_run(config: TrainConfig, device: str, peak: float | None = None) -> Iterator[str]:
-    """The plan, then what one real step took. Only config.yaml is written.
+    """The plan, then what one real step took. No file is written.
 
     Args:
         config: of the run.

@@ -20,6 +20,7 @@ from nova3d.data.multiview import MultiViewDataset
 from nova3d.data.shards import shard_hash
 from nova3d.errors import InputError
 from nova3d.models.attention_backend import pick_attention, use_attention
+from nova3d.models.svd import LoadReport
 from nova3d.tasks import TASKS
 from nova3d.training.checkpoint import Collectives, check_space, read_states, write_states
 from nova3d.training.config import TrainConfig, check, micro_steps, noise_schedule
@@ -66,6 +67,7 @@ class Run:
         collectives: of the run's processes.
         identity: what a checkpoint must have in common with the run.
         new_parameters: names of the parameters that SVD does not have.
+        report: on SVD's weights, where the run starts from them.
     """
 
     config: TrainConfig
@@ -84,11 +86,25 @@ class Run:
     collectives: Collectives
     identity: dict[str, Any]
     new_parameters: set[str]
+    report: LoadReport | None
 
     @property
     def sharded(self) -> bool:
         """Whether each process holds a part of every weight only."""
         return bool(self.accelerator.distributed_type == DistributedType.FSDP)
+
+    def begin(self) -> None:
+        """Open the trackers, then write config.yaml and the report. Until here a run changes no file of its folder.
+
+        Raises:
+            InputError: where a tracker does not start.
+        """
+        if self.config.trackers:
+            start_trackers(self.accelerator, self.config)
+        if self.accelerator.is_main_process:
+            configs.save(self.config, self.out / "config.yaml")
+            if self.report:
+                self.report.save(self.out / "svd-load-report.json")
 
     def save_state(self, folder: Path) -> None:
         """Write a checkpoint's files. accelerate saves networks and optimizer; averages and `bad_steps` share a file.
@@ -115,7 +131,7 @@ class Run:
 
 
 def prepare(config: TrainConfig, device: str) -> Run:
-    """Load, check and wrap everything.
+    """Load, check and wrap everything. No file is written; a missing folder `config.out` is made.
 
     Args:
         config: of the run.
@@ -170,9 +186,6 @@ def prepare(config: TrainConfig, device: str) -> Run:
     )
     if accelerator.is_main_process:
         check_space(out, checkpoint_bytes(model, config), config.keep_checkpoints)
-        configs.save(config, out / "config.yaml")
-        if report:
-            report.save(out / "svd-load-report.json")
     return Run(
         config=config,
         out=out,
@@ -190,11 +203,12 @@ def prepare(config: TrainConfig, device: str) -> Run:
         collectives=_collectives(accelerator),
         identity=run_identity(config, accelerator, dataset, model, global_batch),
         new_parameters={f"unet.{name}" for name in model.unet.new_parameter_names},
+        report=report,
     )
 
 
 def make_accelerator(config: TrainConfig, device: str, out: Path) -> Accelerator:
-    """accelerate's object, with its trackers; raises InputError for trackers and sharding that cannot be had."""
+    """accelerate's object, its trackers closed; raises InputError for trackers and sharding that cannot be had."""
     ddp, fsdp = DistributedDataParallelKwargs(gradient_as_bucket_view=True), fsdp_plugin()
     accelerator = Accelerator(
         cpu=device == "cpu",
@@ -205,8 +219,6 @@ def make_accelerator(config: TrainConfig, device: str, out: Path) -> Accelerator
         kwargs_handlers=[ddp],  # one copy of the gradients instead of two
     )
     check_sharding(config, accelerator, fsdp is not None)
-    if config.trackers:
-        start_trackers(accelerator, config)
     return accelerator
 
 

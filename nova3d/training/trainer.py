@@ -77,9 +77,10 @@ def training_loop(
     """The loop of `train`, for a run that is set up."""
     config, out, accelerator, main = run.config, run.out, run.accelerator, run.accelerator.is_main_process
     start = load_checkpoint(out, run.load_state, run.identity, config.resume, run.collectives)
-    stats = StatsLog(out / "stats.jsonl", start) if main else None  # one process truncates and writes the file
     shards, every = config.data.validation, config.validate_every
     validation = Validation(run, shards, start) if shards and every else None
+    run.begin()
+    stats = StatsLog(out / "stats.jsonl", start) if main else None  # one process truncates and writes the file
     losses = LossBySigma(accelerator.device)
     schedule = run.loader.global_batch.schedule(start, config.steps)
     done, stopping = start, False

@@ -77,7 +77,7 @@ def test_wandb_without_an_account_is_one_line(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(InputError, match=r"wandb does not start \(.+\); WANDB_MODE=offline needs no account"):
-        prepare(make_config(trackers=["wandb"]), "cpu")
+        train(make_config(trackers=["wandb"]), "cpu")
 
 
 @pytest.mark.parametrize("package", ["wandb", "bitsandbytes"])

@@ -24,7 +24,7 @@ def test_the_plan_counts_a_step_of_a_small_model(make_config: Make, one_level: U
 
 
 def test_a_dry_run_takes_one_step_and_writes_no_run(make_config: Make) -> None:
-    config = make_config()
+    config = make_config(trackers=["tensorboard"])
     lines = list(dry_run(config, "cpu", peak=1.0))
     assert any(line.startswith("activations") for line in lines) and lines[-1].startswith("loss")
-    assert [path.name for path in Path(config.out).iterdir()] == ["config.yaml"]
+    assert not list(Path(config.out).iterdir())

@@ -305,6 +305,19 @@ def test_a_second_run_in_a_folder_is_refused_in_one_line(make_config: Make) -> N
     assert "\n" not in str(caught.value) and not (Path(config.out) / "config.yaml").exists()
 
 
+def test_a_run_that_is_refused_changes_no_file(make_config: Make, one_level: UNetConfig, shards: Path) -> None:
+    make_config = partial(make_config, model=one_level, steps=1, trackers=["tensorboard"])
+    out = Path(make_config().out)
+    train(make_config(), "cpu")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="another 'seed'"):
+        train(make_config(seed=5), "cpu")
+    lost = DataConfig(str(shards), validation="nowhere")
+    with pytest.raises(InputError, match="nowhere"):
+        train(make_config(data=lost, validate_every=1, log_every=3), "cpu")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_a_resumed_run_follows_its_configs_learning_rate(make_config: Make) -> None:
     done = train(make_config(steps=2, optim=STEADY), "cpu", stop=lambda: True)
     run = prepare(make_config(optim=OptimConfig(learning_rate=5e-4, warmup=0)), "cpu")
