@@ -6,6 +6,7 @@ the run. Its relative width sigma_rel is the profile's standard deviation over t
 enough to approximate any other width afterwards (post-hoc EMA).
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from nova3d.errors import InputError
 from nova3d.utils.files import replacing
 
+log = logging.getLogger(__name__)
 Decay = Callable[[int], float]  # the n-th update, from 1, to the decay d
 SNAPSHOTS = "ema-profiles"  # their folder in a run's
 CHUNK = 2**26  # elements of the weights that are moved to the averages' device at once, 256 MiB, if no weight has more
@@ -253,13 +255,26 @@ def list_snapshots(out: Path) -> list[tuple[int, float, Path]]:
     return [(int(match[1]), float(match[2]), path) for match, path in found]
 
 
-def posthoc_average(out: Path, sigma_rel: float, step: int | None = None) -> dict[str, Tensor]:
+def discard_snapshots(out: Path, after: int) -> None:
+    """Remove a run's snapshots of steps after `after`: they are of another course of training than what follows.
+
+    Args:
+        out: the run's folder.
+        after: finished steps of the run that starts or is resumed.
+    """
+    late = [path for step, _, path in list_snapshots(out) if step > after]
+    if late:
+        log.info("%d EMA snapshots of steps after %d are removed: they will be made again", len(late), after)
+    for path in late:
+        path.unlink()
+
+
+def posthoc_average(out: Path, sigma_rel: float) -> dict[str, Tensor]:
     """An average of any width, from a run's snapshots.
 
     Args:
         out: the run's folder.
-        sigma_rel: the wanted width.
-        step: length of the profile; snapshots up to it are used. None: the last snapshot's.
+        sigma_rel: the wanted width, of a profile as long as the last snapshot's.
 
     Returns:
         float32 weights by name.
@@ -267,11 +282,11 @@ def posthoc_average(out: Path, sigma_rel: float, step: int | None = None) -> dic
     Raises:
         InputError: where there are no snapshots, or for an impossible width.
     """
-    snapshots = [entry for entry in list_snapshots(out) if not step or entry[0] <= step]
+    snapshots = list_snapshots(out)
     if not snapshots:
         raise InputError(f"'{out / SNAPSHOTS}' holds no snapshot; train with optim.ema_profiles=[0.05,0.1]")
     try:
-        shares = posthoc_weights([entry[:2] for entry in snapshots], step or snapshots[-1][0], sigma_rel)
+        shares = posthoc_weights([entry[:2] for entry in snapshots], snapshots[-1][0], sigma_rel)
     except ValueError as error:
         raise InputError(str(error)) from error
     total: dict[str, Tensor] = {}
@@ -281,13 +296,12 @@ def posthoc_average(out: Path, sigma_rel: float, step: int | None = None) -> dic
     return total
 
 
-def export_posthoc_model(out: Path, sigma_rel: float, step: int | None = None) -> Path:
+def export_posthoc_model(out: Path, sigma_rel: float) -> Path:
     """Write a finished run's model with another EMA width, as out/model-ema-0.050.
 
     Args:
         out: the run's folder, with its model and its snapshots.
         sigma_rel: the wanted width.
-        step: as for `posthoc_average`.
 
     Returns:
         The model's folder.
@@ -297,7 +311,7 @@ def export_posthoc_model(out: Path, sigma_rel: float, step: int | None = None) -
     """
     from nova3d.pipeline import Nova3DPipeline  # heavy, and needed here alone
 
-    weights = posthoc_average(out, sigma_rel, step)
+    weights = posthoc_average(out, sigma_rel)
     pipeline = Nova3DPipeline.load(out / "model")
     for prefix, part in (("unet.", pipeline.unet), ("trained_encoder.", pipeline.image_encoder)):
         if part is None:

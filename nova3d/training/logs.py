@@ -224,7 +224,7 @@ def log_bad_step(out: Path, step: int, reason: str, uids: Sequence[str], values:
 
     Args:
         out: the run's folder.
-        step: zero-based.
+        step: counted from 1, as in stats.jsonl.
         reason: as `BadStepDetector.check` returns it.
         uids: the objects of the global batch.
         values: losses and gradient norm.

@@ -18,8 +18,8 @@ from nova3d.tasks import TASKS
 from nova3d.training.checkpoint import load_checkpoint, save_checkpoint
 from nova3d.training.config import OptimConfig, TrainConfig
 from nova3d.training.data import Draws, Item, Prefetcher, make_batch
-from nova3d.training.ema import save_snapshot
-from nova3d.training.logs import BAD_STEPS, LossBySigma, StatsLog, gradient_norms, log_bad_step
+from nova3d.training.ema import discard_snapshots, save_snapshot
+from nova3d.training.logs import BAD_STEPS, LossBySigma, StatsLog, gradient_norms, log_bad_step, truncate_after
 from nova3d.training.setup import Run, prepare
 from nova3d.training.validation import Validation, save_model
 from nova3d.utils.files import locked, writable_folder
@@ -81,6 +81,9 @@ def training_loop(
     validation = Validation(run, shards, start) if shards and every else None
     run.begin()
     stats = StatsLog(out / "stats.jsonl", start) if main else None  # one process truncates and writes the file
+    if main:
+        truncate_after(out / BAD_STEPS, start)
+        discard_snapshots(out, start)
     losses = LossBySigma(accelerator.device)
     schedule = run.loader.global_batch.schedule(start, config.steps)
     done, stopping = start, False
@@ -174,10 +177,10 @@ def train_step(
     if reason := run.bad_steps.check(values["loss"], values["grad_norm"]):
         everyone = gather_object(uids)
         if accelerator.is_main_process:
-            log_bad_step(run.out, step, reason, everyone, values)
+            log_bad_step(run.out, step + 1, reason, everyone, values)
         if run.bad_steps.too_many:
             raise InputError(
-                f"{config.health.max_bad} bad steps in a row, last step {step} ({reason}): their objects are in "
+                f"{config.health.max_bad} bad steps in a row, last step {step + 1} ({reason}): their objects are in "
                 f"'{run.out / BAD_STEPS}'; lower optim.learning_rate, or resume from an older checkpoint"
             )
         values = {"skipped": 1.0}

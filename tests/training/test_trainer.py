@@ -27,6 +27,7 @@ from nova3d.training.config import (
     UNetConfig,
 )
 from nova3d.training.data import Batch, Prefetcher
+from nova3d.training.ema import list_snapshots
 from nova3d.training.logs import LossBySigma
 from nova3d.training.loss import TrainingModule
 from nova3d.training.setup import prepare
@@ -222,7 +223,7 @@ def test_a_non_finite_step_is_skipped_with_its_objects_named(
     state = torch.load(Path(config.out) / "checkpoints/step-00000003/parts.pt", weights_only=True)
     assert state["ema"]["updates"] == 2
     (bad,) = lines(Path(config.out) / "bad-steps.jsonl")
-    assert bad["step"] == 1 and "not finite" in bad["reason"] and bad["uids"][0] in {"o0", "o1", "o2"}
+    assert bad["step"] == 2 and "not finite" in bad["reason"] and bad["uids"][0] in {"o0", "o1", "o2"}
     rows = lines(Path(config.out) / "stats.jsonl")
     assert [row["skipped"] for row in rows] == [0, 1, 0] and "loss" not in rows[1]
 
@@ -233,13 +234,13 @@ def test_a_spike_is_skipped(make_config: Make, monkeypatch: pytest.MonkeyPatch) 
     config = make_config(steps=6, health=HealthConfig(spike=50.0))
     train(config, "cpu")
     (bad,) = lines(Path(config.out) / "bad-steps.jsonl")
-    assert bad["step"] == 4 and "over 50 times its median" in bad["reason"]
+    assert bad["step"] == 5 and "over 50 times its median" in bad["reason"]
 
 
 def test_five_in_a_row_stop_the_run(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, set(range(1, 99)), float("nan"))
     config = make_config(steps=20, checkpoint_every=100)
-    with pytest.raises(InputError, match=r"5 bad steps in a row, last step 4 .*bad-steps.jsonl"):
+    with pytest.raises(InputError, match=r"5 bad steps in a row, last step 5 .*bad-steps.jsonl"):
         train(config, "cpu")
     assert len(lines(Path(config.out) / "bad-steps.jsonl")) == 5
 
@@ -316,6 +317,23 @@ def test_a_run_that_is_refused_changes_no_file(make_config: Make, one_level: UNe
     with pytest.raises(InputError, match="nowhere"):
         train(make_config(data=lost, validate_every=1, log_every=3), "cpu")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("resume", ["never", "older"])
+def test_a_run_that_starts_earlier_drops_what_later_steps_left(
+    make_config: Make, one_level: UNetConfig, monkeypatch: pytest.MonkeyPatch, resume: str
+) -> None:
+    optim = OptimConfig(ema_profiles=[0.05], snapshot_every=1)
+    make_config = partial(make_config, model=one_level, optim=optim, checkpoint_every=1, keep_checkpoints=9)
+    out = Path(make_config().out)
+    with monkeypatch.context() as first:
+        spoil(first, {1, 3}, float("nan"))
+        train(make_config(steps=3), "cpu")
+    assert [line["step"] for line in lines(out / "bad-steps.jsonl")] == [1, 3]
+    again = "never" if resume == "never" else str(out / "checkpoints/step-00000001")
+    train(make_config(steps=2, resume=again), "cpu")
+    assert [step for step, *_ in list_snapshots(out)] == [1, 2]
+    assert [line["step"] for line in lines(out / "bad-steps.jsonl")] == ([] if resume == "never" else [1])
 
 
 def test_a_resumed_run_follows_its_configs_learning_rate(make_config: Make) -> None:
