@@ -361,14 +361,23 @@ def pick_device(asked: str | None) -> str:
 
     if asked and asked.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device '{asked}' was asked for, but torch finds no CUDA GPU; use --device cpu")
-    try:
-        usable = not asked or torch.empty(0, device=asked).device.type != "meta"
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        usable = False
-    if not usable:
+    if asked and not _usable(asked):
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         raise InputError(f"device '{asked}' is not available in torch here; use --device {' or '.join(there)}")
     device = asked or next((name for name in ("cuda", "mps") if getattr(torch, name).is_available()), "cpu")
     untried = " (this project has not been run on it; --device cpu always works)" if device == "mps" else ""
     logging.getLogger(__name__).info("device: %s%s", device, untried)
     return device
+
+
+def _usable(name: str) -> bool:
+    """Whether torch finds a device. Nothing is put on a GPU: each process of a run would take memory of the first."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            return device.index is None or device.index < torch.cuda.device_count()
+        return torch.empty(0, device=device).device.type != "meta"
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        return False

@@ -178,11 +178,14 @@ def cache_latents(argv: Sequence[str] | None = None) -> None:
     from accelerate import PartialState
 
     from nova3d.data.multiview import MultiViewDataset
+    from nova3d.training.devices import use_device
     from nova3d.training.latents import build_cache
     from nova3d.training.networks import frozen_networks
     from nova3d.training.precision import resolve
 
-    state = PartialState(cpu=common.pick_device(options.device) == "cpu")
+    device = common.pick_device(options.device)
+    use_device(device)
+    state = PartialState(cpu=device == "cpu")
     data = settings.data
     dataset = MultiViewDataset(data.shards, data.input_views, settings.seed, data.input_views_per_object)
     vae, image_encoder = frozen_networks(settings)

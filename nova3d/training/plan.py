@@ -22,9 +22,11 @@ from nova3d.errors import InputError
 from nova3d.models.unet import NovaUNet
 from nova3d.training.config import TrainConfig, check, micro_steps
 from nova3d.training.data import Prefetcher
+from nova3d.training.devices import use_device
 from nova3d.training.logs import LossBySigma
 from nova3d.training.networks import build_unet
 from nova3d.training.optim import moment_bytes
+from nova3d.training.precision import resolve
 
 GIB = 2**30
 SVD_VAE, SVD_CLIP = 97_746_379, 632_076_800  # parameters of SVD's autoencoder and of its CLIP ViT-H
@@ -86,7 +88,7 @@ class Plan:
             yield f"step          {seconds:>14.1f} s, an estimate at {ASSUMED_MFU:.0%} of {peak:g} TFLOP/s"
 
 
-def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
+def plan(config: TrainConfig, size: int, processes: int = 1, device: str = "cpu") -> Plan:
     """The cost of a config without sharding.
 
     A UNet that is read from files is planned with the sizes of `config.model`. The frozen networks count as SVD's.
@@ -95,6 +97,7 @@ def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
         config: of the run.
         size: side of the pictures, in pixels.
         processes: that share the batch.
+        device: of the run; the precision "auto" depends on it.
 
     Returns:
         The plan.
@@ -103,7 +106,8 @@ def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
         InputError: for a config that cannot run.
     """
     check(config)
-    views, side, bf16 = len(preset(config.pipeline.camera_preset, size)), size // 8, config.mixed_precision == "bf16"
+    views, side = len(preset(config.pipeline.camera_preset, size)), size // 8
+    bf16 = resolve(config.mixed_precision, torch.device(device).type) == "bf16"
     micro = micro_steps(config, processes)
     with FakeTensorMode():
         unet = build_unet(config.model, side).train()
@@ -131,7 +135,7 @@ def plan(config: TrainConfig, size: int, processes: int = 1) -> Plan:
         gradients=4 * trained,
         optimizer=trained * moment_bytes(optim.name),
         averages=averages,
-        frozen=_frozen_bytes(config),
+        frozen=_frozen_bytes(config, bf16),
         activations=allocations.peak,
         flops=3.0 * counter.get_total_flops() * config.batch_size * micro,
         micro_steps=micro,
@@ -143,7 +147,7 @@ def dry_run(config: TrainConfig, device: str, peak: float | None = None) -> Iter
 
     Args:
         config: of the run.
-        device: "cpu", "cuda".
+        device: "cpu", "cuda", "cuda:1".
         peak: the device's TFLOP/s; None leaves the estimated time of a step out.
 
     Yields:
@@ -160,10 +164,10 @@ def dry_run(config: TrainConfig, device: str, peak: float | None = None) -> Iter
         size = MultiViewDataset(config.data.shards, config.data.input_views).reader.cameras.width
     except InputError:
         size = 256  # the estimate does not need the data; the step below raises the error
-    processes = _processes()
+    processes = _processes(device)
     effective = config.batch_size * processes * micro_steps(config, processes)
     yield f"estimate for pictures of {size} pixels, {processes} processes, effective batch {effective}"
-    yield from plan(config, size, processes).lines(peak)
+    yield from plan(config, size, processes, device).lines(peak)
     run = prepare(config, device)
     where = run.accelerator.device
     if where.type == "cuda":
@@ -179,11 +183,11 @@ def dry_run(config: TrainConfig, device: str, peak: float | None = None) -> Iter
     yield f"loss          {values.get('loss', float('nan')):>14.4f}"
 
 
-def _frozen_bytes(config: TrainConfig) -> int:
+def _frozen_bytes(config: TrainConfig, bf16: bool) -> int:
     if not config.svd:
         return 0
     encoder_needed = not config.data.cache or bool(config.validate_every)
-    return 4 * SVD_VAE + (SVD_CLIP * (2 if config.mixed_precision == "bf16" else 4) if encoder_needed else 0)
+    return 4 * SVD_VAE + (SVD_CLIP * (2 if bf16 else 4) if encoder_needed else 0)
 
 
 def _inputs(unet: NovaUNet, b: int, views: int, side: int) -> tuple[Tensor, ...]:
@@ -192,10 +196,11 @@ def _inputs(unet: NovaUNet, b: int, views: int, side: int) -> tuple[Tensor, ...]
     return torch.ones(b, 2, views, 8, side, side), one, torch.ones(b, 1, width), one, torch.ones(b, views, 2)
 
 
-def _processes() -> int:
+def _processes(device: str) -> int:
     from accelerate import PartialState
 
-    return int(PartialState().num_processes)
+    use_device(device)
+    return int(PartialState(cpu=device == "cpu").num_processes)  # the run's too: the first call makes it
 
 
 class _Allocations(TorchDispatchMode):

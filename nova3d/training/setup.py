@@ -33,6 +33,7 @@ from nova3d.training.data import (
     ShardSource,
     check_shards,
 )
+from nova3d.training.devices import use_device
 from nova3d.training.ema import EMA, constant_decay, power_decay
 from nova3d.training.latents import JoinedCaches, LatentCache, cache_identity
 from nova3d.training.logs import BadStepDetector, make_trackers, start_trackers
@@ -135,7 +136,7 @@ def prepare(config: TrainConfig, device: str) -> Run:
 
     Args:
         config: of the run.
-        device: "cpu", "cuda".
+        device: "cpu", "cuda", "cuda:1".
 
     Returns:
         The run, before its first step.
@@ -208,11 +209,12 @@ def prepare(config: TrainConfig, device: str) -> Run:
 
 
 def make_accelerator(config: TrainConfig, device: str, out: Path) -> Accelerator:
-    """accelerate's object, its trackers closed; raises InputError for trackers and sharding that cannot be had."""
+    """accelerate's object, its trackers closed; raises InputError for what of the config cannot be had here."""
+    use_device(device)
     ddp, fsdp = DistributedDataParallelKwargs(gradient_as_bucket_view=True), fsdp_plugin()
     accelerator = Accelerator(
         cpu=device == "cpu",
-        mixed_precision=resolve(config.mixed_precision, "cpu" if device == "cpu" else torch.device(device).type),
+        mixed_precision=resolve(config.mixed_precision, torch.device(device).type),
         log_with=make_trackers(config, out) or None,
         project_dir=str(out),
         fsdp_plugin=fsdp,

@@ -54,7 +54,7 @@ def train(
 
     Args:
         config: of the run.
-        device: "cpu", "cuda".
+        device: "cpu", "cuda", "cuda:1".
         progress: called at every log entry.
         stop: called after every step. Where it returns True in any process, the run saves a checkpoint and ends.
 

@@ -39,10 +39,10 @@ def in_parts(work: Work, workers: int, device: str, tick: Callable[[], None]) ->
         tick: called in this process after each share, or about once a second while other processes work.
 
     Raises:
-        InputError: with what a worker raised as one, and where a worker died. The others finish their shares first.
+        InputError: for several workers on a GPU that is named by its index; with what a worker raised as one, and
+            where a worker died. The others finish their shares first.
     """
-    if workers < 1:
-        raise InputError(f"the number of workers must be at least 1, got {workers}")
+    _check(workers, device)
     if workers == 1:
         work(0, 1, device, tick)
         return
@@ -87,10 +87,10 @@ def in_pool(
         finished: called in this process as (index of the task, its result or None, why there is none).
 
     Raises:
-        InputError: what `prepare` or a task raises as one. The other processes are ended then.
+        InputError: as `in_parts` for the device; what `prepare` or a task raises as one. The other processes are ended
+            then.
     """
-    if workers < 1:
-        raise InputError(f"the number of workers must be at least 1, got {workers}")
+    _check(workers, device)
     context = multiprocessing.get_context("spawn")
     visible = _visible_gpus() if device == "cuda" else []
     waiting = list(range(len(tasks)))[::-1]
@@ -137,6 +137,16 @@ def in_pool(
         for process, _, _ in at_work.values():
             process.terminate()
             process.join()
+
+
+def _check(workers: int, device: str) -> None:
+    if workers < 1:
+        raise InputError(f"the number of workers must be at least 1, got {workers}")
+    if workers > 1 and device.startswith("cuda:"):
+        raise InputError(
+            f"device '{device}' names one GPU, but {workers} workers share the GPUs out: use --device cuda, and "
+            "CUDA_VISIBLE_DEVICES to choose among the GPUs"
+        )
 
 
 def _pool_worker(prepare: Callable[[str], Callable[[Any], Any]], device: str, parent: int, pipe: Connection) -> None:

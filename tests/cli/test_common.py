@@ -121,6 +121,14 @@ def test_an_unknown_device_is_one_line(device: str) -> None:
         common.pick_device(device)
 
 
+def test_gpus_are_looked_for_without_using_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [common.pick_device(name) for name in ("cuda", "cuda:1")] == ["cuda", "cuda:1"]
+    with pytest.raises(InputError, match="device 'cuda:2' is not available in torch here; use --device cpu or cuda:0"):
+        common.pick_device("cuda:2")
+
+
 def test_the_doctor_says_what_a_verb_lacks_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.compat, "has", lambda package: package not in ("gradio", "av"))
     assert doctor.ability_line(doctor.ABILITIES["app"], 80.0) == (

@@ -42,6 +42,13 @@ def work(folder, mode, part, parts, device, tick):
 """
 
 
+@pytest.mark.parametrize("share", [in_parts, in_pool])
+def test_several_workers_on_one_named_gpu_are_refused(share: Callable[..., None]) -> None:
+    arguments = (3, "cuda:0", print) if share is in_parts else ([1, 2, 3], 3, "cuda:0", print)
+    with pytest.raises(InputError, match="device 'cuda:0' names one GPU, but 3 workers share the GPUs out"):
+        share(print, *arguments)
+
+
 def test_parts_run_in_processes_and_their_errors_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from functools import partial
 
