@@ -125,6 +125,7 @@ def build_cache(
     changes = {"seed": dataset.seed, **configs.to_dict(augment)} if augment.active else None
     manifest = cache_identity(dataset, vae, image_encoder, condition) | {
         "augment": changes,
+        "precision": precision,
         "input_views": sorted(dataset.input_views),
         "input_views_per_object": dataset.per_object,
         "objects_per_file": objects_per_file,
@@ -195,6 +196,7 @@ class LatentCache:
         self.with_embeds = bool(manifest["image_encoder"])
         self.with_condition = manifest.get("condition", "picture") == "inflated"
         self.changed = manifest.get("augment") is not None
+        self.precision: str | None = manifest.get("precision")
         if self.changed:
             log.info("latent cache '%s' holds changed objects: %s", folder, manifest["augment"])
         per_file = manifest["objects_per_file"]
@@ -242,10 +244,20 @@ class JoinedCaches:
     Args:
         caches: one per shard folder, in the order of the folders.
         dataset: all of the shard folders.
+
+    Raises:
+        InputError: where the caches were encoded in different precisions; caches of earlier versions do not say theirs.
     """
 
     def __init__(self, caches: Sequence[LatentCache], dataset: MultiViewDataset):
         self.caches, self.dataset = list(caches), dataset
+        known = {cache.precision: cache for cache in caches if cache.precision is not None}
+        if len(known) > 1:
+            made = " and ".join(f"'{cache.folder}' in {precision}" for precision, cache in known.items())
+            raise InputError(
+                f"latent caches were encoded in different precisions, {made} (no: float32): make them with one "
+                "mixed_precision (nova3d cache-latents)"
+            )
         self._first = list(itertools.accumulate((len(cache.dataset) for cache in caches), initial=0))
 
     def load(self, row: int, input_view: int, change: Augmentation = UNCHANGED) -> Item:
@@ -320,7 +332,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _check_identity(there: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
     """Raise InputError naming the first key of `here` in which the cache differs."""
     for key, value in here.items():
-        found = there.get(key, "picture" if key == "condition" else None)  # what caches without the key hold
+        # What caches without the key hold. They were encoded in either precision.
+        found = there.get(key, {"condition": "picture", "precision": value}.get(key))
         if found != value:
             shown = (found, value) if key != "uids" else ("other objects", "these")
             raise InputError(

@@ -115,6 +115,30 @@ def test_cache_files_are_split_resumed_and_refused(
         LatentCache(folder, dataset, expected).load(2, 0)
 
 
+def test_latents_of_two_precisions_are_not_mixed(shards: Path, vae: VideoAutoencoder, tmp_path: Path) -> None:
+    dataset = MultiViewDataset(shards, [0])
+    identity = cache_identity(dataset, vae, None)
+    folders = {
+        name: build_cache(tmp_path / name, dataset, vae, None, precision=name, objects_per_file=1)
+        for name in ("no", "bf16")
+    }
+    (folders["bf16"] / "latents-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"made with another 'precision' \(bf16, this run has no\)"):
+        build_cache(folders["bf16"], dataset, vae, None, precision="no", objects_per_file=1)
+    build_cache(folders["bf16"], dataset, vae, None, precision="bf16", objects_per_file=1)
+    both = MultiViewDataset([shards, shards], [0])
+    caches = [LatentCache(folder, dataset, identity) for folder in folders.values()]
+    with pytest.raises(InputError, match=r"encoded in different precisions, .*no' in no and .*bf16' in bf16") as caught:
+        JoinedCaches(caches, both)
+    assert "\n" not in str(caught.value)
+
+    manifest = json.loads((folders["no"] / "manifest.json").read_text())
+    del manifest["precision"]  # as caches of earlier versions
+    (folders["no"] / "manifest.json").write_text(json.dumps(manifest))
+    JoinedCaches([LatentCache(folder, dataset, identity) for folder in folders.values()], both)
+    build_cache(folders["no"], dataset, vae, None, precision="bf16", objects_per_file=1)
+
+
 def test_training_from_the_cache_equals_training_from_shards_up_to_float16(
     make_config: Make, vae: VideoAutoencoder, shards: Path, tmp_path: Path
 ) -> None:
