@@ -100,6 +100,11 @@ class EMA:
             values = [value.to(average.device, torch.float32, non_blocking=average.is_cuda) for average, value in chunk]
             torch._foreach_lerp_([average for average, _ in chunk], values, share)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of a weight only."""
+        return any(isinstance(value, DTensor) for value in self.weights.values())
+
     def copy_to(self, model: nn.Module) -> None:
         """Write the averages into `model`."""
         with torch.no_grad():
@@ -235,6 +240,8 @@ def save_snapshot(out: Path, step: int, sigma_rel: float, average: EMA, is_main:
         InputError: where the file cannot be written.
     """
     path = out / SNAPSHOTS / f"step-{step:08d}-{sigma_rel:.3f}.safetensors"
+    if not is_main and not average.sharded:
+        return
     weights = {name: value.half().cpu().contiguous() for name, value in average.state_dict()["weights"].items()}
     if not is_main:
         return

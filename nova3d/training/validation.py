@@ -168,9 +168,11 @@ def save_model(run: Run, folder: Path, step: int) -> None:
     Raises:
         InputError: where it cannot be written.
     """
-    state = full_state_dict(run.model, run.ema)
-    if run.accelerator.is_main_process:
-        write_model(run, folder, state, step)
+    main = run.accelerator.is_main_process
+    if main or run.sharded:  # the others would copy all weights for nothing
+        state = full_state_dict(run.model, run.ema)
+        if main:
+            write_model(run, folder, state, step)
     run.accelerator.wait_for_everyone()
 
 

@@ -2,6 +2,8 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from nova3d.training.ema import (
     power_exponent,
     save_snapshot,
 )
+from nova3d.training.validation import save_model
 
 
 @pytest.mark.parametrize("warmup", ["none", "inverse"])
@@ -124,6 +127,22 @@ def test_snapshots_are_mixed_into_another_length(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(shares), torch.tensor([0.0, 0, 0, 1], dtype=torch.float64))
     with pytest.raises(InputError, match="holds no snapshot"):
         posthoc_average(tmp_path / "none", 0.07)
+
+
+def test_processes_that_write_nothing_copy_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("weights are copied")
+
+    monkeypatch.setattr(EMA, "state_dict", refuse)
+    monkeypatch.setattr("nova3d.training.validation.full_state_dict", refuse)
+    model = nn.Linear(2, 2)
+    average = EMA(model, constant_decay(0.5))
+    save_snapshot(tmp_path, 1, 0.05, average, is_main=False)
+    waited: list[bool] = []
+    accelerator = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: waited.append(True))
+    run: Any = SimpleNamespace(accelerator=accelerator, sharded=False, model=model, ema=average)
+    save_model(run, tmp_path / "model", 1)
+    assert waited and not list(tmp_path.iterdir())
 
 
 def test_sharded_weights_are_averaged_and_saved_whole() -> None:
