@@ -10,7 +10,8 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,13 +87,15 @@ def save_checkpoint(
     """
     path = folder / "checkpoints" / f"step-{step:08d}"
     aside = path.with_suffix(".part")
-    try:
+    with _writing(path, aside, collectives.is_main):
         if collectives.is_main:
             remove(aside)
             aside.mkdir(parents=True)
-        collectives.barrier()
+    collectives.barrier()
+    with _writing(path, aside, collectives.is_main):
         write(aside)
-        collectives.barrier()
+    collectives.barrier()
+    with _writing(path, aside, collectives.is_main):
         if collectives.is_main:
             files = sorted(file for file in aside.rglob("*") if file.is_file())
             sizes = {str(file.relative_to(aside)): file.stat().st_size for file in files}
@@ -108,12 +111,26 @@ def save_checkpoint(
             _sync(path.parent)
             for old in list_checkpoints(folder)[:-keep]:
                 shutil.rmtree(old)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if collectives.is_main:
-            shutil.rmtree(aside, ignore_errors=True)
-        raise InputError(f"cannot write checkpoint '{path}': {error}; older checkpoints are kept") from error
     collectives.barrier()
     return path
+
+
+def _is_of_files(error: BaseException) -> bool:
+    """Not of a GPU or of a collective operation: torch raises derived classes for those, a plain one for a full disk
+    and for a damaged file."""
+    return type(error) is RuntimeError or not isinstance(error, RuntimeError)
+
+
+@contextmanager
+def _writing(path: Path, aside: Path, is_main: bool) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_of_files(error):
+            raise
+        if is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise InputError(f"cannot write checkpoint '{path}': {error}; older checkpoints are kept") from error
 
 
 def load_checkpoint(
@@ -152,6 +169,8 @@ def load_checkpoint(
         except InputError:
             raise
         except _UNREADABLE as error:
+            if not _is_of_files(error):
+                raise
             readable, reason = False, first_line(error)
         if collectives.all_true(readable):
             log.info("resumed from %s", path)

@@ -9,6 +9,7 @@ from torch import nn
 
 from nova3d.errors import InputError
 from nova3d.training.checkpoint import (
+    Collectives,
     check_space,
     list_checkpoints,
     load_checkpoint,
@@ -101,6 +102,27 @@ def test_an_unwritable_folder_and_a_full_disk_are_input_errors(tmp_path: Path) -
     with pytest.raises(InputError, match=r"lacks .* GB for its checkpoints"):
         check_space(tmp_path, 10**18, 2)
     check_space(tmp_path, 1, 2)
+
+
+def test_errors_of_gpus_and_of_other_processes_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def plain(_: Path) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+
+    def out_of_memory(_: Path) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def disconnected() -> None:
+        raise RuntimeError("connection closed by peer")
+
+    with pytest.raises(InputError, match=r"cannot write checkpoint .*PytorchStreamWriter"):
+        save_checkpoint(tmp_path, 1, plain, {})
+    with pytest.raises(torch.OutOfMemoryError):
+        save_checkpoint(tmp_path, 1, out_of_memory, {})
+    with pytest.raises(RuntimeError, match=r"^connection closed"):
+        save_checkpoint(tmp_path, 1, writer(nn.Linear(1, 1)), {}, collectives=Collectives(barrier=disconnected))
+    save_checkpoint(tmp_path, 1, writer(nn.Linear(1, 1)), {})
+    with pytest.raises(torch.OutOfMemoryError):
+        load_checkpoint(tmp_path, out_of_memory, {})
 
 
 def test_a_checkpoint_of_an_earlier_version_lacks_keys_that_had_one_value_then(tmp_path: Path) -> None:
