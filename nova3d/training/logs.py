@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 # Bin edges of the noise levels, from near the data up to where only the object's position is left.
 SIGMA_EDGES = (0.5, 2.0, 8.0, 32.0)
 BAD_STEPS = "bad-steps.jsonl"
+WANDB_ID = "wandb-id.txt"
 MIN_HISTORY = 20  # accepted steps before the median is used
 PROJECT = "nova3d"  # in which W&B puts the run, under the name of its folder
 
@@ -253,8 +255,23 @@ def make_trackers(config: TrainConfig, out: Path) -> list[GeneralTracker]:
     return [made[name]() for name in config.trackers]
 
 
-def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Open the trackers with the config's values; raises InputError where W&B does not start, as without an account."""
+def start_trackers(accelerator: Accelerator, config: TrainConfig, out: Path, start: int) -> None:
+    """Open the trackers with the config's values. A resumed run goes on with its run of W&B.
+
+    Args:
+        accelerator: with the trackers of `make_trackers`.
+        config: of the run.
+        out: the run's folder.
+        start: finished steps.
+
+    Raises:
+        InputError: where W&B does not start, as without an account.
+    """
+    # W&B leaves out steps before its last one, so a run that goes back has a new one there.
+    identity = wandb_id(out) if start and config.resume == "auto" else secrets.token_hex(8)
+    for tracker in accelerator.log_with:
+        if isinstance(tracker, WandBTracker):
+            tracker.init_kwargs |= {"id": identity, "resume": "allow"}
     failures: tuple[type[Exception], ...] = ()
     if "wandb" in config.trackers:
         import wandb
@@ -268,3 +285,13 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
     except failures as error:
         reason = first_line(error)
         raise InputError(f"trackers: wandb does not start ({reason}); WANDB_MODE=offline needs no account") from error
+    if "wandb" in config.trackers and accelerator.is_main_process:
+        write_text(out / WANDB_ID, identity + "\n", keep_equal=True)
+
+
+def wandb_id(out: Path) -> str:
+    """The id at W&B of the run in a folder; a new one where it has none yet."""
+    try:
+        return (out / WANDB_ID).read_text().strip() or secrets.token_hex(8)
+    except FileNotFoundError:
+        return secrets.token_hex(8)

@@ -94,14 +94,17 @@ class Run:
         """Whether each process holds a part of every weight only."""
         return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
-    def begin(self) -> None:
+    def begin(self, start: int) -> None:
         """Open the trackers, then write config.yaml and the report. Until here a run changes no file of its folder.
+
+        Args:
+            start: finished steps.
 
         Raises:
             InputError: where a tracker does not start.
         """
         if self.config.trackers:
-            start_trackers(self.accelerator, self.config)
+            start_trackers(self.accelerator, self.config, self.out, start)
         if self.accelerator.is_main_process:
             configs.save(self.config, self.out / "config.yaml")
             if self.report:

@@ -79,7 +79,7 @@ def training_loop(
     start = load_checkpoint(out, run.load_state, run.identity, config.resume, run.collectives)
     shards, every = config.data.validation, config.validate_every
     validation = Validation(run, shards, start) if shards and every else None
-    run.begin()
+    run.begin(start)
     stats = StatsLog(out / "stats.jsonl", start) if main else None  # one process truncates and writes the file
     if main:
         truncate_after(out / BAD_STEPS, start)

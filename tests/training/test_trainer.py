@@ -3,10 +3,12 @@
 import json
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -334,6 +336,28 @@ def test_a_run_that_starts_earlier_drops_what_later_steps_left(
     train(make_config(steps=2, resume=again), "cpu")
     assert [step for step, *_ in list_snapshots(out)] == [1, 2]
     assert [line["step"] for line in lines(out / "bad-steps.jsonl")] == ([] if resume == "never" else [1])
+
+
+def test_a_resumed_run_goes_on_with_its_run_of_wandb(
+    make_config: Make, one_level: UNetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Any]] = []
+    wandb: Any = ModuleType("wandb")
+    wandb.Error = type("Error", (Exception,), {})
+    wandb.config = SimpleNamespace(update=lambda *_, **__: None)
+    wandb.init = lambda **settings: (
+        opened.append(settings) or SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr("nova3d.training.logs.has", lambda _: True)
+    make_config = partial(make_config, model=one_level, trackers=["wandb"], checkpoint_every=1)
+    train(make_config(steps=1), "cpu")
+    train(make_config(steps=2), "cpu")
+    train(make_config(steps=1, resume="never"), "cpu")
+    train(make_config("other", steps=1), "cpu")
+    assert [settings["resume"] for settings in opened] == ["allow"] * 4
+    first, resumed, anew, other = (settings["id"] for settings in opened)
+    assert first == resumed and len({first, anew, other}) == 3
 
 
 def test_a_resumed_run_follows_its_configs_learning_rate(make_config: Make) -> None:
