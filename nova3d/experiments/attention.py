@@ -18,7 +18,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nova3d import config as configs
+from nova3d.data.config import shard_folders
 from nova3d.data.multiview import MultiViewDataset
+from nova3d.data.shards import INDEX
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table
 from nova3d.evaluation.comparison import Comparison, compare
@@ -34,13 +36,29 @@ from nova3d.training.config import TrainConfig, UNetConfig, check, micro_steps
 from nova3d.training.networks import build_module
 from nova3d.training.trainer import train
 from nova3d.utils import provenance
-from nova3d.utils.files import check_component, locked, read_json, read_json_lines, writable_folder, write_text
+from nova3d.utils.files import (
+    check_component,
+    json_types,
+    locked,
+    read_json,
+    read_json_lines,
+    writable_folder,
+    write_json,
+    write_text,
+)
 from nova3d.utils.progress import Progress, silent
 from nova3d.utils.workers import in_parts
 
 log = logging.getLogger(__name__)
 
 BUDGETS = ("steps", "flops")
+_SETTINGS = "settings.json"  # in a training's folder, beside the model: what it was trained with
+# Keys of a training that name where something lies, or change how it runs and not what is trained.
+_NOT_TRAINED = {
+    *("out", "resume", "resume_other_data", "log_every", "checkpoint_every", "keep_checkpoints", "validate_every"),
+    *("validation_objects", "latent_cache", "trackers", "compile", "gradient_checkpointing"),
+    *("data.cache", "data.validation", "data.on_corrupt", "data.prefetch", "data.threads"),
+}
 _ALIGNMENT, _ROW = ".alignment.", ".row_attention."  # in the names of the units' weights
 _FORWARD_AND_BACKWARD = 3  # the backward pass costs twice the forward one
 
@@ -91,9 +109,25 @@ class Training:
     def model(self) -> Path:
         return Path(self.config.out) / "model"
 
+    @property
+    def settings_file(self) -> Path:
+        return Path(self.config.out) / _SETTINGS
+
     def finished(self) -> bool:
+        """Whether its model is there; raises InputError where it is one of another config.
+
+        A model of an earlier version has no settings beside it: of it, only the number of steps is compared.
+        """
         record = self.model / "record.json"
-        return record.is_file() and read_json(record, dict, "record").get("step") == self.config.steps
+        if not record.is_file():
+            return False
+        _check_settings(self.settings_file, self.config, Path(self.config.out))
+        return read_json(record, dict, "record").get("step") == self.config.steps
+
+    def run(self, device: str, progress: Progress, started: TrainConfig | None = None) -> None:
+        """Train it, from the networks that `started` names, and keep its settings beside the model."""
+        train(started or self.config, device, progress)
+        write_json(self.settings_file, trained_settings(self.config))
 
 
 @dataclass(frozen=True)
@@ -179,6 +213,7 @@ def attention_suite(
         if config.trunk:
             base = replace(base, unet=str(train_trunk(config, device, progress)))
         runs = trainings(config, base, costs)
+        log.info("%d of %d trainings are there", sum(run.finished() for run in runs), len(runs))
         work = partial(train_part, tuple(runs))
         in_parts(work, workers, device, lambda: progress(sum(run.finished() for run in runs), len(runs), "training"))
         rig, size = studies.model_rig(runs[0].model)
@@ -246,14 +281,14 @@ def train_trunk(config: AttentionConfig, device: str, progress: Progress = silen
         The folder of the UNet.
 
     Raises:
-        InputError: as the training does.
+        InputError: as the training does, and where the trunk in `out` is one of another config.
     """
     changes = [*config.train_changes, *config.trunk, "model.alignment=none", "resume=auto"]
     settings = _training_config(config.train, changes)
     run = Training("trunk", settings.seed, replace(settings, out=str(Path(config.out) / "trunk")), Path())
     if not run.finished():
         log.info("training the trunk, %d steps", settings.steps)
-        train(run.config, device, progress)
+        run.run(device, progress)
     return run.model / "unet"
 
 
@@ -280,7 +315,7 @@ def train_part(runs: tuple[Training, ...], part: int, parts: int, device: str, t
     for run in runs[part::parts]:
         if not run.finished():
             log.info("training %s, seed %d", run.arm, run.seed)
-            train(write_start(run.config, run.start), device, lambda *_: tick())
+            run.run(device, lambda *_: tick(), write_start(run.config, run.start))
             shutil.rmtree(run.start, ignore_errors=True)
         tick()
 
@@ -290,17 +325,57 @@ def write_start(config: TrainConfig, folder: Path) -> TrainConfig:
 
     Every weight that the arms of one seed have in common is the same in all of them, whether the config starts from
     SVD, from a pretrained UNet or from random weights. Alignment units are initialised by
-    `config.model.alignment_init`, row attention at zero.
+    `config.model.alignment_init`, row attention at zero. Raises InputError where the folder holds the start of a
+    training of another config.
     """
     parts = {"unet": folder / "unet", "vae": folder / "vae", "image_encoder": folder / "image_encoder"}
-    if not (folder / "complete").is_file():
+    complete = folder / "complete"
+    if complete.is_file():
+        _check_settings(complete, config, folder, Path(config.out))
+    else:
         _write_networks(config, parts)
-        (folder / "complete").touch()
+        write_json(complete, trained_settings(config))
     # A network read from files draws no random numbers, so a random image encoder is the same in all arms.
     started = replace(config, svd=None, svd_variant=None, unet=str(parts["unet"]))
     if config.svd:
         started = replace(started, vae=str(parts["vae"]), image_encoder=str(parts["image_encoder"]))
     return started
+
+
+def trained_settings(config: TrainConfig) -> dict[str, Any]:
+    """Dotted key -> value of everything that a training's result depends on, JSON-ready.
+
+    Shards and networks count by their content, as their folders may move. Where a training starts from the trunk, the
+    trunk's weights are among them.
+    """
+    settings: dict[str, Any] = {}
+    for name, value in configs.to_dict(config).items():
+        settings |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    settings["data.shards"] = [
+        provenance.hash_file(folder / INDEX) if (folder / INDEX).is_file() else folder.name
+        for folder in shard_folders(config.data.shards)
+    ]
+    for part in ("svd", "vae", "unet", "image_encoder"):
+        folder = Path(settings[part] or "")
+        if settings[part] and folder.is_dir():
+            settings[part] = [provenance.hash_file(file) for file in sorted(folder.rglob("*.safetensors"))]
+    return json_types({key: value for key, value in settings.items() if key not in _NOT_TRAINED})
+
+
+def _check_settings(file: Path, config: TrainConfig, *made: Path) -> None:
+    """Raise InputError where `file` names other settings than `config`; keys that only one of them has do not count.
+
+    A missing or empty file is one of an earlier version and says nothing. made: the folders
+    of what they made.
+    """
+    if not file.is_file() or not file.stat().st_size:
+        return
+    before, now = read_json(file, dict, "training's settings"), trained_settings(config)
+    if other := sorted(key for key in before.keys() & now.keys() if before[key] != now[key]):
+        folders = " and ".join(f"'{folder}'" for folder in made)
+        raise InputError(
+            f"'{made[0]}' is of a training with another {other[0]}: choose another out, or delete {folders}"
+        )
 
 
 def _write_networks(config: TrainConfig, parts: dict[str, Path]) -> None:

@@ -114,6 +114,39 @@ def test_arms_start_alike_and_see_the_same_data_and_noise(config: AttentionConfi
     assert again.tables["gta"].rows == report.tables["gta"].rows
 
 
+def test_a_training_of_another_config_is_not_taken_for_this_one(config: AttentionConfig, base: Path) -> None:
+    config.arms = {"none": config.arms["none"], "gta": config.arms["gta"]}
+    config.trunk = ["steps=1"]
+    attention_suite(config)
+    out = Path(config.out)
+    refused = [
+        ({"train_changes": ["optim.learning_rate=0.5"]}, "optim.learning_rate", "trunk"),
+        ({"train_changes": [f"data.shards={base}/held"], "held_out": str(base / "shards")}, "data.shards", "trunk"),
+        ({"trunk": ["steps=2"]}, "steps", "trunk"),
+        ({"trunk": []}, "unet", "runs/none/seed0"),  # the arms know the trunk by its weights
+    ]
+    for changes, key, folder in refused:
+        with pytest.raises(InputError) as error:
+            attention_suite(replace(config, **changes))
+        said = f"'{out / folder}' is of a training with another {key}: choose another out, or delete '{out / folder}'"
+        assert str(error.value) == said
+    attention_suite(replace(config, train_changes=["log_every=7", f"data.validation={base}/held"]))
+    for file in out.rglob("settings.json"):  # as an earlier version leaves it: the number of steps decides alone
+        file.unlink()
+    attention_suite(replace(config, train_changes=["optim.learning_rate=0.5"]))
+
+
+def test_a_started_training_of_another_config_is_not_continued(config: AttentionConfig, tmp_path: Path) -> None:
+    base = configs.load(TrainConfig, config.train)
+    base = replace(base, out=str(tmp_path / "run"))
+    write_start(base, tmp_path / "start")
+    write_start(base, tmp_path / "start")
+    with pytest.raises(InputError, match=r"start' is of a training with another seed: .* delete '.*start' and '.*run'"):
+        write_start(replace(base, seed=5), tmp_path / "start")
+    (tmp_path / "start" / "complete").write_text("")  # as an earlier version wrote it
+    write_start(replace(base, seed=5), tmp_path / "start")
+
+
 def test_arms_of_all_seeds_start_from_the_trunk_and_row_attention_can_be_one(config: AttentionConfig) -> None:
     config.arms = {"none": config.arms["none"], "row": AttentionArm("none", row_attention=True)}
     config.baseline, config.seeds, config.trunk = "none", [0, 1], ["steps=2"]
