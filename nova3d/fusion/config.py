@@ -53,11 +53,11 @@ class FieldConfig:
     """Width of the SDF network's one hidden layer. Wonder3D: 64."""
     geometry_features: Annotated[int, Range(1, 4096)] = 12
     """Outputs of the SDF network beside the distance. Wonder3D: 12."""
-    beta: Annotated[float, Range(0, 1_000_000)] = 100.0
+    beta: Annotated[float, Range(1e-3, 1_000_000)] = 100.0
     """Sharpness of the softplus activation. NeuS: 100."""
     colour_hidden: Annotated[int, Range(1, 4096)] = 64
     """Width of the colour network's two hidden layers. Wonder3D: 64."""
-    inv_s: Annotated[float, Range(0, 1_000_000)] = 60.0
+    inv_s: Annotated[float, Range(1e-3, 1_000_000)] = 60.0
     """Inverse standard deviation s of the NeuS paper at the start. NeuS and Wonder3D start at exp(3) = 20 on a sphere.
 
     A visual hull is a better first guess, so the start is sharper here.
@@ -154,7 +154,7 @@ class PoseConfig:
     """Whether poses are refined."""
     start: Annotated[float, Range(0, 1)] = 0.05
     """Share of the run before which poses are fixed."""
-    stop: Annotated[float, Range(0, 1)] = 0.8
+    stop: Annotated[float, Range(1e-6, 1)] = 0.8
     """Share of the run after which poses are fixed."""
     lr: Annotated[float, Range(0, 10)] = 1e-3
     """Learning rate. BARF: 1e-3."""
@@ -188,7 +188,7 @@ class ConflictConfig:
     """Share of the run before which H is 0, so that ignoring everything is never the cheapest answer."""
     hidden: Annotated[int, Range(1, 4096)] = 64
     """Width of f_psi's hidden layers."""
-    layers: Annotated[int, Range(0, 32)] = 2
+    layers: Annotated[int, Range(1, 32)] = 2
     """Number of f_psi's hidden layers."""
     bands: Annotated[int, Range(0, 32)] = 5
     """Frequency bands of the positional encoding of x (measured)."""
@@ -196,7 +196,7 @@ class ConflictConfig:
     """Width of the view embedding l."""
     bias: Annotated[float, Range(-100, 100)] = -4.0
     """Bias of f_psi's output: h starts at sigmoid(bias) = 0.02."""
-    lambda_start: Annotated[float, Range(0, 1_000_000)] = 1.0
+    lambda_start: Annotated[float, Range(1e-6, 1_000_000)] = 1.0
     """lambda_0 at `start`."""
     lambda_end: Annotated[float, Range(0, 1_000_000)] = 0.15
     """lambda_0 at the end. H* = r / (2 lambda_0), so at 0.15 a residual of 0.3 is ignored."""

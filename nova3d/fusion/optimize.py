@@ -152,7 +152,7 @@ def train_step(state: FusionState, progress: float) -> dict[str, float] | None:
     """
     config, step = state.config, state.step
     # Seeded by the step alone, so that a resumed run draws the same samples as an uninterrupted one.
-    generator = torch.Generator().manual_seed(config.optim.seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed((config.optim.seed * 1_000_003 + step) % 2**63)
     state.sdf.open_levels = open_levels(progress, config)
     context = StepContext(
         progress=progress,

@@ -48,3 +48,9 @@ def test_all_views_are_blended_with_null_as_with_the_old_zero():
     assert FusionConfig().texture.top_views == 3
     for value in ("0", "null", ""):
         assert configs.load(FusionConfig, None, [f"texture.top_views={value}"]).texture.top_views is None
+
+
+@pytest.mark.parametrize("key", ["pose.stop", "conflict.lambda_start", "conflict.layers", "field.inv_s", "field.beta"])
+def test_what_the_fit_divides_by_may_not_be_zero(key):
+    with pytest.raises(InputError, match=rf"{key}.*from "):
+        configs.load(FusionConfig, None, [f"{key}=0"])

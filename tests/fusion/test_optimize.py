@@ -198,3 +198,7 @@ def test_colour_bends_the_surface_through_the_weights_alone(batch, fitted, monke
     monkeypatch.setattr(kind, "forward", forward)
     batch()
     assert asked == [False]
+
+
+def test_every_seed_of_the_config_s_range_is_one(shapes, f_views):
+    assert fit(f_views, shapes.short_config(optim={"seed": 2**63 - 1, "steps": 2})).step == 2
