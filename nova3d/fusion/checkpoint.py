@@ -75,19 +75,28 @@ class Snapshot:
         for name, module in state.modules().items():
             module.load_state_dict(tensors[name])
 
-    def save(self, path: Path, config: FusionConfig, views: ViewSet | None, detail: ViewSet | None = None) -> None:
+    def save(
+        self,
+        path: Path,
+        config: FusionConfig,
+        views: ViewSet,
+        detail: ViewSet | None = None,
+        diverged: bool = False,
+    ) -> None:
         """Write a file that `load` accepts for the same config and views.
 
         Args:
             path: the file.
             config: of the fit.
-            views: of the fit; None: they are not checked when the file is loaded.
+            views: of the fit.
             detail: of the fit.
+            diverged: whether the fit failed: the file is then accepted with other learning rates too.
 
         Raises:
             InputError: where it cannot be written.
         """
-        content = vars(self) | {"config": _config_key(config), "views": _fingerprint(views, detail) if views else None}
+        key = _config_key(config, rates=not diverged)
+        content = vars(self) | {"config": key, "views": _fingerprint(views, detail)}
         try:
             with replacing(path) as aside:
                 torch.save(content, aside)
@@ -115,8 +124,9 @@ class Snapshot:
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
             log.warning("'%s' cannot be read (%s): starting anew", path, first_line(error))
             return False
-        other = "config" if config != _config_key(state.config) else ""
-        other = other or ("set of views" if views not in (None, _fingerprint(state.views, detail)) else "")
+        keys = [_config_key(state.config, rates) for rates in (True, False)]
+        other = "" if config in keys else "config"
+        other = other or ("set of views" if views != _fingerprint(state.views, detail) else "")
         if other:
             log.warning("'%s' is of another %s: starting anew", path, other)
             return False
@@ -125,11 +135,15 @@ class Snapshot:
         return True
 
 
-def _config_key(config: FusionConfig) -> str:
-    """A hash of all settings that change the fit; those of extraction, texture and the time budget do not."""
+def _config_key(config: FusionConfig, rates: bool = True) -> str:
+    """A hash of all settings that change the fit; those of extraction, texture and the time budget do not.
+
+    rates: whether the learning rates `optim.lr_*` count.
+    """
     plain = configs.to_dict(config)
     kept = {name: part for name, part in plain.items() if name not in ("extract", "texture")}
-    kept["optim"] = {name: value for name, value in kept["optim"].items() if name != "time_budget"}
+    ignored = [name for name in kept["optim"] if name == "time_budget" or (name.startswith("lr_") and not rates)]
+    kept["optim"] = {name: value for name, value in kept["optim"].items() if name not in ignored}
     return hash_json(kept)
 
 

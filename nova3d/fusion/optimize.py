@@ -78,7 +78,7 @@ def fit(
         if logged is None:
             continue
         if not math.isfinite(logged["loss"]):
-            snapshot = _restart(state, snapshot, checkpoint)
+            snapshot = _restart(state, snapshot, checkpoint, detail)
             continue
         state.history.append(logged | {"seconds": state.seconds})
         if state.step - snapshot.step >= _SNAPSHOT_EVERY:
@@ -334,15 +334,15 @@ def _share_done(state: FusionState, seconds: float | None) -> float:
     return share if seconds is None else max(share, min(1.0, state.seconds / max(seconds, 1e-3)))
 
 
-def _restart(state: FusionState, snapshot: Snapshot, checkpoint: Path | None) -> Snapshot:
+def _restart(state: FusionState, snapshot: Snapshot, checkpoint: Path | None, detail: ViewSet | None) -> Snapshot:
     """Go back to the snapshot with half the learning rates; raises DivergedError after too many restarts."""
     step, spent, restarts = state.step, state.seconds, state.restarts + 1
     if restarts > _RESTARTS:
-        kept = ""
+        advice = "lower optim.lr_grid or encoding.finest"
         if checkpoint:
-            snapshot.save(checkpoint, state.config, None)
-            kept = f" (the state of step {snapshot.step} is kept in '{checkpoint}')"
-        raise DivergedError(f"the fit diverged at step {step}: lower optim.lr_grid or encoding.finest{kept}")
+            snapshot.save(checkpoint, state.config, state.views, detail, diverged=True)
+            advice += f" (with a lower optim.lr_grid the fit goes on from step {snapshot.step}, kept in '{checkpoint}')"
+        raise DivergedError(f"the fit diverged at step {step}: {advice}")
     log.warning("the fit diverged at step %d: going on from step %d with half the rates", step, snapshot.step)
     snapshot.restore(state)
     state.restarts, state.rate_scale, state.seconds = restarts, 0.5**restarts, spent

@@ -11,8 +11,9 @@ import torch
 
 from nova3d.errors import InputError
 from nova3d.fusion import optimize, reconstruct
+from nova3d.fusion.checkpoint import Snapshot
 from nova3d.fusion.optimize import DivergedError, fit
-from nova3d.fusion.state import FusionState
+from nova3d.fusion.state import FusionState, initial_state
 from nova3d.utils.progress import Progress
 
 
@@ -243,12 +244,31 @@ def test_a_fit_that_keeps_diverging_fails_with_its_checkpoint_kept(shapes, f_vie
     assert isinstance(failed.value, InputError)
     assert str(failed.value) == (
         "the fit diverged at step 61: lower optim.lr_grid or encoding.finest "
-        f"(the state of step 51 is kept in '{path}')"
+        f"(with a lower optim.lr_grid the fit goes on from step 51, kept in '{path}')"
     )
     assert sum("half the rates" in text for text in caplog.messages) == 2
     kept = torch.load(path, weights_only=True)
     assert kept["step"] == 51
     assert all(torch.isfinite(value).all() for value in kept["tensors"]["sdf"].values())
+
+
+def test_a_diverged_fit_goes_on_with_the_lower_rate_that_its_message_advises(shapes, f_views, nan_at, tmp_path, caplog):
+    path, failing = tmp_path / "fit.pt", [True]
+    nan_at(lambda call: failing[0] and call > 55)
+    with pytest.raises(DivergedError):
+        fit(f_views, small(shapes, 61), checkpoint=path)
+    failing[0] = False
+    caplog.set_level(logging.INFO, "nova3d.fusion")
+    for views, sections, said in [
+        (other_colour(f_views), {}, "is of another set of views: starting anew"),
+        (f_views, {"encoding": {"finest": 32}}, "is of another config: starting anew"),
+    ]:
+        config = small(shapes, 61, **sections)
+        assert not Snapshot.load(path, initial_state(views, config))
+        assert f"'{path}' {said}" in caplog.messages
+    state = fit(f_views, small(shapes, 61, optim={"lr_grid": 1e-3}), checkpoint=path)
+    assert f"going on from step 51 of '{path}'" in caplog.messages
+    assert state.step == 61 and state.optimizer.param_groups[0]["initial_lr"] == 1e-3
 
 
 def test_poses_that_are_not_numbers_do_not_end_the_process(shapes, f_views):
