@@ -20,20 +20,22 @@ from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
 
+_EARLIER_KEYS = {"residual": "mean_residual", "rate": "rate_scale", "falls": "restarts"}  # of files of earlier releases
+
 
 @dataclass
 class Snapshot:
     """A copy of a fit's counters and of everything that is trained. The names are the keys of the file.
 
-    residual, rate, falls: `mean_residual`, `rate_scale` and `restarts` of `FusionState`. tensors: the state of every
-    module by name, of the optimiser, and what rays are drawn from ("scene").
+    The counters are those of `FusionState`. tensors: the state of every module by name, of the optimiser, and what rays
+    are drawn from ("scene").
     """
 
     step: int
     seconds: float
-    residual: float
-    rate: float
-    falls: int
+    mean_residual: float
+    rate_scale: float
+    restarts: int
     history: list[dict[str, float]] = field(default_factory=list)
     tensors: dict[str, Any] = field(default_factory=dict)
 
@@ -64,7 +66,7 @@ class Snapshot:
         tensors = copy.deepcopy(self.tensors)
         scene = tensors["scene"]
         state.step, state.seconds, state.history = self.step, self.seconds, list(self.history)
-        state.mean_residual, state.rate_scale, state.restarts = self.residual, self.rate, self.falls
+        state.mean_residual, state.rate_scale, state.restarts = self.mean_residual, self.rate_scale, self.restarts
         state.margin, state.hull.distance, state.cached_sdf = scene["margin"], scene["hull"], scene["cache"]
         state.sdf.open_levels, state.carved_at = scene["open_levels"], scene["carved_at"]
         if len(state.cached_sdf):
@@ -120,7 +122,7 @@ class Snapshot:
         try:
             content = torch.load(path, map_location=state.device, weights_only=True)
             config, views = content.pop("config"), content.pop("views")
-            snapshot = Snapshot(**content)
+            snapshot = Snapshot(**{_EARLIER_KEYS.get(key, key): value for key, value in content.items()})
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
             log.warning("'%s' cannot be read (%s): starting anew", path, first_line(error))
             return False

@@ -346,5 +346,5 @@ def _restart(state: FusionState, snapshot: Snapshot, checkpoint: Path | None, de
     log.warning("the fit diverged at step %d: going on from step %d with half the rates", step, snapshot.step)
     snapshot.restore(state)
     state.restarts, state.rate_scale, state.seconds = restarts, 0.5**restarts, spent
-    snapshot.falls, snapshot.rate, snapshot.seconds = state.restarts, state.rate_scale, state.seconds
+    snapshot.restarts, snapshot.rate_scale, snapshot.seconds = state.restarts, state.rate_scale, state.seconds
     return snapshot

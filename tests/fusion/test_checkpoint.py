@@ -152,9 +152,11 @@ def test_a_broken_checkpoint_is_not_used(shapes, f_views, interrupted, caplog, b
     assert "\n" not in warning
 
 
-def test_a_checkpoint_whose_parameter_groups_lack_names_is_loaded(shapes, f_views, interrupted, whole):
-    """As in files of earlier releases."""
+def test_a_checkpoint_of_an_earlier_release_is_loaded(shapes, f_views, interrupted, whole):
+    """Its parameter groups lack names, and its counters have others."""
     content = torch.load(interrupted, weights_only=True)
+    for name, earlier in (("mean_residual", "residual"), ("rate_scale", "rate"), ("restarts", "falls")):
+        content[earlier] = content.pop(name)
     for group in content["tensors"]["optimizer"]["param_groups"]:
         for key in ("name", "initial_lr", "final_lr", "stop"):
             del group[key]
