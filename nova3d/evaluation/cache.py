@@ -4,6 +4,7 @@ FOLDER/PROTOCOL-HASH/references/OBJECT.json     the baselines; the hash leaves t
 FOLDER/PROTOCOL-HASH/RUN/OBJECT.json            one prediction
 """
 
+import glob
 import json
 import logging
 import math
@@ -104,5 +105,5 @@ def _scores(entry: Mapping[str, Any], file: Path) -> ObjectScores:
 def object_files(root: Path, name: str) -> list[list[str]]:
     """Path and SHA-256 of every file of an object, for its key."""
     files = [path for path in (root / name).rglob("*") if path.is_file()]
-    files += [path for path in root.glob(f"{name}.*") if path.is_file()]
+    files += [path for path in root.glob(f"{glob.escape(name)}.*") if path.is_file()]
     return sorted([str(path.relative_to(root)), provenance.hash_file(path)] for path in files)

@@ -11,6 +11,7 @@ import trimesh
 
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table, baselines, mesh_metrics, score, score_methods, scorer
+from nova3d.evaluation.cache import object_files
 from nova3d.evaluation.protocols import MeshRules
 from nova3d.utils.workers import in_parts
 from tests.helpers.coarse import coarse_work
@@ -129,3 +130,10 @@ def test_a_bad_reference_ends_the_run(folders):
     (folders[0] / "a.ply").write_text("no mesh")
     with pytest.raises(InputError, match=r"a\.ply' cannot be read: it is not a PLY file"):
         run(folders)
+
+
+@pytest.mark.parametrize("name", ["chair", "chair[1]", "wh?t", "*"])
+def test_the_files_of_an_object_are_found_whatever_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.glb").write_text("x")
+    (tmp_path / "chair1.glb").write_text("y")
+    assert [file for file, _ in object_files(tmp_path, name)] == [f"{name}.glb"]
