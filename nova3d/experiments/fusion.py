@@ -21,7 +21,14 @@ from nova3d.evaluation.classification import auroc
 from nova3d.evaluation.mesh_metrics import match_points, sample_surface
 from nova3d.evaluation.statistics import paired
 from nova3d.experiments import fusion_inputs
-from nova3d.experiments.fusion_inputs import GroundTruth, load_ground_truth, perturb_poses, plant_conflicts, visible
+from nova3d.experiments.fusion_inputs import (
+    GroundTruth,
+    load_ground_truth,
+    mesh_hash,
+    perturb_poses,
+    plant_conflicts,
+    visible,
+)
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write
 from nova3d.metrics.poses import pose_errors
@@ -84,7 +91,7 @@ def run(
 ) -> list[Row]:
     """Measure every case of every object.
 
-    Rows are appended to out/rows.jsonl. Those of the same config are reused.
+    Rows are appended to out/rows.jsonl. Those of the same config and mesh are reused.
 
     Args:
         objects: mesh files.
@@ -107,7 +114,12 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, "another study"):
         made_with, earlier = provenance.hash_json(configs.to_dict(config)), read_rows(out)
-        succeeded = [row for row in earlier if row.get("config") == made_with and "error" not in row]
+        meshes = {path.stem: mesh_hash(path) for path in objects}
+
+        def is_ours(row: Row) -> bool:  # a row of an earlier version names no mesh
+            return row.get("config") == made_with and row.get("mesh") in (None, meshes.get(row["object"]))
+
+        succeeded = [row for row in earlier if is_ours(row) and "error" not in row]
         finished = {(row["object"], row["fault"], row["arm"]) for row in succeeded}
         todo = tuple((p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished)
 
@@ -117,7 +129,7 @@ def run(
 
         if todo:
             in_parts(partial(_measure_part, todo, out, config), workers, device, report_progress)
-        return _latest([row for row in read_rows(out) if row.get("config") == made_with], objects, cases)
+        return _latest([row for row in read_rows(out) if is_ours(row)], objects, cases)
 
 
 def _measure_part(
@@ -150,7 +162,7 @@ def read_rows(out: Path) -> list[Row]:
 
 def _row(path: Path, case: Case, out: Path, config: FusionConfig, device: str) -> Row:
     row: Row = {"object": path.stem, "fault": case.fault, "arm": case.arm, "threads": torch.get_num_threads()}
-    row["config"] = provenance.hash_json(configs.to_dict(config))
+    row |= {"config": provenance.hash_json(configs.to_dict(config)), "mesh": mesh_hash(path)}
     try:
         return row | measure(load_ground_truth(path, out / "truth"), case, out, config, device)
     except InputError as error:

@@ -15,11 +15,13 @@ from torch import Tensor
 from nova3d.cameras import Cameras, orbit, preset
 from nova3d.data import render_object
 from nova3d.errors import InputError
+from nova3d.evaluation.cache import object_files
 from nova3d.evaluation.mesh_metrics import SurfaceSamples, sample_surface
 from nova3d.fusion.poses import rotation_matrix
-from nova3d.rendering.mesh_files import MESH_SUFFIXES
+from nova3d.rendering.mesh_files import MESH_SUFFIXES, meshes_by_name
 from nova3d.rendering.meshes import from_trimesh, load_mesh
 from nova3d.rendering.raster import rasterize
+from nova3d.utils import provenance
 from nova3d.utils.files import replacing
 from nova3d.views import ViewSet
 
@@ -48,32 +50,43 @@ class GroundTruth:
 
 
 def meshes_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """The mesh files of a folder, sorted, or those called `names`; raises InputError for missing ones."""
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in MESH_SUFFIXES)
+    """The mesh files of a folder, sorted, or those called `names`; raises InputError for missing ones, and where two
+    have one name."""
+    found = meshes_by_name(folder.glob("*"))
     if not found:
         raise InputError(f"'{folder}' holds no mesh ({', '.join(MESH_SUFFIXES)})")
-    if missing := sorted(set(names) - {path.stem for path in found}):
+    if missing := sorted(set(names) - found.keys()):
         raise InputError(f"'{folder}' has no object {', '.join(missing)}")
-    return [path for path in found if not names or path.stem in names]
+    return [path for name, path in found.items() if not names or name in names]
+
+
+def mesh_hash(path: Path) -> str:
+    """A hash of a mesh file and of what lies beside it under its name."""
+    return provenance.hash_json(object_files(path.parent, path.stem))
 
 
 def load_ground_truth(path: Path, cache: Path) -> GroundTruth:
-    """Render `path` (a mesh file) and sample its surface; the result is cached in the folder `cache`."""
-    kept = cache / f"{path.stem}.pt"
+    """Render `path` (a mesh file) and sample its surface.
+
+    The result is cached in the folder `cache`, and made anew where the mesh has changed.
+    """
+    kept, key = cache / f"{path.stem}.pt", mesh_hash(path)
     mesh = load_mesh(path).normalised()
     plain = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
     surface = sample_surface(plain, SURFACE_SAMPLES, 0)
     if kept.is_file():
         content = torch.load(kept, weights_only=True)
-        views, between = (_unpack(content[key]) for key in ("views", "between"))
-        return GroundTruth(path.stem, views, between, surface, content["seen"].numpy())
+        if content.get("mesh") == key:
+            views, between = (_unpack(content[name]) for name in ("views", "between"))
+            return GroundTruth(path.stem, views, between, surface, content["seen"].numpy())
     views = render_object(path, preset(RIG, SIZE), light="flat")
     between = render_object(path, orbit(16, size=SIZE, start_azimuth_deg=180 / 16), light="flat")
     # Scans have open sheets and faces turned inside: either side counts.
     either = SurfaceSamples(np.tile(surface.points, (2, 1)), np.concatenate([surface.normals, -surface.normals]))
     seen: NDArray[np.bool_] = np.logical_or(*visible(either, plain).reshape(2, -1))
+    content = {"mesh": key, "views": _pack(views), "between": _pack(between), "seen": torch.from_numpy(seen)}
     with replacing(kept) as aside:
-        torch.save({"views": _pack(views), "between": _pack(between), "seen": torch.from_numpy(seen)}, aside)
+        torch.save(content, aside)
     return GroundTruth(path.stem, views, between, surface, seen)
 
 
@@ -104,6 +117,15 @@ def perturb_poses(views: ViewSet, degrees: float, shift: float, seed: int) -> Vi
 
     The shift (world units) has a random direction perpendicular to the viewing axis: along that axis an orthographic
     picture does not change. The pictures are unchanged, so the cameras are wrong.
+
+    Args:
+        views: v views.
+        degrees: the angle.
+        shift: the length.
+        seed: of the axes and the directions.
+
+    Returns:
+        The same pictures, rgb [v,h,w,3], normals [v,h,w,3] and mask [v,h,w], with other c2w [v,4,4].
     """
     generator = torch.Generator().manual_seed(seed)
     v = len(views)
@@ -124,9 +146,17 @@ def plant_conflicts(views: ViewSet, seed: int, count: int = 4) -> tuple[ViewSet,
     """`count` views, never view 0, each with three faults on the object; the others keep every pixel.
 
     A patch of another hue, a patch of another brightness (half or 1.8 times), and a patch whose colours and normals
-    are warped by 2 to 4 pixels (at 256), each a disc over about an eighth of the object's height. Returns the views,
-    bool [v,h,w] of the pixels whose colour changed, and bool [v,h,w] of all pixels of the patches. Pixels of a patch
+    are warped by 2 to 4 pixels (at 256), each a disc over about an eighth of the object's height. Pixels of a patch
     that did not visibly change count neither as conflict nor as clean.
+
+    Args:
+        views: v views of h x w pixels.
+        seed: of the views and the patches.
+        count: how many views get faults, at most v - 1.
+
+    Returns:
+        The views with other rgb [v,h,w,3] and normals [v,h,w,3]; bool [v,h,w] of the pixels whose colour changed; and
+        bool [v,h,w] of all pixels of the patches.
     """
     generator = torch.Generator().manual_seed(seed)
     v, h, w = views.mask.shape

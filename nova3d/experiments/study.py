@@ -29,13 +29,14 @@ from nova3d.data.sources import Asset, SourceConfig
 from nova3d.data.sources.gso import GsoSource
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table, score_methods
+from nova3d.evaluation.cache import object_files
 from nova3d.evaluation.references import write_reference
 from nova3d.evaluation.tables import Rows, hardware
 from nova3d.evaluation.view_scores import scored_views
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.folder import model_hashes
-from nova3d.rendering.mesh_files import MESH_SUFFIXES
+from nova3d.rendering.mesh_files import MESH_SUFFIXES, meshes_by_name
 from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, json_types, read_json, replacing, write_json
@@ -45,6 +46,7 @@ from nova3d.views import ViewSet
 log = logging.getLogger(__name__)
 
 _IDENTITY = "study.json"
+_OBJECTS = "objects"  # in it: object -> hash of its files
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,12 @@ class Study:
 
 def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
     """The objects of a folder of meshes, of models of GSO as downloaded, or of shards, sorted, or the `wanted` ones of
-    them; raises InputError naming the missing ones."""
+    them; raises InputError naming the missing ones, and where two meshes have one name."""
     if (source / INDEX).is_file():
         there = sorted(sample["uid"] for sample in ShardReader(source).samples)
     elif source.is_dir():
-        meshes = (path for path in source.iterdir() if path.suffix.lower() in MESH_SUFFIXES)
-        there = sorted({path.stem for path in meshes if not path.name.startswith(".")} or _downloaded_models(source))
+        meshes = meshes_by_name(path for path in source.iterdir() if not path.name.startswith("."))
+        there = sorted(meshes or _downloaded_models(source))
     else:
         raise InputError(f"objects folder '{source}' does not exist")
     if missing := sorted(set(wanted) - set(there)):
@@ -151,7 +153,7 @@ def model_rig(folder: str | Path) -> tuple[str, int]:
 
 def check_study(study: Study, retry: bool = False) -> None:
     """Refuse a folder that holds another study's results, and record this study's settings; with `retry`, remove the
-    failures. Raises InputError naming the setting that differs."""
+    failures. Raises InputError naming the setting that differs, or the object whose files have changed since."""
     path = study.out / _IDENTITY
     before = read_json(path, dict, "study") if path.is_file() else {}
     now = json_types(_identity(study))
@@ -159,10 +161,32 @@ def check_study(study: Study, retry: bool = False) -> None:
         for key, value in now[stage].items():
             if before[stage].get(key) != value:
                 raise InputError(f"'{study.out}/{stage}' was made with another {key}; give another out folder")
-    write_json(path, before | now)
+    hashes = _object_hashes(study)
+    known = before.get(_OBJECTS, {})  # empty in a study of an earlier version
+    for name, value in hashes.items():
+        if known.get(name, value) != value and (study.references / name).is_dir():
+            raise InputError(
+                f"object '{name}' of '{study.source}' has changed since '{study.references / name}' was made; give "
+                "another out folder"
+            )
+    write_json(path, before | now | {_OBJECTS: known | hashes})
     if retry:
         for stage, name in study.folders():
             study.failure(stage, name).unlink(missing_ok=True)
+
+
+def _object_hashes(study: Study) -> dict[str, str]:
+    """Object -> hash of the files that it is drawn from, or of its sample in shards."""
+    if (study.source / INDEX).is_file():
+        samples = {str(sample["uid"]): str(sample["sha256"]) for sample in ShardReader(study.source).samples}
+        return {name: samples[name] for name in study.names}
+    models, hashes = _downloaded_models(study.source), {}
+    for name in study.names:
+        files = object_files(study.source, name)
+        if not files:  # a downloaded model, whose folder may have a name with dots
+            files = object_files(study.source, Path(models[name].path).relative_to(study.source).parts[0])
+        hashes[name] = provenance.hash_json(files)
+    return hashes
 
 
 def model_hash(study: Study, generator: Generator) -> str:

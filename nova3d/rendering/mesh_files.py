@@ -1,5 +1,6 @@
 """Reads any mesh file: the suffix chooses the reader, and every refusal has a reason code."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,27 @@ from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.rendering.trimesh_files import read_stl
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")  # what is read
+
+
+def meshes_by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    """The mesh files among some paths by the names of their objects, which are the files' without the suffix.
+
+    Args:
+        paths: any files; those without one of MESH_SUFFIXES are left out.
+
+    Returns:
+        Name -> file, sorted by names.
+
+    Raises:
+        InputError: where two meshes have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in paths if path.suffix.lower() in MESH_SUFFIXES):
+        if path.stem in found:
+            both = f"'{found[path.stem].name}' and '{path.name}'"
+            raise InputError(f"{both} of '{path.parent}' are both object '{path.stem}': rename or remove one")
+        found[path.stem] = path
+    return dict(sorted(found.items()))
 
 
 def read_scene(path: str | Path, limits: Limits = LIMITS, finish: bool = False) -> Scene:

@@ -11,6 +11,7 @@ from nova3d.evaluation import fusion_baselines
 from nova3d.evaluation.mesh_metrics import SurfaceSamples
 from nova3d.experiments import fusion, fusion_inputs
 from nova3d.experiments.fusion import Case, per_object, read_rows, report, run
+from nova3d.experiments.study import object_names
 from nova3d.fusion import FusionConfig
 
 
@@ -97,6 +98,29 @@ def test_truth_is_the_same_from_its_cache(small, ball, tmp_path):
     torch.testing.assert_close(first.between.cameras.c2w, again.between.cameras.c2w, rtol=0, atol=0)
     np.testing.assert_array_equal(first.seen, again.seen)
     assert 0.8 < first.seen.mean() < 1  # a ball but for its poles
+
+
+def test_a_repaired_mesh_is_drawn_and_measured_anew(small, tmp_path):
+    mesh, cases, out = tmp_path / "thing.ply", [Case("none", "carving")], tmp_path / "out"
+    trimesh.creation.box((0.6, 0.6, 0.6)).export(mesh)
+    before = fusion_inputs.load_ground_truth(mesh, out / "truth")
+    (first,) = run([mesh], cases, out, small)
+    trimesh.creation.box((0.6, 0.3, 0.6)).export(mesh)
+    after = fusion_inputs.load_ground_truth(mesh, out / "truth")
+    assert float(after.views.mask[0].sum()) < 0.7 * float(before.views.mask[0].sum())
+    (second,) = run([mesh], cases, out, small)
+    assert len(read_rows(out)) == 2 and second["mesh"] != first["mesh"]
+    assert run([mesh], cases, out, small) == [second]
+
+
+def test_two_meshes_of_one_name_are_refused(tmp_path):
+    for name in ("a.obj", "b.glb", "a.glb"):
+        (tmp_path / name).write_text("")
+    for listed in (fusion_inputs.meshes_in, lambda folder: object_names(folder, ())):
+        with pytest.raises(
+            InputError, match=r"^'a.glb' and 'a.obj' of '.*' are both object 'a': rename or remove one$"
+        ):
+            listed(tmp_path)
 
 
 def test_what_cameras_at_elevation_zero_see_of_a_box(small):

@@ -166,6 +166,23 @@ def test_a_folder_of_another_study_is_refused(config: ReproduceConfig) -> None:
         reproduce(config)
 
 
+def test_an_object_that_has_changed_is_not_scored_against_its_former_views(
+    config: ReproduceConfig, objects: Path
+) -> None:
+    study, _ = module.plan(config)
+    (study.references / "box").mkdir(parents=True)
+    studies.check_study(study)
+    trimesh.creation.box((2.0, 1.0, 0.7)).export(objects / "ball.glb")  # was not drawn yet
+    studies.check_study(study)
+    trimesh.creation.box((2.0, 1.0, 0.7)).export(objects / "box.glb")
+    with pytest.raises(InputError, match=r"object 'box' of '.*' has changed since .* was made; give another out"):
+        studies.check_study(study)
+    entry = json.loads((study.out / "study.json").read_text())
+    del entry["objects"]  # as an earlier version wrote it
+    (study.out / "study.json").write_text(json.dumps(entry))
+    studies.check_study(study)
+
+
 def test_cameras_of_another_rig_are_refused_and_the_size_is_the_models(config: ReproduceConfig) -> None:
     study, _ = module.plan(config)
     ours = module.fit_to_model(Protocol(), study)
