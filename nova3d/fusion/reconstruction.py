@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ class FusionResult:
         timings: seconds per stage.
         report: health of the mesh (components, watertight, unseen share of the texture, mean H, pose changes).
         solid: the same surface with welded vertices and vertex colours, the mesh to measure.
-        record: provenance that `save` writes into a GLB.
     """
 
     mesh: trimesh.Trimesh
@@ -54,14 +53,13 @@ class FusionResult:
     timings: dict[str, float]
     report: dict[str, Any]
     solid: trimesh.Trimesh
-    record: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path, record: Mapping[str, Any] | None = None) -> Path:
         """Write the mesh.
 
         Args:
             path: a file that ends in .glb, .obj, .ply or .stl.
-            record: goes into a GLB's extras; default: this result's.
+            record: goes into a GLB's extras; default: nothing.
 
         Returns:
             The absolute path.
@@ -69,7 +67,7 @@ class FusionResult:
         Raises:
             InputError: where it cannot be written.
         """
-        return export.write(path, self.mesh, self.solid, record or self.record)
+        return export.write(path, self.mesh, self.solid, record)
 
 
 def reconstruct(
