@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
-
-from nova3d.hull import carve
+from nova3d.hull import carve, grid_points
 from nova3d.metrics import mask_iou
 from nova3d.views import ViewSet
 from nova3d.volume import silhouettes_of
@@ -42,9 +40,6 @@ def silhouette_agreement(views: ViewSet) -> float:
         A score in [0,1], the mean of the IoU in view 0 and the mean IoU in the other views; 1 for views of one solid,
         up to the grid.
     """
-    axis = torch.linspace(-_RADIUS, _RADIUS, _NODES)
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    points = torch.stack([x, y, z], dim=-1).reshape(-1, 3)
-    solid = carve(points, views.mask, views.cameras).reshape(_NODES, _NODES, _NODES)
+    solid = carve(grid_points(_NODES, _RADIUS), views.mask, views.cameras).reshape(_NODES, _NODES, _NODES)
     iou = mask_iou(silhouettes_of(solid, views.cameras, _RADIUS), views.mask)
     return float(iou[0] + iou[1:].mean()) / 2 if len(iou) > 1 else float(iou[0])

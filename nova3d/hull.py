@@ -21,6 +21,22 @@ _UNCOVERED = 0.002  # share of a silhouette that the closed hull may leave uncov
 _POINTS_AT_ONCE = 1 << 17
 
 
+def grid_points(resolution: int, radius: float, device: torch.device | str = "cpu") -> Tensor:
+    """Nodes of a grid over [-radius, radius]^3.
+
+    Args:
+        resolution: nodes along each axis.
+        radius: half the side of the box.
+        device: where to make them.
+
+    Returns:
+        [resolution^3,3] float32 (x, y, z) in the world frame; z varies slowest, x fastest.
+    """
+    axis = torch.linspace(-radius, radius, resolution, device=device)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
+
+
 def carve(
     points: Tensor,
     masks: Tensor,

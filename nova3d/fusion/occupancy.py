@@ -13,7 +13,7 @@ from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.fusion.config import HullConfig
 from nova3d.fusion.rays import trilinear
-from nova3d.hull import MASK_LEVEL, carve, dilate, picture_counts, unsupported
+from nova3d.hull import MASK_LEVEL, carve, dilate, grid_points, picture_counts, unsupported
 from nova3d.inflate import inflate
 from nova3d.views import ViewSet
 from nova3d.volume import consistent_volume, sample_columns
@@ -22,22 +22,6 @@ log = logging.getLogger(__name__)
 
 _BETWEEN = 0.4  # steps by which a surface may lie from the middle of two nodes, so that no node changes sides
 _LEAST_SEEN = 0.25  # of the pictures that hold the best seen node: a node that fewer hold is not object
-
-
-def grid_points(resolution: int, radius: float, device: torch.device | str = "cpu") -> Tensor:
-    """Nodes of a grid over [-radius, radius]^3.
-
-    Args:
-        resolution: nodes along each axis.
-        radius: half the side of the box.
-        device: where to make them.
-
-    Returns:
-        [resolution^3,3] float32 (x, y, z) in the world frame; z varies slowest, x fastest.
-    """
-    axis = torch.linspace(-radius, radius, resolution, device=device)
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
 
 
 @dataclass

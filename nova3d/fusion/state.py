@@ -14,10 +14,11 @@ from nova3d.foreground import foreground_colours
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.encoding import pick_backend
 from nova3d.fusion.fields import ColourField, ConflictField, SDFField, Sharpness
-from nova3d.fusion.occupancy import Hull, consistent_hull, grid_points, pixel_size, visual_hull
+from nova3d.fusion.occupancy import Hull, consistent_hull, pixel_size, visual_hull
 from nova3d.fusion.outline import SignedDistance, find_outline_view
 from nova3d.fusion.poses import PoseRefiner
 from nova3d.fusion.rays import Marcher, PixelSampler, pick_marcher
+from nova3d.hull import grid_points
 from nova3d.views import ViewSet
 
 _OUTSIDE = 0.1  # cached SDF where the hull forbids a surface

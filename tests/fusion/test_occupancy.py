@@ -9,8 +9,8 @@ from nova3d.cameras import orbit, preset
 from nova3d.errors import InputError
 from nova3d.fusion import reconstruct
 from nova3d.fusion.config import HullConfig
-from nova3d.fusion.occupancy import grid_points, visual_hull
-from nova3d.hull import picture_counts
+from nova3d.fusion.occupancy import visual_hull
+from nova3d.hull import grid_points, picture_counts
 
 
 def test_empty_views_are_refused_and_one_empty_view_is_left_out(shapes, f_views, caplog):

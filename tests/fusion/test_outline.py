@@ -13,12 +13,12 @@ from nova3d.fusion.config import ExtractConfig
 from nova3d.fusion.occupancy import (
     Hull,
     distance_between_nodes,
-    grid_points,
     level_set_distance,
     signed_distance,
 )
 from nova3d.fusion.optimize import fit
 from nova3d.fusion.outline import Outline, find_outline_view
+from nova3d.hull import grid_points
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
 from nova3d.views import ViewSet

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nova3d.cameras import orbit
 from nova3d.errors import InputError
-from nova3d.fusion.occupancy import Hull, grid_points
+from nova3d.fusion.occupancy import Hull
 from nova3d.fusion.rays import (
     NerfaccMarcher,
     RayIntervals,
@@ -24,6 +24,7 @@ from nova3d.fusion.rays import (
     sample_weights,
     trilinear,
 )
+from nova3d.hull import grid_points
 
 RADIUS, STEPS = 0.6, 40
 BALL = 0.35  # radius of a sphere
