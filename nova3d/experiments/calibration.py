@@ -25,7 +25,7 @@ from nova3d.metrics import mask_iou, normal_angle
 from nova3d.metrics.colours import colour_moments
 from nova3d.pipeline.folder import model_folder, model_hashes
 from nova3d.sampling import SampleConfig, generate_views, load_pipeline
-from nova3d.utils import provenance
+from nova3d.utils import hub, provenance, resources
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
 from nova3d.volume import (
@@ -80,8 +80,13 @@ def calibrate_model(
         The calibration and the path of its file.
 
     Raises:
-        InputError: where the model or the shards cannot be read, or have too few objects.
+        InputError: where the model or the shards cannot be read, or have too few objects, and for a hub id.
     """
+    if resources.locate(model, "model") is None and hub.is_hub_id(model):
+        raise InputError(
+            f"model '{model}' is a hub id, and its calibration would be written into the hub's cache: "
+            f"`hf download {model} --local-dir FOLDER`, then calibrate FOLDER"
+        )
     progress = progress or silent
     pipeline = load_pipeline(SampleConfig(model=model), device)
     pipeline.calibration = None  # view 0 keeps the generated normals, which are measured here

@@ -19,6 +19,7 @@ from nova3d.evaluation.tables import interval_text
 from nova3d.experiments import study as studies
 from nova3d.experiments.config import ReproduceConfig
 from nova3d.fusion import FusionConfig
+from nova3d.pipeline.folder import model_folder
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, locked, writable_folder, write_text
 from nova3d.utils.progress import Progress, silent
@@ -157,7 +158,7 @@ def plan(config: ReproduceConfig) -> tuple[studies.Study, dict[str, list[str]]]:
         shared = not several or not arm.model
         for seed in config.seeds:
             views = f"seed{seed}" if shared else f"{name}/seed{seed}"
-            generators[views] = studies.Generator(views, _model(Path(config.sample.model, arm.model or ""), seed), seed)
+            generators[views] = studies.Generator(views, _model(config.sample.model, arm.model, seed), seed)
             stage = f"views/{views}"
             if config.fusion:
                 folder = f"{name}/seed{seed}" if several else f"seed{seed}"
@@ -203,10 +204,16 @@ def _paper(config: ReproduceConfig) -> PublishedTable | None:
     return source
 
 
-def _model(folder: Path, seed: int) -> str:
-    """The model of this seed in a folder of trainings, or else the folder itself."""
+def _model(model: str, arm: str | None, seed: int) -> str:
+    """The model of this seed in a folder of trainings, or else the model itself.
+
+    model: a folder, the name of a shipped model or a hub id. arm: a folder inside it.
+    """
+    folder = model_folder(model) / (arm or "")
     of_seed = folder / f"seed{seed}" / "model"
-    return str(of_seed if of_seed.is_dir() else folder)
+    if of_seed.is_dir():
+        return str(of_seed)
+    return str(folder) if arm else model
 
 
 def compare_with_paper(

@@ -35,7 +35,7 @@ from nova3d.evaluation.tables import Rows, hardware
 from nova3d.evaluation.view_scores import scored_views
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.pipeline import Nova3DPipeline
-from nova3d.pipeline.folder import model_hashes
+from nova3d.pipeline.folder import model_folder, model_hashes
 from nova3d.rendering.mesh_files import MESH_SUFFIXES, meshes_by_name
 from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.utils import provenance
@@ -141,14 +141,14 @@ def _downloaded_models(source: Path) -> dict[str, Asset]:
     return {asset.uid: asset for asset in GsoSource(SourceConfig(path=str(source))).assets()}
 
 
-def model_rig(folder: str | Path) -> tuple[str, int]:
-    """Camera preset and picture size of a model folder, read without its weights."""
-    path = Path(folder) / "model_index.json"
+def model_rig(model: str | Path) -> tuple[str, int]:
+    """Camera preset and picture size of a model, a folder, a shipped name or a hub id, read without its weights."""
+    path = model_folder(model) / "model_index.json"
     entry = read_json(path, dict, "model index")
     try:
         return str(entry["camera_preset"]), int(entry["size"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"'{folder}' is not a model folder of this project: {path.name}: {error!r}") from error
+        raise InputError(f"'{model}' is not a model folder of this project: {path.name}: {error!r}") from error
 
 
 def check_study(study: Study, retry: bool = False) -> None:
@@ -210,13 +210,7 @@ def make(study: Study, part: int, parts: int, device: str, tick: Callable[[], No
                 _write_truth(study.source, name, rig, folder)
             tick()
     for generator in study.generators:
-        stage, pipeline = f"views/{generator.folder}", None
-        for name in [name for name in names if not study.is_finished(f"views/{generator.folder}", name)]:
-            pipeline = pipeline or load_pipeline(replace(study.sample, model=generator.model), device)
-            with _record_failures(study, stage, name), replacing(study.out / stage / name) as folder:
-                folder.mkdir()
-                write_views(pipeline, study.references / name, folder, study.sample, generator)
-            tick()
+        _make_views(study, generator, names, device, tick)
     for fusion in study.fusions:
         stage = f"meshes/{fusion.folder}"
         for name in [name for name in names if not study.is_finished(f"meshes/{fusion.folder}", name)]:
@@ -224,6 +218,19 @@ def make(study: Study, part: int, parts: int, device: str, tick: Callable[[], No
                 folder.mkdir()
                 write_mesh(study.out / "views" / fusion.views / name, folder, fusion.config, device)
             tick()
+
+
+def _make_views(
+    study: Study, generator: Generator, names: Sequence[str], device: str, tick: Callable[[], None]
+) -> None:
+    """The missing views of one generator. Its networks are in memory only for as long as this takes."""
+    stage, pipeline = f"views/{generator.folder}", None
+    for name in [name for name in names if not study.is_finished(stage, name)]:
+        pipeline = pipeline or load_pipeline(replace(study.sample, model=generator.model), device)
+        with _record_failures(study, stage, name), replacing(study.out / stage / name) as folder:
+            folder.mkdir()
+            write_views(pipeline, study.references / name, folder, study.sample, generator)
+        tick()
 
 
 def _write_truth(source: Path, name: str, rig: Cameras, folder: Path) -> None:

@@ -8,7 +8,7 @@ import trimesh
 
 from nova3d.cameras import orbit, preset
 from nova3d.errors import InputError
-from nova3d.experiments.calibration import fit_calibration, sample_of
+from nova3d.experiments.calibration import calibrate_model, fit_calibration, sample_of
 from nova3d.images import composite
 from nova3d.rendering.meshes import from_trimesh
 from nova3d.rendering.raster import rasterize
@@ -76,3 +76,8 @@ def test_another_rig_is_refused(truths: list[ViewSet]) -> None:
     tilted = replace(truths[0], cameras=orbit(16, 30.0, 32))
     with pytest.raises(InputError, match="level orthographic input view from the front"):
         sample_of(tilted, tilted)
+
+
+def test_a_hub_id_is_refused_as_its_calibration_would_lie_in_the_cache() -> None:
+    with pytest.raises(InputError, match=r"'owner/name' is a hub id, .* `hf download owner/name --local-dir FOLDER`"):
+        calibrate_model("owner/name", [], 4)

@@ -1,8 +1,10 @@
 """Tables made anew with a tiny random model: folders, resume, failures, arms, verdicts, processes."""
 
+import gc
 import hashlib
 import json
 import math
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from nova3d.experiments import study as studies
 from nova3d.experiments.config import ReproduceConfig, TableArm
 from nova3d.experiments.reproduce import NOT_PRINTED, reproduce, verdict
 from nova3d.pipeline import Nova3DPipeline
+from nova3d.utils import hub
 from nova3d.utils.files import replacing
 from nova3d.views import ViewSet
 from tests.helpers.commands import call_script
@@ -220,6 +223,43 @@ def test_arms_of_the_fusion_share_the_views_and_are_compared(
     ious = {name: table.mean()["iou16_flood"] for name, table in report.tables.items()}
     assert ious["full"] > ious["no_conflict"]
     assert report.comparison is not None and {row.method for row in report.comparison.rows} == {"no_conflict"}
+
+
+def test_a_model_may_be_a_hub_id(config: ReproduceConfig, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(hub, "download", lambda name, *_: asked.append(name) or model)
+    config.sample.model = "owner/name"
+    study, _ = module.plan(config)
+    assert (study.rig, study.size) == ("ortho16", SIZE) and set(asked) == {"owner/name"}
+    assert {generator.model for generator in study.generators} == {"owner/name"}
+    studies.check_study(study)
+    config.arms = {"here": TableArm(model="unet"), "there": TableArm()}
+    monkeypatch.setattr(studies, "model_rig", lambda _: ("ortho16", SIZE))
+    study, _ = module.plan(config)
+    assert {generator.model for generator in study.generators} == {"owner/name", str(model / "unet")}
+
+
+def test_the_model_is_out_of_memory_while_meshes_are_fused(
+    config: ReproduceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, alive, true = [], [], studies.load_pipeline
+
+    def load(*arguments):
+        pipeline = true(*arguments)
+        loaded.append(weakref.ref(pipeline.unet))
+        return pipeline
+
+    def fuse(views, folder, *_):
+        gc.collect()
+        alive.append([network() is not None for network in loaded])
+
+    monkeypatch.setattr(studies, "load_pipeline", load)
+    monkeypatch.setattr(studies, "write_mesh", fuse)
+    config.fusion, config.seeds, config.names = str(ROOT / "configs/fusion/cpu.yaml"), [0], ["box"]
+    study, _ = module.plan(config)
+    studies.check_study(study)
+    studies.make(study, 0, 1, "cpu", lambda: None)
+    assert alive == [[False]]
 
 
 def test_a_failed_sampling_is_a_failed_mesh(
