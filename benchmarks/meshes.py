@@ -87,7 +87,7 @@ def make_of_photos(scans: list[Path], out: Path) -> None:
         photo = folder / "photo.png"
         images.save_image(photo, rgba[window])
         pipeline = pipeline or load_pipeline(config.sample, "cpu")
-        views, detail, _ = write_views(
+        views, detail, *_ = write_views(
             folder / "views", replace(config.sample, image=str(photo)), "cpu", None, pipeline
         )
         made = reconstruct(views, config.fusion, "cpu", detail=detail)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
+from nova3d.foreground import foreground_colours
 from nova3d.fusion import atlas, export, isosurface, texture
 from nova3d.fusion.config import FusionConfig, TextureConfig
 from nova3d.fusion.conflict import conflict_maps
@@ -119,7 +120,7 @@ def reconstruct(
             budget and budget * _FIT_TIME,
             detail,
         )
-    views = replace(state.views.to("cpu"), cameras=state.cameras.to("cpu"))
+    views = replace(views.to("cpu"), cameras=state.cameras.to("cpu"))
     if detail is not None:
         size = detail.cameras.width, detail.cameras.height
         detail = replace(detail.to("cpu"), cameras=views.cameras[detailed].resized(*size))
@@ -196,11 +197,13 @@ def blended_projector(
         conflict: [v,h,w] float32 H in [0,1].
 
     Returns:
-        Their projector. Where the fit has an outline view, each view has its calibrated share of the colours.
+        Their projector. Where the fit has an outline view, each view has its calibrated share of the colours, and its
+        colours are rid of white (`nova3d.foreground`).
     """
     others = torch.nonzero(~views.trusted_among_others)[:, 0].tolist()
     colour_shares = None
     if views.calibration is not None and state.outline_view is not None:
+        views = foreground_colours(views, state.outline_view)
         azimuths = views.cameras.azimuth_elevation()[:, 0]
         colour_shares = views.calibration.colour_shares(azimuths[others] - azimuths[state.outline_view])
     return texture.make_projector(views[others], solid, conflict[others], state.config.texture, colour_shares)

@@ -10,7 +10,6 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from nova3d.cameras import Cameras
-from nova3d.foreground import foreground_colours
 from nova3d.fusion.config import FusionConfig
 from nova3d.fusion.encoding import pick_backend
 from nova3d.fusion.fields import ColourField, ConflictField, SDFField, Sharpness
@@ -33,7 +32,7 @@ class FusionState:
     """Fields, poses, what rays are drawn from, optimiser and counters of one fit; all tensors on the views' device.
 
     Attributes:
-        views: the views that are fitted, with the cameras as given; `cameras` are the refined ones.
+        views: the views as given; `cameras` are the refined ones.
         hull: signed distance to the first solid: the visual hull by the poses when it was last carved, or the
             consistent volume.
         outline_view: index of the view whose outline the mesh gets (`nova3d.fusion.outline`); None where there is none.
@@ -227,9 +226,8 @@ class FusionState:
 def initial_state(views: ViewSet, config: FusionConfig, detail: ViewSet | None = None) -> FusionState:
     """Set up a fit on the views' device: seeded networks, first solid, optimiser.
 
-    With an outline view (`nova3d.fusion.outline`) the first solid is the consistent volume. The other views get the
-    object's own colours (`nova3d.foreground`). The cameras are then those that the model was asked for, so poses are
-    not refined.
+    With an outline view (`nova3d.fusion.outline`) the first solid is the consistent volume. The cameras are then those
+    that the model was asked for, so poses are not refined.
 
     Args:
         views: the views, on the device to fit on.
@@ -247,7 +245,6 @@ def initial_state(views: ViewSet, config: FusionConfig, detail: ViewSet | None =
     outline_view, consistent = find_outline_view(views), None
     if outline_view is not None:
         config = replace(config, pose=replace(config.pose, enabled=False))
-        views = foreground_colours(views, outline_view)
         hull, consistent = consistent_hull(views, outline_view, detail, config.hull.resolution, config.field.radius)
     else:
         slack = config.pose.slack if config.pose.enabled else 0.0
