@@ -365,8 +365,7 @@ def trained_settings(config: TrainConfig) -> dict[str, Any]:
 def _check_settings(file: Path, config: TrainConfig, *made: Path) -> None:
     """Raise InputError where `file` names other settings than `config`; keys that only one of them has do not count.
 
-    A missing or empty file is one of an earlier version and says nothing. made: the folders
-    of what they made.
+    A missing or empty file is one of an earlier version and says nothing. made: the folders of what they made.
     """
     if not file.is_file() or not file.stat().st_size:
         return
