@@ -201,11 +201,11 @@ def blended_projector(
         colours are rid of white (`nova3d.foreground`).
     """
     others = torch.nonzero(~views.trusted_among_others)[:, 0].tolist()
-    colour_shares = None
-    if views.calibration is not None and state.outline_view is not None:
+    colour_shares, calibration = None, views.calibration
+    if calibration is not None and state.outline_view is not None:
         views = foreground_colours(views, state.outline_view)
         azimuths = views.cameras.azimuth_elevation()[:, 0]
-        colour_shares = views.calibration.colour_shares(azimuths[others] - azimuths[state.outline_view])
+        colour_shares = calibration.colour_shares(azimuths[others] - azimuths[state.outline_view])
     return texture.make_projector(views[others], solid, conflict[others], state.config.texture, colour_shares)
 
 
