@@ -36,10 +36,10 @@ def foreground_colours(views: ViewSet, trusted: int) -> ViewSet:
 
     Args:
         views: v views on white. Where their cameras are not level and orthographic, all rows count alike.
-        trusted: index of the view that shows the picture, one of the trusted views.
+        trusted: index of the view that shows the picture.
 
     Returns:
-        The views with new colours where views that are not trusted show the object. Masks and normals stay.
+        The views with new colours where other views, those not trusted, show the object. Masks and normals stay.
     """
     rows, columns = torch.nonzero(views.mask[trusted] > _OBJECT, as_tuple=True)
     if not len(rows):
@@ -47,7 +47,8 @@ def foreground_colours(views: ViewSet, trusted: int) -> ViewSet:
     straight = torch.stack([views.straight_alpha(view)[..., :3] for view in range(len(views))])
     picture = straight[trusted, rows, columns]
     deviation = _ROWS * views.cameras.height if _shares_rows(views.cameras) else math.inf
-    generated = ~torch.tensor(views.trusted, device=views.mask.device)
+    kept = [view == trusted or any(views.trusted[view : view + 1]) for view in range(len(views))]
+    generated = ~torch.tensor(kept, device=views.mask.device)
     shown = (views.mask > 0) & generated[:, None, None]
     for row in torch.nonzero(shown.any(dim=2).any(dim=0))[:, 0].tolist():
         apart = (rows - row).abs()

@@ -59,7 +59,7 @@ class SampleConfig:
     elevation_deg: Annotated[float, Range(-90, 90)] = 0.0
     """Degrees from which the picture looks down on the object. It is recorded and compared with the model's input view.
     A model for level pictures cannot use it: a warning says so."""
-    max_megapixels: Annotated[float, Range(0.01)] = MAX_MEGAPIXELS
+    max_megapixels: Annotated[float, Range(0.001)] = MAX_MEGAPIXELS
     """Millions of pixels above which a picture is refused before it is decoded."""
     seed: Annotated[int, Range(0, _MOST_SEED)] = 0
     """Of all noise."""

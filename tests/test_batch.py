@@ -165,7 +165,7 @@ def test_the_command_line(
         (["--image", "EMPTY"], "has no pictures"),
         (["--image", "PICTURE", "--mask", "MASK"], "has 10x10 pixels, its picture 80x80"),
         (["--image", "PICTURE", "--cutout", "best"], "cutout: 'best' is not one of"),
-        (["--image", "PICTURE", "sample.elevation_deg=120"], "elevation_deg 120 is not within -90 and 90"),
+        (["--image", "PICTURE", "sample.elevation_deg=120"], "elevation_deg: '120.0' is not from -90 to 90"),
         (["--image", "PICTURE", "sample.max_megapixels=0.001"], "raise max_megapixels"),
         (["--config", "mini", "sample.image=EMPTY"], "it is a folder"),
     ],

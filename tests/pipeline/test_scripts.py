@@ -165,7 +165,7 @@ def test_a_config_s_options_reach_the_pipeline(model: Path, monkeypatch: pytest.
     ("override", "message"),
     [
         ("dtype=half", "override 'dtype=half': dtype: 'half' is not one of float32, float16, bfloat16"),
-        ("steps=-2", "steps must be at least 1"),
+        ("steps=-2", "override 'steps=-2': steps: '-2' is not at least 1"),
     ],
 )
 def test_bad_values_end_in_one_line(
