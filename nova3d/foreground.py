@@ -54,23 +54,23 @@ def foreground_colours(views: ViewSet, trusted: int) -> ViewSet:
         apart = (rows - row).abs()
         near = torch.nonzero(apart <= max(3 * deviation, int(apart.min())))[:, 0]
         near = near[:: math.ceil(len(near) / _CANDIDATES)]
-        weight = torch.exp(-(apart[near] / deviation).square() / 2)
+        prior = torch.log_softmax(-(apart[near] / deviation).square() / 2, dim=0)
         inside = shown[:, row]
-        straight[:, row][inside] = _unmix(straight[:, row][inside], picture[near], weight)
+        straight[:, row][inside] = _unmix(straight[:, row][inside], picture[near], prior)
     rgb = straight * views.mask[..., None] + 1 - views.mask[..., None]
     return replace(views, rgb=torch.where(generated[:, None, None, None], rgb, views.rgb))
 
 
-def _unmix(colours: Tensor, candidates: Tensor, weight: Tensor) -> Tensor:
-    """The estimates for colours [n,3] from candidates [m,3] of weights [m], none of them zero."""
+def _unmix(colours: Tensor, candidates: Tensor, prior: Tensor) -> Tensor:
+    """The estimates for colours [n,3] from candidates [m,3] whose weights have the logarithms `prior` [m]."""
     from_white = candidates - 1
     share = (colours - 1) @ from_white.T / from_white.square().sum(dim=1).clamp_min(1e-4)
     share = share.clamp(_LEAST_SHARE, 1)
     cost = ((colours - 1)[:, None] - share[..., None] * from_white).square().sum(dim=-1)
     cost = cost + _WHITE_COST * (1 - share).square()
     own = torch.full_like(cost[:, :1], _OWN_COST)
-    prior = torch.cat([(weight / weight.sum()).log(), weight.new_zeros(1)])
-    chance = torch.softmax(prior - torch.cat([cost, own], dim=1) / (2 * _SPREAD**2), dim=1)
+    likely = torch.cat([prior, prior.new_zeros(1)]) - torch.cat([cost, own], dim=1) / (2 * _SPREAD**2)
+    chance = torch.softmax(likely, dim=1)
     return chance[:, :-1] @ candidates + chance[:, -1:] * colours
 
 

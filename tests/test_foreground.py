@@ -81,7 +81,7 @@ def test_where_rows_do_not_agree_all_of_them_count() -> None:
     assert (rows[1] - rows[1][0]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("rows", [slice(0, SIZE), slice(20, 28)])
+@pytest.mark.parametrize("rows", [slice(0, SIZE), slice(5, SIZE)])
 def test_rows_beyond_the_picture_use_its_nearest(rows: slice) -> None:
     """The picture may lack rows that a generated view has, or show nothing at all."""
     views = block_views()
