@@ -34,6 +34,7 @@ from nova3d.models.blocks import SpatialBlock, TemporalBlock
 from nova3d.tasks import TASKS
 from nova3d.training.config import TrainConfig, UNetConfig, check, micro_steps
 from nova3d.training.networks import build_module
+from nova3d.training.setup import svd_source
 from nova3d.training.trainer import train
 from nova3d.utils import provenance
 from nova3d.utils.files import (
@@ -389,6 +390,7 @@ def _write_networks(config: TrainConfig, parts: dict[str, Path]) -> None:
         module.vae.save_pretrained(parts["vae"])
         assert module.image_encoder is not None  # SVD has one
         module.image_encoder.save_pretrained(parts["image_encoder"])
+    write_json(parts["unet"].parent / "record.json", {"svd": svd_source(config)})
 
 
 def arm_of(base: NovaUNet, alignment: str, init: AlignmentInit, seed: int, row_attention: bool = False) -> NovaUNet:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nova3d.pipeline.pipeline import Nova3DPipeline
-from nova3d.utils import yaml_text
+from nova3d.utils import hub, yaml_text
 
 TAGS = ("image-to-3d", "image-to-multiview", "normal-maps", "novel-view-synthesis", "diffusers", "nova3d")
 
@@ -18,21 +18,22 @@ def model_card(
         pipeline: the model.
         record: the training's record.json; empty where there is none.
         name: of the model.
-        licence: an identifier of the Hub's. None: "other" where the training started from Stable Video Diffusion,
-            whose licence the model inherits, else "apache-2.0".
+        licence: an identifier of the Hub's. None: "other" where the record says that the weights derive from
+            Stable Video Diffusion, whose licence the model inherits, else "apache-2.0".
         pictures: paths of sample pictures, relative to the card.
 
     Returns:
         Markdown with a YAML head.
     """
     config: Mapping[str, Any] = record.get("config", {})
-    from_svd = bool(config.get("svd"))
+    svd = record.get("svd") or config.get("svd")
+    from_svd = bool(svd)
     head: dict[str, Any] = {"license": licence or ("other" if from_svd else "apache-2.0")}
     if from_svd and licence is None:
         head["license_name"] = "stable-video-diffusion-community"
     head |= {"library_name": "diffusers", "pipeline_tag": "image-to-3d", "tags": list(TAGS)}
-    if from_svd:
-        head["base_model"] = str(config["svd"])
+    if hub.is_hub_id(str(svd)):  # a folder's name would be another model's
+        head["base_model"] = str(svd)
     views = len(pipeline.cameras)
     lines = [
         f"# {name}",

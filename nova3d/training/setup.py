@@ -42,7 +42,7 @@ from nova3d.training.networks import build_module
 from nova3d.training.optim import ParameterGroup, make_optimizer, moment_bytes, parameter_groups
 from nova3d.training.precision import resolve
 from nova3d.utils import provenance
-from nova3d.utils.files import json_types, writable_folder
+from nova3d.utils.files import json_types, read_json, writable_folder
 
 log = logging.getLogger(__name__)
 
@@ -320,7 +320,25 @@ def checkpoint_bytes(model: nn.Module, config: TrainConfig) -> int:
 def run_record(run: Run) -> dict[str, Any]:
     """The provenance of a model that a run has made."""
     data = {"shards": shard_hash(run.dataset.reader.samples), "objects": len(run.dataset)}
-    return provenance.record("train", run.config, data=data, seed=run.config.seed)
+    return provenance.record("train", run.config, data=data, seed=run.config.seed, svd=svd_source(run.config))
+
+
+def svd_source(config: TrainConfig) -> str | None:
+    """The weights of Stable Video Diffusion that a run's UNet derives from, whose licence it inherits.
+
+    Args:
+        config: of the run. It names them itself, or starts from a UNet whose record does.
+
+    Returns:
+        Their hub id or folder; None where no record knows of any.
+    """
+    record = Path(config.unet or "").parent / "record.json"
+    if config.svd or not config.unet or not record.is_file():
+        return config.svd
+    entry = read_json(record, dict, "record")
+    before = entry.get("config")
+    found = entry.get("svd") or (before.get("svd") if isinstance(before, dict) else None)
+    return found if isinstance(found, str) else None
 
 
 def _source(config: TrainConfig, dataset: MultiViewDataset, model: TrainingModule) -> ItemSource:

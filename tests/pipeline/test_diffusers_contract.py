@@ -18,6 +18,8 @@ from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.export import export_model
 from nova3d.pipeline.folder import model_hashes
 from nova3d.sampling import SampleConfig, generate_views, sample_views
+from nova3d.training.config import TrainConfig
+from nova3d.training.setup import svd_source
 from nova3d.utils import yaml_text
 
 Make = Callable[..., Nova3DPipeline]
@@ -178,6 +180,24 @@ def test_an_exported_model_has_the_variant_fp16(make_pipeline: Make, tmp_path: P
         file.write("0" * 64 + "  model_index.json\n")
     with pytest.raises(InputError, match=r"damaged: .*model_index.json differs"):
         Nova3DPipeline.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("svd", ["somebody/svd", "svd-xt"])
+def test_weights_that_derive_from_svd_keep_its_licence(make_pipeline: Make, tmp_path: Path, svd: str) -> None:
+    """A training that goes on from another's UNet names no SVD in its config."""
+    earlier, later = tmp_path / "earlier", tmp_path / "later"
+    make_pipeline().save_pretrained(earlier)
+    (earlier / "record.json").write_text(json.dumps({"config": {"svd": svd}}))
+    assert svd_source(TrainConfig(unet=str(earlier / "unet"))) == svd
+    (earlier / "record.json").write_text(json.dumps({"svd": svd, "config": {"svd": None}}))
+    assert svd_source(TrainConfig(unet=str(earlier / "unet"))) == svd
+    assert svd_source(TrainConfig(unet=str(tmp_path / "unet"))) is None and svd_source(TrainConfig(svd="a/b")) == "a/b"
+    make_pipeline().save_pretrained(later)
+    (later / "record.json").write_text(json.dumps({"svd": svd, "config": {"svd": None, "unet": "unet"}}))
+    export_model(later, tmp_path / "out")
+    facts = yaml_text.parse((tmp_path / "out/README.md").read_text().split("---\n", 2)[1], "head")
+    assert (facts["license"], facts["license_name"]) == ("other", "stable-video-diffusion-community")
+    assert facts.get("base_model") == (svd if "/" in svd else None)  # a folder's name is no hub id
 
 
 def test_an_export_is_ready_for_the_hub(make_pipeline: Make, red: Tensor, tmp_path: Path) -> None:
