@@ -10,7 +10,7 @@ from nova3d.cli import common
 from nova3d.data.shards import ShardReader
 from nova3d.foreground import foreground_colours
 from nova3d.inflate import inflated_views
-from nova3d.metrics.colours import colour_moments
+from nova3d.metrics.colours import colour_moments, shifted_colours, straight_colours
 from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.views import ViewSet
 
@@ -51,12 +51,8 @@ def main() -> None:
 
 def colour_psnr(views: ViewSet, truth: ViewSet) -> Tensor:
     """Mean PSNR in dB of the hidden views' straight colours inside both outlines; a scalar."""
-    made, true = (torch.stack([s.straight_alpha(i)[..., :3] for i in range(len(s))]) for s in (views, truth))
-    near = [1, len(views) - 1]
-    shown = views.mask[near] > 0.5
-    if bool(shown.any()):
-        made = (made + true[0][truth.mask[0] > 0.5].mean(dim=0) - made[near][shown].mean(dim=0)).clamp(0, 1)
-    error, inside = (made - true).square().mean(dim=-1), (views.mask > 0.5) & (truth.mask > 0.9)
+    error = (shifted_colours(views, truth) - straight_colours(truth)).square().mean(dim=-1)
+    inside = (views.mask > 0.5) & (truth.mask > 0.9)
     hidden = [v for v in range(1, len(views)) if int(inside[v].sum()) > _LEAST_PIXELS]
     return torch.stack([-10 * error[v][inside[v]].mean().clamp_min(1e-8).log10() for v in hidden]).mean()
 

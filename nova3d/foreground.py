@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.views import ViewSet
 
@@ -44,11 +45,12 @@ def foreground_colours(views: ViewSet, trusted: int) -> ViewSet:
     rows, columns = torch.nonzero(views.mask[trusted] > _OBJECT, as_tuple=True)
     if not len(rows):
         return views
-    straight = torch.stack([views.straight_alpha(view)[..., :3] for view in range(len(views))])
-    picture = straight[trusted, rows, columns]
+    colours = views.rgba[..., :3]
+    picture = colours[trusted, rows, columns]
     deviation = _ROWS * views.cameras.height if _shares_rows(views.cameras) else math.inf
-    kept = [view == trusted or any(views.trusted[view : view + 1]) for view in range(len(views))]
-    generated = ~torch.tensor(kept, device=views.mask.device)
+    true = views.trusted or (False,) * len(views)
+    others = [not true[view] and view != trusted for view in range(len(views))]
+    generated = torch.tensor(others, device=views.mask.device)
     shown = (views.mask > 0) & generated[:, None, None]
     for row in torch.nonzero(shown.any(dim=2).any(dim=0))[:, 0].tolist():
         apart = (rows - row).abs()
@@ -56,8 +58,8 @@ def foreground_colours(views: ViewSet, trusted: int) -> ViewSet:
         near = near[:: math.ceil(len(near) / _CANDIDATES)]
         prior = torch.log_softmax(-(apart[near] / deviation).square() / 2, dim=0)
         inside = shown[:, row]
-        straight[:, row][inside] = _unmix(straight[:, row][inside], picture[near], prior)
-    rgb = straight * views.mask[..., None] + 1 - views.mask[..., None]
+        colours[:, row][inside] = _unmix(colours[:, row][inside], picture[near], prior)
+    rgb = images.composite(torch.cat([colours, views.mask[..., None]], dim=-1))
     return replace(views, rgb=torch.where(generated[:, None, None, None], rgb, views.rgb))
 
 

@@ -168,9 +168,12 @@ class ViewSet:
         Returns:
             [h,w,4] float in [0,1], RGBA with straight alpha.
         """
-        alpha = self.mask[index][..., None].clamp(0, 1)
-        quantised = (alpha * 255).round() / 255  # what the file will hold: divide by that, not by the float
-        return images.uncomposite(self.rgb[index], quantised)
+        return _straight_alpha(self.rgb[index], self.mask[index])
+
+    @property
+    def rgba(self) -> Tensor:
+        """`straight_alpha` of all views: [v,h,w,4] float in [0,1]."""
+        return _straight_alpha(self.rgb, self.mask)
 
     def contact_sheet(self, columns: int = 8) -> Tensor:
         """All views in one picture, on white: rows of colours, each with its row of normal maps below.
@@ -201,7 +204,7 @@ class ViewSet:
         """
         if size is None or size == max(self.cameras.width, self.cameras.height):
             return self
-        rgba = torch.stack([self.straight_alpha(i) for i in range(len(self))])
+        rgba = self.rgba
         scaled = ViewSet.from_rgba(rgba, self.normals, self.cameras, size, self.trusted)
         return replace(scaled, calibration=self.calibration)
 
@@ -326,6 +329,12 @@ class ViewSet:
         if "calibration" not in transforms:
             return views
         return replace(views, calibration=Calibration.from_dict(transforms["calibration"], str(path)))
+
+
+def _straight_alpha(rgb: Tensor, mask: Tensor) -> Tensor:
+    """Colours [...,3] on white and masks [...] to RGBA [...,4] with straight alpha."""
+    quantised = (mask.clamp(0, 1) * 255).round() / 255  # what the file will hold: divide by that, not by the float
+    return images.uncomposite(rgb, quantised[..., None])
 
 
 def load_detail(folder: str | Path, max_megapixels: float = MAX_VIEW_MEGAPIXELS) -> ViewSet | None:

@@ -85,6 +85,7 @@ def test_where_rows_do_not_agree_all_of_them_count() -> None:
 def test_rows_beyond_the_picture_use_its_nearest(rows: slice) -> None:
     """The picture may lack rows that a generated view has, or show nothing at all."""
     views = block_views()
+    views.rgb[1:, 4:28, 8:24] = 0.62  # the grey, a little paled
     views.mask[0, rows] = 0
     views.rgb[0, rows] = 1
     found = foreground_colours(views, 0)

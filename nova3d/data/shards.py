@@ -58,8 +58,7 @@ def encode_pictures(uid: str, rgba: Tensor, normal: Tensor, facts: Mapping[str, 
 
 def encode_views(uid: str, views: ViewSet, facts: Mapping[str, Any]) -> dict[str, bytes]:
     """Encode a ViewSet, whose colours are un-premultiplied from their white background; see `encode_pictures`."""
-    rgba = torch.stack([views.straight_alpha(i) for i in range(len(views))])
-    return encode_pictures(uid, rgba, views.normals, facts)
+    return encode_pictures(uid, views.rgba, views.normals, facts)
 
 
 def write_object(path: Path, members: Mapping[str, bytes], writer: str) -> None:

@@ -173,7 +173,7 @@ def on_background(views: ViewSet, rules: ViewRules, hard: bool = False) -> ViewS
     rgb = views.rgb
     coverage = views.mask[..., None]
     if hard:
-        straight = torch.stack([views.straight_alpha(i) for i in range(len(views))])
+        straight = views.rgba
         coverage = (straight[..., 3:] > 0).to(rgb)
         rgb = torch.where(coverage > 0, straight[..., :3], 1.0)
     return replace(views, rgb=rgb + (rules.background - 1) * (1 - coverage))
