@@ -9,6 +9,7 @@ from nova3d.errors import InputError
 
 TABLES = ("table1", "mesh", "texture", "fusion-ablation", "attention-ablation")
 SUITE_CONFIGS = {"attention": "configs/ablation/attention.yaml", "fusion": "configs/fusion/cpu.yaml"}
+OBJECTS = "a folder of meshes, or of Google Scanned Objects as downloaded (MODEL/meshes/model.obj)"
 ABLATE_EXAMPLE = """nova3d ablate --suite attention --objects GSO --out outputs/attention budget=flops
   nova3d ablate --suite fusion --objects GSO --out outputs/fusion-suite --config configs/fusion/cpu.yaml"""
 
@@ -22,7 +23,7 @@ def reproduce_parser() -> common.Parser:
     )
     arguments.add_argument("table", choices=TABLES)
     common.add_flag(arguments, "--model", "sample.model", "a model folder, a shipped model or a hub id")
-    common.add_flag(arguments, "--objects", "objects", "a folder of meshes")
+    common.add_flag(arguments, "--objects", "objects", f"{OBJECTS}, or of shards")
     arguments.add_argument("--names", metavar="A,B", help="only these objects")
     arguments.add_argument("--seeds", metavar="0,1", help="seeds to sample with")
     common.add_flag(arguments, "--out", "out", "the output folder")
@@ -62,7 +63,8 @@ def ablate_parser() -> common.Parser:
         ABLATE_EXAMPLE,
     )
     arguments.add_argument("--suite", choices=tuple(SUITE_CONFIGS), required=True)
-    arguments.add_argument("--objects", required=True, help="folder of meshes; attention: held out from the training")
+    text = f"{OBJECTS}; attention: also of shards, and held out from the training"
+    arguments.add_argument("--objects", required=True, help=text)
     arguments.add_argument("--names", metavar="A,B", help="only these objects")
     arguments.add_argument("--faults", metavar="A,B", help="fusion: only none, poses or conflicts")
     arguments.add_argument("--arms", metavar="A,B", help="only these arms")
@@ -109,16 +111,18 @@ def _fusion(options: Namespace) -> None:
     common.check_exists("--objects", options.objects)
 
     from nova3d.experiments.fusion import SUITE, report, run
-    from nova3d.experiments.fusion_inputs import meshes_in
+    from nova3d.experiments.objects import object_names
     from nova3d.utils.files import writable_folder, write_text
 
-    objects = meshes_in(Path(options.objects), common.names(options.names) or [])
+    source = Path(options.objects)
+    names = object_names(source, common.names(options.names) or [], meshes_only=True)
     faults = _choose("fault", options.faults, [case.fault for case in SUITE])
     arms = _choose("arm", options.arms, [case.arm for case in SUITE])
     cases = tuple(case for case in SUITE if case.fault in faults and case.arm in arms)
     out = writable_folder(options.out or "outputs/fusion-suite")
+    device = common.pick_device(options.device)
     with common.progress_bar("fusion suite") as bar:
-        rows = run(objects, cases, out, settings, common.pick_device(options.device), options.workers, bar)
+        rows = run(source, names, cases, out, settings, device, options.workers, bar)
     text = report(rows)
     write_text(out / "report.md", text)
     print(text)

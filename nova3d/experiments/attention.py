@@ -27,6 +27,7 @@ from nova3d.evaluation.comparison import Comparison, compare
 from nova3d.evaluation.formats import TextRow, TextTable
 from nova3d.experiments import study as studies
 from nova3d.experiments.config import AttentionArm, AttentionConfig
+from nova3d.experiments.objects import object_names
 from nova3d.experiments.reproduce import fit_to_model
 from nova3d.models import NovaUNet
 from nova3d.models.alignment import ALIGNMENT_INITS, ALIGNMENTS, AlignmentInit
@@ -461,7 +462,7 @@ def _check(config: AttentionConfig) -> tuple[TrainConfig, tuple[str, ...]]:
         raise InputError(f"init '{unknown[0]}' is not one of {', '.join(ALIGNMENT_INITS)}")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise InputError(f"seeds must be given and differ, got {config.seeds}")
-    names = studies.object_names(Path(config.held_out), config.names)
+    names = object_names(Path(config.held_out), config.names)
     trained = {str(sample["uid"]) for sample in MultiViewDataset(base.data.shards).reader.samples}
     if both := sorted(trained & set(names)):
         raise InputError(f"held-out object {', '.join(both)} is in the training shards '{base.data.shards}'")

@@ -28,7 +28,7 @@ class ReproduceConfig:
     table: str = "table1"
     """The name of the table and of its folder in `out`."""
     objects: str = MISSING
-    """A folder of meshes (GSO), or of shards."""
+    """A folder of meshes, of Google Scanned Objects as downloaded (MODEL/meshes/model.obj), or of shards."""
     names: list[str] = field(default_factory=list)
     """The objects to take. Empty: all."""
     out: str = "outputs/reproduce"
@@ -85,7 +85,8 @@ class AttentionConfig:
     """Changes to the training config, as key=value, for one training without alignment. All arms of all seeds start
     from its weights. Empty: the training config decides."""
     held_out: str = MISSING
-    """Objects to score: a folder of meshes or of shards. None of them may be trained on."""
+    """Objects to score: a folder of meshes, of Google Scanned Objects as downloaded, or of shards. None of them may be
+    trained on."""
     names: list[str] = field(default_factory=list)
     """Those to take of them; empty: all."""
     arms: dict[str, AttentionArm] = field(default_factory=dict)

@@ -24,11 +24,11 @@ from nova3d.experiments import fusion_inputs
 from nova3d.experiments.fusion_inputs import (
     GroundTruth,
     load_ground_truth,
-    mesh_hash,
     perturb_poses,
     plant_conflicts,
     visible,
 )
+from nova3d.experiments.objects import mesh_hash
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.export import write
 from nova3d.metrics.poses import pose_errors
@@ -81,7 +81,8 @@ BENCHMARK = (Case("none", "full"), Case("none", "carving"), Case("none", "poisso
 
 
 def run(
-    objects: Sequence[Path],
+    source: Path,
+    names: Sequence[str],
     cases: Sequence[Case],
     out: Path,
     config: FusionConfig,
@@ -94,7 +95,8 @@ def run(
     Rows are appended to out/rows.jsonl. Those of the same config and mesh are reused.
 
     Args:
-        objects: mesh files.
+        source: a folder of meshes, as `nova3d.experiments.objects.object_names` reads it.
+        names: the objects to take of it.
         cases: what is measured of each.
         out: folder for the rows and the meshes.
         config: of the fusion; each arm adds its overrides.
@@ -109,31 +111,32 @@ def run(
     Raises:
         InputError: without objects or cases.
     """
-    if not objects or not cases:
+    if not names or not cases:
         raise InputError("nothing to measure: give at least one mesh and one case")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, "another study"):
         made_with, earlier = provenance.hash_json(configs.to_dict(config)), read_rows(out)
-        meshes = {path.stem: mesh_hash(path) for path in objects}
+        meshes = {name: mesh_hash(source, name) for name in names}
 
         def is_ours(row: Row) -> bool:  # a row of an earlier version names no mesh
             return row.get("config") == made_with and row.get("mesh") in (None, meshes.get(row["object"]))
 
         succeeded = [row for row in earlier if is_ours(row) and "error" not in row]
         finished = {(row["object"], row["fault"], row["arm"]) for row in succeeded}
-        todo = tuple((p, c) for p in objects for c in cases if (p.stem, c.fault, c.arm) not in finished)
+        todo = tuple((n, c) for n in names for c in cases if (n, c.fault, c.arm) not in finished)
 
         def report_progress() -> None:
             if progress:
                 progress(len(read_rows(out)) - len(earlier), len(todo), "measuring")
 
         if todo:
-            in_parts(partial(_measure_part, todo, out, config), workers, device, report_progress)
-        return _latest([row for row in read_rows(out) if is_ours(row)], objects, cases)
+            in_parts(partial(_measure_part, source, todo, out, config), workers, device, report_progress)
+        return _latest([row for row in read_rows(out) if is_ours(row)], names, cases)
 
 
 def _measure_part(
-    todo: Sequence[tuple[Path, Case]],
+    source: Path,
+    todo: Sequence[tuple[str, Case]],
     out: Path,
     config: FusionConfig,
     part: int,
@@ -142,14 +145,14 @@ def _measure_part(
     tick: Callable[[], None],
 ) -> None:
     """The cases part, part + parts, ...; each row is one write, so lines of several processes do not mix."""
-    for path, case in todo[part::parts]:
-        append_json_lines(out / "rows.jsonl", [_row(path, case, out, config, device)])
+    for name, case in todo[part::parts]:
+        append_json_lines(out / "rows.jsonl", [_row(source, name, case, out, config, device)])
         tick()
 
 
-def _latest(rows: Sequence[Row], objects: Sequence[Path], cases: Sequence[Case]) -> list[Row]:
+def _latest(rows: Sequence[Row], names: Sequence[str], cases: Sequence[Case]) -> list[Row]:
     """The last row of every case of every object, in the order of the rows."""
-    wanted = {(p.stem, c.fault, c.arm) for p in objects for c in cases}
+    wanted = {(name, case.fault, case.arm) for name in names for case in cases}
     latest = {(row["object"], row["fault"], row["arm"]): row for row in rows}
     return [row for key, row in latest.items() if key in wanted]
 
@@ -160,13 +163,13 @@ def read_rows(out: Path) -> list[Row]:
     return read_json_lines(path, "rows", cut=True) if path.is_file() else []
 
 
-def _row(path: Path, case: Case, out: Path, config: FusionConfig, device: str) -> Row:
-    row: Row = {"object": path.stem, "fault": case.fault, "arm": case.arm, "threads": torch.get_num_threads()}
-    row |= {"config": provenance.hash_json(configs.to_dict(config)), "mesh": mesh_hash(path)}
+def _row(source: Path, name: str, case: Case, out: Path, config: FusionConfig, device: str) -> Row:
+    row: Row = {"object": name, "fault": case.fault, "arm": case.arm, "threads": torch.get_num_threads()}
+    row |= {"config": provenance.hash_json(configs.to_dict(config)), "mesh": mesh_hash(source, name)}
     try:
-        return row | measure(load_ground_truth(path, out / "truth"), case, out, config, device)
+        return row | measure(load_ground_truth(source, name, out / "truth"), case, out, config, device)
     except InputError as error:
-        log.warning("%s, %s, %s: %s", path.stem, case.fault, case.arm, error)
+        log.warning("%s, %s, %s: %s", name, case.fault, case.arm, error)
         return row | {"error": str(error)}
 
 

@@ -1,7 +1,6 @@
 """Inputs of the fusion suite: true views of real objects, and faults injected into them."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,14 +13,11 @@ from torch import Tensor
 
 from nova3d.cameras import Cameras, orbit, preset
 from nova3d.data import render_object
-from nova3d.errors import InputError
-from nova3d.evaluation.cache import object_files
 from nova3d.evaluation.mesh_metrics import SurfaceSamples, sample_surface
+from nova3d.experiments.objects import mesh_file, mesh_hash
 from nova3d.fusion.poses import rotation_matrix
-from nova3d.rendering.mesh_files import MESH_SUFFIXES, meshes_by_name
 from nova3d.rendering.meshes import from_trimesh, load_mesh
 from nova3d.rendering.raster import rasterize
-from nova3d.utils import provenance
 from nova3d.utils.files import replacing
 from nova3d.views import ViewSet
 
@@ -49,45 +45,41 @@ class GroundTruth:
     """[n] whether any of the 16 views sees each of them."""
 
 
-def meshes_in(folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """The mesh files of a folder, sorted, or those called `names`; raises InputError for missing ones, and where two
-    have one name."""
-    found = meshes_by_name(folder.glob("*"))
-    if not found:
-        raise InputError(f"'{folder}' holds no mesh ({', '.join(MESH_SUFFIXES)})")
-    if missing := sorted(set(names) - found.keys()):
-        raise InputError(f"'{folder}' has no object {', '.join(missing)}")
-    return [path for name, path in found.items() if not names or name in names]
-
-
-def mesh_hash(path: Path) -> str:
-    """A hash of a mesh file and of what lies beside it under its name."""
-    return provenance.hash_json(object_files(path.parent, path.stem))
-
-
-def load_ground_truth(path: Path, cache: Path) -> GroundTruth:
-    """Render `path` (a mesh file) and sample its surface.
+def load_ground_truth(source: Path, name: str, cache: Path) -> GroundTruth:
+    """Render an object's mesh and sample its surface.
 
     The result is cached in the folder `cache`, and made anew where the mesh has changed.
+
+    Args:
+        source: a folder of meshes, as `nova3d.experiments.objects.object_names` reads it.
+        name: one of its names.
+        cache: the folder of the cache; it is made where it is missing.
+
+    Returns:
+        The object with its views and its surface.
+
+    Raises:
+        InputError: where the mesh cannot be read or drawn, or lacks a texture.
     """
-    kept, key = cache / f"{path.stem}.pt", mesh_hash(path)
-    mesh = load_mesh(path).normalised()
-    plain = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
-    surface = sample_surface(plain, SURFACE_SAMPLES, 0)
-    if kept.is_file():
-        content = torch.load(kept, weights_only=True)
-        if content.get("mesh") == key:
-            views, between = (_unpack(content[name]) for name in ("views", "between"))
-            return GroundTruth(path.stem, views, between, surface, content["seen"].numpy())
-    views = render_object(path, preset(RIG, SIZE), light="flat")
-    between = render_object(path, orbit(16, size=SIZE, start_azimuth_deg=180 / 16), light="flat")
+    kept, key = cache / f"{name}.pt", mesh_hash(source, name)
+    with mesh_file(source, name) as path:
+        mesh = load_mesh(path).normalised()
+        plain = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
+        surface = sample_surface(plain, SURFACE_SAMPLES, 0)
+        if kept.is_file():
+            content = torch.load(kept, weights_only=True)
+            if content.get("mesh") == key:
+                views, between = (_unpack(content[part]) for part in ("views", "between"))
+                return GroundTruth(name, views, between, surface, content["seen"].numpy())
+        views = render_object(path, preset(RIG, SIZE), light="flat")
+        between = render_object(path, orbit(16, size=SIZE, start_azimuth_deg=180 / 16), light="flat")
     # Scans have open sheets and faces turned inside: either side counts.
     either = SurfaceSamples(np.tile(surface.points, (2, 1)), np.concatenate([surface.normals, -surface.normals]))
     seen: NDArray[np.bool_] = np.logical_or(*visible(either, plain).reshape(2, -1))
     content = {"mesh": key, "views": _pack(views), "between": _pack(between), "seen": torch.from_numpy(seen)}
     with replacing(kept) as aside:
         torch.save(content, aside)
-    return GroundTruth(path.stem, views, between, surface, seen)
+    return GroundTruth(name, views, between, surface, seen)
 
 
 def _pack(views: ViewSet) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from nova3d.evaluation.statistics import Interval
 from nova3d.evaluation.tables import interval_text
 from nova3d.experiments import study as studies
 from nova3d.experiments.config import ReproduceConfig
+from nova3d.experiments.objects import object_names
 from nova3d.fusion import FusionConfig
 from nova3d.pipeline.folder import model_folder
 from nova3d.utils import provenance
@@ -170,7 +171,7 @@ def plan(config: ReproduceConfig) -> tuple[studies.Study, dict[str, list[str]]]:
     rigs = {studies.model_rig(generator.model) for generator in generators.values()}
     if len(rigs) > 1:
         raise InputError(f"the models have different cameras or sizes: {sorted(rigs)}")
-    (rig, size), names = rigs.pop(), studies.object_names(source, config.names)
+    (rig, size), names = rigs.pop(), object_names(source, config.names)
     made = tuple(generators.values())
     return studies.Study(Path(config.out), source, names, rig, size, config.sample, made, tuple(fusions)), stages
 

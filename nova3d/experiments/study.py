@@ -11,12 +11,10 @@ study.
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +23,18 @@ import torch
 from nova3d import config as configs
 from nova3d.cameras import Cameras, preset
 from nova3d.data.shards import INDEX, ShardReader
-from nova3d.data.sources import Asset, SourceConfig
-from nova3d.data.sources.gso import GsoSource
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, Table, score_methods
-from nova3d.evaluation.cache import object_files
 from nova3d.evaluation.references import write_reference
 from nova3d.evaluation.tables import Rows, hardware
 from nova3d.evaluation.view_scores import scored_views
+from nova3d.experiments.objects import mesh_file, mesh_hash
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.pipeline.folder import model_folder, model_hashes
-from nova3d.rendering.mesh_files import MESH_SUFFIXES, meshes_by_name
 from nova3d.sampling import SampleConfig, generate_views, load_pipeline
 from nova3d.utils import provenance
-from nova3d.utils.files import check_component, json_types, read_json, replacing, write_json
+from nova3d.utils.files import json_types, read_json, replacing, write_json
 from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
@@ -112,35 +107,6 @@ class Study:
         return {name: str(entry.get("reason")) for name, entry in found.items()}
 
 
-def object_names(source: Path, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The objects of a folder of meshes, of models of GSO as downloaded, or of shards, sorted, or the `wanted` ones of
-    them; raises InputError naming the missing ones, and where two meshes have one name."""
-    if (source / INDEX).is_file():
-        there = sorted(sample["uid"] for sample in ShardReader(source).samples)
-    elif source.is_dir():
-        meshes = meshes_by_name(path for path in source.iterdir() if not path.name.startswith("."))
-        there = sorted(meshes or _downloaded_models(source))
-    else:
-        raise InputError(f"objects folder '{source}' does not exist")
-    if missing := sorted(set(wanted) - set(there)):
-        raise InputError(f"'{source}' has no object {', '.join(missing)}")
-    for name in there:
-        check_component(name, f"object of '{source}'", most=200)
-    if not there:
-        raise InputError(
-            f"'{source}' holds no mesh ({', '.join(MESH_SUFFIXES)}), no MODEL/meshes/model.obj and no shards"
-        )
-    return tuple(sorted(set(wanted))) if wanted else tuple(there)
-
-
-@cache  # a study asks once for each object, and listing reads every model's metadata
-def _downloaded_models(source: Path) -> dict[str, Asset]:
-    """Name -> model of a folder of MODEL/meshes/model.obj, as GSO is downloaded; empty where it holds none."""
-    if not any(source.glob("*/meshes/model.obj")):
-        return {}
-    return {asset.uid: asset for asset in GsoSource(SourceConfig(path=str(source))).assets()}
-
-
 def model_rig(model: str | Path) -> tuple[str, int]:
     """Camera preset and picture size of a model, a folder, a shipped name or a hub id, read without its weights."""
     path = model_folder(model) / "model_index.json"
@@ -180,13 +146,7 @@ def _object_hashes(study: Study) -> dict[str, str]:
     if (study.source / INDEX).is_file():
         samples = {str(sample["uid"]): str(sample["sha256"]) for sample in ShardReader(study.source).samples}
         return {name: samples[name] for name in study.names}
-    models, hashes = _downloaded_models(study.source), {}
-    for name in study.names:
-        files = object_files(study.source, name)
-        if not files:  # a downloaded model, whose folder may have a name with dots
-            files = object_files(study.source, Path(models[name].path).relative_to(study.source).parts[0])
-        hashes[name] = provenance.hash_json(files)
-    return hashes
+    return {name: mesh_hash(study.source, name) for name in study.names}
 
 
 def model_hash(study: Study, generator: Generator) -> str:
@@ -243,12 +203,8 @@ def _write_truth(source: Path, name: str, rig: Cameras, folder: Path) -> None:
             raise InputError(f"the shards in '{source}' have {reader.cameras.width} pixels, the model {rig.width}")
         reader.views([sample["uid"] for sample in reader.samples].index(name)).save(folder)
         return
-    flat = (source / f"{name}{suffix}" for suffix in MESH_SUFFIXES)
-    if path := next((path for path in flat if path.is_file()), None):
-        return write_reference(path, rig, folder)
-    models = GsoSource(SourceConfig(path=str(source)))
-    with tempfile.TemporaryDirectory() as turned:  # downloaded models are Z-up, and their textures lie elsewhere
-        write_reference(models.fetch(_downloaded_models(source)[name], Path(turned)), rig, folder)
+    with mesh_file(source, name) as path:
+        write_reference(path, rig, folder)
 
 
 # Raise it when the same model and settings give other views. 2: straight alpha, and noise by seed and object.

@@ -17,6 +17,7 @@ from nova3d.cli import FORMER, VERBS, common, function_of, main, studies
 from nova3d.errors import InputError
 from nova3d.utils.resources import Shipped
 from tests.helpers.commands import run_verb
+from tests.helpers.meshes import write_downloaded_scan
 
 pytestmark = pytest.mark.usefixtures("keep_logging")
 
@@ -163,3 +164,21 @@ def test_the_attention_suite_takes_only_the_arms_that_are_asked_for(
     assert taken == [expected]
     with pytest.raises(InputError, match="--arms: 'gtb' is not one of none, cross_domain, gta"):
         studies.ablate([*command, "--arms", "gtb"])
+
+
+def test_the_fusion_suite_takes_scans_as_they_are_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("Tall.Box", "Wide.Box"):
+        write_downloaded_scan(tmp_path / "scans" / name)
+    taken: list[tuple[object, ...]] = []
+
+    def run(*given: object) -> None:
+        taken.append(given)
+        raise InputError("far enough")
+
+    monkeypatch.setattr("nova3d.experiments.fusion.run", run)
+    command = ["ablate", "--suite", "fusion", "--objects", str(tmp_path / "scans"), "--out", str(tmp_path / "out")]
+    assert run_verb(monkeypatch, *command, "--names", "Wide_Box", "--device", "cpu") == 2
+    assert "far enough" in capsys.readouterr().err
+    assert taken[0][:2] == (tmp_path / "scans", ("Wide_Box",))

@@ -11,8 +11,9 @@ from nova3d.evaluation import fusion_baselines
 from nova3d.evaluation.mesh_metrics import SurfaceSamples
 from nova3d.experiments import fusion, fusion_inputs
 from nova3d.experiments.fusion import Case, per_object, read_rows, report, run
-from nova3d.experiments.study import object_names
+from nova3d.experiments.objects import object_names
 from nova3d.fusion import FusionConfig
+from tests.helpers.meshes import write_downloaded_scan
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def ball(tmp_path):
 
 def test_rows_are_kept_resumed_and_reported(small, ball, tmp_path, monkeypatch):
     out, cases = tmp_path / "out", [Case("none", "full"), Case("conflicts", "no conflict"), Case("none", "carving")]
-    rows = run([ball], cases[:1], out, small)
+    rows = run(tmp_path, ["ball"], cases[:1], out, small)
     with (out / "rows.jsonl").open("a") as file:
         file.write('{"object": "ba')  # cut short by a crash
     with (out / "rows.jsonl").open("a") as file:
@@ -49,7 +50,7 @@ def test_rows_are_kept_resumed_and_reported(small, ball, tmp_path, monkeypatch):
     measured = []
     honest = fusion.measure
     monkeypatch.setattr(fusion, "measure", lambda t, c, *rest: measured.append(c) or honest(t, c, *rest))
-    rows = run([ball], cases, out, small)
+    rows = run(tmp_path, ["ball"], cases, out, small)
     assert measured == cases[1:]  # the first is not computed twice
     assert [Case(r["fault"], r["arm"]) for r in rows] == cases
     carved = rows[2]
@@ -64,9 +65,9 @@ def test_rows_are_kept_resumed_and_reported(small, ball, tmp_path, monkeypatch):
 
 def test_rows_of_another_config_are_neither_taken_nor_mixed(small, ball, tmp_path):
     case, out = [Case("none", "carving")], tmp_path / "out"
-    first = run([ball], case, out, small)
+    first = run(tmp_path, ["ball"], case, out, small)
     small.extract.faces = 200
-    second = run([ball], case, out, small)
+    second = run(tmp_path, ["ball"], case, out, small)
     assert len(read_rows(out)) == 2
     assert len(second) == 1
     assert second[0]["config"] != first[0]["config"]
@@ -78,22 +79,22 @@ def test_a_failed_case_is_counted_and_tried_again(small, ball, tmp_path, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr(fusion, "measure", fail)
-        rows = run([ball], [Case("none", "carving")], tmp_path / "out", small)
+        rows = run(tmp_path, ["ball"], [Case("none", "carving")], tmp_path / "out", small)
     assert rows[0]["error"] == "no such luck"
     assert "| none | carving | 0 | 1 |" in report(rows)
-    assert "error" not in run([ball], [Case("none", "carving")], tmp_path / "out", small)[0]
+    assert "error" not in run(tmp_path, ["ball"], [Case("none", "carving")], tmp_path / "out", small)[0]
     assert len(read_rows(tmp_path / "out")) == 2
 
 
 def test_nothing_to_measure_is_refused(small, tmp_path):
     with pytest.raises(InputError, match="nothing to measure"):
-        run([], [Case("none", "full")], tmp_path, small)
+        run(tmp_path, [], [Case("none", "full")], tmp_path, small)
     with pytest.raises(InputError, match="holds no"):
-        fusion_inputs.meshes_in(tmp_path)
+        object_names(tmp_path, meshes_only=True)
 
 
 def test_truth_is_the_same_from_its_cache(small, ball, tmp_path):
-    first, again = (fusion_inputs.load_ground_truth(ball, tmp_path / "cache") for _ in range(2))
+    first, again = (fusion_inputs.load_ground_truth(tmp_path, "ball", tmp_path / "cache") for _ in range(2))
     torch.testing.assert_close(first.views.rgb, again.views.rgb, rtol=0, atol=0)
     torch.testing.assert_close(first.between.cameras.c2w, again.between.cameras.c2w, rtol=0, atol=0)
     np.testing.assert_array_equal(first.seen, again.seen)
@@ -103,24 +104,32 @@ def test_truth_is_the_same_from_its_cache(small, ball, tmp_path):
 def test_a_repaired_mesh_is_drawn_and_measured_anew(small, tmp_path):
     mesh, cases, out = tmp_path / "thing.ply", [Case("none", "carving")], tmp_path / "out"
     trimesh.creation.box((0.6, 0.6, 0.6)).export(mesh)
-    before = fusion_inputs.load_ground_truth(mesh, out / "truth")
-    (first,) = run([mesh], cases, out, small)
+    before = fusion_inputs.load_ground_truth(tmp_path, "thing", out / "truth")
+    (first,) = run(tmp_path, ["thing"], cases, out, small)
     trimesh.creation.box((0.6, 0.3, 0.6)).export(mesh)
-    after = fusion_inputs.load_ground_truth(mesh, out / "truth")
+    after = fusion_inputs.load_ground_truth(tmp_path, "thing", out / "truth")
     assert float(after.views.mask[0].sum()) < 0.7 * float(before.views.mask[0].sum())
-    (second,) = run([mesh], cases, out, small)
+    (second,) = run(tmp_path, ["thing"], cases, out, small)
     assert len(read_rows(out)) == 2 and second["mesh"] != first["mesh"]
-    assert run([mesh], cases, out, small) == [second]
+    assert run(tmp_path, ["thing"], cases, out, small) == [second]
 
 
-def test_two_meshes_of_one_name_are_refused(tmp_path):
-    for name in ("a.obj", "b.glb", "a.glb"):
-        (tmp_path / name).write_text("")
-    for listed in (fusion_inputs.meshes_in, lambda folder: object_names(folder, ())):
-        with pytest.raises(
-            InputError, match=r"^'a.glb' and 'a.obj' of '.*' are both object 'a': rename or remove one$"
-        ):
-            listed(tmp_path)
+def test_scans_are_taken_as_they_are_downloaded(small, tmp_path):
+    source, cases, out = tmp_path / "scans", [Case("none", "carving")], tmp_path / "out"
+    write_downloaded_scan(source / "Tall.Box")
+    names = object_names(source, meshes_only=True)
+    assert names == ("Tall_Box",)
+    truth = fusion_inputs.load_ground_truth(source, "Tall_Box", out / "truth")
+    rows, columns = torch.nonzero(truth.views.mask[0] > 0.5, as_tuple=True)
+    assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (32, 8)  # upright, longest side 1
+    assert float(truth.views.rgb[0][truth.views.mask[0] == 1][:, 0].mean()) == pytest.approx(200 / 255, abs=0.01)
+    (row,) = run(source, names, cases, out, small)
+    assert row["object"] == "Tall_Box" and row["chamfer"] < 0.06
+    assert (out / "none-carving" / "Tall_Box.glb").is_file()
+    material = source / "Tall.Box" / "meshes" / "model.mtl"
+    material.write_text("newmtl m\nmap_Kd absent.png\n")
+    (failed,) = run(source, names, cases, out, small)  # the scan has changed
+    assert "absent.png" in failed["error"]
 
 
 def test_what_cameras_at_elevation_zero_see_of_a_box(small):

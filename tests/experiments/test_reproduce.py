@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import trimesh
-from PIL import Image
 
 from nova3d import config as configs
 from nova3d.cameras import preset
@@ -23,12 +22,14 @@ from nova3d.evaluation.statistics import Interval
 from nova3d.experiments import reproduce as module
 from nova3d.experiments import study as studies
 from nova3d.experiments.config import ReproduceConfig, TableArm
+from nova3d.experiments.objects import object_names
 from nova3d.experiments.reproduce import NOT_PRINTED, reproduce, verdict
 from nova3d.pipeline import Nova3DPipeline
 from nova3d.utils import hub
 from nova3d.utils.files import replacing
 from nova3d.views import ViewSet
 from tests.helpers.commands import call_script
+from tests.helpers.meshes import write_downloaded_scan
 from tests.helpers.networks import tiny_autoencoder, tiny_image_encoder, tiny_unet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -335,21 +336,12 @@ def test_empty_texts_of_earlier_files_are_read_as_unset(tmp_path: Path) -> None:
 
 
 def test_scans_are_taken_as_they_are_downloaded(tmp_path: Path) -> None:
-    """A Z-up box of 1 x 2 x 4 whose texture lies where its material does not look for it."""
-    model = tmp_path / "scans" / "Tall.Box"
-    (model / "meshes").mkdir(parents=True)
-    (model / "materials" / "textures").mkdir(parents=True)
-    corners = "".join(f"v {x} {y} {z}\n" for x in (0, 1) for y in (0, 2) for z in (0, 4))
-    faces = ("1 2 4 3", "5 7 8 6", "1 5 6 2", "3 4 8 7", "1 3 7 5", "2 6 8 4")
-    drawn = "".join("f " + " ".join(f"{corner}/1" for corner in face.split()) + "\n" for face in faces)
-    (model / "meshes" / "model.obj").write_text(f"mtllib model.mtl\n{corners}vt 0.5 0.5\nusemtl m\n{drawn}")
-    (model / "meshes" / "model.mtl").write_text("newmtl m\nmap_Kd texture.png\n")
-    Image.new("RGB", (4, 4), (200, 10, 30)).save(model / "materials" / "textures" / "texture.png")
-    assert studies.object_names(tmp_path / "scans", []) == ("Tall_Box",)
+    write_downloaded_scan(tmp_path / "scans" / "Tall.Box")
+    assert object_names(tmp_path / "scans", []) == ("Tall_Box",)
     studies._write_truth(tmp_path / "scans", "Tall_Box", preset("ortho4", 48), tmp_path / "truth")
     views = ViewSet.load(tmp_path / "truth")
     rows, columns = torch.nonzero(views.mask[0] > 0.5, as_tuple=True)
     assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (32, 8)  # upright, longest side 1
     assert (views.rgb[0][views.mask[0] == 1].mean(dim=0) * 255).tolist() == pytest.approx([200, 10, 30], abs=60)
     with pytest.raises(InputError, match=r"has no object Red"):
-        studies.object_names(tmp_path / "scans", ["Red"])
+        object_names(tmp_path / "scans", ["Red"])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import trimesh
+from PIL import Image
 
 RADIUS = 0.5
 
@@ -35,3 +36,15 @@ def write_lopsided(path: Path) -> Path:
     parts[2].apply_translation((-0.05, -0.25, 0.2))
     trimesh.util.concatenate(parts).export(path)
     return path
+
+
+def write_downloaded_scan(model: Path) -> None:
+    """Write a folder as GSO is downloaded: a red Z-up box of 1 x 2 x 4 whose texture is not where it is looked for."""
+    (model / "meshes").mkdir(parents=True)
+    (model / "materials" / "textures").mkdir(parents=True)
+    corners = "".join(f"v {x} {y} {z}\n" for x in (0, 1) for y in (0, 2) for z in (0, 4))
+    faces = ("1 2 4 3", "5 7 8 6", "1 5 6 2", "3 4 8 7", "1 3 7 5", "2 6 8 4")
+    drawn = "".join("f " + " ".join(f"{corner}/1" for corner in face.split()) + "\n" for face in faces)
+    (model / "meshes" / "model.obj").write_text(f"mtllib model.mtl\n{corners}vt 0.5 0.5\nusemtl m\n{drawn}")
+    (model / "meshes" / "model.mtl").write_text("newmtl m\nmap_Kd texture.png\n")
+    Image.new("RGB", (4, 4), (200, 10, 30)).save(model / "materials" / "textures" / "texture.png")

@@ -1,0 +1,95 @@
+"""The objects of a study: mesh files of a folder, models of Google Scanned Objects as downloaded, or shards."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from nova3d.data.shards import INDEX, ShardReader
+from nova3d.data.sources import Asset, SourceConfig
+from nova3d.data.sources.gso import GsoSource
+from nova3d.errors import InputError
+from nova3d.evaluation.cache import object_files
+from nova3d.rendering.mesh_files import MESH_SUFFIXES, meshes_by_name
+from nova3d.utils import provenance
+from nova3d.utils.files import check_component
+
+
+def object_names(source: Path, wanted: Sequence[str] = (), meshes_only: bool = False) -> tuple[str, ...]:
+    """The names of a folder's objects, sorted.
+
+    Args:
+        source: a folder of mesh files, of MODEL/meshes/model.obj as GSO is downloaded, or of shards.
+        wanted: those to take; empty takes all.
+        meshes_only: read no shards.
+
+    Returns:
+        The names of all objects, or the wanted ones, each once.
+
+    Raises:
+        InputError: where the folder is missing or holds no object, for wanted names that it lacks, where two meshes
+            have one name, and for a name that cannot be a file's.
+    """
+    if not meshes_only and (source / INDEX).is_file():
+        there = sorted(sample["uid"] for sample in ShardReader(source).samples)
+    elif source.is_dir():
+        there = sorted(_mesh_files(source) or _downloaded_models(source))
+    else:
+        raise InputError(f"objects folder '{source}' does not exist")
+    if not there:
+        lacking = f"no mesh ({', '.join(MESH_SUFFIXES)})"
+        other = " and no MODEL/meshes/model.obj" if meshes_only else ", no MODEL/meshes/model.obj and no shards"
+        raise InputError(f"'{source}' holds {lacking}{other}")
+    if missing := sorted(set(wanted) - set(there)):
+        raise InputError(f"'{source}' has no object {', '.join(missing)}")
+    for name in there:
+        check_component(name, f"object of '{source}'", most=200)
+    return tuple(sorted(set(wanted))) if wanted else tuple(there)
+
+
+@contextmanager
+def mesh_file(source: Path, name: str) -> Iterator[Path]:
+    """An object's mesh for the block, +Y up with its textures beside it.
+
+    Args:
+        source: a folder of meshes, as `object_names` reads it.
+        name: one of its names.
+
+    Yields:
+        The file itself. Of a downloaded model, which is Z-up and whose texture lies elsewhere, a copy that is removed
+        after the block.
+    """
+    if path := _mesh_files(source).get(name):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as turned:
+        yield GsoSource(SourceConfig(path=str(source))).fetch(_downloaded_models(source)[name], Path(turned))
+
+
+def mesh_hash(source: Path, name: str) -> str:
+    """A hash of every file of an object.
+
+    Args:
+        source: a folder of meshes, as `object_names` reads it.
+        name: one of its names.
+
+    Returns:
+        Hex digits that change with the mesh and with what lies beside it under its name.
+    """
+    files = object_files(source, name)
+    if not files:  # a downloaded model, whose folder may have a name with dots
+        files = object_files(source, Path(_downloaded_models(source)[name].path).relative_to(source).parts[0])
+    return provenance.hash_json(files)
+
+
+def _mesh_files(source: Path) -> dict[str, Path]:
+    return meshes_by_name(path for path in source.iterdir() if not path.name.startswith("."))
+
+
+@cache  # a study asks once for each object, and listing reads every model's metadata
+def _downloaded_models(source: Path) -> dict[str, Asset]:
+    """Name -> model of a folder of MODEL/meshes/model.obj, as GSO is downloaded; empty where it holds none."""
+    if not any(source.glob("*/meshes/model.obj")):
+        return {}
+    return {asset.uid: asset for asset in GsoSource(SourceConfig(path=str(source))).assets()}
