@@ -57,25 +57,25 @@ class Case:
 # Arm -> overrides of the fusion's config.
 ARMS: dict[str, list[str]] = {
     "full": [],
-    "no pose refinement": ["pose.enabled=false"],
-    "no conflict": ["conflict.mode=none"],
+    "no_pose": ["pose.enabled=false"],
+    "no_conflict": ["conflict.mode=none"],
     "trimmed": ["conflict.mode=trimmed"],
-    "closed form": ["conflict.mode=closed_form"],
-    "paper alone": ["conflict.consensus=false"],
+    "closed_form": ["conflict.mode=closed_form"],
+    "paper_alone": ["conflict.consensus=false"],
 }
 BASELINES = {"carving": fusion_baselines.carve, "poisson": fusion_baselines.poisson}
 
 # The cases of each fault; "full" is the arm that the others are compared with.
 SUITE = (
     Case("none", "full"),
-    Case("none", "no conflict"),
+    Case("none", "no_conflict"),
     Case("poses", "full"),
-    Case("poses", "no pose refinement"),
+    Case("poses", "no_pose"),
     Case("conflicts", "full"),
-    Case("conflicts", "no conflict"),
+    Case("conflicts", "no_conflict"),
     Case("conflicts", "trimmed"),
-    Case("conflicts", "closed form"),
-    Case("conflicts", "paper alone"),
+    Case("conflicts", "closed_form"),
+    Case("conflicts", "paper_alone"),
 )
 BENCHMARK = (Case("none", "full"), Case("none", "carving"), Case("none", "poisson"))
 
@@ -188,7 +188,7 @@ def measure(truth: GroundTruth, case: Case, out: Path, config: FusionConfig, dev
     else:
         mesh, solid, found = _fuse(truth, views, case, config, device, changed, patches)
     seconds, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
-    folder = out / f"{case.fault}-{case.arm.replace(' ', '_')}"
+    folder = out / f"{case.fault}-{case.arm}"
     folder.mkdir(parents=True, exist_ok=True)
     written = write(folder / f"{truth.name}.glb", mesh, solid)
     closed = {"watertight": float(solid.is_watertight)}

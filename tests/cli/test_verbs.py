@@ -15,6 +15,7 @@ import pytest
 from nova3d import config
 from nova3d.cli import FORMER, VERBS, common, function_of, main, studies
 from nova3d.errors import InputError
+from nova3d.experiments.fusion import Case
 from nova3d.utils.resources import Shipped
 from tests.helpers.commands import run_verb
 from tests.helpers.meshes import write_downloaded_scan
@@ -179,6 +180,10 @@ def test_the_fusion_suite_takes_scans_as_they_are_downloaded(
 
     monkeypatch.setattr("nova3d.experiments.fusion.run", run)
     command = ["ablate", "--suite", "fusion", "--objects", str(tmp_path / "scans"), "--out", str(tmp_path / "out")]
-    assert run_verb(monkeypatch, *command, "--names", "Wide_Box", "--device", "cpu") == 2
+    command += ["--device", "cpu"]
+    assert run_verb(monkeypatch, *command, "--names", "Wide_Box", "--faults", "none", "--arms", "no_conflict") == 2
     assert "far enough" in capsys.readouterr().err
-    assert taken[0][:2] == (tmp_path / "scans", ("Wide_Box",))
+    assert taken[0][:3] == (tmp_path / "scans", ("Wide_Box",), (Case("none", "no_conflict"),))
+    assert run_verb(monkeypatch, *command, "--arms", "no conflict") == 2
+    error = "--arms: 'no conflict' is not one of full, no_conflict, no_pose, trimmed, closed_form, paper_alone"
+    assert error in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -41,7 +42,7 @@ def ball(tmp_path):
 
 
 def test_rows_are_kept_resumed_and_reported(small, ball, tmp_path, monkeypatch):
-    out, cases = tmp_path / "out", [Case("none", "full"), Case("conflicts", "no conflict"), Case("none", "carving")]
+    out, cases = tmp_path / "out", [Case("none", "full"), Case("conflicts", "no_conflict"), Case("none", "carving")]
     rows = run(tmp_path, ["ball"], cases[:1], out, small)
     with (out / "rows.jsonl").open("a") as file:
         file.write('{"object": "ba')  # cut short by a crash
@@ -71,6 +72,24 @@ def test_rows_of_another_config_are_neither_taken_nor_mixed(small, ball, tmp_pat
     assert len(read_rows(out)) == 2
     assert len(second) == 1
     assert second[0]["config"] != first[0]["config"]
+
+
+def test_rows_of_an_arm_s_former_name_are_neither_taken_nor_mixed(small, ball, tmp_path, monkeypatch):
+    out, measured = tmp_path / "out", []
+    monkeypatch.setattr(fusion, "measure", lambda truth, case, *rest: measured.append(case) or {"seconds": 1.0})
+    new = [Case("conflicts", arm) for arm in ("full", "no_conflict")]
+    run(tmp_path, ["ball"], new, out, small)
+    text = (out / "rows.jsonl").read_text().replace('"no_conflict"', '"no conflict"')  # as earlier versions wrote it
+    (out / "rows.jsonl").write_text(text)
+    measured.clear()
+    rows = run(tmp_path, ["ball"], new, out, small)
+    assert measured == new[1:] and [row["arm"] for row in rows] == ["full", "no_conflict"]
+    assert "no conflict" not in report(rows) and len(read_rows(out)) == 3
+
+
+def test_names_of_arms_and_faults_can_stand_in_a_list_and_in_a_path():
+    words = {word for case in (*fusion.SUITE, *fusion.BENCHMARK) for word in (case.arm, case.fault)} | set(fusion.ARMS)
+    assert all(re.fullmatch("[a-z_]+", word) for word in words)
 
 
 def test_a_failed_case_is_counted_and_tried_again(small, ball, tmp_path, monkeypatch):
@@ -146,16 +165,16 @@ def test_arms_change_a_copy_of_the_config():
     config.optim.steps = 15
     arms = {arm: configs.changed(config, overrides) for arm, overrides in fusion.ARMS.items()}
     assert arms["full"] == config == replace(FusionConfig(), optim=config.optim)
-    assert not arms["no pose refinement"].pose.enabled
+    assert not arms["no_pose"].pose.enabled
     assert {arm: made.conflict.mode for arm, made in arms.items()} == {
         "full": "mlp",
-        "no pose refinement": "mlp",
-        "no conflict": "none",
+        "no_pose": "mlp",
+        "no_conflict": "none",
         "trimmed": "trimmed",
-        "closed form": "closed_form",
-        "paper alone": "mlp",
+        "closed_form": "closed_form",
+        "paper_alone": "mlp",
     }
-    assert [arm for arm, made in arms.items() if not made.conflict.consensus] == ["paper alone"]
+    assert [arm for arm, made in arms.items() if not made.conflict.consensus] == ["paper_alone"]
 
 
 def test_one_line_per_object_with_mean_and_median():
