@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from nova3d import config as configs
 from nova3d.notes import mesh_notes, mesh_warnings, model_note, picture_notes, picture_warnings
 from nova3d.sampling import run_record, write_views
-from nova3d.settings import GenerateConfig, default_out
+from nova3d.settings import GenerateConfig, results_folder
 from nova3d.utils import provenance, resources
-from nova3d.utils.files import check_replaceable, filling, locked, readable, writable_folder
+from nova3d.utils.files import filling, locked, readable
 from nova3d.utils.progress import Progress, silent
 from nova3d.views import ViewSet
 
@@ -94,12 +94,11 @@ def generate(
             before stays whole.
     """
     config = config or default_config()
-    picture = str(image or config.sample.image)
-    folder = writable_folder(out or config.out or default_out(picture))
-    check_replaceable(folder, ("views",))
     model = config.sample.model if pipeline is None else pipeline.source
-    sampling = replace(config.sample, image=picture, out=str(folder / "views"), model=model)
-    config = replace(config, out=str(folder), sample=sampling)
+    sampling = replace(config.sample, image=str(image or config.sample.image), model=model)
+    config = replace(config, out=str(out) if out else config.out, sample=sampling)
+    folder = results_folder(config)
+    config = replace(config, out=str(folder), sample=replace(sampling, out=str(folder / "views")))
     with locked(folder, "another generation"), filling(folder, stale=("turntable.*",)) as aside:
         generated = _generate_into(aside, config, device, progress, pipeline, on_views)
     return generated.moved(folder)

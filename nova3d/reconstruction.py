@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nova3d import layouts
+from nova3d.fusion.output import check_output, maps_folder
 from nova3d.notes import mesh_notes, mesh_warnings
 from nova3d.settings import GenerateConfig
 from nova3d.utils import provenance
@@ -72,12 +73,12 @@ def reconstruct_folder(
     """
     from nova3d.fusion import export, reconstruct
 
-    out = export.check_output(out)
+    out = check_output(out)
     loaded, detail = layouts.load_for_fusion(views, layout, assume)
     placement = loaded.placement
     if on_views:
         on_views(loaded.views)
-    checkpoint = export.maps_folder(out) / "fit.pt"
+    checkpoint = maps_folder(out) / "fit.pt"
     with locked(writable_folder(checkpoint.parent), "another reconstruction"):
         if not resume:
             checkpoint.unlink(missing_ok=True)

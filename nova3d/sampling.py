@@ -13,9 +13,9 @@ from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.candidates import agreement
 from nova3d.errors import InputError
-from nova3d.settings import SampleConfig, default_out
+from nova3d.settings import SampleConfig, views_folder
 from nova3d.utils import provenance
-from nova3d.utils.files import check_replaceable, filling, locked, writable_folder
+from nova3d.utils.files import filling, locked
 from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
@@ -49,8 +49,7 @@ def sample_views(
         InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], an unwritable folder or
             one whose folders of the same names are no earlier result's, and where another process samples into it.
     """
-    folder = writable_folder(config.out or default_out(config.image) / "views")
-    check_replaceable(folder, ("rgb", "normal", "detail", "candidates"))
+    folder = views_folder(config)
     config = replace(config, out=str(folder), model=config.model if pipeline is None else pipeline.source)
     with locked(folder, "another sampling"), filling(folder, stale=("detail",)) as aside:
         views, detail, cut, _ = write_views(aside, config, device, progress, pipeline)

@@ -1,4 +1,4 @@
-"""Settings from a picture to a mesh, read without torch."""
+"""Settings from a picture to a mesh, read and checked without torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Annotated
 from nova3d.choices import CutoutMethod, Guidance, NetworkDtype, Solver
 from nova3d.config import Range, Sentinel
 from nova3d.fusion.config import FusionConfig
-from nova3d.utils.files import to_component
+from nova3d.pipeline.folder import check_model
+from nova3d.utils.files import check_file, check_replaceable, to_component, writable_folder
 from nova3d.utils.limits import MAX_MEGAPIXELS
 from nova3d.utils.resources import Shipped
 
@@ -104,3 +105,52 @@ def default_out(picture: str | Path) -> Path:
         outputs/NAME, NAME being the file's name without its suffix.
     """
     return OUTPUTS / to_component(Path(picture).stem)
+
+
+def check_inputs(config: SampleConfig) -> None:
+    """Check that the picture, its mask and the model are there, before torch is imported and anything is read.
+
+    Args:
+        config: the settings. A hub id is not looked up.
+
+    Raises:
+        InputError: naming the first that is missing.
+    """
+    check_file(config.image, "image")
+    if config.mask:
+        check_file(config.mask, "mask")
+    check_model(config.model)
+
+
+def views_folder(config: SampleConfig) -> Path:
+    """Make the folder that views are sampled into.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        `out`, or outputs/NAME/views.
+
+    Raises:
+        InputError: where it cannot be written, or holds folders of the same names that are no earlier result's.
+    """
+    folder = writable_folder(config.out or default_out(config.image) / "views")
+    check_replaceable(folder, ("rgb", "normal", "detail", "candidates"))
+    return folder
+
+
+def results_folder(config: GenerateConfig) -> Path:
+    """Make the folder of one picture's results.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        `out`, or outputs/NAME.
+
+    Raises:
+        InputError: where it cannot be written, or holds a folder `views` that is no earlier result's.
+    """
+    folder = writable_folder(config.out or default_out(config.sample.image))
+    check_replaceable(folder, ("views",))
+    return folder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nova3d import config
 from nova3d.cli import common
 from nova3d.errors import InputError
-from nova3d.utils.files import check_file, names_one_file
+from nova3d.utils.files import names_one_file
 from nova3d.utils.resources import locate
 
 if TYPE_CHECKING:
@@ -64,13 +64,15 @@ def generate(argv: Sequence[str] | None = None) -> None:
     options = generate_parser().parse(argv)
     given = [*options.files, *options.image]
 
-    from nova3d.settings import GenerateConfig
+    from nova3d.settings import GenerateConfig, check_inputs, results_folder
 
     one = given[0] if len(given) == 1 else None
     settings = common.load_config(GenerateConfig, "generate", options, {"sample.image": one})
     if len(given) > 1 or (given and not names_one_file(settings.sample.image)):
         return _generate_all(given, settings, options.device, options.workers)
-    _check_picture(settings.sample.image, options)
+    _check_named(settings.sample.image, options)
+    check_inputs(settings.sample)
+    results_folder(settings)
 
     from nova3d import generation
 
@@ -92,15 +94,14 @@ def generate(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _check_picture(picture: str, options: Namespace) -> None:
-    """Refuse a missing picture, and a command that names none: the default of the settings is an example."""
+def _check_named(picture: str, options: Namespace) -> None:
+    """Refuse a command that names no picture: the default of the settings is an example."""
     from nova3d.settings import SampleConfig
 
     overridden = {text.partition("=")[0] for text in options.overrides} & {"image", "sample.image"}
     named = bool(options.files or options.image or overridden)
     if not named and Path(picture) == locate(SampleConfig.image, "asset"):
         raise InputError(f"no picture is named: give one or more, or the shipped example, {SampleConfig.image}")
-    check_file(picture, "image")
 
 
 def _generate_all(given: Sequence[str], settings: "GenerateConfig", device: str, workers: int) -> None:
@@ -145,10 +146,12 @@ def sample(argv: Sequence[str] | None = None) -> None:
     if len(given) > 1:
         raise InputError(f"sample takes one picture, and {len(given)} are given; `nova3d generate` takes several")
 
-    from nova3d.settings import SampleConfig
+    from nova3d.settings import SampleConfig, check_inputs, views_folder
 
     settings = common.load_config(SampleConfig, "sample", options, {"image": given[0] if given else None})
-    _check_picture(settings.image, options)
+    _check_named(settings.image, options)
+    check_inputs(settings)
+    views_folder(settings)
 
     from nova3d.sampling import sample_views
     from nova3d.utils.files import read_json
@@ -204,12 +207,14 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     folders = [*options.files, *([options.views] if options.views else [])]
 
     from nova3d.fusion import FusionConfig
+    from nova3d.fusion.output import check_output
 
     settings = common.load_config(FusionConfig, "fusion", options)
     if len(folders) != 1:
         raise InputError(f"reconstruct takes one view folder, and {len(folders) or 'none'} is given")
     (views,) = folders
     common.check_exists("view folder", views)
+    check_output(options.out)
 
     from nova3d import layouts
     from nova3d.reconstruction import reconstruct_folder

@@ -12,34 +12,11 @@ from torch import Tensor
 
 from nova3d import images
 from nova3d.cameras import Cameras
-from nova3d.errors import InputError
+from nova3d.fusion.output import check_output, maps_folder
 from nova3d.rendering.glb import glb_bytes
 from nova3d.rendering.trimesh_files import part_of
 from nova3d.transforms import cameras_to_transforms, write_transforms
-from nova3d.utils.files import json_types, replacing, writable_folder, write_text, writing
-
-SUFFIXES = (".glb", ".obj", ".ply", ".stl")
-
-
-def check_output(path: str | Path) -> Path:
-    """Check, before the long work, that a mesh can be written; its folder is made.
-
-    Args:
-        path: the file, with a suffix of SUFFIXES.
-
-    Returns:
-        The absolute path.
-
-    Raises:
-        InputError: where the suffix is unknown, the path is a folder or its folder cannot be written.
-    """
-    path = Path(path).absolute()
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"output '{path.name}' must end in one of {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise InputError(f"output '{path}' is a folder; give a file name such as '{path / 'mesh.glb'}'")
-    writable_folder(path.parent)
-    return path
+from nova3d.utils.files import json_types, replacing, write_text, writing
 
 
 def textured(
@@ -82,7 +59,7 @@ def write(
     """Write a mesh by its suffix, aside first, so that an interrupted run leaves no broken file.
 
     Args:
-        path: the file, with a suffix of SUFFIXES.
+        path: the file, with a suffix of `nova3d.fusion.output.SUFFIXES`.
         mesh: textured, for GLB and OBJ.
         solid: with vertex colours and no doubled vertices, for PLY and STL.
         record: provenance for a GLB's extras, which hold no command line and of absolute paths the last part alone.
@@ -105,12 +82,6 @@ def write(
             case ".obj":
                 _write_obj(path, mesh)
     return path
-
-
-def maps_folder(mesh_path: str | Path) -> Path:
-    """The folder beside a mesh for what is not the mesh: NAME_fusion."""
-    mesh_path = Path(mesh_path).absolute()
-    return mesh_path.with_name(f"{mesh_path.stem}_fusion")
 
 
 def write_maps(mesh_path: str | Path, cameras: Cameras, conflict: Tensor) -> Path:

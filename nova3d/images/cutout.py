@@ -20,6 +20,7 @@ from nova3d.images import u2net
 from nova3d.images.colour import premultiply, unpremultiply
 from nova3d.images.framing import check_object
 from nova3d.images.pixels import MAX_MEGAPIXELS, Picture, decode
+from nova3d.utils.files import check_file
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +252,9 @@ def _coverage(alpha: Tensor, warnings: list[str]) -> Tensor:
 
 def _read_mask(mask: Picture, pixels: Tensor, max_megapixels: float) -> Tensor:
     """[h,w] float alpha of a mask picture of the same size as `pixels`: white, or opaque, is object."""
-    name = str(mask) if isinstance(mask, str | Path) else "mask"
+    name = "mask"
+    if isinstance(mask, str | Path):
+        name = str(check_file(mask, "mask"))
     levels = decode(mask, name, max_megapixels)
     if levels.shape[:2] != pixels.shape[:2]:
         (height, width), (own_height, own_width) = levels.shape[:2], pixels.shape[:2]

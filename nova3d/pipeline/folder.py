@@ -42,6 +42,27 @@ def model_folder(name: str | Path) -> Path:
     return hub.download(str(name)) if hub.is_hub_id(name) else Path(name)
 
 
+def check_model(name: str | Path) -> None:
+    """Check that a model is there, in no time; `check_folder` looks at the whole of it.
+
+    Args:
+        name: a folder, the name of a shipped model or a hub id, which is not looked up.
+
+    Raises:
+        InputError: where it is no model folder.
+    """
+    found = resources.locate(name, "model")
+    if found is not None or not hub.is_hub_id(name):
+        _check_index(found or Path(name), str(name))
+
+
+def _check_index(folder: Path, name: str) -> None:
+    if not folder.is_dir():
+        raise InputError(f"model '{name}' is neither a folder nor one of {', '.join(resources.names('model'))}")
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"'{name}' is not a model folder: it has no model_index.json")
+
+
 def check_folder(folder: Path, name: str) -> None:
     """Check that a folder holds a whole model of this project whose files are safe to open.
 
@@ -53,10 +74,7 @@ def check_folder(folder: Path, name: str) -> None:
         InputError: where model_index.json is missing or describes something else, where a file differs from its
             checksum, and where the weights are pickles.
     """
-    if not folder.is_dir():
-        raise InputError(f"model '{name}' is neither a folder nor one of {', '.join(resources.names('model'))}")
-    if not (folder / "model_index.json").is_file():
-        raise InputError(f"'{name}' is not a model folder: it has no model_index.json")
+    _check_index(folder, name)
     if (folder / "SHA256SUMS").is_file() and (faults := provenance.verify_checksums(folder)):
         raise InputError(f"model '{name}' is damaged: {faults[0]}")
     index = read_json(folder / "model_index.json", dict, "model index")

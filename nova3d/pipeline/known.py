@@ -7,10 +7,10 @@ depend on the object beside it.
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 
 from nova3d.cameras import Cameras
@@ -19,6 +19,9 @@ from nova3d.hull import dilate
 from nova3d.inflate import level_rig
 from nova3d.models.conditioning import Conditioning, condition_inflated, inflated_guide
 from nova3d.tasks import Task
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLTemporalDecoder
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class Known:
 
 
 def known_latents(
-    pictures: Tensor, cameras: Cameras, vae: AutoencoderKLTemporalDecoder, conditioning: Conditioning
+    pictures: Tensor, cameras: Cameras, vae: "AutoencoderKLTemporalDecoder", conditioning: Conditioning
 ) -> Known | None:
     """What is known of the views of b pictures.
 

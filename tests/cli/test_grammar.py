@@ -15,7 +15,7 @@ from nova3d.cli import VERBS, common, completion, generate, models
 from nova3d.errors import InputError
 from nova3d.settings import GenerateConfig
 from nova3d.utils import yaml_text
-from tests.helpers.commands import run_verb
+from tests.helpers.commands import ROOT, run_verb
 
 pytestmark = pytest.mark.usefixtures("keep_logging")
 
@@ -55,6 +55,17 @@ MISSING = [
     ["inspect", "absent"],
 ]
 
+HORSE = "assets/images/horse.png"
+# Another path that will not do, and what is said of it.
+WRONG = [
+    *((verb, HORSE, "--mask", "absent.png", "mask 'absent.png' does not exist") for verb in ("generate", "sample")),
+    *((verb, HORSE, "--model", "absent", "model 'absent' is neither a folder nor") for verb in ("generate", "sample")),
+    *((verb, HORSE, "--model", "tests", "'tests' is not a model folder") for verb in ("generate", "sample")),
+    *((verb, HORSE, "--out", "README.md/x", "cannot write to 'README.md/x'") for verb in ("generate", "sample")),
+    ("reconstruct", "tests", "--out", "mesh.step", "output 'mesh.step' must end in one of .glb"),
+    ("reconstruct", "tests", "--out", "README.md/mesh.glb", "cannot write to"),
+]
+
 
 def test_help_a_bad_key_and_a_missing_path_of_every_verb_load_no_torch() -> None:
     commands = [[verb, "--help"] for verb in VERBS]
@@ -66,6 +77,7 @@ def test_help_a_bad_key_and_a_missing_path_of_every_verb_load_no_torch() -> None
     commands += [["generate", "--no-such-option"], ["--help"], ["--version"], ["no-such-verb"]]
     commands += [["generate", "absent.png"], ["sample", "absent.png"], ["reconstruct", "absent", "--out", "mesh.glb"]]
     commands += [["generate", "absent.png", "--workers", "0"]]
+    commands += [list(words) for *words, _ in WRONG]
     commands += MISSING
     program = f"""
 import sys
@@ -80,16 +92,18 @@ for words in {commands!r}:
     loaded = sorted({HEAVY!r} & set(sys.modules))
     print("RESULT", *words, code, loaded)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert len(results) == len(commands)
     for words, result in zip(commands, results, strict=True):
         code = 0 if words[-1] in ("--help", "--version") else 2
         assert result == " ".join(["RESULT", *words, str(code), "[]"])
     errors = done.stderr.splitlines()
-    assert len(errors) == len(VERBS) + 8 + len(MISSING) and all(line.startswith("error: ") for line in errors)
+    assert len(errors) == len(VERBS) + 8 + len(WRONG + MISSING) and all(line.startswith("error: ") for line in errors)
     assert sum("no_such_key" in line for line in errors) == len(VERBS) + 2
     assert all(line.endswith("'absent' does not exist") for line in errors[-len(MISSING) :])
+    told = errors[-len(WRONG + MISSING) : -len(MISSING)]
+    assert all(message in line for line, (*_, message) in zip(told, WRONG, strict=True))
 
 
 def test_an_unknown_verb_is_one_line_with_the_nearest(

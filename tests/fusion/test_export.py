@@ -14,6 +14,7 @@ from nova3d.errors import InputError
 from nova3d.fusion import export, texture
 from nova3d.fusion.atlas import unwrap
 from nova3d.fusion.config import TextureConfig
+from nova3d.fusion.output import check_output
 from nova3d.rendering.meshes import load_mesh
 
 
@@ -68,13 +69,13 @@ def test_obj_names_its_own_files(quad, tmp_path):
 def test_bad_outputs_are_found_early(tmp_path, name):
     (tmp_path / "folder.glb").mkdir()
     with pytest.raises(InputError, match=r"folder|must end"):
-        export.check_output(tmp_path / name)
+        check_output(tmp_path / name)
 
 
 def test_unwritable_output(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        export.check_output(tmp_path / "file" / "mesh.glb")
+        check_output(tmp_path / "file" / "mesh.glb")
 
 
 @pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])

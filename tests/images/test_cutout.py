@@ -126,6 +126,8 @@ def test_a_mask_is_taken_as_it_is(tmp_path: Path) -> None:
         assert cut.method == "mask" and np.array_equal(found(cut), inside)
     with pytest.raises(InputError, match=r"mask.png' has 200x200 pixels, its picture 100x200"):
         images.cut_out(pixels[:, :100], mask=tmp_path / "mask.png")
+    with pytest.raises(InputError, match=r"^mask 'absent\.png' does not exist$"):
+        images.cut_out(pixels, mask="absent.png")
     with pytest.raises(InputError, match="no object in 'picture': the mask is empty"):
         images.cut_out(pixels, mask=white * 0)
 

@@ -23,9 +23,11 @@ from nova3d.models.conditioning import inflated_guide
 from nova3d.models.denoiser import Denoiser
 from nova3d.models.guided_decoder import GuidedTemporalDecoder
 from nova3d.pipeline import Nova3DPipeline
+from nova3d.pipeline.folder import check_model
 from nova3d.pipeline.outputs import outline_agreement, to_views
 from nova3d.pipeline.pipeline import pixel_noise_generator, prepare_image
 from nova3d.tasks import TASKS, Task
+from nova3d.utils import hub
 from nova3d.views import ViewSet
 
 SIZE = 16
@@ -266,6 +268,18 @@ def test_damaged_model_folders_are_one_line(saved: Path, tmp_path: Path) -> None
     (tmp_path / "gone/unet/diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(InputError, match="truncated or missing"):
         Nova3DPipeline.load(tmp_path / "gone")
+
+
+def test_a_hub_id_is_not_looked_up_before_it_is_loaded(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(hub_id: str) -> Path:
+        raise AssertionError(f"{hub_id} was looked up")
+
+    monkeypatch.setattr(hub, "download", download)
+    for name in (saved, "mini", "someone/at-the-hub"):
+        check_model(name)
+    for name in (saved / "model_index.json", saved / "unet", "absent"):
+        with pytest.raises(InputError, match=f"'{name}' is (neither a folder nor one of|not a model folder)"):
+            check_model(name)
 
 
 def test_an_edited_config_is_refused_where_its_weights_are_others(saved: Path, tmp_path: Path) -> None:
