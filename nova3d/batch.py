@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nova3d import config as configs
-from nova3d import images
 from nova3d.errors import InputError
-from nova3d.generation import generate
-from nova3d.layouts.base import files_in
-from nova3d.sampling import load_pipeline
+from nova3d.pipeline.folder import check_model
 from nova3d.settings import OUTPUTS, GenerateConfig
 from nova3d.utils import provenance, resources
-from nova3d.utils.files import names_one_file, read_json, to_component, writable_folder, write_json
+from nova3d.utils.files import files_in, names_one_file, read_json, to_component, writable_folder, write_json
 from nova3d.utils.progress import Progress
+from nova3d.utils.suffixes import PICTURE_SUFFIXES
 from nova3d.utils.workers import in_pool
 
 SUMMARY = "pictures.json"
@@ -52,9 +50,9 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
     for text in given:
         path = resources.locate(text, "asset") or Path(text)
         if path.is_dir():
-            files = [file for file in files_in(path, images.PICTURE_SUFFIXES) if not file.name.startswith(".")]
+            files = files_in(path, PICTURE_SUFFIXES)
             if not files:
-                kinds = ", ".join(sorted(images.PICTURE_SUFFIXES))
+                kinds = ", ".join(sorted(PICTURE_SUFFIXES))
                 raise InputError(f"the folder '{text}' has no pictures ({kinds})")
         elif not names_one_file(path):
             files = sorted(match for match in _matches(text) if match.is_file())
@@ -64,6 +62,25 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
             files = [path]
         found |= {file.resolve(): file for file in files if file.resolve() not in found}
     return list(found.values())
+
+
+def check_all(pictures: Sequence[Path], config: GenerateConfig) -> Path:
+    """Check what concerns all pictures, before torch is imported; the output folder is made.
+
+    Args:
+        pictures: the files, as `find_pictures` gives them.
+        config: the settings.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        InputError: where a mask is given for several, the model is missing, or the output folder cannot be written.
+    """
+    if config.sample.mask and len(pictures) > 1:
+        raise InputError(f"mask '{config.sample.mask}' belongs to one picture, and {len(pictures)} are given")
+    check_model(config.sample.model)
+    return writable_folder(config.out or OUTPUTS)
 
 
 def generate_all(
@@ -93,11 +110,9 @@ def generate_all(
     Raises:
         InputError: where the output folder cannot be written, the model cannot be loaded, or a mask is given.
     """
-    if config.sample.mask and len(pictures) > 1:
-        raise InputError(f"mask '{config.sample.mask}' belongs to one picture, and {len(pictures)} are given")
     if workers < 1:
         raise InputError(f"the number of workers must be at least 1, got {workers}")
-    out = writable_folder(config.out or OUTPUTS)
+    out = check_all(pictures, config)
     names = _folder_names(pictures)
     outcomes: dict[int, PictureOutcome] = {}
     todo: dict[int, GenerateConfig] = {}
@@ -135,6 +150,9 @@ def generate_all(
 
 def _prepare_worker(device: str, progress: Progress | None = None) -> Callable[[GenerateConfig], PictureOutcome]:
     """A function that generates one picture after the other, with one model for all of them."""
+    from nova3d.generation import generate
+    from nova3d.sampling import load_pipeline
+
     pipelines: list[Any] = []
 
     def generate_one(config: GenerateConfig) -> PictureOutcome:

@@ -44,8 +44,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             (folder / name).write_text("done")
 
     to_dict = config.to_dict
-    monkeypatch.setattr(batch, "generate", generate)
-    monkeypatch.setattr(batch, "load_pipeline", lambda *_: names.append("model") or object())
+    monkeypatch.setattr("nova3d.generation.generate", generate)
+    monkeypatch.setattr("nova3d.sampling.load_pipeline", lambda *_: names.append("model") or object())
     return names
 
 

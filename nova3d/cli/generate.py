@@ -105,10 +105,10 @@ def _check_named(picture: str, options: Namespace) -> None:
 
 
 def _generate_all(given: Sequence[str], settings: "GenerateConfig", device: str, workers: int) -> None:
-    from nova3d.batch import SUMMARY, find_pictures, generate_all
-    from nova3d.settings import OUTPUTS
+    from nova3d.batch import SUMMARY, check_all, find_pictures, generate_all
 
-    pictures, out = find_pictures(given), Path(settings.out or OUTPUTS)
+    pictures = find_pictures(given)
+    out = check_all(pictures, settings)
     with common.progress_bar("generating") as bar:
         outcomes = generate_all(pictures, settings, common.pick_device(device), bar, workers)
     for outcome in outcomes:

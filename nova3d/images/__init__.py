@@ -28,10 +28,6 @@ from nova3d.images.framing import (
     resize,
 )
 from nova3d.images.io import (
-    ANIMATION_SUFFIXES,
-    IMAGE_SUFFIXES,
-    PICTURE_SUFFIXES,
-    VIDEO_SUFFIXES,
     check_together,
     grid,
     image_size,
@@ -43,6 +39,7 @@ from nova3d.images.io import (
     to_uint8,
 )
 from nova3d.images.pixels import MAX_MEGAPIXELS, Picture, check_pixels, decode
+from nova3d.utils.suffixes import ANIMATION_SUFFIXES, IMAGE_SUFFIXES, PICTURE_SUFFIXES, VIDEO_SUFFIXES
 
 __all__ = [
     "ANIMATION_SUFFIXES",

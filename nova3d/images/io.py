@@ -15,11 +15,7 @@ from nova3d.errors import InputError
 from nova3d.images.pixels import EXIF_ORIENTATION, EXIF_TURNED, check_pixels, has_alpha, open_picture
 from nova3d.utils.files import replacing
 from nova3d.utils.limits import MAX_VIEW_MEGAPIXELS, VIEWS_TOGETHER
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of views
-PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".avif", ".heic", ".heif", ".tif", ".tiff", ".bmp", ".gif")  # of input pictures
-ANIMATION_SUFFIXES = (".gif",)  # read by Pillow
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".avi")  # read by PyAV
+from nova3d.utils.suffixes import ANIMATION_SUFFIXES
 
 
 def read_image(path: str | Path, upright: bool = True, max_megapixels: float = MAX_VIEW_MEGAPIXELS) -> Tensor:

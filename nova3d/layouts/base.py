@@ -5,8 +5,7 @@ A layout is a pair of functions, `Layout`. `nova3d/layouts/registry.py` explains
 
 import logging
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from torch import Tensor
 from nova3d import images, normals
 from nova3d.cameras import ORTHO_SPAN, CameraModel, Cameras, look_from, preset
 from nova3d.errors import InputError
-from nova3d.images import ANIMATION_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from nova3d.images import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from nova3d.layouts.placement import Placement
-from nova3d.utils.files import is_file
+from nova3d.utils.files import files_in, is_file
 from nova3d.utils.limits import MAX_VIEW_MEGAPIXELS
 from nova3d.utils.text import shorten
 from nova3d.views import ViewSet
@@ -289,20 +288,9 @@ def log_keyed(keyed: int, count: int, layout: str) -> None:
         log.info("%s: %d of %d pictures have no mask; their plain background is keyed out", layout, keyed, count)
 
 
-def files_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """The files of a folder with one of the suffixes, in natural order (2.png before 10.png), without hidden ones."""
-    wanted = set(suffixes)
-    found = [path for path in folder.iterdir() if path.suffix.lower() in wanted and not path.name.startswith(".")]
-    return sorted((path for path in found if path.is_file()), key=_natural_key)
-
-
 def numbered(paths: Sequence[Path]) -> list[Path]:
     """The files whose name is a number, or all where none is: `000-depth.png` is not a frame beside `000.png`."""
     return [path for path in paths if path.stem.isdecimal()] or list(paths)
-
-
-def _natural_key(path: Path) -> list[str | int]:
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", path.name)]
 
 
 def frames_in(folder: Path, layout: str, assume: Assume) -> tuple[list[Tensor], list[str]]:

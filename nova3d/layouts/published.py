@@ -21,7 +21,6 @@ from nova3d.images import ANIMATION_SUFFIXES, VIDEO_SUFFIXES
 from nova3d.layouts.base import (
     Assume,
     Orbit,
-    files_in,
     frame_count,
     frames_in,
     has_alpha,
@@ -33,6 +32,7 @@ from nova3d.layouts.base import (
     squares_side_by_side,
 )
 from nova3d.layouts.placement import Placement
+from nova3d.utils.files import files_in
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from nova3d import images
 from nova3d.errors import InputError
-from nova3d.layouts.base import Assume, Orbit, files_in, orbit_views, pick_sample, split_tiles, squares_side_by_side
+from nova3d.layouts.base import Assume, Orbit, orbit_views, pick_sample, split_tiles, squares_side_by_side
 from nova3d.layouts.placement import Placement
+from nova3d.utils.files import files_in
 from nova3d.views import ViewSet
 
 MV_ADAPTER_AZIMUTHS = (0.0, 45.0, 90.0, 180.0, 270.0, 315.0)

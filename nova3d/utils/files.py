@@ -17,6 +17,7 @@ from typing import Any, TypeGuard, TypeVar
 from filelock import FileLock, Timeout
 
 from nova3d.errors import InputError, first_line, system_reason
+from nova3d.utils.suffixes import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 _SYNC_MODE = "r+b" if os.name == "nt" else "rb"  # Windows flushes only what is open for writing
@@ -55,6 +56,17 @@ def check_file(path: str | Path, kind: str) -> Path:
         shown = str(path).replace("\0", "\\0")
         raise InputError(f"{kind} '{shown}' does not exist{what and ' as a file'}{what}")
     return path
+
+
+def files_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """The files of a folder with one of the suffixes, in natural order (2.png before 10.png), without hidden ones."""
+    wanted = set(suffixes)
+    found = [path for path in folder.iterdir() if path.suffix.lower() in wanted and not path.name.startswith(".")]
+    return sorted((path for path in found if path.is_file()), key=_natural_key)
+
+
+def _natural_key(path: Path) -> list[str | int]:
+    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", path.name)]
 
 
 def names_one_file(text: str | Path) -> bool:

@@ -62,6 +62,11 @@ WRONG = [
     *((verb, HORSE, "--model", "absent", "model 'absent' is neither a folder nor") for verb in ("generate", "sample")),
     *((verb, HORSE, "--model", "tests", "'tests' is not a model folder") for verb in ("generate", "sample")),
     *((verb, HORSE, "--out", "README.md/x", "cannot write to 'README.md/x'") for verb in ("generate", "sample")),
+    ("generate", "absent*.png", "no file fits 'absent*.png'"),
+    ("generate", "tests", "the folder 'tests' has no pictures"),
+    ("generate", "assets/images", "--model", "absent", "model 'absent' is neither a folder nor"),
+    ("generate", "assets/images", "--mask", "absent.png", "mask 'absent.png' belongs to one picture"),
+    ("generate", "assets/images", "--out", "README.md/x", "cannot write to 'README.md/x'"),
     ("reconstruct", "tests", "--out", "mesh.step", "output 'mesh.step' must end in one of .glb"),
     ("reconstruct", "tests", "--out", "README.md/mesh.glb", "cannot write to"),
 ]
