@@ -75,8 +75,10 @@ def check_all(pictures: Sequence[Path], config: GenerateConfig) -> Path:
         The output folder.
 
     Raises:
-        InputError: where a mask is given for several, the model is missing, or the output folder cannot be written.
+        InputError: for settings outside their ranges, where a mask is given for several, the model is missing, or the
+            output folder cannot be written.
     """
+    configs.validate(config)
     if config.sample.mask and len(pictures) > 1:
         raise InputError(f"mask '{config.sample.mask}' belongs to one picture, and {len(pictures)} are given")
     check_model(config.sample.model)
@@ -108,7 +110,7 @@ def generate_all(
         An outcome per picture, in their order.
 
     Raises:
-        InputError: where the output folder cannot be written, the model cannot be loaded, or a mask is given.
+        InputError: as `check_all`, and where the model cannot be loaded.
     """
     if workers < 1:
         raise InputError(f"the number of workers must be at least 1, got {workers}")

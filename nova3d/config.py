@@ -515,7 +515,7 @@ def _typed(hint: Any, given: Any, source: str, name: str) -> Any:
     elif isinstance(given, int | float) and (isinstance(given, bool) == (plain is bool)):
         if plain is float or isinstance(given, plain):
             return plain(given)
-    elif plain is str and isinstance(given, str):
+    elif plain is str and isinstance(given, str | Path):
         return str(given)
     raise ConfigError(f"{source}: {name}: {_shown(given)} is not of the type {_type_name(plain)}")
 

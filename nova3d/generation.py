@@ -89,14 +89,15 @@ def generate(
         `out`/turntable.mp4 and `out`/preview.png.
 
     Raises:
-        InputError: for an unreadable picture or model, an unwritable folder, a folder `views` in it that is no earlier
-            result's, views without an object, and where another generation is at work in `out`. A result that was there
-            before stays whole.
+        InputError: for settings outside their ranges, an unreadable picture or model, an unwritable folder, a folder
+            `views` in it that is no earlier result's, views without an object, and where another generation is at work
+            in `out`. A result that was there before stays whole.
     """
     config = config or default_config()
     model = config.sample.model if pipeline is None else pipeline.source
     sampling = replace(config.sample, image=str(image or config.sample.image), model=model)
     config = replace(config, out=str(out) if out else config.out, sample=sampling)
+    configs.validate(config)
     folder = results_folder(config)
     config = replace(config, out=str(folder), sample=replace(sampling, out=str(folder / "views")))
     with locked(folder, "another generation"), filling(folder, stale=("turntable.*",)) as aside:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nova3d import config as configs
 from nova3d import images
 from nova3d.cameras import Cameras
 from nova3d.candidates import agreement
-from nova3d.errors import InputError
 from nova3d.settings import SampleConfig, views_folder
 from nova3d.utils import provenance
 from nova3d.utils.files import filling, locked
@@ -46,9 +46,10 @@ def sample_views(
         no detail view where view 0 is generated too.
 
     Raises:
-        InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], an unwritable folder or
+        InputError: for settings outside their ranges, an unreadable picture, mask or model, an unwritable folder or
             one whose folders of the same names are no earlier result's, and where another process samples into it.
     """
+    configs.validate(config)
     folder = views_folder(config)
     config = replace(config, out=str(folder), model=config.model if pipeline is None else pipeline.source)
     with locked(folder, "another sampling"), filling(folder, stale=("detail",)) as aside:
@@ -67,7 +68,7 @@ def write_views(
 
     Args:
         folder: the folder to write; it is made where it is missing.
-        config: the settings; `out` is not read. `model` names the model that is recorded.
+        config: the settings, which are valid; `out` is not read. `model` names the model that is recorded.
         device: where the networks run.
         progress: called as (steps done, steps, "sampling").
         pipeline: the loaded model. None: it is loaded as `config` says.
@@ -77,11 +78,8 @@ def write_views(
         records the `seed` that was taken, with `candidates`, seed -> agreement, where it was chosen among several.
 
     Raises:
-        InputError: for an unreadable picture, mask or model, an elevation outside [-90,90], and a picture that cannot
-            be framed as it is asked for.
+        InputError: for an unreadable picture, mask or model, and a picture that cannot be framed as it is asked for.
     """
-    if not -90 <= config.elevation_deg <= 90:
-        raise InputError(f"elevation_deg {config.elevation_deg:g} is not within -90 and 90")
     cut = images.cut_out(
         config.image,
         config.cutout,

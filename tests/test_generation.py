@@ -1,12 +1,14 @@
 """The folder of `generate`: the earlier result stays whole until the new one is, and one process writes it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nova3d import config, generation
+from nova3d import batch, config, generation
 from nova3d.errors import InputError
+from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.sampling import sample_views
 from nova3d.settings import GenerateConfig, SampleConfig
 from nova3d.utils.files import locked
@@ -62,3 +64,29 @@ def test_two_generations_do_not_share_a_folder(tmp_path: Path) -> None:
 def test_settings_that_would_fail_at_the_end_are_refused_at_the_start(change: str) -> None:
     with pytest.raises(InputError, match=rf"'{change}': .* is not (at least|from)"):
         config.load(GenerateConfig, None, [change])
+
+
+def test_settings_made_in_python_are_refused_at_the_start_as_those_of_a_file_are(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"^config: elevation_deg: '120\.0' is not from -90 to 90$"):
+        sample_views(SampleConfig(out=str(out), elevation_deg=120), "cpu")
+    for wrong, message in (
+        (GenerateConfig(sample=SampleConfig(elevation_deg=-91)), "sample.elevation_deg: '-91.0' is not from -90 to 90"),
+        (GenerateConfig(turntable_frames=0), "turntable_frames: '0' is not from 1 to 3600"),
+        (GenerateConfig(sample=SampleConfig(cutout="best")), "sample.cutout: 'best' is not one of"),  # type: ignore
+    ):
+        with pytest.raises(InputError, match=f"^config: {message}"):
+            generation.generate("horse.png", out, wrong)
+        with pytest.raises(InputError, match=f"^config: {message}"):
+            batch.generate_all([Path("horse.png")], replace(wrong, out=str(out)))
+    fusion = FusionConfig()
+    fusion.pose.start = 2
+    with pytest.raises(InputError, match=r"^config: pose\.start: '2\.0' is not from 0 to 1$"):
+        reconstruct(None, fusion)  # type: ignore[arg-type]
+    assert not out.exists()
+
+
+def test_paths_may_stand_in_settings_made_in_python(tmp_path: Path) -> None:
+    picture: Any = tmp_path / "absent.png"
+    with pytest.raises(InputError, match=r"absent\.png' does not exist"):
+        sample_views(SampleConfig(picture, out=str(tmp_path / "out")), "cpu")

@@ -12,6 +12,7 @@ import torch
 import trimesh
 from torch import Tensor
 
+from nova3d import config as configs
 from nova3d.cameras import Cameras
 from nova3d.errors import InputError
 from nova3d.foreground import foreground_colours
@@ -96,11 +97,12 @@ def reconstruct(
         The mesh with refined cameras, conflict maps and a report, on the CPU.
 
     Raises:
-        InputError: where the views show no object, no surface is found, a view of `detail` has the camera of none of
-            the trusted views, or an optional package is missing.
+        InputError: for settings outside their ranges, and where the views show no object, no surface is found, a view
+            of `detail` has the camera of none of the trusted views, or an optional package is missing.
         DivergedError: where the fit fails.
     """
     config, progress = config or FusionConfig(), progress or silent
+    configs.validate(config)
     if not isinstance(views, ViewSet):
         raise InputError(f"views must be a ViewSet, got {type(views).__name__}: ViewSet.load(FOLDER) reads a folder")
     check_for_fusion(views)
