@@ -37,6 +37,24 @@ _MAPS = ("metallic_roughness_map", "emission_map", "normal_map")
 _SETTINGS = ("device", "light", "samples", "denoise", "threads", "normals")
 
 
+def find_interpreter(config: EngineConfig) -> Path:
+    """The interpreter that has bpy.
+
+    Args:
+        config: the settings; the environment variable NOVA3D_BLENDER_PYTHON takes precedence over `python`.
+
+    Returns:
+        Its file. Whether bpy can be imported shows when it is started.
+
+    Raises:
+        InputError: where there is none.
+    """
+    python = Path(os.environ.get("NOVA3D_BLENDER_PYTHON") or config.python)
+    if not python.is_file():
+        raise InputError(f"no Blender interpreter at '{python}': run `make blender`, or set engine.python")
+    return python
+
+
 class BlenderEngine:
     """Path-traced pictures of the mesh that `load_mesh` reads, with its translucency, emission and finish.
 
@@ -52,9 +70,7 @@ class BlenderEngine:
     def __init__(self, config: EngineConfig, normalise: bool = True):
         check_settings(config, devices=("cpu", "cuda", "optix"))
         self.config, self.normalise = config, normalise
-        self.python = Path(os.environ.get("NOVA3D_BLENDER_PYTHON") or config.python)
-        if not self.python.is_file():
-            raise InputError(f"no Blender interpreter at '{self.python}': run `make blender`, or set engine.python")
+        self.python = find_interpreter(config)
         self.folder = tempfile.TemporaryDirectory(prefix="nova3d-blender-")
         self.process: subprocess.Popen[bytes] | None = None
         try:

@@ -15,6 +15,7 @@ import psutil
 
 from nova3d.data.jobs.config import GPU_DEVICES, RenderConfig
 from nova3d.errors import InputError
+from nova3d.rendering.engine import EngineConfig
 from nova3d.utils import compat
 
 _WORKERS_PER_GPU = 2  # one loads and writes while the other draws
@@ -139,7 +140,7 @@ def examine(config: RenderConfig) -> Iterator[Finding]:
         free = shutil.disk_usage(existing).free / 1e9
         yield Finding(f"disk of {name}", f"{free:.0f} GB free at '{existing}'" + (" (LOW)" * (free < _LOW_DISK_GB)))
     if config.engine.name == "blender":
-        yield _examine_blender(config.engine.python)
+        yield _examine_blender(config.engine)
     if config.pool.launcher == "ray":
         fault = "" if compat.has("ray") else "pool.launcher=ray needs it: pip install 'nova3d[ray]'"
         yield Finding("Ray", "not installed" if fault else metadata.version("ray"), fault)
@@ -170,9 +171,28 @@ def _examine_slots(config: RenderConfig) -> Finding:
     return Finding("workers", value, f"{share:.1f} GB per worker is too little" if share < _LOW_MEMORY_GB else "")
 
 
-def _examine_blender(python: str) -> Finding:
-    if not Path(python).exists():
-        return Finding("Blender", f"no interpreter at '{python}'", "make it with `make blender`, or set engine.python")
+def check_engine(config: EngineConfig) -> None:
+    """Check that the program which an engine starts is on this machine, before anything is planned or started.
+
+    Args:
+        config: the engine's.
+
+    Raises:
+        InputError: where it is missing.
+    """
+    if config.name == "blender":
+        from nova3d.rendering.blender import find_interpreter
+
+        find_interpreter(config)
+
+
+def _examine_blender(config: EngineConfig) -> Finding:
+    from nova3d.rendering.blender import find_interpreter
+
+    try:
+        python = find_interpreter(config)
+    except InputError as error:
+        return Finding("Blender", "no interpreter", str(error))
     code = "import bpy; print(bpy.app.version_string)"
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=300)

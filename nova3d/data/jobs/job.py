@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nova3d.data.jobs import journal, launchers
+from nova3d.data.jobs import devices, journal, launchers
 from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.pack import Packed, pack
 from nova3d.data.jobs.plan import PLAN, load_plan, read_plan, write_plan
@@ -44,9 +44,12 @@ def run(
         What this run did and, where the whole job is done and `config.pack` is set, what was packed.
 
     Raises:
-        InputError: where the folder's plan was made with other settings, no worker can go on or the disk is full.
+        InputError: where the engine's program is missing, the folder's plan was made with other settings, no worker can
+            go on or the disk is full.
     """
     config.check()
+    if not (Path(config.out) / PLAN).is_file() and config.pool.launcher != "ray":  # Ray's workers may be elsewhere
+        devices.check_engine(config.engine)
     out = writable_folder(config.out)
     with locked(out, name="plan", wait=True):  # the shares of one job start together
         if not (out / PLAN).is_file():

@@ -46,6 +46,7 @@ def run_share(
     log.info("%d of %d objects to render", len(tasks), len(mine))
     if not tasks:
         return RunSummary()
+    devices.check_engine(config.engine)
     fetch, slots = make_source(config.source).fetch, devices.slots(config, schedulers)
     return render_tasks(config, tasks, fetch, slots, share_name(share), progress, stop)
 

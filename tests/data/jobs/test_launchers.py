@@ -12,6 +12,7 @@ import pytest
 from nova3d.data.jobs import devices, job, journal, launchers
 from nova3d.data.jobs.config import RenderConfig, parse_shard
 from nova3d.data.jobs.devices import Gpu
+from nova3d.data.jobs.plan import write_plan
 from nova3d.data.jobs.worker_client import WorkerClient
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
@@ -145,6 +146,36 @@ def test_the_doctor_misses_a_gpu_that_is_asked_for(make_job: MakeJob, monkeypatc
     config.engine.device = "cuda"
     faults = {finding.name: finding.fault for finding in devices.examine(config)}
     assert faults["GPU"] and "no NVIDIA GPU" in faults["workers"]
+
+
+def test_a_missing_blender_is_told_before_anything_is_planned_or_started(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOVA3D_BLENDER_PYTHON", raising=False)
+    monkeypatch.setattr(WorkerClient, "start", lambda _: pytest.fail("a worker was started"))
+    config = make_job({"a": {}})
+    config.engine.name, config.engine.python = "blender", "/nowhere/python"
+    missing = r"^no Blender interpreter at '/nowhere/python': run `make blender`, or set engine\.python$"
+    with pytest.raises(InputError, match=missing):
+        job.run(config)
+    assert not Path(config.out).exists()
+    write_plan(config)  # planning needs none
+    with pytest.raises(InputError, match=missing):
+        job.run(config)
+    config.out, config.pool.launcher = f"{config.out}-ray", "ray"  # its workers may have it where this machine has none
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="pip install"):
+        job.run(config)
+
+
+def test_the_doctor_looks_at_the_interpreter_that_the_engine_takes(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_job({})
+    config.engine.name, config.engine.python = "blender", "/nowhere/python"
+    monkeypatch.setenv("NOVA3D_BLENDER_PYTHON", sys.executable)
+    (found,) = (finding for finding in devices.examine(config) if finding.name == "Blender")
+    assert found.value.startswith("bpy cannot be imported") or found.value.endswith(f"in '{sys.executable}'")
 
 
 def test_ray_is_asked_for_in_one_line(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
