@@ -76,9 +76,10 @@ def sample_moments(moments: Tensor, noise: Tensor, scaling_factor: float) -> Ten
 
 
 @torch.no_grad()
-def encode_mode(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> Tensor:
+def encode_mode(vae: AutoencoderKLTemporalDecoder, frames: Tensor, chunk: int | None = None) -> Tensor:
     """The posterior's mode [n,4,h,w], NOT scaled, of frames [n,3,H,W] in [-1,1]; in the dtype of `frames`.
 
+    `chunk` frames are encoded at a time, None for all; it changes memory, not the result.
     SVD's encoder overflows in float16: where the config says `force_upcast`, a float16 encoder works in float32.
     """
     upcast = vae.dtype == torch.float16 and vae.config.force_upcast
@@ -88,7 +89,8 @@ def encode_mode(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> Tensor:
         if upcast:
             for part in parts:
                 part.to(torch.float32)
-        return vae.encode(frames.to(dtype)).latent_dist.mode().to(frames.dtype)
+        modes = [vae.encode(part.to(dtype)).latent_dist.mode() for part in frames.split(chunk or len(frames))]
+        return torch.cat(modes).to(frames.dtype)
     finally:
         if upcast:
             for part in parts:

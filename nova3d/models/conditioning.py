@@ -139,6 +139,7 @@ def condition_inflated(
     vae: AutoencoderKLTemporalDecoder,
     guide: Tensor,
     width: int = 0,
+    chunk: int | None = None,
 ) -> Conditioning:
     """The condition `inflated`.
 
@@ -148,12 +149,13 @@ def condition_inflated(
         guide: [b,t,v,4,H,W] guide pictures of `inflated_guide`. Their first three channels are encoded; a guided
             decoder sees all four.
         width: d of the embeddings where there is no image encoder.
+        chunk: frames that are encoded together, None for all v of a task.
 
     Returns:
         The conditioning, with latents of [b,t,v,4,h,w]. The UNet is told that no pixel noise was added.
     """
     frames = guide[:, :, :, :3]
-    latents = torch.stack([encode_mode(vae, video) for video in frames.flatten(0, 1)])
+    latents = torch.stack([encode_mode(vae, video, chunk) for video in frames.flatten(0, 1)])
     embeds = embed_picture(image_encoder, frames[:, 0, 0], width)
     return Conditioning(embeds, latents.unflatten(0, frames.shape[:2]), frames.new_zeros(len(frames)), guide)
 

@@ -47,7 +47,11 @@ class Known:
 
 
 def known_latents(
-    pictures: Tensor, cameras: Cameras, vae: "AutoencoderKLTemporalDecoder", conditioning: Conditioning
+    pictures: Tensor,
+    cameras: Cameras,
+    vae: "AutoencoderKLTemporalDecoder",
+    conditioning: Conditioning,
+    chunk: int | None = None,
 ) -> Known | None:
     """What is known of the views of b pictures.
 
@@ -56,6 +60,7 @@ def known_latents(
         cameras: v cameras of H x W pixels.
         vae: encodes the views of the inflated outlines.
         conditioning: of the b objects, on the device of the result. The condition "inflated" has these latents already.
+        chunk: views that are encoded together, None for all of a task.
 
     Returns:
         View 0's RGB latents, and in all views and tasks those of cells that `background_cells` says are background.
@@ -72,7 +77,7 @@ def known_latents(
         guide = conditioning.guide
         if guide is None:
             guide = torch.stack([inflated_guide(picture, cameras) for picture in pictures]).to(device)
-        latents = condition_inflated(None, vae, guide).latent
+        latents = condition_inflated(None, vae, guide, chunk=chunk).latent
     cell = pictures.shape[1] // latents.shape[-2]
     empty = torch.stack([background_cells(picture[..., 3], cameras, cell) for picture in pictures]).to(device)
     cells = torch.stack([empty, empty], dim=1)[:, :, :, None]

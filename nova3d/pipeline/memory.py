@@ -23,7 +23,8 @@ class Memory:
     pixels (nova3d.models.streaming).
 
     Attributes:
-        batch: pictures that are encoded and denoised together, None for all.
+        batch: pictures that are encoded and denoised together, None for all. The views of an inflated outline are
+            pictures too; None encodes those of one object and task together.
         sequential_guidance: the two passes of guidance run one after the other instead of as one batch.
         decode_views: views that the autoencoder decodes together, None for all.
         decode_rows: rows of them that it decodes together, None for whole pictures.

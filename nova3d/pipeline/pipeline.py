@@ -185,7 +185,8 @@ class Nova3DPipeline(DiffusionPipeline):
         `set_memory`. For weights rather than activations, use diffusers' `enable_model_cpu_offload`.
 
         Args:
-            batch: pictures that are encoded and denoised together, None for all.
+            batch: pictures that are encoded and denoised together, None for all; the views of an inflated outline are
+                pictures too.
             sequential_guidance: run the two passes of guidance one after the other instead of as one batch.
             decode_views: views that the autoencoder decodes together, None for all.
             decode_rows: rows that it decodes together, None for whole pictures.
@@ -287,7 +288,12 @@ class Nova3DPipeline(DiffusionPipeline):
         conditioning = self.encode_image(pictures, noise_aug_strength, [pixels for pixels, _ in noise_sources])
         known = None
         if keep_known:
-            known = known_latents(pictures, self.cameras, self.vae, conditioning)
+            known, self.memory = fit_in_memory(
+                "encoding",
+                self.memory,
+                lambda memory: known_latents(pictures, self.cameras, self.vae, conditioning, memory.batch),
+                lambda memory: memory.less_for_encoding(len(self.cameras)),
+            )
             self._offload(self.vae)
         shape = (len(TASKS), len(self.cameras), *conditioning.latent.shape[-3:])
         x = self.prepare_latents(shape, [source for _, source in noise_sources], latents)
@@ -362,11 +368,14 @@ class Nova3DPipeline(DiffusionPipeline):
         guided = bool(getattr(self.vae.config, "guide_channels", 0))
         guides = [inflated_guide(picture, self.cameras) for picture in pictures] if inflated or guided else []
         width = int(self.unet.config.cross_attention_dim)
+        together = len(self.cameras) if inflated else len(rgb)
 
         def run(memory: Memory) -> Conditioning:
             if inflated:
                 parts = [guide[None].to(self._execution_device) for guide in guides]
-                encoded = [condition_inflated(self.image_encoder, self.vae, part, width) for part in parts]
+                encoded = [
+                    condition_inflated(self.image_encoder, self.vae, part, width, memory.batch) for part in parts
+                ]
             else:
                 triples = zip(*(part.split(memory.batch or len(rgb)) for part in given), strict=True)
                 encoded = [condition(self.image_encoder, self.vae, x, s, n, width) for x, s, n in triples]
@@ -376,7 +385,7 @@ class Nova3DPipeline(DiffusionPipeline):
             return together
 
         encoded, self.memory = fit_in_memory(
-            "encoding", self.memory, run, lambda memory: memory.less_for_encoding(len(rgb))
+            "encoding", self.memory, run, lambda memory: memory.less_for_encoding(together)
         )
         self._offload(self.vae)  # its place in the offload order is at the end, where it is needed again
         return encoded

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nova3d import images
 from nova3d.errors import InputError
 from nova3d.models import NovaUNet
 from nova3d.pipeline import Nova3DPipeline
@@ -122,6 +123,47 @@ def test_encoding_that_does_not_fit_is_cut(
     pieces = pipeline.encode_image(pictures, 0.1, generators())
     torch.testing.assert_close(pieces.latent, whole.latent, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(pieces.image_embeds, whole.image_embeds, atol=1e-5, rtol=1e-4)
+    assert pipeline.memory == Memory(batch=1)
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(None, [16]), (5, [5, 5, 5, 1]), (1, [1] * 16)])
+def test_the_views_of_the_inflated_condition_are_encoded_in_pieces(
+    make_pipeline: Make, red: Tensor, monkeypatch: pytest.MonkeyPatch, batch: int | None, expected: list[int]
+) -> None:
+    pipeline = make_pipeline()
+    pipeline.register_to_config(condition="inflated")
+    whole = pipeline(red, output_type="latent", **GUIDED).latents
+    sizes: list[int] = []
+    true = pipeline.vae.encoder.forward
+    monkeypatch.setattr(pipeline.vae.encoder, "forward", lambda x: sizes.append(len(x)) or true(x))
+    pipeline.set_memory(batch=batch)
+    pieces = pipeline(red, output_type="latent", **GUIDED).latents
+    assert sizes == expected * 2  # tasks
+    torch.testing.assert_close(pieces, whole, atol=1e-4 * float(whole.abs().max()), rtol=0)
+
+
+def test_encoding_of_the_inflated_condition_that_does_not_fit_is_cut(
+    make_pipeline: Make, red: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make_pipeline()
+    pipeline.register_to_config(condition="inflated")
+    framed = images.frame_object(red, 16)[None]
+    whole = pipeline.encode_image(framed, 0.0, [pixel_noise_generator(5)])
+    out_above(pipeline.vae.encoder, 1, len, monkeypatch)
+    pieces = pipeline.encode_image(framed, 0.0, [pixel_noise_generator(5)])
+    torch.testing.assert_close(pieces.latent, whole.latent, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pieces.image_embeds, whole.image_embeds, atol=1e-5, rtol=1e-4)
+    assert pipeline.memory == Memory(batch=1)
+
+
+def test_encoding_of_what_is_known_that_does_not_fit_is_cut(
+    make_pipeline: Make, red: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make_pipeline()
+    whole = pipeline(red, keep_known=True, output_type="latent", **GUIDED).latents
+    out_above(pipeline.vae.encoder, 1, len, monkeypatch)
+    pieces = pipeline(red, keep_known=True, output_type="latent", **GUIDED).latents
+    torch.testing.assert_close(pieces, whole, atol=1e-4 * float(whole.abs().max()), rtol=0)
     assert pipeline.memory == Memory(batch=1)
 
 
