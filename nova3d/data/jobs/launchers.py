@@ -4,6 +4,7 @@ A share is (i, n): the objects whose uid's hash is i modulo n. Shares need no co
 status and temporary files, and all run the same scheduler.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,11 @@ from typing import Any
 
 from nova3d.data.jobs import devices, journal
 from nova3d.data.jobs.config import GPU_DEVICES, RenderConfig, parse_shard
+from nova3d.data.jobs.fetch import Fetcher
 from nova3d.data.jobs.policy import RenderTask
-from nova3d.data.jobs.scheduler import RunSummary, Stop, render_tasks
+from nova3d.data.jobs.scheduler import RunSummary, Scheduler, Stop, TaskQueue, scratch_folder
 from nova3d.data.sources import Asset, make_source
-from nova3d.errors import InputError, first_line
+from nova3d.errors import InputError, first_line, system_reason
 from nova3d.utils.plugins import import_modules, imported
 from nova3d.utils.progress import Progress
 from nova3d.utils.provenance import stable_hash
@@ -38,9 +40,13 @@ def launch(config: RenderConfig, assets: list[Asset], progress: Progress | None,
 def run_share(
     config: RenderConfig, assets: list[Asset], share: Share, progress: Progress | None, stop: Stop, schedulers: int = 1
 ) -> RunSummary:
-    """Render what is left of one share on this machine, where `schedulers` shares run at a time."""
-    mine = in_share(assets, share)
-    found = journal.outcomes(Path(config.out), mine, config.pool.strikes)
+    """Render what is left of one share on this machine, where `schedulers` shares run at a time.
+
+    Returns what was done. Raises InputError where no worker can go on or the disk cannot be written; what was rendered
+    before stays.
+    """
+    out, name, mine = Path(config.out), share_name(share), in_share(assets, share)
+    found = journal.outcomes(out, mine, config.pool.strikes)
     tasks = [RenderTask(a, failures=found[a.uid].attempts) for a in mine if found[a.uid].state == "waiting"]
     tasks.sort(key=lambda task: task.failures)  # what failed before comes last
     log.info("%d of %d objects to render", len(tasks), len(mine))
@@ -48,7 +54,17 @@ def run_share(
         return RunSummary()
     devices.check_engine(config.engine)
     fetch, slots = make_source(config.source).fetch, devices.slots(config, schedulers)
-    return render_tasks(config, tasks, fetch, slots, share_name(share), progress, stop)
+    try:
+        with contextlib.closing(journal.Journal(out, name)) as rows, scratch_folder(config, name) as scratch:
+            for part in (out / "objects").glob(f"*/*.{name}-*.part"):  # of a worker that was killed
+                part.unlink()
+            queue = TaskQueue(config, tasks, rows, Fetcher(fetch, scratch / "fetch"))
+            Scheduler(config, slots, name, queue, scratch, progress).run(stop)
+    except OSError as error:
+        raise InputError(f"cannot go on in '{out}': {system_reason(error)}; run again to resume") from error
+    if queue.fatal:
+        raise InputError(f"{queue.fatal}; {queue.summary} so far, run again to resume")
+    return replace(queue.summary, ended=stop.reason)
 
 
 def in_share(assets: list[Asset], share: Share) -> list[Asset]:

@@ -12,12 +12,11 @@ import shutil
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
-from typing import cast
 
 from nova3d.data.jobs.config import RenderConfig
 from nova3d.data.jobs.devices import Slot
@@ -25,8 +24,6 @@ from nova3d.data.jobs.fetch import Fetcher
 from nova3d.data.jobs.journal import Journal, object_path, write_status
 from nova3d.data.jobs.policy import Attempt, RenderTask, Timeouts, outcome_state
 from nova3d.data.jobs.worker_client import WorkerClient, group_memory
-from nova3d.data.sources import Asset
-from nova3d.errors import InputError, system_reason
 from nova3d.rendering.reasons import Reason, RenderError
 from nova3d.utils.files import write_text
 from nova3d.utils.progress import Progress
@@ -48,13 +45,7 @@ class Stop:
 
 @dataclass
 class RunSummary:
-    """What one run did.
-
-    Attributes:
-        states: objects by state.
-        reasons: objects by reason.
-        ended: why the run ended early, "" where it did not.
-    """
+    """What one run did: its objects by state and by reason, and why it ended early ("" where it did not)."""
 
     states: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -169,54 +160,15 @@ class TaskQueue:
     def rate(self) -> float:
         """Return the objects per second over the last ten minutes."""
         now = time.monotonic()
-        while self._finish_times and now - self._finish_times[0] > _RATE_SECONDS:
-            self._finish_times.popleft()
-        return len(self._finish_times) / max(1e-3, now - self._finish_times[0]) if self._finish_times else 0.0
-
-
-def render_tasks(
-    config: RenderConfig,
-    tasks: Iterable[RenderTask],
-    fetch: Callable[[Asset, Path], Path],
-    slots: list[Slot],
-    name: str,
-    progress: Progress | None,
-    stop: Stop,
-) -> RunSummary:
-    """Render tasks with one worker per slot until nothing is left or `stop` has a reason.
-
-    Args:
-        config: the job's.
-        tasks: what to render.
-        fetch: downloads or finds an object's file; see `Source.fetch`.
-        slots: where workers run.
-        name: of this process's journal, status and temporary files in the job folder.
-        progress: called after every object.
-        stop: checked all the time; objects in flight are finished.
-
-    Returns:
-        What was done; `ended` is the reason of `stop`.
-
-    Raises:
-        InputError: where no worker can go on or the disk cannot be written; what was rendered before stays.
-    """
-    out = Path(config.out)
-    try:
-        with contextlib.closing(Journal(out, name)) as journal, scratch_folder(config, name) as scratch:
-            for part in (out / "objects").glob(f"*/*.{name}-*.part"):  # of a worker that was killed
-                part.unlink()
-            queue = TaskQueue(config, tasks, journal, Fetcher(fetch, scratch / "fetch"))
-            with contextlib.closing(Scheduler(config, slots, name, queue, scratch, progress)) as scheduler:
-                scheduler.run(stop)
-    except OSError as error:
-        raise InputError(f"cannot go on in '{out}': {system_reason(error)}; run again to resume") from error
-    if queue.fatal:
-        raise InputError(f"{queue.fatal}; {queue.summary} so far, run again to resume")
-    return replace(queue.summary, ended=stop.reason)
+        recent = [finished for finished in self._finish_times if now - finished <= _RATE_SECONDS]
+        return len(recent) / max(1e-3, now - recent[0]) if recent else 0.0
 
 
 class Scheduler:
-    """Hands the tasks of a queue to one worker per slot, and enforces the limits of the workers."""
+    """Hands the tasks of a queue to one worker per slot, and enforces the limits of the workers.
+
+    The workers and the status are named after `name`, the share's. `progress` is called after every object.
+    """
 
     def __init__(
         self,
@@ -236,24 +188,26 @@ class Scheduler:
         self._status_due = self._memory_due = 0.0
 
     def run(self, stop: Stop) -> None:
-        """Render until nothing is left, the job cannot go on or `stop` has a reason; then drain for a bounded time."""
-        while not (stop.reason or self._queue.fatal) and (self._queue or self._in_flight()):
-            self._start_workers()
-            self._queue.fetch_ahead(len(self._workers))
-            self._assign()
-            self._poll()
-        if stop.reason:
-            log.info("%s: finishing %d objects in flight", stop.reason, len(self._in_flight()))
-        until = time.monotonic() + self._pool.drain_seconds
-        while self._in_flight() and time.monotonic() < until:
-            self._poll()
+        """Render until nothing is left, the job cannot go on or `stop` has a reason; then drain for a bounded time.
 
-    def close(self) -> None:
-        """End the workers and write the last status."""
-        for worker in self._workers:
-            worker.terminate()
-        with contextlib.suppress(OSError):  # a full disk may be what ended the run
-            self._write_status("stopped" if self._queue or self._queue.fatal else "finished")
+        Raises OSError where the disk cannot be written. The workers end in any case.
+        """
+        try:
+            while not (stop.reason or self._queue.fatal) and (self._queue or self._in_flight()):
+                self._start_workers()
+                self._queue.fetch_ahead(len(self._workers))
+                self._assign()
+                self._poll()
+            if stop.reason:
+                log.info("%s: finishing %d objects in flight", stop.reason, len(self._in_flight()))
+            until = time.monotonic() + self._pool.drain_seconds
+            while self._in_flight() and time.monotonic() < until:
+                self._poll()
+        finally:
+            for worker in self._workers:
+                worker.terminate()
+            with contextlib.suppress(OSError):  # a full disk may be what ended the run
+                self._write_status("stopped" if self._queue or self._queue.fatal else "finished")
 
     def _in_flight(self) -> list[RenderTask]:
         return [worker.task for worker in self._workers if worker.task]
@@ -286,22 +240,18 @@ class Scheduler:
 
     def _poll(self) -> None:
         """Wait for messages, for a bounded time, and enforce the workers' limits."""
-        pipes = {worker.pipe: worker for worker in self._workers if worker.pipe}
-        for pipe in connection.wait(list(pipes), _POLL_SECONDS):
-            worker = pipes[cast(connection.Connection, pipe)]
-            if attempt := worker.receive():
-                self._handle(worker, attempt)
+        ready = connection.wait([worker.pipe for worker in self._workers if worker.pipe], _POLL_SECONDS)
         self._queue.collect_fetched()
         now = time.monotonic()
-        memory: Mapping[int, int] = {}
+        memory: Counter[int] = Counter()
         if now >= self._memory_due:
             memory, self._memory_due = group_memory(), now + _MEMORY_SECONDS
         for worker in self._workers:
-            used = memory.get(worker.pid) if worker.pipe else None
             # A task that ran out of memory before has the shares of all workers.
             alone = worker.task is not None and worker.task.exclusive and not self._pool.memory_gb
             limit = worker.slot.memory_bytes * (len(self._workers) if alone else 1)
-            if attempt := worker.enforce_limits(used, limit):
+            ended = worker.receive() if worker.pipe in ready else None
+            if attempt := ended or worker.enforce_limits(memory[worker.pid], limit):
                 self._handle(worker, attempt)
         if now >= self._status_due:
             self._status_due = now + _STATUS_SECONDS

@@ -37,18 +37,14 @@ class WorkerClient:
     The process leads a process group. A guard process in the group kills it when the scheduler's process dies: the
     worker may hang, and what it started (Blender) would stay.
 
-    Args:
-        slot: where the worker runs.
-        name: of the worker, unique in the job; names its temporary files.
-        config: the job's.
-        timeouts: those of all workers.
-        scratch: holds the worker's TMPDIR and its log.
+    `name`, unique in the job, names its temporary files. `timeouts` are those of all workers. `scratch` holds the
+    worker's TMPDIR and its log.
 
     Attributes:
         slot: where the worker runs.
         breaker: its circuit breaker.
         pipe: messages of the running process, None where there is none.
-        pid: of the running process, also the id of its group.
+        pid: of the latest process, also the id of its group.
         task: the object in flight.
         views: views done of the object in flight.
         served: objects that the running process was given.
@@ -59,7 +55,7 @@ class WorkerClient:
         self.slot, self.breaker = slot, CircuitBreaker(config.pool)
         self.pipe: Connection | None = None
         self.task: RenderTask | None = None
-        self.views, self.served, self.stopped = 0, 0, ""
+        self.pid, self.views, self.served, self.stopped = 0, 0, 0, ""
         self._name, self._config, self._timeouts = name, config, timeouts
         self._folder, self._log = scratch / name, scratch / name / "log.txt"
         self._ready = False  # whether the engine has started
@@ -117,34 +113,41 @@ class WorkerClient:
         try:
             while self.pipe and self.pipe.poll():
                 ended = self._read(self.pipe.recv()) or ended
-        except (EOFError, ConnectionError):
-            ended = self._handle_exit() or ended
+        except (EOFError, ConnectionError):  # the process has ended by itself
+            was_ready, tail = self._ready, self._log_tail()
+            why = f"the worker died: {self._end_process(_EXIT_SECONDS)}"
+            why += f" | stderr: {tail.splitlines()[-1][:200]}" if tail else ""
+            if self.task:
+                return self._end_attempt(Reason.CRASH, why, tail, worker_died=True)
+            if not was_ready:
+                self._fail_start(why, final=False)
         return ended
 
-    def enforce_limits(self, memory: int | None, limit_bytes: int) -> Attempt | None:
-        """Kill the worker where it hangs, takes too long, or uses more than `limit_bytes` (memory None: not known)."""
+    def enforce_limits(self, memory: int, limit_bytes: int) -> Attempt | None:
+        """Kill the worker where it hangs, takes too long, or uses more than `limit_bytes` (memory 0: not known)."""
         if self.pipe and not self._ready and self.seconds > (limit := self._config.pool.start_seconds):
             self._fail_start(f"not started within {limit:g} s (pool.start_seconds)", final=False)
         if self.task is None:
             return None
-        last_attempt = self.task.last_attempt(self._config.pool.strikes)
+        reason, last_attempt = Reason.TIMEOUT, self.task.last_attempt(self._config.pool.strikes)
         if time.monotonic() - self._last_beat > (limit := self._timeouts.heartbeat(last_attempt)):
-            return self._kill(Reason.TIMEOUT, f"no progress for {limit:.3g} s after view {self.views}")
-        if self.seconds > (limit := self._timeouts.per_object(last_attempt)):
-            return self._kill(Reason.TIMEOUT, f"not finished within {limit:g} s")
-        if memory is not None and memory > limit_bytes:
+            why = f"no progress for {limit:.3g} s after view {self.views}"
+        elif self.seconds > (limit := self._timeouts.per_object(last_attempt)):
+            why = f"not finished within {limit:g} s"
+        elif memory > limit_bytes:
             used, most = (f"{size / 1e9:.1f} GB" for size in (memory, limit_bytes))
-            return self._kill(Reason.OUT_OF_MEMORY, f"the worker used {used}, the limit is {most} (pool.memory_gb)")
-        return None
+            reason, why = Reason.OUT_OF_MEMORY, f"the worker used {used}, the limit is {most} (pool.memory_gb)"
+        else:
+            return None
+        log.warning("worker %s killed at object %s: %s", self.slot.name, self.task.asset.uid, why)
+        tail = self._log_tail()
+        self.terminate()
+        return self._end_attempt(reason, why, tail, worker_died=True)
 
     def needs_recycling(self, reason: Reason | None) -> bool:
         """Return whether the next object needs a fresh process, after one that ended with `reason`."""
-        if self.pipe is None:
-            return False
-        pool = self._config.pool
-        if reason in (Reason.OUT_OF_MEMORY, Reason.DEVICE, Reason.CRASH) or self.served >= pool.recycle_objects:
-            return True
-        return group_memory()[self.pid] > pool.recycle_gb * 1e9
+        pool, doubtful = self._config.pool, reason in (Reason.OUT_OF_MEMORY, Reason.DEVICE, Reason.CRASH)
+        return doubtful or self.served >= pool.recycle_objects or group_memory()[self.pid] > pool.recycle_gb * 1e9
 
     def terminate(self) -> None:
         """End the process: an idle one by closing its pipe, a busy one by SIGKILL."""
@@ -184,24 +187,6 @@ class WorkerClient:
         if final or self._start_failures >= _START_FAILURES:
             self.stopped = why
         self.terminate()
-
-    def _kill(self, reason: Reason, message: str) -> Attempt:
-        assert self.task is not None
-        log.warning("worker %s killed at object %s: %s", self.slot.name, self.task.asset.uid, message)
-        tail = self._log_tail()
-        self.terminate()
-        return self._end_attempt(reason, message, tail, worker_died=True)
-
-    def _handle_exit(self) -> Attempt | None:
-        """Clean up after a process that ended by itself."""
-        was_ready, tail = self._ready, self._log_tail()
-        why = f"the worker died: {self._end_process(_EXIT_SECONDS)}"
-        why += f" | stderr: {tail.splitlines()[-1][:200]}" if tail else ""
-        if self.task:
-            return self._end_attempt(Reason.CRASH, why, tail, worker_died=True)
-        if not was_ready:
-            self._fail_start(why, final=False)
-        return None
 
     def _end_attempt(self, reason: Reason | None, message: str, tail: str, worker_died: bool = False) -> Attempt:
         assert self.task is not None
