@@ -152,7 +152,7 @@ def _wait_for_actors(
 ) -> RunSummary:
     """Wait for the actors, pass on a stop, add up what they did. Raises InputError where shares could not go on."""
     names = {share_name((i, len(runs))) for i in range(len(runs))}
-    waiting, stopping, errors, summary = list(runs), False, [], RunSummary()
+    waiting, errors, summary = list(runs), [], RunSummary()
     while waiting:
         ended, waiting = ray.wait(waiting, timeout=_POLL_SECONDS)
         for run in ended:
@@ -166,9 +166,8 @@ def _wait_for_actors(
                 errors.append(str(error.cause))
             except ray.exceptions.RayActorError as error:
                 errors.append(f"an actor died: {first_line(error)}")
-        if stop.reason and not stopping:
-            stopping = True
-            for actor in actors:
+        if stop.reason:
+            for actor in actors:  # every time: an actor that Ray has restarted meanwhile does not know
                 actor.drain.remote(stop.reason)
         if progress:
             shown = [s for s in journal.read_status(Path(config.out)) if s["name"] in names]

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from nova3d.data.jobs import devices, job, journal, launchers
 from nova3d.data.jobs.config import RenderConfig, parse_shard
 from nova3d.data.jobs.devices import Gpu
 from nova3d.data.jobs.plan import write_plan
+from nova3d.data.jobs.scheduler import Stop
 from nova3d.data.jobs.worker_client import WorkerClient
 from nova3d.data.sources import Asset
 from nova3d.errors import InputError
@@ -205,6 +207,28 @@ def test_ray_actors_render_their_shares_on_their_gpus(
     local.engine.device = "cuda"
     job.run(local)
     assert same_files(Path(config.out), Path(local.out)) == []
+
+
+@pytest.mark.extras
+def test_an_actor_that_ray_restarts_during_a_stop_stops_too(make_job: MakeJob) -> None:
+    ray = pytest.importorskip("ray")
+    stop, polls = Stop(), []
+    config = make_job({f"o{i}": {"fault": "sleep", "seconds": 8} for i in range(5)}, launcher="ray")
+
+    def stop_and_kill(done: int, total: int, message: str) -> None:
+        if "1 shares at work" in message:
+            stop.reason = "SIGTERM"
+            polls.append(journal.read_status(Path(config.out))[0]["pid"])
+            if len(polls) == 3:  # the stop reached it two seconds ago
+                os.kill(polls[0], signal.SIGKILL)
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        tally, packed = job.run(config, stop_and_kill, stop)
+    finally:
+        ray.shutdown()
+    assert packed is None and tally.ended == "SIGTERM"
+    assert len(polls) >= 3 and job.status(config).counts["waiting"] >= 3
 
 
 def test_an_actor_imports_the_modules_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
