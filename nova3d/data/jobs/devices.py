@@ -14,7 +14,7 @@ from typing import NamedTuple
 import psutil
 
 from nova3d.data.jobs.config import GPU_DEVICES, RenderConfig
-from nova3d.errors import InputError
+from nova3d.errors import InputError, system_reason
 from nova3d.rendering.engine import EngineConfig
 from nova3d.utils import compat
 
@@ -53,18 +53,7 @@ class Slot:
 
 
 def slots(config: RenderConfig, schedulers: int = 1) -> list[Slot]:
-    """Divide this machine into slots.
-
-    Args:
-        config: the job's.
-        schedulers: how many schedulers of the job share the machine.
-
-    Returns:
-        One slot per worker.
-
-    Raises:
-        InputError: where a GPU that the config names is missing.
-    """
+    """Divide this machine, shared by `schedulers` of the job, into slots. Raises InputError for a missing GPU."""
     cores = core_count()
     if config.engine.device in GPU_DEVICES:
         per_gpu = config.pool.workers or _WORKERS_PER_GPU
@@ -115,9 +104,8 @@ def memory_bytes() -> int:
 
 def _nvidia_smi(*arguments: str) -> str:
     """Return what nvidia-smi prints, "" where it is missing or fails."""
-    command = ["nvidia-smi", *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -193,12 +181,12 @@ def _examine_blender(config: EngineConfig) -> Finding:
         python = find_interpreter(config)
     except InputError as error:
         return Finding("Blender", "no interpreter", str(error))
-    code = "import bpy; print(bpy.app.version_string)"
+    code, fault = "import bpy; print(bpy.app.version_string)", "make it with `make blender`, or set engine.python"
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding("Blender", f"'{python}' cannot be run: {error}", "set engine.python")
+        return Finding("Blender", f"'{python}' cannot be run: {system_reason(error)}", fault)
     if done.returncode:
         words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return Finding("Blender", f"bpy cannot be imported: {words}", "make it again with `make blender`")
+        return Finding("Blender", f"bpy cannot be imported: {words}", fault)
     return Finding("Blender", f"bpy {done.stdout.strip().splitlines()[-1]} in '{python}'")

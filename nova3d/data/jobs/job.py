@@ -69,19 +69,13 @@ def run(
 def retry(config: RenderConfig, reasons: Collection[str]) -> list[str]:
     """Queue again what was refused or given up for one of `reasons`; the next `run` renders it.
 
-    Returns:
-        The uids.
-
-    Raises:
-        InputError: for an unknown reason.
+    Returns the uids. Raises InputError for an unknown reason.
     """
-    known = {str(reason) for reason in Reason}
-    for reason in reasons:
-        if reason not in known:
-            raise InputError(f"reason '{reason}' is not one of {', '.join(sorted(known))}")
+    if unknown := {*reasons} - {*Reason}:
+        raise InputError(f"reason '{min(unknown)}' is not one of {', '.join(sorted(Reason))}")
     out, assets = Path(config.out), read_plan(config.out).assets()
     found = journal.outcomes(out, assets, config.pool.strikes)
-    chosen = [a for a in assets if found[a.uid].state in ("refused", "failed") and found[a.uid].reason in reasons]
+    chosen = [asset for asset in assets if found[asset.uid].reason in reasons]
     with contextlib.closing(journal.Journal(out, "retry")) as rows:
         for asset in chosen:
             rows.write(asset, "queued", message=f"retry of {found[asset.uid].reason}")

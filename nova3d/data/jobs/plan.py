@@ -84,11 +84,10 @@ class RenderPlan:
 
     def __str__(self) -> str:
         n, e = self.counts, self.estimates
-        licences = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in self.licences.items())
         lines = {
             "objects": f"{n['objects']:,} ({n['train']:,} train, {n['val']:,} val); not rendered: {n['refused']:,} for "
             f"their licence, {n['excluded']:,} excluded, {n['over_limit']:,} over the limit",
-            "licences": licences,
+            "licences": ", ".join(f"{name or 'unknown'} {count:,}" for name, count in self.licences.items()),
             "views": f"{e['views']:,} of {self.settings['size']} pixels, {self.settings['preset']}, rig {self.rig}",
             "disk": f"about {_size(e['bytes'])} of views, twice that once packed",
             "time": self._time(),
@@ -133,18 +132,17 @@ def write_plan(config: RenderConfig, progress: Progress | None = None) -> Render
             f"nothing to render: `licences` and `exclude` leave none of the source's {len(assets)} objects; "
             "licences=[] accepts every licence"
         )
-    counts = {
-        "objects": states["planned"],
-        "train": splits["train"],
-        "val": splits["val"],
-        "refused": states["refused"],
-        "excluded": len(assets) - len(kept),
-        "over_limit": len(kept) - len(rows),
-    }
     facts: dict[str, Any] = {
         "settings": content_settings(config),
         "rig": rig_digest(cameras),
-        "counts": counts,
+        "counts": {
+            "objects": states["planned"],
+            "train": splits["train"],
+            "val": splits["val"],
+            "refused": states["refused"],
+            "excluded": len(assets) - len(kept),
+            "over_limit": len(kept) - len(rows),
+        },
         "licences": dict(sorted(Counter(row["licence"] for row in rows).items())),
         "estimates": estimate(states["planned"], len(cameras), config.size, config.engine),
     }
@@ -180,13 +178,7 @@ def load_plan(config: RenderConfig) -> RenderPlan:
 
 
 def estimate(objects: int, views: int, size: int, engine: EngineConfig) -> dict[str, float | str]:
-    """Estimate what a job will cost.
-
-    Args:
-        objects: how many.
-        views: of each.
-        size: side of a picture in pixels.
-        engine: what draws them.
+    """Estimate what it costs to draw so many objects, each in so many views of `size` x `size` pixels.
 
     Returns:
         views: in all; bytes: of the encoded objects; hours: of one core, or of one GPU where the engine runs on one;
@@ -221,9 +213,8 @@ def choose_objects(assets: Iterable[Asset], config: RenderConfig) -> list[dict[s
         config: `licences`, `limit` and `val_share` count. `limit` counts only objects that are not refused.
 
     Returns:
-        Rows in the order of the SHA-256 of their uids: the asset's columns with state ("planned", or "refused" with
-        reason) and split. Objects beyond the limit have none. Of several planned objects one goes to val where none
-        would by `split_of`, unless the share is 0.
+        The rows of plan.jsonl; objects beyond the limit have none. Of several planned objects one goes to val where
+        none would by `split_of`, unless the share is 0.
     """
     allowed = {spdx(name).lower() for name in config.licences}
     rows: list[dict[str, Any]] = []

@@ -27,9 +27,7 @@ _NOT_THE_WORKER = {
 class Timeouts:
     """Time limits that follow the times per view of all workers.
 
-    Attributes:
-        config: the limits.
-        warm: False until the first view on a GPU, whose kernels may have to be compiled first.
+    `warm` is False until the first view on a GPU, whose kernels may have to be compiled first.
     """
 
     config: PoolConfig

@@ -36,7 +36,6 @@ from nova3d.utils.plugins import import_inherited
 from nova3d.utils.workers import exit_with_parent
 
 _LONGEST_MESSAGE = 400
-
 Send = Callable[[dict[str, Any]], None]
 
 
@@ -106,7 +105,7 @@ def main() -> None:
         renderer = ObjectRenderer(config, make_engine(config.engine), config.cameras(), options.writer)
     except InputError as error:
         reason = error.reason if isinstance(error, RenderError) else Reason.CRASH
-        pipe.send({"event": "failed", "reason": reason, "message": " ".join(str(error).split())})
+        pipe.send({"event": "failed", "reason": reason, "message": one_line(str(error))})
         return
     with contextlib.closing(renderer.engine), contextlib.suppress(EOFError):  # the scheduler has closed the pipe
         pipe.send({"event": "ready", "engine": renderer.engine.describe()})
