@@ -89,11 +89,6 @@ class Run:
     new_parameters: set[str]
     report: LoadReport | None
 
-    @property
-    def sharded(self) -> bool:
-        """Whether each process holds a part of every weight only."""
-        return bool(self.accelerator.distributed_type == DistributedType.FSDP)
-
     def begin(self, start: int) -> None:
         """Open the trackers, then write config.yaml and the report. Until here a run changes no file of its folder.
 

@@ -123,7 +123,7 @@ def sampling_pipeline(run: Run, average: EMA | None) -> Iterator[Nova3DPipeline]
     Yields:
         The pipeline.
     """
-    if run.sharded:
+    if run.ema.sharded:
         yield pipeline_of(run, full_state_dict(run.model, average, run.accelerator.device))
         return
     with average.applied(run.model) if average else nullcontext():
@@ -169,7 +169,7 @@ def save_model(run: Run, folder: Path, step: int) -> None:
         InputError: where it cannot be written.
     """
     main = run.accelerator.is_main_process
-    if main or run.sharded:  # the others would copy all weights for nothing
+    if main or run.ema.sharded:  # the others would copy all weights for nothing
         state = full_state_dict(run.model, run.ema)
         if main:
             write_model(run, folder, state, step)

@@ -140,7 +140,7 @@ def test_processes_that_write_nothing_copy_no_weights(tmp_path: Path, monkeypatc
     save_snapshot(tmp_path, 1, 0.05, average, is_main=False)
     waited: list[bool] = []
     accelerator = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: waited.append(True))
-    run: Any = SimpleNamespace(accelerator=accelerator, sharded=False, model=model, ema=average)
+    run: Any = SimpleNamespace(accelerator=accelerator, model=model, ema=average)
     save_model(run, tmp_path / "model", 1)
     assert waited and not list(tmp_path.iterdir())
 
