@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,22 +116,26 @@ def save_checkpoint(
     return path
 
 
-def _is_of_files(error: BaseException) -> bool:
-    """Not of a GPU or of a collective operation: torch raises derived classes for those, a plain one for a full disk
-    and for a damaged file."""
-    return type(error) is RuntimeError or not isinstance(error, RuntimeError)
-
-
 @contextmanager
 def _writing(path: Path, aside: Path, is_main: bool) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not _is_of_files(error):
+        if isinstance(error, RuntimeError) and not _is_of_file_writer(error):
             raise
         if is_main:
             shutil.rmtree(aside, ignore_errors=True)
         raise InputError(f"cannot write checkpoint '{path}': {error}; older checkpoints are kept") from error
+
+
+def _is_of_file_writer(error: RuntimeError) -> bool:
+    """Whether `torch.save` could not write its file.
+
+    It raises a plain RuntimeError then, with one of many messages. gloo raises a plain one, too, where another process
+    has died, so what counts is where it was raised. Errors of a GPU are of derived classes.
+    """
+    modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return type(error) is RuntimeError and torch.serialization.__name__ in modules
 
 
 def load_checkpoint(
@@ -169,7 +174,9 @@ def load_checkpoint(
         except InputError:
             raise
         except _UNREADABLE as error:
-            if not _is_of_files(error):
+            # Derived classes are errors of a GPU. A plain one may say that another process has died: `all_true` fails
+            # then, too.
+            if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
                 raise
             readable, reason = False, first_line(error)
         if collectives.all_true(readable):

@@ -9,6 +9,7 @@ from torch import nn
 
 from nova3d.errors import InputError
 from nova3d.training.checkpoint import (
+    PARTS,
     Collectives,
     check_space,
     list_checkpoints,
@@ -104,9 +105,25 @@ def test_an_unwritable_folder_and_a_full_disk_are_input_errors(tmp_path: Path) -
     check_space(tmp_path, 1, 2)
 
 
-def test_errors_of_gpus_and_of_other_processes_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
-    def plain(_: Path) -> None:
+def test_a_full_disk_below_torch_s_file_writer_is_an_input_error(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        (folder / PARTS).symlink_to("/dev/full")
+        write_states(folder, {"model": nn.Linear(1, 1).state_dict()})
+
+    with pytest.raises(InputError, match=r"cannot write checkpoint .*; older checkpoints are kept"):
+        save_checkpoint(tmp_path, 1, full, {})
+
+
+def test_errors_of_gpus_and_of_other_processes_are_not_taken_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+
+    def plain(folder: Path) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.serialization, "_save", fail)
+            write_states(folder, {})
 
     def out_of_memory(_: Path) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -118,6 +135,8 @@ def test_errors_of_gpus_and_of_other_processes_are_not_taken_for_a_full_disk(tmp
         save_checkpoint(tmp_path, 1, plain, {})
     with pytest.raises(torch.OutOfMemoryError):
         save_checkpoint(tmp_path, 1, out_of_memory, {})
+    with pytest.raises(RuntimeError, match=r"^connection closed"):  # as gloo says it while states are gathered
+        save_checkpoint(tmp_path, 1, lambda _: disconnected(), {})
     with pytest.raises(RuntimeError, match=r"^connection closed"):
         save_checkpoint(tmp_path, 1, writer(nn.Linear(1, 1)), {}, collectives=Collectives(barrier=disconnected))
     save_checkpoint(tmp_path, 1, writer(nn.Linear(1, 1)), {})
