@@ -22,6 +22,7 @@ from nova3d.fusion.config import CLOSED_FORM, MLP, NONE, TRIMMED, FusionConfig
 from nova3d.fusion.rays import RayBatch, accumulate, composite, importance_sample, sample_weights
 from nova3d.fusion.state import FusionState, fit_to_hull, initial_state
 from nova3d.utils.progress import Progress
+from nova3d.utils.seeds import step_seed
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -151,8 +152,7 @@ def train_step(state: FusionState, progress: float) -> dict[str, float] | None:
         The weighted losses, every few steps; otherwise None.
     """
     config, step = state.config, state.step
-    # Seeded by the step alone, so that a resumed run draws the same samples as an uninterrupted one.
-    generator = torch.Generator().manual_seed((config.optim.seed * 1_000_003 + step) % 2**63)
+    generator = torch.Generator().manual_seed(step_seed(config.optim.seed, step))
     state.sdf.open_levels = open_levels(progress, config)
     context = StepContext(
         progress=progress,

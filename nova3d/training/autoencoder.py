@@ -26,6 +26,7 @@ from nova3d.training.precision import resolve
 from nova3d.utils import provenance
 from nova3d.utils.files import locked, writable_folder
 from nova3d.utils.progress import Progress
+from nova3d.utils.seeds import step_seed
 from nova3d.views import yaw_rotation
 
 log = logging.getLogger(__name__)
@@ -254,7 +255,7 @@ def batch(reader: ShardReader, config: AutoencoderTrainConfig, step: int) -> tup
     Returns:
         Clips [n,f,3,h,w] in [-1,1], and for a guided decoder their guides [n,f,4,h,w], else None.
     """
-    rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    rng = torch.Generator().manual_seed(step_seed(config.seed, step))
     crop = reader.cameras.width if step >= config.full_frame_from * config.steps else config.crop
     count = max(1, config.clips * config.crop**2 // crop**2) if crop != config.crop else config.clips
     guided = config.model.guide_channels > 0
@@ -313,7 +314,7 @@ def generated_batch(
         Of `clips` // 2 objects, one clip per task: the true clips [n,f,3,h,w] in [-1,1], their guides [n,f,4,h,w] and
         the generated latents [n,f,4,h/8,w/8], unscaled.
     """
-    rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    rng = torch.Generator().manual_seed(step_seed(config.seed, step))
     views_each = len(reader.cameras)
     clips, guides, latents = [], [], []
     for index in range(max(1, config.clips // 2)):
