@@ -102,7 +102,9 @@ def test_the_whole_object_has_a_limit_too(make_job: MakeJob) -> None:
 
 
 def test_killed_workers_and_their_number_change_no_byte(make_job: MakeJob, same_files: Same, tmp_path: Path) -> None:
-    meshes = GOOD | {"a": {"fault": "crash", "times": 1}, "b": {"fault": "hang", "times": 1}, "c": {"fault": "refuse"}}
+    slow = {"fault": "sleep", "seconds": 0.2}  # or one of three workers takes all before another has started
+    meshes = dict.fromkeys(GOOD, slow) | {"c": {"fault": "refuse"}}
+    meshes |= {"a": {"fault": "crash", "times": 1}, "b": {"fault": "hang", "times": 1}}
     one, three = make_job(meshes, "one"), make_job(meshes, "three", workers=3)
     one.pool.beat_seconds = 1.0  # of a loaded machine, too, a living worker says something within it
     job.run(one)
@@ -235,11 +237,17 @@ def test_the_counts_are_right_after_the_objects_of_a_stopped_worker_are_queued_a
 
 
 def test_another_attempt_comes_after_all_other_objects(tmp_path: Path) -> None:
+    class InOrder(Fetcher):
+        def request(self, asset: Asset) -> Any:
+            future = super().request(asset)
+            future.result()  # of two fetches that end at any time, the second may be the first to be taken in
+            return future
+
     config = RenderConfig(out=str(tmp_path))
     tasks = [RenderTask(Asset(uid, "folder")) for uid in ("first", "second", "third")]
     order = []
     with contextlib.closing(journal.Journal(tmp_path, "local")) as book:
-        queue = TaskQueue(config, tasks, book, Fetcher(lambda asset, folder: folder, tmp_path / "fetch"))
+        queue = TaskQueue(config, tasks, book, InOrder(lambda asset, folder: folder, tmp_path / "fetch"))
         while queue:
             queue.fetch_ahead(workers=1)
             queue.collect_fetched()
