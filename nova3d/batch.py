@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from nova3d import config as configs
 from nova3d.errors import InputError
-from nova3d.pipeline.folder import check_model
+from nova3d.pipeline.folder import check_model, model_hashes
 from nova3d.settings import OUTPUTS, GenerateConfig
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import files_in, names_one_file, read_json, to_component, writable_folder, write_json
@@ -94,8 +94,8 @@ def generate_all(
 ) -> list[PictureOutcome]:
     """`generate` for each picture, into a folder of its own in `config.out`; a process loads the model once.
 
-    A picture whose results are there, made of the same file with the same settings, is kept. One that fails does not
-    stop the others. The outcomes are written to pictures.json after each picture.
+    A picture whose results are there, made of the same file with the same weights and settings, is kept. One that fails
+    does not stop the others. The outcomes are written to pictures.json after each picture.
 
     Args:
         pictures: the files, as `find_pictures` gives them.
@@ -182,8 +182,10 @@ def _is_done(config: GenerateConfig) -> bool:
         return False
     record = read_json(folder / "record.json", dict, "record")
     picture, settings = record.get("image"), record.get("config")
+    wanted = provenance.without_folders(configs.to_dict(config))  # as a record has them
     same = isinstance(picture, dict) and picture.get("sha256") == _hash(config.sample.image)
-    if not same or not isinstance(settings, dict) or _settings(settings) != _settings(configs.to_dict(config)):
+    same = same and isinstance(settings, dict) and _settings(settings) == _settings(wanted)
+    if not same or record.get("model") != model_hashes(config.sample.model):
         raise InputError(f"'{folder}' holds the results of another picture or other settings: choose another out")
     return (folder / "mesh.glb").is_file() and (folder / "report.html").is_file()
 
@@ -193,11 +195,9 @@ def _hash(picture: str) -> str:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """A record's config without the paths of the picture and the results."""
-    sample = config.get("sample")
-    own = (
-        {key: value for key, value in sample.items() if key not in ("image", "out")} if isinstance(sample, dict) else {}
-    )
+    """A record's config without the paths of the picture, the model and the results."""
+    sample, paths = config.get("sample"), ("image", "model", "out")
+    own = {key: value for key, value in sample.items() if key not in paths} if isinstance(sample, dict) else {}
     return {key: value for key, value in config.items() if key != "out"} | {"sample": own}
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from nova3d import batch, config
 from nova3d.errors import InputError
+from nova3d.pipeline.folder import model_hashes
 from nova3d.settings import GenerateConfig, SampleConfig
 from nova3d.utils import provenance
 from nova3d.utils.files import names_one_file
@@ -38,7 +39,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(image).name)
         images.cut_out(image)  # fails as the real one does
         folder.mkdir(exist_ok=True)
-        entry = provenance.record("generate", to_dict(config), image={"sha256": provenance.hash_file(image)})
+        facts = {"image": {"sha256": provenance.hash_file(image)}, "model": model_hashes(config.sample.model)}
+        entry = provenance.record("generate", to_dict(config), **facts)
         provenance.write(folder, entry)
         for name in ("mesh.glb", "report.html"):
             (folder / name).write_text("done")
@@ -120,6 +122,21 @@ def test_results_of_another_picture_or_other_settings_are_not_touched(tmp_path: 
     for outcomes in (other_settings, other_picture):
         assert outcomes[0].status == "failed" and "another picture or other settings" in outcomes[0].reason
     assert (tmp_path / "out/a/record.json").read_bytes() == before and made == ["model", "a.png"]
+
+
+def test_results_of_a_model_are_kept_wherever_it_lies_and_told_from_those_of_other_weights(
+    tmp_path: Path, made: list[str]
+) -> None:
+    """A record has the last part alone of an absolute path, which is how a shipped model is named outside a clone."""
+    pictures, models = [write(tmp_path / "a.png")], [tmp_path / name / "model" for name in ("one", "copy", "other")]
+    for model, weights in zip(models, ("1", "1", "2"), strict=True):
+        model.mkdir(parents=True)
+        (model / "model_index.json").write_text("{}")
+        (model / "unet.safetensors").write_text(weights)
+    for model, status in zip((models[0], *models), ("made", "kept", "kept", "failed"), strict=True):
+        (outcome,) = batch.generate_all(pictures, settings(tmp_path / "out", model=str(model)))
+        assert outcome.status == status
+    assert "other settings" in outcome.reason and made == ["model", "a.png"]
 
 
 def test_equal_names_have_folders_of_their_own(tmp_path: Path, made: list[str]) -> None:
