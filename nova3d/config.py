@@ -197,7 +197,7 @@ def validate(config: Any) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A plain nested dict of a config instance, for records and checkpoints."""
+    """A plain nested dict of a config instance, for records and checkpoints; a Path is its text."""
     return cast(dict[str, Any], _to_plain(config))
 
 
@@ -367,7 +367,9 @@ def _to_plain(value: Any) -> Any:
         return {field.name: _to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: _to_plain(entry) for key, entry in value.items()}
-    return [_to_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_to_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:
@@ -515,7 +517,7 @@ def _typed(hint: Any, given: Any, source: str, name: str) -> Any:
     elif isinstance(given, int | float) and (isinstance(given, bool) == (plain is bool)):
         if plain is float or isinstance(given, plain):
             return plain(given)
-    elif plain is str and isinstance(given, str | Path):
+    elif plain is str and isinstance(given, str):
         return str(given)
     raise ConfigError(f"{source}: {name}: {_shown(given)} is not of the type {_type_name(plain)}")
 

@@ -56,6 +56,15 @@ def test_save_load_round_trip(tmp_path: Path) -> None:
     assert config.to_dict(original)["model"] == {"width": 3, "dropout": 0.25, "channels": [32, 64]}
 
 
+def test_a_path_in_the_place_of_a_text_is_saved_as_its_text(tmp_path: Path) -> None:
+    made: Any = Run(name=Path("a/b"), note=Path("c"))  # type: ignore[arg-type]
+    config.validate(made)
+    config.save(made, tmp_path / "saved.yaml")
+    assert config.load(Run, tmp_path / "saved.yaml") == Run(name="a/b", note="c")
+    with pytest.raises(ConfigError, match="steps"):
+        config.validate(Run(steps=Path("a")))  # type: ignore[arg-type]
+
+
 def test_changed_is_a_copy_with_overrides() -> None:
     original = Run(name="x", model=Model(width=3, channels=[4]), weights={"eikonal": 0.5})
     changed = config.changed(original, ["model.width=5", "weights.mask=1"])
