@@ -34,6 +34,7 @@ TAIL_LINES = 8  # of Blender's own messages, in the error of a crash
 OVEREXPOSED = 1.05  # linear light: above what noise and highlights add to plain white
 _FINISH = ("metallic", "roughness", "emission", "transmission", "unlit", "normal_scale")
 _MAPS = ("metallic_roughness_map", "emission_map", "normal_map")
+_PYTHON_VARIABLE = "NOVA3D_BLENDER_PYTHON"
 _SETTINGS = ("device", "light", "samples", "denoise", "threads", "normals")
 
 
@@ -49,10 +50,17 @@ def find_interpreter(config: EngineConfig) -> Path:
     Raises:
         InputError: where there is none.
     """
-    python = Path(os.environ.get("NOVA3D_BLENDER_PYTHON") or config.python)
+    python = Path(os.environ.get(_PYTHON_VARIABLE) or config.python)
     if not python.is_file():
-        raise InputError(f"no Blender interpreter at '{python}': run `make blender`, or set engine.python")
+        raise InputError(f"no Blender interpreter at '{python}': {interpreter_remedy()}")
     return python
+
+
+def interpreter_remedy() -> str:
+    """What to do where the interpreter is missing or has no bpy: engine.python counts only without the variable."""
+    if os.environ.get(_PYTHON_VARIABLE):
+        return f"correct or unset the environment variable {_PYTHON_VARIABLE}"
+    return "run `make blender`, or set engine.python"
 
 
 class BlenderEngine:

@@ -175,13 +175,13 @@ def check_engine(config: EngineConfig) -> None:
 
 
 def _examine_blender(config: EngineConfig) -> Finding:
-    from nova3d.rendering.blender import find_interpreter
+    from nova3d.rendering.blender import find_interpreter, interpreter_remedy
 
     try:
         python = find_interpreter(config)
     except InputError as error:
         return Finding("Blender", "no interpreter", str(error))
-    code, fault = "import bpy; print(bpy.app.version_string)", "make it with `make blender`, or set engine.python"
+    code, fault = "import bpy; print(bpy.app.version_string)", interpreter_remedy()
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.SubprocessError) as error:

@@ -178,6 +178,10 @@ def test_the_doctor_looks_at_the_interpreter_that_the_engine_takes(
     monkeypatch.setenv("NOVA3D_BLENDER_PYTHON", sys.executable)
     (found,) = (finding for finding in devices.examine(config) if finding.name == "Blender")
     assert found.value.startswith("bpy cannot be imported") or found.value.endswith(f"in '{sys.executable}'")
+    for python in (sys.executable + "-absent", "/bin/false"):  # engine.python would change nothing
+        monkeypatch.setenv("NOVA3D_BLENDER_PYTHON", python)
+        (found,) = (finding for finding in devices.examine(config) if finding.name == "Blender")
+        assert found.fault.endswith("correct or unset the environment variable NOVA3D_BLENDER_PYTHON")
 
 
 def test_ray_is_asked_for_in_one_line(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
