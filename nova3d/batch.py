@@ -11,7 +11,15 @@ from nova3d.errors import InputError
 from nova3d.pipeline.folder import check_model, model_hashes
 from nova3d.settings import OUTPUTS, GenerateConfig
 from nova3d.utils import provenance, resources
-from nova3d.utils.files import files_in, names_one_file, read_json, to_component, writable_folder, write_json
+from nova3d.utils.files import (
+    check_file,
+    files_in,
+    names_one_file,
+    read_json,
+    to_component,
+    writable_folder,
+    write_json,
+)
 from nova3d.utils.progress import Progress
 from nova3d.utils.suffixes import PICTURE_SUFFIXES
 from nova3d.utils.workers import in_pool
@@ -75,12 +83,14 @@ def check_all(pictures: Sequence[Path], config: GenerateConfig) -> Path:
         The output folder.
 
     Raises:
-        InputError: for settings outside their ranges, where a mask is given for several, the model is missing, or the
-            output folder cannot be written.
+        InputError: for settings outside their ranges, where a mask is given for several, the mask or the model is
+            missing, or the output folder cannot be written.
     """
     configs.validate(config)
     if config.sample.mask and len(pictures) > 1:
         raise InputError(f"mask '{config.sample.mask}' belongs to one picture, and {len(pictures)} are given")
+    if config.sample.mask:
+        check_file(config.sample.mask, "mask")
     check_model(config.sample.model)
     return writable_folder(config.out or OUTPUTS)
 
