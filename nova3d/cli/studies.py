@@ -119,6 +119,9 @@ def _fusion(options: Namespace) -> None:
     faults = _choose("fault", options.faults, [case.fault for case in SUITE])
     arms = _choose("arm", options.arms, [case.arm for case in SUITE])
     cases = tuple(case for case in SUITE if case.fault in faults and case.arm in arms)
+    if not cases:
+        there = (f"fault '{fault}' has {', '.join(c.arm for c in SUITE if c.fault == fault)}" for fault in faults)
+        raise InputError(f"no case is left of --faults and --arms: {'; '.join(there)}")
     out = writable_folder(options.out or "outputs/fusion-suite")
     device = common.pick_device(options.device)
     with common.progress_bar("fusion suite") as bar:

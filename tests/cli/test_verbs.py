@@ -187,3 +187,6 @@ def test_the_fusion_suite_takes_scans_as_they_are_downloaded(
     assert run_verb(monkeypatch, *command, "--arms", "no conflict") == 2
     error = "--arms: 'no conflict' is not one of full, no_conflict, no_pose, trimmed, closed_form, paper_alone"
     assert error in capsys.readouterr().err
+    assert run_verb(monkeypatch, *command, "--faults", "none,poses", "--arms", "trimmed") == 2
+    error = "no case is left of --faults and --arms: fault 'none' has full, no_conflict; fault 'poses' has"
+    assert error in capsys.readouterr().err
