@@ -30,7 +30,7 @@ from nova3d.transforms import (
     trusted_frames,
     write_transforms,
 )
-from nova3d.utils.files import write_json, writing
+from nova3d.utils.files import check_folder, write_json, writing
 from nova3d.utils.limits import MAX_VIEW_MEGAPIXELS
 
 DETAIL_FOLDER = "detail"
@@ -297,9 +297,7 @@ class ViewSet:
         Raises:
             InputError: naming the first thing wrong: a missing folder, file or frame, or a wrong size.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(f"view folder '{folder}' does not exist")
+        folder = check_folder(folder, "view folder")
         path = folder / "transforms.json"
         if not path.is_file():
             raise InputError(f"'{folder}' is not a view folder: it has no transforms.json")

@@ -11,6 +11,7 @@ from nova3d import layouts
 from nova3d.errors import InputError
 from nova3d.evaluation.protocols import ViewRules
 from nova3d.rendering.mesh_files import MESH_SUFFIXES
+from nova3d.utils.files import check_folder
 from nova3d.views import ViewSet
 
 _NEEDS = {"views": "views", "meshes": "a mesh (mesh.glb, or <object>.glb beside the folders)", "textures": "a mesh"}
@@ -43,9 +44,8 @@ class ObjectFolder:
     ) -> "ObjectFolder":
         """An existing folder; raises InputError naming `role` where it does not exist, and for invalid axes."""
         mesh_turn(axes)
-        if not Path(path).is_dir():
-            raise InputError(f"{role} folder '{path}' does not exist")
-        return ObjectFolder(Path(path), layout, assume or layouts.Assume(), axes)
+        path = check_folder(path, f"{role} folder")
+        return ObjectFolder(path, layout, assume or layouts.Assume(), axes)
 
     def objects(self, kinds: tuple[str, ...], rules: ViewRules) -> list[str]:
         """The names, sorted, of all objects with something of `kinds`."""

@@ -13,7 +13,7 @@ from nova3d.errors import InputError
 from nova3d.evaluation.cache import object_files
 from nova3d.rendering.mesh_files import MESH_SUFFIXES, meshes_by_name
 from nova3d.utils import provenance
-from nova3d.utils.files import check_component
+from nova3d.utils.files import check_component, check_folder
 
 
 def object_names(source: Path, wanted: Sequence[str] = (), meshes_only: bool = False) -> tuple[str, ...]:
@@ -33,10 +33,9 @@ def object_names(source: Path, wanted: Sequence[str] = (), meshes_only: bool = F
     """
     if not meshes_only and (source / INDEX).is_file():
         there = sorted(sample["uid"] for sample in ShardReader(source).samples)
-    elif source.is_dir():
-        there = sorted(_mesh_files(source) or _downloaded_models(source))
     else:
-        raise InputError(f"objects folder '{source}' does not exist")
+        check_folder(source, "objects folder")
+        there = sorted(_mesh_files(source) or _downloaded_models(source))
     if not there:
         lacking = f"no mesh ({', '.join(MESH_SUFFIXES)})"
         other = " and no MODEL/meshes/model.obj" if meshes_only else ", no MODEL/meshes/model.obj and no shards"

@@ -10,6 +10,7 @@ from nova3d.layouts.base import Assume, Layout, Loaded, Orbit, orbit_views
 from nova3d.layouts.checks import check_for_fusion
 from nova3d.layouts.placement import Placement, normalise
 from nova3d.layouts.registry import LAYOUTS
+from nova3d.utils.files import check_folder
 from nova3d.views import ViewSet, load_detail
 
 __all__ = [
@@ -130,5 +131,5 @@ def detect(folder: str | Path) -> str:
 
 
 def _require(folder: Path) -> None:
-    if not folder.is_dir() and not transforms.is_transforms(folder):
-        raise InputError(f"view folder '{folder}' does not exist")
+    if not transforms.is_transforms(folder):
+        check_folder(folder, "view folder")

@@ -58,6 +58,25 @@ def check_file(path: str | Path, kind: str) -> Path:
     return path
 
 
+def check_folder(path: str | Path, kind: str) -> Path:
+    """Refuse a path that is not that of a folder.
+
+    Args:
+        path: as a user gave it.
+        kind: what it is, for messages: "view folder".
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: where there is nothing, or something else.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{kind} '{path}' {'is no folder' if path.exists() else 'does not exist'}")
+    return path
+
+
 def files_in(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
     """The files of a folder with one of the suffixes, in natural order (2.png before 10.png), without hidden ones."""
     wanted = set(suffixes)

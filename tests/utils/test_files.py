@@ -9,6 +9,7 @@ import pytest
 from nova3d.errors import InputError
 from nova3d.utils.files import (
     append_json_lines,
+    check_folder,
     check_replaceable,
     filling,
     inside,
@@ -21,6 +22,14 @@ from nova3d.utils.files import (
     write_text,
     writing,
 )
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert check_folder(str(tmp_path), "view folder") == tmp_path
+    for name, what in (("file", "is no folder"), ("absent", "does not exist")):
+        with pytest.raises(InputError, match=f"^view folder '.*{name}' {what}$"):
+            check_folder(tmp_path / name, "view folder")
 
 
 def hold(folder: Path) -> None:

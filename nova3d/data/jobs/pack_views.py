@@ -16,7 +16,7 @@ from nova3d.data.shards import encode_views
 from nova3d.data.sources.base import Asset, licence_rows, uid_of
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
-from nova3d.utils.files import locked, readable, writing
+from nova3d.utils.files import check_folder, locked, readable, writing
 from nova3d.utils.progress import Progress
 from nova3d.views import ViewSet
 
@@ -51,9 +51,7 @@ def pack_views(
         InputError: naming the folder, where views cannot be read, have no normals or other cameras; where `config.out`
             is a render job, or cannot be written; where no object is left.
     """
-    folder, out = Path(views), Path(config.out)
-    if not folder.is_dir():
-        raise InputError(f"folder of view folders '{folder}' does not exist")
+    folder, out = check_folder(views, "folder of view folders"), Path(config.out)
     if (out / PLAN).is_file():
         raise InputError(f"'{out}' is a render job: its shards are of its own objects; choose another folder")
     rows = _rows(folder, config)

@@ -14,7 +14,7 @@ from nova3d.data.sources.base import (
 )
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
-from nova3d.utils.files import readable
+from nova3d.utils.files import check_folder, readable
 from nova3d.utils.progress import Progress
 
 
@@ -30,9 +30,7 @@ class FolderSource:
 
     def assets(self, progress: Progress | None = None) -> list[Asset]:
         """List the files sorted by uid. Raises InputError for a missing or empty folder, or two files with one uid."""
-        folder = Path(self.config.path)
-        if not folder.is_dir():
-            raise InputError(f"source folder '{folder}' does not exist")
+        folder = check_folder(self.config.path, "source folder")
         found = folder.rglob("*") if self.config.recursive else folder.iterdir()
         found = (p for p in found if p.suffix.lower() in RENDERABLE_SUFFIXES and not p.name.startswith("."))
         paths = sorted((p for p in found if p.is_file()), key=lambda p: (uid_of(p.stem), p))

@@ -9,7 +9,7 @@ from nova3d.data.sources.base import Asset, SourceConfig, check_file, licence_ro
 from nova3d.data.sources.licences import spdx
 from nova3d.errors import InputError
 from nova3d.rendering.reasons import Reason, RenderError
-from nova3d.utils.files import readable
+from nova3d.utils.files import check_folder, readable
 from nova3d.utils.progress import Progress
 
 LICENCE = "CC-BY-4.0"  # of the whole collection; a model's own metadata.pbtxt is read where it is there
@@ -32,9 +32,7 @@ class GsoSource:
 
     def assets(self, progress: Progress | None = None) -> list[Asset]:
         """List the models sorted by name. Raises InputError where the folder is missing or holds no model."""
-        folder = Path(self.config.path)
-        if not folder.is_dir():
-            raise InputError(f"source folder '{folder}' does not exist")
+        folder = check_folder(self.config.path, "source folder")
         entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
         meshes = {_name(entry): mesh for entry in entries if (mesh := _mesh_of(entry))}
         if not meshes:
