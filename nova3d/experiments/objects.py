@@ -76,10 +76,9 @@ def mesh_hash(source: Path, name: str) -> str:
     Returns:
         Hex digits that change with the mesh and with what lies beside it under its name.
     """
-    files = object_files(source, name)
-    if not files:  # a downloaded model, whose folder may have a name with dots
-        files = object_files(source, Path(_downloaded_models(source)[name].path).relative_to(source).parts[0])
-    return provenance.hash_json(files)
+    if name not in _mesh_files(source):  # a downloaded model, whose folder may have a name with dots
+        name = Path(_downloaded_models(source)[name].path).relative_to(source).parts[0]
+    return provenance.hash_json(object_files(source, name))
 
 
 def _mesh_files(source: Path) -> dict[str, Path]:

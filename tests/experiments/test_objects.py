@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from nova3d.errors import InputError
-from nova3d.experiments.objects import mesh_file, object_names
+from nova3d.experiments.objects import mesh_file, mesh_hash, object_names
+from tests.helpers.meshes import write_downloaded_scan
 
 
 def test_shards_are_no_meshes_of_the_suite(tmp_path: Path) -> None:
@@ -30,3 +31,12 @@ def test_a_suffix_in_capitals_is_that_of_a_mesh(tmp_path: Path) -> None:
     assert object_names(tmp_path) == ("Box",)
     with mesh_file(tmp_path, "Box") as path:
         assert path == tmp_path / "Box.GLB"
+
+
+def test_a_file_called_like_a_downloaded_scan_does_not_stand_for_it_in_its_hash(tmp_path: Path) -> None:
+    write_downloaded_scan(tmp_path / "Tall.Box")
+    (tmp_path / "Tall_Box.txt").write_text("a note")
+    before = mesh_hash(tmp_path, "Tall_Box")
+    mesh = tmp_path / "Tall.Box" / "meshes" / "model.obj"
+    mesh.write_text(mesh.read_text().replace("v 0 0 0", "v 0 0 0.5"))
+    assert mesh_hash(tmp_path, "Tall_Box") != before
