@@ -188,6 +188,11 @@ def test_folders_without_scans_are_refused(tmp_path: Path) -> None:
         make_source(SourceConfig(kind="gso", path=str(tmp_path))).assets()
     with pytest.raises(InputError, match="does not exist"):
         make_source(SourceConfig(kind="gso", path=str(tmp_path / "absent"))).assets()
+    for name in ("Tall.Box", "Tall_Box"):
+        (tmp_path / name / "meshes").mkdir(parents=True)
+        (tmp_path / name / "meshes" / "model.obj").touch()
+    with pytest.raises(InputError, match=r"^'Tall.Box' and 'Tall_Box' have the same uid 'Tall_Box': rename"):
+        make_source(SourceConfig(kind="gso", path=str(tmp_path))).assets()
 
 
 def test_licences_beside_the_meshes_are_read(tmp_path: Path) -> None:

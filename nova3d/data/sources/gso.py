@@ -31,13 +31,20 @@ class GsoSource:
         self.config = config
 
     def assets(self, progress: Progress | None = None) -> list[Asset]:
-        """List the models sorted by name. Raises InputError where the folder is missing or holds no model."""
+        """List the models sorted by name.
+
+        Raises InputError where the folder is missing or holds no model, and where two names have one uid.
+        """
         folder = check_folder(self.config.path, "source folder")
         entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
         meshes = {_name(entry): mesh for entry in entries if (mesh := _mesh_of(entry))}
         if not meshes:
             raise InputError(f"no models (MODEL/{_MESHES[0]} or MODEL.glb) in '{folder}'")
-        chosen = select_uids(map(uid_of, meshes), self.config)
+        names: dict[str, str] = {}
+        for name in meshes:
+            if (other := names.setdefault(uid_of(name), name)) != name:
+                raise InputError(f"'{other}' and '{name}' have the same uid '{uid_of(name)}': rename one of them")
+        chosen = select_uids(names, self.config)
         rows = licence_rows(self.config.licences, folder)
         assets = []
         for done, (name, mesh) in enumerate(meshes.items(), start=1):
