@@ -28,6 +28,9 @@ def main() -> None:
     arguments.add_argument(
         "--photos", type=Path, metavar="OBJECTS", help="score meshes that `generate` makes of photos"
     )
+    arguments.add_argument(
+        "--known-depth", action="store_true", help="with --photos: tell `sample.depth_ratio`, measured on the scan"
+    )
     arguments.add_argument("--every", type=int, default=3, help="with --photos: of these scans every so many")
     arguments.add_argument("--out", type=Path, default=Path("outputs/meshes"), help="kept rows and photos' meshes")
     options = arguments.parse_args()
@@ -38,14 +41,14 @@ def main() -> None:
 
     meshes = options.study / "meshes" / "seed0"
     if options.photos:
-        meshes = options.out / "photos"
-        make_of_photos(sorted(options.photos.glob("*.glb"))[:: options.every], meshes)
+        meshes = options.out / ("photos-known-depth" if options.known_depth else "photos")
+        make_of_photos(sorted(options.photos.glob("*.glb"))[:: options.every], meshes, options.known_depth)
     kept = options.out / f"{meshes.name}.json"
     rows = with_nan(read_json(kept, dict, "rows")) if kept.is_file() else {}
     for mesh in sorted(meshes.glob("*/mesh.glb")):
         name = mesh.parent.name
         if name not in rows:
-            rows[name] = score(mesh, options.study / "references" / name)
+            rows[name] = score(mesh, options.study / "references" / name, options.known_depth)
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept, plain(rows))
     if not rows:
@@ -61,19 +64,20 @@ def with_nan(rows: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def make_of_photos(scans: list[Path], out: Path) -> None:
-    """Sample and fuse pictures of scans as `generate` does, and put the meshes back where the scans are.
+def make_of_photos(scans: list[Path], out: Path, known_depth: bool = False) -> None:
+    """Generate meshes of pictures of scans, and put them back where the scans are.
 
     A photo shows view 0 anywhere in the picture, at any size, so `generate` frames it by its outline. The mesh is then
     scaled and moved by what the framing undid, which the outline tells.
     """
     import torch
+    import trimesh
 
-    from nova3d import images, render_object
+    from nova3d import generate, images, render_object
     from nova3d.cameras import ORTHO_SPAN, preset
-    from nova3d.fusion import reconstruct
+    from nova3d.evaluation import mesh_metrics
     from nova3d.generation import default_config
-    from nova3d.sampling import load_pipeline, write_views
+    from nova3d.sampling import load_pipeline
 
     config, pixel, pipeline = default_config(), ORTHO_SPAN / PHOTO_PX, None
     above, below, left, right = MARGINS
@@ -87,17 +91,26 @@ def make_of_photos(scans: list[Path], out: Path) -> None:
         photo = folder / "photo.png"
         images.save_image(photo, rgba[window])
         pipeline = pipeline or load_pipeline(config.sample, "cpu")
-        views, detail, *_ = write_views(
-            folder / "views", replace(config.sample, image=str(photo)), "cpu", None, pipeline
-        )
-        made = reconstruct(views, config.fusion, "cpu", detail=detail)
-        made.mesh.apply_scale(max(bottom - top, last - first) * pixel)
-        made.mesh.apply_translation([(first + last - PHOTO_PX) / 2 * pixel, (PHOTO_PX - top - bottom) / 2 * pixel, 0])
-        made.save(folder / "mesh.glb")
+        ratio = depth_ratio(mesh_metrics.read_surface(scan)) if known_depth else None
+        sample = replace(config.sample, depth_ratio=ratio)
+        settings = replace(config, sample=sample, turntable_frames=1)
+        made = generate(photo, folder / "generated", settings, "cpu", pipeline=pipeline)
+        mesh = trimesh.load_scene(made.mesh)
+        mesh.apply_scale(max(bottom - top, last - first) * pixel * sample.framing_ratio)
+        mesh.apply_translation([(first + last - PHOTO_PX) / 2 * pixel, (PHOTO_PX - top - bottom) / 2 * pixel, 0])
+        mesh.export(folder / "mesh.glb")
 
 
-def score(mesh: Path, reference: Path) -> dict[str, dict[str, float]]:
+def depth_ratio(mesh: Any) -> float:
+    """Length of a mesh along z over its longer side across, as somebody measures it."""
+    across, up, along = mesh.extents.tolist()
+    return round(along / max(across, up), 2)
+
+
+def score(mesh: Path, reference: Path, known_depth: bool = False) -> dict[str, dict[str, float]]:
     """Scores of a mesh, of what its input gives without a model, and the scan's own sides.
+
+    With a known depth, what the input gives is stretched to it too.
 
     Meshes are drawn under flat light, because the colours that they took from the pictures hold the light already.
     """
@@ -110,6 +123,7 @@ def score(mesh: Path, reference: Path) -> dict[str, dict[str, float]]:
     from nova3d.evaluation.rerender import draw
     from nova3d.evaluation.shape_figures import shape_figures
     from nova3d.evaluation.view_scores import score_views
+    from nova3d.fusion.reconstruction import set_depth
     from nova3d.inflate import inflated_mesh
     from nova3d.rendering.meshes import from_trimesh, load_mesh
     from nova3d.utils import resources
@@ -125,6 +139,9 @@ def score(mesh: Path, reference: Path) -> dict[str, dict[str, float]]:
     scan = MeshReference.prepare(mesh_metrics.read_surface(reference / "mesh.glb"), protocol.meshes, protocol.seed)
     picture, pixel = truth.straight_alpha(0), ORTHO_SPAN / truth.cameras.width
     baselines = {"inflated": inflated_mesh(picture, pixel), "cut-out": cut_out_mesh(picture, pixel)}
+    if known_depth:
+        for baseline in baselines.values():
+            set_depth(baseline, depth_ratio(scan.mesh))
     surfaces = {"mesh": mesh_metrics.read_surface(mesh), **baselines}
     drawn = {"mesh": load_mesh(mesh)} | {name: from_trimesh([baseline]) for name, baseline in baselines.items()}
     rows = {"scan": shape_figures(scan.mesh, scan.mesh, scan.front)}

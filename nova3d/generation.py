@@ -18,6 +18,7 @@ from nova3d.views import ViewSet
 
 if TYPE_CHECKING:
     from nova3d.evaluation.input_view import InputAgreement
+    from nova3d.fusion import FusionConfig
     from nova3d.pipeline import Nova3DPipeline
 
 log = logging.getLogger(__name__)
@@ -131,10 +132,10 @@ def _generate_into(
     if on_views:
         on_views(views)
 
-    result = reconstruct(views, config.fusion, device, progress, detail=detail)
+    result = reconstruct(views, _with_depth(config), device, progress, detail=detail)
     timings |= {f"fusion: {name}": seconds for name, seconds in result.timings.items()}
     started = time.perf_counter()
-    framed = prepare_image(cut.rgba, 0, INPUT_SIZE, sampling.framed, depth_ratio=sampling.depth_ratio)
+    framed = prepare_image(cut.rgba, 0, INPUT_SIZE, sampling.framed, depth_ratio=sampling.framing_ratio)
     agreement = input_agreement(result.mesh, framed, views.cameras[0])
     timings["comparison with the picture"] = time.perf_counter() - started
     about_model = model_note(sampling.model, views.cameras.width)
@@ -184,6 +185,17 @@ def _generate_into(
     )
     progress(2, 2, "done")
     return Generated(view_folder, mesh, report, record, film, folder / "preview.png", agreement, tuple(notes))
+
+
+def _with_depth(config: GenerateConfig) -> "FusionConfig":
+    """The settings of the fusion, with the known depth of `sample.depth_ratio`."""
+    fusion, sample = config.fusion, config.sample
+    if sample.depth_ratio is None or fusion.extract.depth_ratio is not None:
+        return fusion
+    if not sample.keep_input:
+        log.warning("sample.depth_ratio frames the picture, but the mesh is left as fitted: view 0 is generated too")
+        return fusion
+    return replace(fusion, extract=replace(fusion.extract, depth_ratio=sample.depth_ratio))
 
 
 def default_config() -> GenerateConfig:

@@ -87,14 +87,16 @@ def write_views(
         max_megapixels=config.max_megapixels,
         crop=not config.framed,
     )
-    images.check_framing(cut.rgba, config.framed, config.depth_ratio, str(config.image))
+    images.check_framing(cut.rgba, config.framed, config.framing_ratio, str(config.image))
     folder.mkdir(exist_ok=True)
     images.save_image(folder / "mask.png", cut.mask)
     pipeline = pipeline or load_pipeline(config, device)
     started = time.perf_counter()
     views, task_iou, chosen = _best_candidate(pipeline, cut.rgba, config, folder, progress)
     seconds = round(time.perf_counter() - started, 2)
-    detail = detail_view(cut.rgba, views.cameras[0], config.framed, config.depth_ratio) if config.keep_input else None
+    detail = None
+    if config.keep_input:
+        detail = detail_view(cut.rgba, views.cameras[0], config.framed, config.framing_ratio)
     record = run_record(
         "sample", config, config, device, task_iou=task_iou, seconds=seconds, cutout=cut.facts(), **chosen
     )
@@ -128,7 +130,7 @@ def detail_view(picture: Tensor, camera: Cameras, framed: bool = False, depth_ra
         picture: float [h,w,4] in [0,1], straight alpha; some pixels are object.
         camera: view 0's camera, of any square size.
         framed: the picture is already what the camera sees.
-        depth_ratio: see `SampleConfig`.
+        depth_ratio: see `Nova3DPipeline.__call__`.
 
     Returns:
         One trusted view without normals. Its object is as large as in the picture, but no longer than 1,024 px over
@@ -185,7 +187,7 @@ def generate_views(
         keep_input=config.keep_input,
         keep_known=config.keep_known,
         framed=config.framed,
-        depth_ratio=config.depth_ratio,
+        depth_ratio=config.framing_ratio,
         **options,
     )
     return output.views[0], [round(value, 4) for value in output.task_iou[0].tolist()]

@@ -14,7 +14,7 @@ from nova3d.utils.resources import Shipped
 
 OUTPUTS = Path("outputs")
 """Where results go when no folder is named."""
-MOST_DEPTH_RATIO = 4.0
+LEAST_DEPTH_RATIO, MOST_DEPTH_RATIO = 0.05, 4.0
 """Beyond it the object would be too small in its frame."""
 _MOST_SEED = 2**32 - 1
 
@@ -49,9 +49,9 @@ class SampleConfig:
     with the picture's outline reaches. Needs level orthographic cameras."""
     framed: bool = False
     """The picture is already what view 0's camera sees."""
-    depth_ratio: Annotated[float, Range(1, MOST_DEPTH_RATIO)] = 1.0
-    """How long the object is from front to back, over its longest side in the picture, where it is longer. It is then
-    framed that much smaller, from which the model tells its depth."""
+    depth_ratio: Annotated[float | None, Range(LEAST_DEPTH_RATIO, MOST_DEPTH_RATIO)] = None
+    """Length of the object from front to back over its longest side in the picture, where it is known. Above 1 it is
+    framed that much smaller, from which the model tells its depth. `generate` makes the mesh so deep. null: unknown."""
     cutout: CutoutMethod = "auto"
     """What cuts the object out. alpha: the picture's own. plain: a background of one colour. model: U-2-Net. none: the
     whole picture is the object. auto: alpha where it separates an object, else plain, else model."""
@@ -76,6 +76,11 @@ class SampleConfig:
     result."""
     compile: bool = False
     """torch.compile of the UNet: pays only where many pictures follow one another."""
+
+    @property
+    def framing_ratio(self) -> float:
+        """How many times smaller than by its outline the object is framed, at least 1."""
+        return max(self.depth_ratio or 1.0, 1.0)
 
 
 @dataclass

@@ -165,12 +165,12 @@ class Page:
                     list(self._presets), value=self._standard, label="Quality", container=False, elem_id="quality"
                 )
                 depth_ratio = gr.Slider(
-                    1,
+                    0,
                     MOST_DEPTH_RATIO,
-                    standard.sample.depth_ratio,
+                    standard.sample.depth_ratio or 0,
                     step=0.1,
                     label="Length from front to back",
-                    info="In longest sides of the object in the picture; 1: no longer than it looks.",
+                    info="In longest sides of the object in the picture; 0: unknown, the model guesses.",
                     elem_id="depth",
                 )
                 with gr.Accordion("More settings", open=False):
@@ -365,7 +365,7 @@ class Page:
                     preset.sample,
                     image=str(picture.path),
                     mask=str(painted or picture.mask) if painted or picture.edited else None,
-                    depth_ratio=depth_ratio,
+                    depth_ratio=depth_ratio or None,
                     seed=seed,
                     seeds=[seed + i for i in range(candidates)] if candidates > 1 else [],
                     steps=steps or None,

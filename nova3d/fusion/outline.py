@@ -37,6 +37,19 @@ _SMOOTH = 0.25  # steps of marching cubes, standard deviation by which the mask 
 _MIN_HALF_WIDTH = 0.75  # steps of marching cubes, to which thinner parts of the outline are widened
 
 
+def front_view(views: ViewSet) -> int | None:
+    """The one view that is trusted among others, where it is level, orthographic and looks along the world's z axis.
+
+    Args:
+        views: any views.
+
+    Returns:
+        Its index; None where there is no such view.
+    """
+    trusted = torch.nonzero(views.trusted_among_others)[:, 0].tolist()
+    return int(trusted[0]) if len(trusted) == 1 and columns_are_rays(views.cameras, trusted[0]) else None
+
+
 def find_outline_view(views: ViewSet) -> int | None:
     """Choose the view whose outline the mesh gets, and log the choice.
 
@@ -46,16 +59,16 @@ def find_outline_view(views: ViewSet) -> int | None:
     Returns:
         Its index; None where there is no such view.
     """
-    trusted = torch.nonzero(views.trusted_among_others)[:, 0].tolist()
-    if not trusted:
+    if not views.trusted_among_others.any():
         return None
+    front = front_view(views)
     if views.calibration is None:
         log.info("the views carry no calibration of their model (nova3d calibrate): their visual hull is used")
-    elif len(trusted) > 1 or not columns_are_rays(views.cameras, trusted[0]):
+    elif front is None:
         log.info("the trusted views are not one level orthographic view from the front: the visual hull is used")
     else:
-        log.info("the outline of view %d is trusted; the other views count as the calibration says", trusted[0])
-        return int(trusted[0])
+        log.info("the outline of view %d is trusted; the other views count as the calibration says", front)
+        return front
     return None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import trimesh
 from torch import Tensor
@@ -20,7 +21,7 @@ from nova3d.fusion import atlas, export, isosurface, texture
 from nova3d.fusion.config import FusionConfig, TextureConfig
 from nova3d.fusion.conflict import conflict_maps
 from nova3d.fusion.optimize import fit
-from nova3d.fusion.outline import Outline
+from nova3d.fusion.outline import Outline, front_view
 from nova3d.fusion.state import FusionState
 from nova3d.layouts import check_for_fusion
 from nova3d.utils.progress import Progress, silent
@@ -39,7 +40,8 @@ class FusionResult:
     Attributes:
         mesh: textured; vertices are doubled on UV seams. World frame.
         cameras: the refined cameras.
-        conflict: [v,h,w] float32 H in [0,1], 0 where there is no surface.
+        conflict: [v,h,w] float32 H in [0,1], 0 where there is no surface. It and the residual are those of the fit,
+            before `extract.depth_ratio`.
         residual: [v,h,w] float32, ||C - C^||_2 between each picture and the field's colours on the surface, else 0.
         history: the fit's losses every ten steps.
         timings: seconds per stage.
@@ -98,7 +100,8 @@ def reconstruct(
 
     Raises:
         InputError: for settings outside their ranges, and where the views show no object, no surface is found, a view
-            of `detail` has the camera of none of the trusted views, or an optional package is missing.
+            of `detail` has the camera of none of the trusted views, a depth is given for views without a picture from
+            the front, or an optional package is missing.
         DivergedError: where the fit fails.
     """
     config, progress = config or FusionConfig(), progress or silent
@@ -109,6 +112,11 @@ def reconstruct(
     detailed = match_detail(views, detail) if detail is not None else []
     atlas.check_atlas(config.texture.atlas)
     isosurface.check_kernel(config.extract.kernel)
+    if config.extract.depth_ratio is not None and front_view(views) is None:
+        raise InputError(
+            "extract.depth_ratio is for views of a picture: exactly one of them must be true, level, orthographic and "
+            "from the front"
+        )
     checkpoint = Path(checkpoint) if checkpoint else None
     budget = config.optim.time_budget
     timings: dict[str, float] = {}
@@ -142,6 +150,10 @@ def reconstruct(
         mesh, solid, texture_report = texture.texture_mesh(
             solid, blended, lambda points: state.surface_colours(points.to(state.device)).cpu(), trusted
         )
+
+    if config.extract.depth_ratio is not None:
+        for surface in (mesh, solid):
+            set_depth(surface, config.extract.depth_ratio)
 
     foreground = views.mask > 0.5
     report: dict[str, Any] = isosurface.health(solid) | {
@@ -185,6 +197,22 @@ def extract_surface(state: FusionState, views: ViewSet, detail: ViewSet | None =
     outline = Outline.of(picture.mask[0], picture.cameras, step)
     sdf = outline.bound(*state.smooth_sdf(), state.hull, step)
     return isosurface.extract_mesh(sdf, box, config, radius, outline.cells_at(step), outline.parts)
+
+
+def set_depth(mesh: trimesh.Trimesh, ratio: float) -> None:
+    """Stretch or compress a mesh along the z axis, the axis of the picture's camera, in place.
+
+    Its outline from there and what the picture painted stay, because the camera is orthographic.
+
+    Args:
+        mesh: in the world frame.
+        ratio: the wanted length along z over the longer side across.
+    """
+    across, up, along = mesh.extents.tolist()
+    scale = np.array([1.0, 1.0, ratio * max(across, up) / along])
+    normals = mesh.vertex_normals / scale  # the inverse transpose
+    mesh.vertices = mesh.vertices * scale
+    mesh.vertex_normals = normals / np.linalg.norm(normals, axis=1, keepdims=True)
 
 
 def blended_projector(

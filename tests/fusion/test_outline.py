@@ -4,10 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import trimesh
 from scipy import ndimage
 
 from nova3d.calibration import Calibration
 from nova3d.cameras import orbit
+from nova3d.errors import InputError
 from nova3d.fusion import isosurface, reconstruct
 from nova3d.fusion.config import ExtractConfig
 from nova3d.fusion.occupancy import (
@@ -131,6 +133,28 @@ def test_from_the_input_s_camera_the_mesh_is_the_input_whatever_the_other_views_
     assert torch.equal(torch.from_numpy(again.solid.vertices), torch.from_numpy(result.solid.vertices))
     without = reconstruct(replace(views, calibration=None), config)
     assert iou(silhouette(without.solid, 192), fine.mask[0]) < 0.7  # the hull of views that contradict each other
+
+
+def test_a_known_depth_is_that_of_the_mesh_and_its_outline_stays(shapes, f_views) -> None:
+    config = shapes.tiny_config()
+    config.optim.steps, config.conflict.polish_steps = 30, 20
+    config.extract = replace(config.extract, resolution=96, faces=6000)
+    views = replace(f_views, trusted=FIRST, calibration=EVEN)
+    fitted = reconstruct(views, config)
+    config.extract = replace(config.extract, depth_ratio=0.1)
+    made = reconstruct(views, config)
+    for before, after in ((fitted.mesh, made.mesh), (fitted.solid, made.solid)):
+        across, up, along = after.extents
+        assert along == pytest.approx(0.1 * max(across, up)) and before.extents[2] > 1.5 * along
+        assert np.array_equal(before.vertices[:, :2], after.vertices[:, :2])
+        plain = trimesh.Trimesh(after.vertices, after.faces, process=False)
+        assert np.allclose(after.face_normals, plain.face_normals, atol=1e-6)
+        turned = before.vertex_normals * [1, 1, before.extents[2] / along]
+        assert np.allclose(after.vertex_normals, turned / np.linalg.norm(turned, axis=1)[:, None], atol=1e-6)
+    assert torch.equal(silhouette(made.solid, 192), silhouette(fitted.solid, 192))
+    assert np.array_equal(np.asarray(made.mesh.visual.uv), np.asarray(fitted.mesh.visual.uv))
+    with pytest.raises(InputError, match=r"extract\.depth_ratio is for generated views"):
+        reconstruct(f_views, config)
 
 
 def test_an_outline_passes_between_the_pixels_of_a_mask() -> None:
