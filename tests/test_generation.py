@@ -9,6 +9,7 @@ import pytest
 from nova3d import batch, config, generation
 from nova3d.errors import InputError
 from nova3d.fusion import FusionConfig, reconstruct
+from nova3d.fusion.config import ExtractConfig
 from nova3d.sampling import sample_views
 from nova3d.settings import GenerateConfig, SampleConfig
 from nova3d.utils.files import locked
@@ -90,3 +91,43 @@ def test_paths_may_stand_in_settings_made_in_python(tmp_path: Path) -> None:
     picture: Any = tmp_path / "absent.png"
     with pytest.raises(InputError, match=r"absent\.png' does not exist"):
         sample_views(SampleConfig(picture, out=str(tmp_path / "out")), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("sample", "own", "expected"),
+    [
+        (SampleConfig(), None, None),
+        (SampleConfig(depth_ratio=0.3), None, 0.3),
+        (SampleConfig(depth_ratio=2.5), None, 2.5),
+        (SampleConfig(depth_ratio=2.5), 0.7, 0.7),
+        (SampleConfig(depth_ratio=2.5, keep_input=False), None, None),
+    ],
+)
+def test_the_known_depth_of_the_picture_is_that_of_the_mesh(
+    sample: SampleConfig,
+    own: float | None,
+    expected: float | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[FusionConfig] = []
+
+    def fuse(views: object, config: FusionConfig, *_: Any, **__: Any) -> None:
+        seen.append(config)
+        raise InputError("enough")
+
+    monkeypatch.setattr(generation, "write_views", lambda *_: (None, None, None, {}))
+    monkeypatch.setattr("nova3d.fusion.reconstruct", fuse)
+    settings = GenerateConfig(sample=sample, fusion=FusionConfig(extract=ExtractConfig(depth_ratio=own)))
+    with pytest.raises(InputError, match="enough"):
+        generation.generate("horse.png", tmp_path, settings)
+    assert [config.extract.depth_ratio for config in seen] == [expected]
+    assert ("the mesh is left as fitted" in caplog.text) == (not sample.keep_input)
+
+
+def test_only_a_longer_object_is_framed_smaller() -> None:
+    ratios = [SampleConfig(depth_ratio=ratio).framing_ratio for ratio in (None, 0.3, 1.0, 2.5)]
+    assert ratios == [1, 1, 1, 2.5]
+    with pytest.raises(InputError, match="depth_ratio"):
+        config.load(SampleConfig, None, ["depth_ratio=0"])

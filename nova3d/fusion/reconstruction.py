@@ -209,10 +209,7 @@ def set_depth(mesh: trimesh.Trimesh, ratio: float) -> None:
         ratio: the wanted length along z over the longer side across.
     """
     across, up, along = mesh.extents.tolist()
-    scale = np.array([1.0, 1.0, ratio * max(across, up) / along])
-    normals = mesh.vertex_normals / scale  # the inverse transpose
-    mesh.vertices = mesh.vertices * scale
-    mesh.vertex_normals = normals / np.linalg.norm(normals, axis=1, keepdims=True)
+    mesh.apply_transform(np.diag([1.0, 1.0, ratio * max(across, up) / along, 1.0]))
 
 
 def blended_projector(

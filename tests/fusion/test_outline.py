@@ -153,7 +153,7 @@ def test_a_known_depth_is_that_of_the_mesh_and_its_outline_stays(shapes, f_views
         assert np.allclose(after.vertex_normals, turned / np.linalg.norm(turned, axis=1)[:, None], atol=1e-6)
     assert torch.equal(silhouette(made.solid, 192), silhouette(fitted.solid, 192))
     assert np.array_equal(np.asarray(made.mesh.visual.uv), np.asarray(fitted.mesh.visual.uv))
-    with pytest.raises(InputError, match=r"extract\.depth_ratio is for generated views"):
+    with pytest.raises(InputError, match=r"extract\.depth_ratio is for views of a picture"):
         reconstruct(f_views, config)
 
 
