@@ -76,6 +76,7 @@ def make_of_photos(scans: list[Path], out: Path, known_depth: bool = False) -> N
     from nova3d import generate, images, render_object
     from nova3d.cameras import ORTHO_SPAN, preset
     from nova3d.evaluation import mesh_metrics
+    from nova3d.fusion.reconstruction import depth_ratio
     from nova3d.generation import default_config
     from nova3d.sampling import load_pipeline
 
@@ -91,7 +92,7 @@ def make_of_photos(scans: list[Path], out: Path, known_depth: bool = False) -> N
         photo = folder / "photo.png"
         images.save_image(photo, rgba[window])
         pipeline = pipeline or load_pipeline(config.sample, "cpu")
-        ratio = depth_ratio(mesh_metrics.read_surface(scan)) if known_depth else None
+        ratio = round(depth_ratio(mesh_metrics.read_surface(scan)), 2) if known_depth else None
         sample = replace(config.sample, depth_ratio=ratio)
         settings = replace(config, sample=sample, turntable_frames=1)
         made = generate(photo, folder / "generated", settings, "cpu", pipeline=pipeline)
@@ -99,12 +100,6 @@ def make_of_photos(scans: list[Path], out: Path, known_depth: bool = False) -> N
         mesh.apply_scale(max(bottom - top, last - first) * pixel * sample.framing_ratio)
         mesh.apply_translation([(first + last - PHOTO_PX) / 2 * pixel, (PHOTO_PX - top - bottom) / 2 * pixel, 0])
         mesh.export(folder / "mesh.glb")
-
-
-def depth_ratio(mesh: Any) -> float:
-    """Length of a mesh along z over its longer side across, as somebody measures it."""
-    across, up, along = mesh.extents.tolist()
-    return round(along / max(across, up), 2)
 
 
 def score(mesh: Path, reference: Path, known_depth: bool = False) -> dict[str, dict[str, float]]:
@@ -123,7 +118,7 @@ def score(mesh: Path, reference: Path, known_depth: bool = False) -> dict[str, d
     from nova3d.evaluation.rerender import draw
     from nova3d.evaluation.shape_figures import shape_figures
     from nova3d.evaluation.view_scores import score_views
-    from nova3d.fusion.reconstruction import set_depth
+    from nova3d.fusion.reconstruction import depth_ratio, set_depth
     from nova3d.inflate import inflated_mesh
     from nova3d.rendering.meshes import from_trimesh, load_mesh
     from nova3d.utils import resources
@@ -141,7 +136,7 @@ def score(mesh: Path, reference: Path, known_depth: bool = False) -> dict[str, d
     baselines = {"inflated": inflated_mesh(picture, pixel), "cut-out": cut_out_mesh(picture, pixel)}
     if known_depth:
         for baseline in baselines.values():
-            set_depth(baseline, depth_ratio(scan.mesh))
+            set_depth(baseline, round(depth_ratio(scan.mesh), 2))
     surfaces = {"mesh": mesh_metrics.read_surface(mesh), **baselines}
     drawn = {"mesh": load_mesh(mesh)} | {name: from_trimesh([baseline]) for name, baseline in baselines.items()}
     rows = {"scan": shape_figures(scan.mesh, scan.mesh, scan.front)}

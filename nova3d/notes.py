@@ -108,6 +108,7 @@ def mesh_notes(health: dict[str, Any], agreement: "InputAgreement | None") -> li
         f"picture's, and its colours a PSNR of {agreement.input_psnr:.1f} dB on the object.",
         *lines,
         *_texture_notes(health),
+        *_depth_notes(health),
         "All views are at elevation 0: top and underside of the object are guesses of the reconstruction.",
     ]
 
@@ -127,6 +128,14 @@ def _texture_notes(health: dict[str, Any]) -> list[str]:
             "model's own colours were measured to be further from the truth."
         )
     return lines
+
+
+def _depth_notes(health: dict[str, Any]) -> list[str]:
+    """How deep the mesh is, which a picture from the front does not show."""
+    if "depth_ratio" not in health:
+        return []
+    told = "as you said" if health["depth_known"] else "a guess; where you know it, set sample.depth_ratio"
+    return [f"From front to back it is {health['depth_ratio']:.2f} of its longest side in the picture: {told}."]
 
 
 def mesh_warnings(health: dict[str, Any], agreement: "InputAgreement | None") -> list[str]:

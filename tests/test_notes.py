@@ -59,6 +59,14 @@ def test_a_mesh_s_notes_say_whose_colours_it_has() -> None:
     )
 
 
+@pytest.mark.parametrize(("known", "told"), [(False, "a guess; where you know it, set"), (True, "as you said.")])
+def test_a_mesh_s_notes_say_how_deep_it_is_and_who_says_so(known: bool, told: str) -> None:
+    lines = notes.mesh_notes(HEALTH | {"depth_ratio": 0.621, "depth_known": known}, GOOD)
+    (line,) = (line for line in lines if "From front to back" in line)
+    assert "is 0.62 of its longest side in the picture" in line and told in line
+    assert not any("From front to back" in line for line in notes.mesh_notes(HEALTH, GOOD))
+
+
 @pytest.mark.parametrize("method", [*(m for m in get_args(CutoutMethod) if m != "auto"), "mask"])
 def test_every_way_of_cutting_out_has_its_words(method: str) -> None:
     cut_out, view = notes.picture_notes(picture(method), CAMERAS)

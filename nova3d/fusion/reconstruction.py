@@ -45,7 +45,9 @@ class FusionResult:
         residual: [v,h,w] float32, ||C - C^||_2 between each picture and the field's colours on the surface, else 0.
         history: the fit's losses every ten steps.
         timings: seconds per stage.
-        report: health of the mesh (components, watertight, unseen share of the texture, mean H, pose changes).
+        report: health of the mesh (components, watertight, unseen share of the texture, mean H, pose changes). For
+            views of a picture from the front: `depth_ratio`, its length from front to back over its longest side in
+            the picture, and `depth_known`, whether the settings say it.
         solid: the same surface with welded vertices and vertex colours, the mesh to measure.
     """
 
@@ -164,6 +166,8 @@ def reconstruct(
         "seconds": sum(timings.values()),
         **state.poses.deltas(),
     }
+    if front_view(views) is not None:
+        report |= {"depth_ratio": depth_ratio(solid), "depth_known": config.extract.depth_ratio is not None}
     if report["conflict_mean"] > config.conflict.warn_mean:
         log.warning("mean conflict on the object is %.2f: the views contradict each other", report["conflict_mean"])
     if checkpoint:
@@ -199,6 +203,12 @@ def extract_surface(state: FusionState, views: ViewSet, detail: ViewSet | None =
     return isosurface.extract_mesh(sdf, box, config, radius, outline.cells_at(step), outline.parts)
 
 
+def depth_ratio(mesh: trimesh.Trimesh) -> float:
+    """Length of a mesh along the z axis over its longer side across."""
+    across, up, along = mesh.extents.tolist()
+    return float(along / max(across, up))
+
+
 def set_depth(mesh: trimesh.Trimesh, ratio: float) -> None:
     """Stretch or compress a mesh along the z axis, the axis of the picture's camera, in place.
 
@@ -208,8 +218,7 @@ def set_depth(mesh: trimesh.Trimesh, ratio: float) -> None:
         mesh: in the world frame.
         ratio: the wanted length along z over the longer side across.
     """
-    across, up, along = mesh.extents.tolist()
-    mesh.apply_transform(np.diag([1.0, 1.0, ratio * max(across, up) / along, 1.0]))
+    mesh.apply_transform(np.diag([1.0, 1.0, ratio / depth_ratio(mesh), 1.0]))
 
 
 def blended_projector(
