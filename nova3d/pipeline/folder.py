@@ -43,7 +43,7 @@ def model_folder(name: str | Path) -> Path:
 
 
 def check_model(name: str | Path) -> None:
-    """Check that a model is there, in no time; `check_folder` looks at the whole of it.
+    """Check that a model is there, in no time; `check_model_folder` looks at the whole of it.
 
     Args:
         name: a folder, the name of a shipped model or a hub id, which is not looked up.
@@ -63,7 +63,7 @@ def _check_index(folder: Path, name: str) -> None:
         raise InputError(f"'{name}' is not a model folder: it has no model_index.json")
 
 
-def check_folder(folder: Path, name: str) -> None:
+def check_model_folder(folder: Path, name: str) -> None:
     """Check that a folder holds a whole model of this project whose files are safe to open.
 
     Args:

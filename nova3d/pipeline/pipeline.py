@@ -43,7 +43,7 @@ from nova3d.models.conditioning import (  # noqa: E402
 from nova3d.models.denoiser import Denoiser  # noqa: E402
 from nova3d.models.svd import LoadReport, load_svd_parts  # noqa: E402
 from nova3d.models.unet import NovaUNet  # noqa: E402
-from nova3d.pipeline.folder import COMPONENTS, CUSTOM_PIPELINE, check_folder, check_keys, model_folder  # noqa: E402
+from nova3d.pipeline.folder import COMPONENTS, CUSTOM_PIPELINE, check_keys, check_model_folder, model_folder  # noqa: E402
 from nova3d.pipeline.known import Known, known_latents  # noqa: E402
 from nova3d.pipeline.memory import Memory, fit_in_memory  # noqa: E402
 from nova3d.pipeline.outputs import (  # noqa: E402
@@ -549,7 +549,7 @@ class Nova3DPipeline(DiffusionPipeline):
             InputError: where the model is missing, damaged or not finite.
         """
         wanted, path = dtype_named(dtype), model_folder(name)
-        check_folder(path, str(name))
+        check_model_folder(path, str(name))
         try:
             pipeline: Nova3DPipeline = cls.from_pretrained(
                 path, dtype=wanted, variant=variant or hub.only_variant(path), local_files_only=True
