@@ -138,8 +138,9 @@ def run_on_ray(config: RenderConfig, assets: list[Asset], progress: Progress | N
         raise InputError("the Ray cluster has no GPU; use engine.device=cpu")
     # max_concurrency: `drain` is called while `run` runs. A GPU actor takes no CPU, which others may wait for.
     options = {"num_gpus": int(on_gpu), "num_cpus": int(not on_gpu), "max_concurrency": 2}
-    options |= dict.fromkeys(("max_restarts", "max_task_retries"), _ACTOR_RESTARTS)
-    actor_class = ray.remote(ShareActor).options(**options)
+    actor_class = ray.remote(ShareActor).options(
+        **options, max_restarts=_ACTOR_RESTARTS, max_task_retries=_ACTOR_RESTARTS
+    )
     actors = [actor_class.remote(str(Path.cwd()), imported()) for _ in range(count)]
     log.info("%d Ray actors, one share each", count)
     runs = [actor.run.remote(config, assets, (i, count)) for i, actor in enumerate(actors)]
