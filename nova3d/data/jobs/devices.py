@@ -53,7 +53,18 @@ class Slot:
 
 
 def slots(config: RenderConfig, schedulers: int = 1) -> list[Slot]:
-    """Divide this machine, shared by `schedulers` of the job, into slots. Raises InputError for a missing GPU."""
+    """Divide this machine into slots.
+
+    Args:
+        config: the job's.
+        schedulers: how many schedulers of the job share the machine.
+
+    Returns:
+        One slot per worker.
+
+    Raises:
+        InputError: where a GPU that the config names is missing, or none is found.
+    """
     cores = core_count()
     if config.engine.device in GPU_DEVICES:
         per_gpu = config.pool.workers or _WORKERS_PER_GPU

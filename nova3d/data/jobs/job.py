@@ -69,7 +69,15 @@ def run(
 def retry(config: RenderConfig, reasons: Collection[str]) -> list[str]:
     """Queue again what was refused or given up for one of `reasons`; the next `run` renders it.
 
-    Returns the uids. Raises InputError for an unknown reason.
+    Args:
+        config: the job's.
+        reasons: values of `nova3d.rendering.reasons.Reason`.
+
+    Returns:
+        The uids of what was queued, in the order of the plan.
+
+    Raises:
+        InputError: for an unknown reason.
     """
     if unknown := {*reasons} - {*Reason}:
         raise InputError(f"reason '{min(unknown)}' is not one of {', '.join(sorted(Reason))}")

@@ -33,7 +33,8 @@ def object_path(out: Path, uid: str) -> Path:
 class Journal:
     """Appends rows to out/journal/NAME.jsonl and holds a lock, so that a name has one scheduler at a time.
 
-    Raises InputError where another process holds the lock.
+    Raises:
+        InputError: where another process holds the lock.
     """
 
     def __init__(self, out: Path, name: str):

@@ -42,8 +42,20 @@ def run_share(
 ) -> RunSummary:
     """Render what is left of one share on this machine, where `schedulers` shares run at a time.
 
-    Returns what was done. Raises InputError where no worker can go on or the disk cannot be written; what was rendered
-    before stays.
+    Args:
+        config: the job's.
+        assets: all objects of the plan.
+        share: which of them are rendered.
+        progress: called as (objects with a result, objects, line) after every attempt.
+        stop: checked all the time; objects in flight are finished.
+        schedulers: how many shares run on this machine, which divides its cores and its memory among them.
+
+    Returns:
+        What was done; `ended` is the reason of `stop`.
+
+    Raises:
+        InputError: where the engine's program or a GPU is missing, no worker can go on or the disk cannot be written;
+            what was rendered before stays.
     """
     out, name, mine = Path(config.out), share_name(share), in_share(assets, share)
     found = journal.outcomes(out, mine, config.pool.strikes)

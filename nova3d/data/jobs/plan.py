@@ -178,7 +178,13 @@ def load_plan(config: RenderConfig) -> RenderPlan:
 
 
 def estimate(objects: int, views: int, size: int, engine: EngineConfig) -> dict[str, float | str]:
-    """Estimate what it costs to draw so many objects, each in so many views of `size` x `size` pixels.
+    """Estimate what a job will cost.
+
+    Args:
+        objects: how many.
+        views: of each.
+        size: side of a picture in pixels.
+        engine: what draws them.
 
     Returns:
         views: in all; bytes: of the encoded objects; hours: of one core, or of one GPU where the engine runs on one;
@@ -213,8 +219,9 @@ def choose_objects(assets: Iterable[Asset], config: RenderConfig) -> list[dict[s
         config: `licences`, `limit` and `val_share` count. `limit` counts only objects that are not refused.
 
     Returns:
-        The rows of plan.jsonl; objects beyond the limit have none. Of several planned objects one goes to val where
-        none would by `split_of`, unless the share is 0.
+        Rows of plan.jsonl in the order of the SHA-256 of their uids: the asset's columns with state ("planned", or
+        "refused" with reason) and split. Objects beyond the limit have none. Of several planned objects one goes to
+        val where none would by `split_of`, unless the share is 0.
     """
     allowed = {spdx(name).lower() for name in config.licences}
     rows: list[dict[str, Any]] = []

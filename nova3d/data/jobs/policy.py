@@ -27,7 +27,9 @@ _NOT_THE_WORKER = {
 class Timeouts:
     """Time limits that follow the times per view of all workers.
 
-    `warm` is False until the first view on a GPU, whose kernels may have to be compiled first.
+    Attributes:
+        config: the limits.
+        warm: False until the first view on a GPU, whose kernels may have to be compiled first.
     """
 
     config: PoolConfig

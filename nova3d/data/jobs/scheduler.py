@@ -45,7 +45,13 @@ class Stop:
 
 @dataclass
 class RunSummary:
-    """What one run did: its objects by state and by reason, and why it ended early ("" where it did not)."""
+    """What one run did.
+
+    Attributes:
+        states: objects by state.
+        reasons: objects by reason.
+        ended: why the run ended early, "" where it did not.
+    """
 
     states: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -167,7 +173,13 @@ class TaskQueue:
 class Scheduler:
     """Hands the tasks of a queue to one worker per slot, and enforces the limits of the workers.
 
-    The workers and the status are named after `name`, the share's. `progress` is called after every object.
+    Args:
+        config: the job's.
+        slots: where workers run.
+        name: the share's; the workers and the status are named after it.
+        queue: what is rendered.
+        scratch: holds the workers' temporary files and logs.
+        progress: called as (objects with a result, objects, line) after every attempt.
     """
 
     def __init__(
@@ -190,7 +202,13 @@ class Scheduler:
     def run(self, stop: Stop) -> None:
         """Render until nothing is left, the job cannot go on or `stop` has a reason; then drain for a bounded time.
 
-        Raises OSError where the disk cannot be written. The workers end in any case.
+        The workers end in any case.
+
+        Args:
+            stop: checked all the time; objects in flight are finished, for at most `pool.drain_seconds`.
+
+        Raises:
+            OSError: where the disk cannot be written.
         """
         try:
             while not (stop.reason or self._queue.fatal) and (self._queue or self._in_flight()):

@@ -37,8 +37,12 @@ class WorkerClient:
     The process leads a process group. A guard process in the group kills it when the scheduler's process dies: the
     worker may hang, and what it started (Blender) would stay.
 
-    `name`, unique in the job, names its temporary files. `timeouts` are those of all workers. `scratch` holds the
-    worker's TMPDIR and its log.
+    Args:
+        slot: where the worker runs.
+        name: of the worker, unique in the job; names its temporary files.
+        config: the job's.
+        timeouts: those of all workers.
+        scratch: holds the worker's TMPDIR and its log.
 
     Attributes:
         slot: where the worker runs.
