@@ -12,11 +12,11 @@ from nova3d.errors import InputError
 from nova3d.evaluation.protocols import ViewRules
 from nova3d.rendering.mesh_files import MESH_SUFFIXES
 from nova3d.utils.files import check_folder
+from nova3d.utils.suffixes import IMAGE_SUFFIXES
 from nova3d.views import ViewSet
 
 _NEEDS = {"views": "views", "meshes": "a mesh (mesh.glb, or <object>.glb beside the folders)", "textures": "a mesh"}
 OUR_AXES = "+y,+z"
-_PICTURES = (".png", ".webp", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ObjectFolder:
         try:
             return layouts.detect(folder)
         except InputError:
-            numbered = any(path.stem.isdigit() and path.suffix in _PICTURES for path in folder.iterdir())
+            numbered = any(path.stem.isdigit() and path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
             return "frames" if numbered and rules.cameras != "any" else ""
 
     def _mesh(self, name: str) -> Path | None:

@@ -12,6 +12,7 @@ from nova3d import config
 from nova3d.errors import InputError
 from nova3d.evaluation import Protocol, score
 from nova3d.evaluation.baselines import all_white, input_copy, silhouette_oracle
+from nova3d.evaluation.folders import ObjectFolder
 from nova3d.evaluation.protocols import MeshRules, ViewRules
 from nova3d.evaluation.view_scores import score_views
 from nova3d.images import save_image
@@ -207,6 +208,16 @@ def test_plain_mesh_files_are_objects(tmp_path):
         trimesh.creation.icosphere(2, radius).export(tmp_path / side / f"cup.{'glb' if side == 'ref' else 'obj'}")
     table = score(tmp_path / "pred", tmp_path / "ref", QUICK)
     assert table.rows["cup"]["cd_l2_area500"] == pytest.approx(0.1, rel=0.1)
+
+
+def test_numbered_pictures_with_a_suffix_in_capitals_are_views(tmp_path):
+    ball(num_views=16).save(tmp_path / "made")
+    (tmp_path / "pred" / "cup").mkdir(parents=True)
+    for picture in (tmp_path / "made" / "rgb").iterdir():
+        shutil.copy(picture, tmp_path / "pred" / "cup" / f"{picture.stem}.PNG")
+    folder = ObjectFolder.open(tmp_path / "pred", "predictions")
+    assert len(folder.views("cup", ViewRules(cameras="ortho16"))) == 16
+    assert not folder.holds("cup", "views", ANY)  # whose cameras are not known
 
 
 def test_views_without_normals_leave_out_the_angles_and_say_so(tmp_path):
