@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nova3d import config
 from nova3d.cli import common
 from nova3d.errors import InputError
-from nova3d.utils.files import names_one_file
+from nova3d.utils.files import check_folder, names_one_file
 from nova3d.utils.resources import locate
 
 if TYPE_CHECKING:
@@ -213,7 +213,8 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     if len(folders) != 1:
         raise InputError(f"reconstruct takes one view folder, and {len(folders) or 'none'} is given")
     (views,) = folders
-    common.check_exists("view folder", views)
+    if not (Path(views).suffix.lower() == ".json" and Path(views).is_file()):  # a transforms.json stands for its folder
+        check_folder(views, "view folder")
     check_output(options.out)
 
     from nova3d import layouts

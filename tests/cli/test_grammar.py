@@ -68,6 +68,7 @@ WRONG = [
     ("generate", "assets/images", "--mask", "absent.png", "mask 'absent.png' belongs to one picture"),
     ("generate", "assets/images/hors*", "--mask", "absent.png", "mask 'absent.png' does not exist"),
     ("generate", "assets/images", "--out", "README.md/x", "cannot write to 'README.md/x'"),
+    ("reconstruct", HORSE, "--out", "mesh.glb", f"view folder '{HORSE}' is no folder"),
     ("reconstruct", "tests", "--out", "mesh.step", "output 'mesh.step' must end in one of .glb"),
     ("reconstruct", "tests", "--out", "README.md/mesh.glb", "cannot write to"),
 ]
