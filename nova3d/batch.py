@@ -13,6 +13,7 @@ from nova3d.settings import OUTPUTS, GenerateConfig
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import (
     check_file,
+    check_writable,
     files_in,
     names_one_file,
     read_json,
@@ -73,7 +74,7 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
 
 
 def check_all(pictures: Sequence[Path], config: GenerateConfig) -> Path:
-    """Check what concerns all pictures, before torch is imported; the output folder is made.
+    """Check what concerns all pictures, before torch is imported and anything is made.
 
     Args:
         pictures: the files, as `find_pictures` gives them.
@@ -92,7 +93,7 @@ def check_all(pictures: Sequence[Path], config: GenerateConfig) -> Path:
     if config.sample.mask:
         check_file(config.sample.mask, "mask")
     check_model(config.sample.model)
-    return writable_folder(config.out or OUTPUTS)
+    return check_writable(config.out or OUTPUTS)
 
 
 def generate_all(
@@ -124,7 +125,7 @@ def generate_all(
     """
     if workers < 1:
         raise InputError(f"the number of workers must be at least 1, got {workers}")
-    out = check_all(pictures, config)
+    out = writable_folder(check_all(pictures, config))
     names = _folder_names(pictures)
     outcomes: dict[int, PictureOutcome] = {}
     todo: dict[int, GenerateConfig] = {}

@@ -8,7 +8,7 @@ from nova3d.choices import CutoutMethod, Guidance, NetworkDtype, Solver
 from nova3d.config import Range, Sentinel
 from nova3d.fusion.config import FusionConfig
 from nova3d.pipeline.folder import check_model
-from nova3d.utils.files import check_file, check_replaceable, to_component, writable_folder
+from nova3d.utils.files import check_file, check_replaceable, check_writable, to_component, writable_folder
 from nova3d.utils.limits import MAX_MEGAPIXELS
 from nova3d.utils.resources import Shipped
 
@@ -127,11 +127,12 @@ def check_inputs(config: SampleConfig) -> None:
     check_model(config.model)
 
 
-def views_folder(config: SampleConfig) -> Path:
-    """Make the folder that views are sampled into.
+def views_folder(config: SampleConfig, make: bool = True) -> Path:
+    """Check, and make, the folder that views are sampled into.
 
     Args:
         config: the settings.
+        make: False leaves the disk as it is.
 
     Returns:
         `out`, or outputs/NAME/views.
@@ -139,16 +140,17 @@ def views_folder(config: SampleConfig) -> Path:
     Raises:
         InputError: where it cannot be written, or holds folders of the same names that are no earlier result's.
     """
-    folder = writable_folder(config.out or default_out(config.image) / "views")
+    folder = (writable_folder if make else check_writable)(config.out or default_out(config.image) / "views")
     check_replaceable(folder, ("rgb", "normal", "detail", "candidates"))
     return folder
 
 
-def results_folder(config: GenerateConfig) -> Path:
-    """Make the folder of one picture's results.
+def results_folder(config: GenerateConfig, make: bool = True) -> Path:
+    """Check, and make, the folder of one picture's results.
 
     Args:
         config: the settings.
+        make: False leaves the disk as it is.
 
     Returns:
         `out`, or outputs/NAME.
@@ -156,6 +158,6 @@ def results_folder(config: GenerateConfig) -> Path:
     Raises:
         InputError: where it cannot be written, or holds a folder `views` that is no earlier result's.
     """
-    folder = writable_folder(config.out or default_out(config.sample.image))
+    folder = (writable_folder if make else check_writable)(config.out or default_out(config.sample.image))
     check_replaceable(folder, ("views",))
     return folder

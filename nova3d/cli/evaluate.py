@@ -92,6 +92,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
             f"this is {protocol.name} ({protocol.hash}): not comparable; score both under one protocol"
         )
     quoted = Published.load(find("eval/published", "config")).of(*protocol.kinds) if options.published else None
+    device = common.pick_device(options.device)
     writable_folder(options.out)
     with common.progress_bar("scoring") as progress:
         table = score(
@@ -102,7 +103,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
             assume=assume,
             axes=options.mesh_axes,
             weights=dict(text.split("=", 1) for text in options.weights),
-            device=common.pick_device(options.device),
+            device=device,
             workers=options.workers,
             cache=options.out / "objects",
             progress=progress,

@@ -72,7 +72,7 @@ def generate(argv: Sequence[str] | None = None) -> None:
         return _generate_all(given, settings, options.device, options.workers)
     _check_named(settings.sample.image, options)
     check_inputs(settings.sample)
-    results_folder(settings)
+    results_folder(settings, make=False)  # made once the device is known to be there
 
     from nova3d import generation
 
@@ -151,7 +151,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
     settings = common.load_config(SampleConfig, "sample", options, {"image": given[0] if given else None})
     _check_named(settings.image, options)
     check_inputs(settings)
-    views_folder(settings)
+    views_folder(settings, make=False)
 
     from nova3d.sampling import sample_views
     from nova3d.utils.files import read_json
@@ -215,7 +215,7 @@ def reconstruct(argv: Sequence[str] | None = None) -> None:
     (views,) = folders
     if not (Path(views).suffix.lower() == ".json" and Path(views).is_file()):  # a transforms.json stands for its folder
         check_folder(views, "view folder")
-    check_output(options.out)
+    check_output(options.out, make=False)
 
     from nova3d import layouts
     from nova3d.reconstruction import reconstruct_folder

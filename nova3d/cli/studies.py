@@ -122,8 +122,8 @@ def _fusion(options: Namespace) -> None:
     if not cases:
         there = (f"fault '{fault}' has {', '.join(c.arm for c in SUITE if c.fault == fault)}" for fault in faults)
         raise InputError(f"no case is left of --faults and --arms: {'; '.join(there)}")
-    out = writable_folder(options.out or "outputs/fusion-suite")
     device = common.pick_device(options.device)
+    out = writable_folder(options.out or "outputs/fusion-suite")
     with common.progress_bar("fusion suite") as bar:
         rows = run(source, names, cases, out, settings, device, options.workers, bar)
     text = report(rows)

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 from nova3d.errors import InputError
-from nova3d.utils.files import writable_folder
+from nova3d.utils.files import check_writable, writable_folder
 
 SUFFIXES = (".glb", ".obj", ".ply", ".stl")
 
 
-def check_output(path: str | Path) -> Path:
-    """Check, before the long work, that a mesh can be written; its folder is made.
+def check_output(path: str | Path, make: bool = True) -> Path:
+    """Check, before the long work, that a mesh can be written, and make its folder.
 
     Args:
         path: the file, with a suffix of SUFFIXES.
+        make: False leaves the disk as it is.
 
     Returns:
         The absolute path.
@@ -25,7 +26,7 @@ def check_output(path: str | Path) -> Path:
         raise InputError(f"output '{path.name}' must end in one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise InputError(f"output '{path}' is a folder; give a file name such as '{path / 'mesh.glb'}'")
-    writable_folder(path.parent)
+    (writable_folder if make else check_writable)(path.parent)
     return path
 
 

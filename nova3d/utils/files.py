@@ -106,6 +106,18 @@ def writable_folder(path: str | Path) -> Path:
     return folder
 
 
+def check_writable(path: str | Path) -> Path:
+    """Refuse what `writable_folder` would refuse, as far as that shows without making the folder; returns its path."""
+    folder = Path(path)
+    try:
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write to {str(folder)!r}: {system_reason(error)}") from error
+    return folder
+
+
 @contextmanager
 def writing(what: str) -> Iterator[None]:
     """Raise an OSError of the block as an InputError of one line.

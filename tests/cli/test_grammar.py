@@ -113,6 +113,30 @@ for words in {commands!r}:
     assert all(message in line for line, (*_, message) in zip(told, WRONG, strict=True))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", HORSE, "--out", "new"],
+        ["generate", HORSE, "assets/images/owl.png", "--out", "new"],
+        ["sample", HORSE, "--out", "new"],
+        ["reconstruct", "tests", "--out", "new/mesh.glb"],
+        ["evaluate", "--predictions", "tests", "--references", "tests", "--out", "new"],
+        ["ablate", "--suite", "fusion", "--objects", "assets/objects", "--out", "new"],
+    ],
+    ids=" ".join,
+)
+def test_a_gpu_that_is_not_there_is_told_before_a_folder_is_made(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("assets", "tests"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    assert run_verb(monkeypatch, *words, "--device", "cuda") == 2
+    assert "device 'cuda' was asked for, but torch finds no CUDA GPU" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"assets", "tests"}
+
+
 def test_an_unknown_verb_is_one_line_with_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from nova3d.utils.files import (
     append_json_lines,
     check_folder,
     check_replaceable,
+    check_writable,
     filling,
     inside,
     json_types,
@@ -30,6 +31,15 @@ def test_a_file_in_the_place_of_a_folder_is_told_as_such(tmp_path: Path) -> None
     for name, what in (("file", "is no folder"), ("absent", "does not exist")):
         with pytest.raises(InputError, match=f"^view folder '.*{name}' {what}$"):
             check_folder(tmp_path / name, "view folder")
+
+
+def test_a_folder_that_could_be_made_is_not_made_by_the_check(tmp_path: Path) -> None:
+    assert check_writable(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
+    assert check_writable(tmp_path) == tmp_path and not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for name in ("file", "file/b/c"):
+        with pytest.raises(InputError, match=f"^cannot write to '.*{name}': Not a directory$"):
+            check_writable(tmp_path / name)
 
 
 def hold(folder: Path) -> None:
