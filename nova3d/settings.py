@@ -156,7 +156,8 @@ def results_folder(config: GenerateConfig, make: bool = True) -> Path:
         `out`, or outputs/NAME.
 
     Raises:
-        InputError: where it cannot be written, or holds a folder `views` that is no earlier result's.
+        InputError: where it cannot be written, or holds a folder `views` that is no earlier result's, neither of this
+            verb nor of `nova3d sample`.
     """
     folder = (writable_folder if make else check_writable)(config.out or default_out(config.sample.image))
     check_replaceable(folder, ("views",))

@@ -142,15 +142,25 @@ def check_replaceable(folder: str | Path, names: Sequence[str]) -> None:
         names: the folders in it that the result replaces.
 
     Raises:
-        InputError: naming the first that is there and holds something, where there is no record.json.
+        InputError: naming the first that is there, holds something and was not written by `nova3d sample`, where
+            there is no record.json.
     """
     if (Path(folder) / "record.json").is_file():
         return
     for path in (Path(folder) / name for name in names):
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(path.iterdir()) and not _is_sampled(path):
             raise InputError(
                 f"'{path}' would be replaced, and is not a result of an earlier run: choose another folder"
             )
+
+
+def _is_sampled(folder: Path) -> bool:
+    """Whether a folder has the record of sampled views, as `nova3d.utils.provenance.record` makes it."""
+    try:
+        record = read_json(folder / "record.json", dict)
+    except InputError:
+        return False
+    return record.get("stage") == "sample" and "nova3d" in record
 
 
 @contextmanager

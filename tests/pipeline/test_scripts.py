@@ -19,6 +19,7 @@ from nova3d.pipeline.folder import model_hashes, model_limits
 from nova3d.pipeline.memory import LOW_MEMORY, Memory
 from nova3d.pipeline.pipeline import prepare_image
 from nova3d.sampling import SampleConfig, detail_view, load_pipeline, sample_views
+from nova3d.settings import results_folder
 from nova3d.views import ViewSet, load_detail, match_detail
 from tests.helpers.commands import call_script
 
@@ -104,6 +105,7 @@ def test_view_0_is_trusted_and_kept_at_the_picture_s_own_resolution(
     shown = [torch.nonzero(mask > 0.5) for mask in (detail.mask[0], read.rgba[..., 3])]
     longest = [int((corner.max(dim=0).values - corner.min(dim=0).values).max()) + 1 for corner in shown]
     assert abs(longest[0] - longest[1]) <= 2  # as large as in the picture
+    assert results_folder(GenerateConfig(out=str(tmp_path)), make=False) == tmp_path  # `generate` may take its place
     small = detail.resized(views.cameras.width)
     assert (small.mask[0] - views.mask[0]).abs().mean() < 0.02
     sample_views(replace(settings, keep_input=False), "cpu")

@@ -1,5 +1,6 @@
 """Files written aside and renamed, and locks that a killed process does not keep."""
 
+import json
 import multiprocessing
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nova3d.errors import InputError
+from nova3d.utils import provenance
 from nova3d.utils.files import (
     append_json_lines,
     check_folder,
@@ -134,6 +136,16 @@ def test_folders_that_are_no_result_are_not_replaced(tmp_path: Path) -> None:
         check_replaceable(tmp_path, ("rgb", "absent"))
     (tmp_path / "record.json").write_text("{}")
     check_replaceable(tmp_path, ("rgb", "absent"))
+
+
+def test_views_that_were_sampled_alone_are_a_result(tmp_path: Path) -> None:
+    views = tmp_path / "views"
+    write_json(views / "record.json", provenance.record("sample"))
+    check_replaceable(tmp_path, ("views",))
+    for content in (json.dumps(provenance.record("reference")), '{"stage": "sample"}', "[1]", "not JSON"):
+        write_text(views / "record.json", content)
+        with pytest.raises(InputError, match="views' would be replaced, and is not a result"):
+            check_replaceable(tmp_path, ("views",))
 
 
 def test_json_types_are_what_a_file_gives_back(tmp_path: Path) -> None:
