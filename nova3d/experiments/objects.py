@@ -3,17 +3,19 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from nova3d.data.shards import INDEX, ShardReader
 from nova3d.data.sources import Asset, SourceConfig
+from nova3d.data.sources.base import uid_of
 from nova3d.data.sources.gso import GsoSource
 from nova3d.errors import InputError
 from nova3d.evaluation.cache import object_files
 from nova3d.rendering.mesh_files import MESH_SUFFIXES, meshes_by_name
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, check_folder
+
+_DOWNLOADED = "meshes/model.obj"  # of a model of Google Scanned Objects
 
 
 def object_names(source: Path, wanted: Sequence[str] = (), meshes_only: bool = False) -> tuple[str, ...]:
@@ -35,7 +37,7 @@ def object_names(source: Path, wanted: Sequence[str] = (), meshes_only: bool = F
         there = sorted(sample["uid"] for sample in ShardReader(source).samples)
     else:
         check_folder(source, "objects folder")
-        there = sorted(_mesh_files(source) or _downloaded_models(source))
+        there = list(_meshes(source))
     if not there:
         lacking = f"no mesh ({', '.join(MESH_SUFFIXES)})"
         other = " and no MODEL/meshes/model.obj" if meshes_only else ", no MODEL/meshes/model.obj and no shards"
@@ -59,11 +61,12 @@ def mesh_file(source: Path, name: str) -> Iterator[Path]:
         The file itself. Of a downloaded model, which is Z-up and whose texture lies elsewhere, a copy that is removed
         after the block.
     """
-    if path := _mesh_files(source).get(name):
+    path = _meshes(source, name)[name]
+    if path.parent == source:
         yield path
         return
     with tempfile.TemporaryDirectory() as turned:
-        yield GsoSource(SourceConfig(path=str(source))).fetch(_downloaded_models(source)[name], Path(turned))
+        yield GsoSource(SourceConfig(path=str(source))).fetch(Asset(name, "gso", str(path)), Path(turned))
 
 
 def mesh_hash(source: Path, name: str) -> str:
@@ -76,18 +79,37 @@ def mesh_hash(source: Path, name: str) -> str:
     Returns:
         Hex digits that change with the mesh and with what lies beside it under its name.
     """
-    if name not in _mesh_files(source):  # a downloaded model, whose folder may have a name with dots
-        name = Path(_downloaded_models(source)[name].path).relative_to(source).parts[0]
-    return provenance.hash_json(object_files(source, name))
+    path = _meshes(source, name)[name]
+    # The folder of a downloaded model may have a name with dots.
+    return provenance.hash_json(object_files(source, name if path.parent == source else _entry(source, path)))
 
 
-def _mesh_files(source: Path) -> dict[str, Path]:
-    return meshes_by_name(path for path in source.iterdir() if not path.name.startswith("."))
+def _meshes(source: Path, name: str = "") -> dict[str, Path]:
+    """Name -> mesh of a folder's own mesh files or, without any, of its downloaded models; sorted by names.
+
+    Args:
+        source: the folder.
+        name: look into no other object's folder: a study asks for one object at a time, and models are many.
+
+    Returns:
+        All objects, or at least the named one.
+
+    Raises:
+        InputError: where two have one name.
+    """
+    entries = sorted(entry for entry in source.iterdir() if not entry.name.startswith("."))
+    if found := meshes_by_name(entries):
+        return found
+    for entry in entries:
+        uid = uid_of(entry.name)
+        if name in ("", uid) and (entry / _DOWNLOADED).is_file():
+            if uid in found:
+                both = f"'{_entry(source, found[uid])}' and '{entry.name}'"
+                raise InputError(f"{both} of '{source}' are both object '{uid}': rename or remove one")
+            found[uid] = entry / _DOWNLOADED
+    return dict(sorted(found.items()))
 
 
-@cache  # a study asks once for each object, and listing reads every model's metadata
-def _downloaded_models(source: Path) -> dict[str, Asset]:
-    """Name -> model of a folder of MODEL/meshes/model.obj, as GSO is downloaded; empty where it holds none."""
-    if not any(source.glob("*/meshes/model.obj")):
-        return {}
-    return {asset.uid: asset for asset in GsoSource(SourceConfig(path=str(source))).assets()}
+def _entry(source: Path, mesh: Path) -> str:
+    """The name of the folder's entry that a mesh is, or lies in."""
+    return mesh.relative_to(source).parts[0]

@@ -1,5 +1,6 @@
 """What a folder of objects may hold, and how its meshes are found."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,32 @@ def test_a_file_called_like_a_downloaded_scan_does_not_stand_for_it_in_its_hash(
     mesh = tmp_path / "Tall.Box" / "meshes" / "model.obj"
     mesh.write_text(mesh.read_text().replace("v 0 0 0", "v 0 0 0.5"))
     assert mesh_hash(tmp_path, "Tall_Box") != before
+
+
+def test_what_is_downloaded_later_is_an_object_too(tmp_path: Path) -> None:
+    write_downloaded_scan(tmp_path / "Tall.Box")
+    (tmp_path / "Wide.Box").mkdir()  # a download that is not complete
+    assert object_names(tmp_path) == ("Tall_Box",)
+    write_downloaded_scan(tmp_path / "Wide.Box")
+    assert object_names(tmp_path) == ("Tall_Box", "Wide_Box")
+    with mesh_file(tmp_path, "Wide_Box") as path:
+        assert path.is_file()
+    shutil.rmtree(tmp_path / "Tall.Box")
+    assert object_names(tmp_path) == ("Wide_Box",)
+
+
+def test_one_object_is_found_without_a_look_into_the_others_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("Tall.Box", "Wide.Box"):
+        write_downloaded_scan(tmp_path / name)
+    looked = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        assert "Wide.Box" not in path.parts
+        return looked(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    mesh_hash(tmp_path, "Tall_Box")
+    with mesh_file(tmp_path, "Tall_Box") as path:
+        assert path.name == "model.obj"
