@@ -22,7 +22,7 @@ def object_names(source: Path, wanted: Sequence[str] = (), meshes_only: bool = F
     """The names of a folder's objects, sorted.
 
     Args:
-        source: a folder of mesh files, of MODEL/meshes/model.obj as GSO is downloaded, or of shards.
+        source: a folder of mesh files and of MODEL/meshes/model.obj as GSO is downloaded, or of shards.
         wanted: those to take; empty takes all.
         meshes_only: read no shards.
 
@@ -85,7 +85,7 @@ def mesh_hash(source: Path, name: str) -> str:
 
 
 def _meshes(source: Path, name: str = "") -> dict[str, Path]:
-    """Name -> mesh of a folder's own mesh files or, without any, of its downloaded models; sorted by names.
+    """Name -> mesh of a folder's own mesh files and of its downloaded models; sorted by names.
 
     Args:
         source: the folder.
@@ -98,8 +98,7 @@ def _meshes(source: Path, name: str = "") -> dict[str, Path]:
         InputError: where two have one name.
     """
     entries = sorted(entry for entry in source.iterdir() if not entry.name.startswith("."))
-    if found := meshes_by_name(entries):
-        return found
+    found = meshes_by_name(entries)
     for entry in entries:
         uid = uid_of(entry.name)
         if name in ("", uid) and (entry / _DOWNLOADED).is_file():

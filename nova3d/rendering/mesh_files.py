@@ -22,7 +22,7 @@ def meshes_by_name(paths: Iterable[Path]) -> dict[str, Path]:
     """The mesh files among some paths by the names of their objects, which are the files' without the suffix.
 
     Args:
-        paths: any files; those without one of MESH_SUFFIXES are left out.
+        paths: any; folders and files without one of MESH_SUFFIXES are left out.
 
     Returns:
         Name -> file, sorted by names.
@@ -31,7 +31,7 @@ def meshes_by_name(paths: Iterable[Path]) -> dict[str, Path]:
         InputError: where two meshes have one name.
     """
     found: dict[str, Path] = {}
-    for path in sorted(path for path in paths if path.suffix.lower() in MESH_SUFFIXES):
+    for path in sorted(path for path in paths if path.suffix.lower() in MESH_SUFFIXES and not path.is_dir()):
         if path.stem in found:
             both = f"'{found[path.stem].name}' and '{path.name}'"
             raise InputError(f"{both} of '{path.parent}' are both object '{path.stem}': rename or remove one")

@@ -55,6 +55,22 @@ def test_what_is_downloaded_later_is_an_object_too(tmp_path: Path) -> None:
     assert object_names(tmp_path) == ("Wide_Box",)
 
 
+def test_mesh_files_and_downloaded_scans_of_one_folder_are_all_taken(tmp_path: Path) -> None:
+    for name in ("Tall.Box", "Flat.obj"):
+        write_downloaded_scan(tmp_path / name)
+    (tmp_path / "cup.glb").write_text("a cup")
+    assert object_names(tmp_path) == ("Flat_obj", "Tall_Box", "cup")
+    with mesh_file(tmp_path, "cup") as path:
+        assert path == tmp_path / "cup.glb"
+    with mesh_file(tmp_path, "Flat_obj") as path:
+        assert path.name == "model.obj" and path.parent != tmp_path / "Flat.obj" / "meshes"  # turned
+    assert len({mesh_hash(tmp_path, name) for name in object_names(tmp_path)}) == 3
+    (tmp_path / "Tall_Box.ply").touch()
+    for find in (object_names, lambda folder: mesh_hash(folder, "Tall_Box")):
+        with pytest.raises(InputError, match=r"^'Tall_Box.ply' and 'Tall.Box' of '.*' are both object 'Tall_Box': re"):
+            find(tmp_path)
+
+
 def test_one_object_is_found_without_a_look_into_the_others_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
