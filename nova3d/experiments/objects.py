@@ -23,7 +23,7 @@ def object_names(source: Path, wanted: Sequence[str] = (), meshes_only: bool = F
 
     Args:
         source: a folder of mesh files and of MODEL/meshes/model.obj as GSO is downloaded, or of shards.
-        wanted: those to take; empty takes all.
+        wanted: those to take, a downloaded model also by the name of its folder; empty takes all.
         meshes_only: read no shards.
 
     Returns:
@@ -33,20 +33,24 @@ def object_names(source: Path, wanted: Sequence[str] = (), meshes_only: bool = F
         InputError: where the folder is missing or holds no object, for wanted names that it lacks, where two meshes
             have one name, and for a name that cannot be a file's.
     """
+    folders: dict[str, str] = {}  # of downloaded models, whose names have no dots
     if not meshes_only and (source / INDEX).is_file():
         there = sorted(sample["uid"] for sample in ShardReader(source).samples)
     else:
         check_folder(source, "objects folder")
-        there = list(_meshes(source))
+        meshes = _meshes(source)
+        there = list(meshes)
+        folders = {_entry(source, path): name for name, path in meshes.items() if path.parent != source}
     if not there:
         lacking = f"no mesh ({', '.join(MESH_SUFFIXES)})"
         other = " and no MODEL/meshes/model.obj" if meshes_only else ", no MODEL/meshes/model.obj and no shards"
         raise InputError(f"'{source}' holds {lacking}{other}")
-    if missing := sorted(set(wanted) - set(there)):
+    chosen = {name if name in there else folders.get(name, name) for name in wanted}
+    if missing := sorted(chosen.difference(there)):
         raise InputError(f"'{source}' has no object {', '.join(missing)}")
     for name in there:
         check_component(name, f"object of '{source}'", most=200)
-    return tuple(sorted(set(wanted))) if wanted else tuple(there)
+    return tuple(sorted(chosen)) if chosen else tuple(there)
 
 
 @contextmanager

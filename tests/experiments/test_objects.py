@@ -71,6 +71,16 @@ def test_mesh_files_and_downloaded_scans_of_one_folder_are_all_taken(tmp_path: P
             find(tmp_path)
 
 
+def test_a_downloaded_scan_is_wanted_by_its_name_or_its_folder_s(tmp_path: Path) -> None:
+    for name in ("Tall.Box", "Wide.Box"):
+        write_downloaded_scan(tmp_path / name)
+    (tmp_path / "cup.v1.glb").touch()
+    assert object_names(tmp_path, ["Tall.Box"]) == object_names(tmp_path, ["Tall_Box", "Tall.Box"]) == ("Tall_Box",)
+    assert object_names(tmp_path, ["cup.v1"]) == ("cup.v1",)
+    with pytest.raises(InputError, match=r"has no object Red\.Box, cup_v1$"):
+        object_names(tmp_path, ["cup_v1", "Red.Box", "Wide.Box"])
+
+
 def test_one_object_is_found_without_a_look_into_the_others_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
