@@ -163,7 +163,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
         {f"{len(views)} views and normal maps": folder, "contact sheet": folder / "contact_sheet.png"},
         f"colours and normals show one outline with an IoU of {sum(agreement) / len(agreement):.2f} (mean of the "
         f"views; least {min(agreement):.2f})",
-        f"nova3d reconstruct {folder} --out {folder}/mesh.glb",
+        f"nova3d reconstruct {folder} --out {folder}.glb",
     )
 
 
