@@ -37,6 +37,7 @@ def copy(tmp_path: Path) -> Path:
         "utils/files.py",
         "utils/lazy.py",
         "utils/provenance.py",
+        "utils/suffixes.py",
     ):
         shutil.copy(Path(nova3d.__file__).parent / name, package / name)
     return tmp_path
