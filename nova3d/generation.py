@@ -132,7 +132,7 @@ def _generate_into(
     if on_views:
         on_views(views)
 
-    result = reconstruct(views, _with_depth(config), device, progress, detail=detail)
+    result = reconstruct(views, _with_depth(config, views), device, progress, detail=detail)
     timings |= {f"fusion: {name}": seconds for name, seconds in result.timings.items()}
     started = time.perf_counter()
     framed = prepare_image(cut.rgba, 0, INPUT_SIZE, sampling.framed, depth_ratio=sampling.framing_ratio)
@@ -187,13 +187,17 @@ def _generate_into(
     return Generated(view_folder, mesh, report, record, film, folder / "preview.png", agreement, tuple(notes))
 
 
-def _with_depth(config: GenerateConfig) -> "FusionConfig":
+def _with_depth(config: GenerateConfig, views: ViewSet) -> "FusionConfig":
     """The settings of the fusion, with the known depth of `sample.depth_ratio`."""
+    from nova3d.fusion.outline import front_view
+
     fusion, sample = config.fusion, config.sample
     if sample.depth_ratio is None or fusion.extract.depth_ratio is not None:
         return fusion
-    if not sample.keep_input:
-        log.warning("sample.depth_ratio frames the picture, but the mesh is left as fitted: view 0 is generated too")
+    if front_view(views) is None:
+        log.warning(
+            "sample.depth_ratio does not reach the mesh: no view of it is the picture itself, level from the front"
+        )
         return fusion
     return replace(fusion, extract=replace(fusion.extract, depth_ratio=sample.depth_ratio))
 

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nova3d import batch, config, generation
+from nova3d.cameras import orbit
 from nova3d.errors import InputError
 from nova3d.fusion import FusionConfig, reconstruct
 from nova3d.fusion.config import ExtractConfig
 from nova3d.sampling import sample_views
 from nova3d.settings import GenerateConfig, SampleConfig
 from nova3d.utils.files import locked
+from nova3d.views import ViewSet
 
 
 def result(folder: Path, text: str) -> None:
@@ -117,13 +120,15 @@ def test_the_known_depth_of_the_picture_is_that_of_the_mesh(
         seen.append(config)
         raise InputError("enough")
 
-    monkeypatch.setattr(generation, "write_views", lambda *_: (None, None, None, {}))
+    blank, cameras = torch.zeros(4, 16, 16, 3), orbit(4, size=16)
+    views = ViewSet(blank, blank, blank[..., 0], cameras, trusted=(sample.keep_input, False, False, False))
+    monkeypatch.setattr(generation, "write_views", lambda *_: (views, None, None, {}))
     monkeypatch.setattr("nova3d.fusion.reconstruct", fuse)
     settings = GenerateConfig(sample=sample, fusion=FusionConfig(extract=ExtractConfig(depth_ratio=own)))
     with pytest.raises(InputError, match="enough"):
         generation.generate("horse.png", tmp_path, settings)
     assert [config.extract.depth_ratio for config in seen] == [expected]
-    assert ("the mesh is left as fitted" in caplog.text) == (not sample.keep_input)
+    assert ("does not reach the mesh" in caplog.text) == (not sample.keep_input)
 
 
 def test_only_a_longer_object_is_framed_smaller() -> None:
