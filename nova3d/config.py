@@ -419,7 +419,7 @@ def _merge(into: dict[str, Any], root: type, section: Any, given: Any, source: s
     for key, value in given.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise ConfigError(f"{source}: unknown key '{name[:80]}'; {_near(root, name, prefix, list(hints))}")
+            raise ConfigError(f"{source}: unknown key '{name[:80]}'; {_near(root, name, prefix, list(hints), value)}")
         hint = _plain(hints[key])[0]
         if is_dataclass(hint):
             _merge(into.setdefault(key, {}), root, hint, value, source, f"{name}.")
@@ -435,12 +435,17 @@ def _merge(into: dict[str, Any], root: type, section: Any, given: Any, source: s
             into[key] = _value(hints[key], value, source, name)
 
 
-def _near(root: type, name: str, prefix: str, valid: list[str]) -> str:
-    """What to write in place of an unknown key, where something is near."""
+def _near(root: type, name: str, prefix: str, valid: list[str], value: Any) -> str:
+    """What to write in place of an unknown key with a value, where something is near."""
     last = name.rpartition(".")[2]
+    every = [key.name for key in fields(root)]
+    innermost = last
+    while isinstance(value, Mapping) and len(value) == 1:  # `sample.seed` where the section is the whole schema
+        ((innermost, value),) = value.items()
+    if innermost != last and (named := [key for key in every if key.rpartition(".")[2] == innermost]):
+        return f"did you mean '{named[0]}'?"
     if found := difflib.get_close_matches(last, valid, n=1, cutoff=0.6):
         return f"did you mean '{prefix}{found[0]}'?"
-    every = [key.name for key in fields(root)]
     elsewhere = [key for key in every if key.rpartition(".")[2] == last] or difflib.get_close_matches(
         name, every, 1, 0.7
     )

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NO_FRONT = (
+    "sample.depth_ratio does not reach the mesh: none of the views is the picture itself, seen level and from the "
+    "front (sample.keep_input=true keeps it)."
+)
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -132,7 +137,8 @@ def _generate_into(
     if on_views:
         on_views(views)
 
-    result = reconstruct(views, _with_depth(config, views), device, progress, detail=detail)
+    fusion, unused = _with_depth(config, views)
+    result = reconstruct(views, fusion, device, progress, detail=detail)
     timings |= {f"fusion: {name}": seconds for name, seconds in result.timings.items()}
     started = time.perf_counter()
     framed = prepare_image(cut.rgba, 0, INPUT_SIZE, sampling.framed, depth_ratio=sampling.framing_ratio)
@@ -140,7 +146,8 @@ def _generate_into(
     timings["comparison with the picture"] = time.perf_counter() - started
     about_model = model_note(sampling.model, views.cameras.width)
     facts = mesh_notes(result.report, agreement) + picture_notes(cut, views.cameras)
-    warnings = picture_warnings(cut, sampling.elevation_deg, views.cameras) + mesh_warnings(result.report, agreement)
+    warnings = picture_warnings(cut, sampling.elevation_deg, views.cameras) + unused
+    warnings += mesh_warnings(result.report, agreement)
     for warning in warnings:
         log.warning("%s", warning)
     notes = [about_model, *facts, *warnings]
@@ -187,19 +194,16 @@ def _generate_into(
     return Generated(view_folder, mesh, report, record, film, folder / "preview.png", agreement, tuple(notes))
 
 
-def _with_depth(config: GenerateConfig, views: ViewSet) -> "FusionConfig":
-    """The settings of the fusion, with the known depth of `sample.depth_ratio`."""
+def _with_depth(config: GenerateConfig, views: ViewSet) -> "tuple[FusionConfig, list[str]]":
+    """The settings of the fusion with the known depth of `sample.depth_ratio`, and a warning where it has no use."""
     from nova3d.fusion.outline import front_view
 
     fusion, sample = config.fusion, config.sample
     if sample.depth_ratio is None or fusion.extract.depth_ratio is not None:
-        return fusion
+        return fusion, []
     if front_view(views) is None:
-        log.warning(
-            "sample.depth_ratio does not reach the mesh: no view of it is the picture itself, level from the front"
-        )
-        return fusion
-    return replace(fusion, extract=replace(fusion.extract, depth_ratio=sample.depth_ratio))
+        return fusion, [_NO_FRONT]
+    return replace(fusion, extract=replace(fusion.extract, depth_ratio=sample.depth_ratio)), []
 
 
 def default_config() -> GenerateConfig:

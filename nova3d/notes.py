@@ -102,13 +102,13 @@ def mesh_notes(health: dict[str, Any], agreement: "InputAgreement | None") -> li
         f"{100 * health['unseen_share']:.0f} % of the texture was seen by no view and is a guess."
     ]
     if agreement is None:
-        return lines
+        return [*lines, *_depth_notes(health, "extract.depth_ratio")]
     return [
         f"From the camera of the picture, the mesh's outline has an IoU of {agreement.input_iou:.2f} with the "
         f"picture's, and its colours a PSNR of {agreement.input_psnr:.1f} dB on the object.",
         *lines,
         *_texture_notes(health),
-        *_depth_notes(health),
+        *_depth_notes(health, "sample.depth_ratio"),
         "All views are at elevation 0: top and underside of the object are guesses of the reconstruction.",
     ]
 
@@ -130,11 +130,11 @@ def _texture_notes(health: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _depth_notes(health: dict[str, Any]) -> list[str]:
+def _depth_notes(health: dict[str, Any], key: str) -> list[str]:
     """How deep the mesh is, which a picture from the front does not show."""
     if "depth_ratio" not in health:
         return []
-    told = "as you said" if health["depth_known"] else "a guess; where you know it, set sample.depth_ratio"
+    told = "as you said" if health["depth_known"] else f"a guess; where you know it, set {key}"
     return [f"From front to back it is {health['depth_ratio']:.2f} of its longest side in the picture: {told}."]
 
 

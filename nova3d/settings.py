@@ -51,7 +51,8 @@ class SampleConfig:
     """The picture is already what view 0's camera sees."""
     depth_ratio: Annotated[float | None, Range(LEAST_DEPTH_RATIO, MOST_DEPTH_RATIO)] = None
     """Length of the object from front to back over its longest side in the picture, where it is known. Above 1 it is
-    framed that much smaller, from which the model tells its depth. `generate` makes the mesh so deep. null: unknown."""
+    framed that much smaller, which tells the model that it is longer. `generate` gives the mesh this depth;
+    `reconstruct` has extract.depth_ratio for it. null: unknown."""
     cutout: CutoutMethod = "auto"
     """What cuts the object out. alpha: the picture's own. plain: a background of one colour. model: U-2-Net. none: the
     whole picture is the object. auto: alpha where it separates an object, else plain, else model."""

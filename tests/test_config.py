@@ -111,6 +111,8 @@ def test_a_bad_file_is_one_line_that_names_file_and_key(tmp_path: Path, text: st
     ("override", "parts"),
     [
         ("model.dropuot=0.3", ["'model.dropuot'", "did you mean 'model.dropout'"]),
+        ("train.steps=3", ["unknown key 'train'", "did you mean 'steps'"]),
+        ("unet.dropout=0.3", ["unknown key 'unet'", "did you mean 'model.dropout'"]),
         ("steps=many", ["override 'steps=many'", "steps"]),
         ("steps", ["'steps'", "key=value"]),
         ("model.channels=[1,", ["override 'model.channels=[1,'"]),

@@ -107,28 +107,15 @@ def test_paths_may_stand_in_settings_made_in_python(tmp_path: Path) -> None:
     ],
 )
 def test_the_known_depth_of_the_picture_is_that_of_the_mesh(
-    sample: SampleConfig,
-    own: float | None,
-    expected: float | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    sample: SampleConfig, own: float | None, expected: float | None
 ) -> None:
-    seen: list[FusionConfig] = []
-
-    def fuse(views: object, config: FusionConfig, *_: Any, **__: Any) -> None:
-        seen.append(config)
-        raise InputError("enough")
-
     blank, cameras = torch.zeros(4, 16, 16, 3), orbit(4, size=16)
     views = ViewSet(blank, blank, blank[..., 0], cameras, trusted=(sample.keep_input, False, False, False))
-    monkeypatch.setattr(generation, "write_views", lambda *_: (views, None, None, {}))
-    monkeypatch.setattr("nova3d.fusion.reconstruct", fuse)
     settings = GenerateConfig(sample=sample, fusion=FusionConfig(extract=ExtractConfig(depth_ratio=own)))
-    with pytest.raises(InputError, match="enough"):
-        generation.generate("horse.png", tmp_path, settings)
-    assert [config.extract.depth_ratio for config in seen] == [expected]
-    assert ("does not reach the mesh" in caplog.text) == (not sample.keep_input)
+    fusion, warnings = generation._with_depth(settings, views)
+    assert fusion.extract.depth_ratio == expected
+    assert replace(fusion, extract=settings.fusion.extract) == settings.fusion
+    assert ["does not reach the mesh" in warning for warning in warnings] == [True] * (not sample.keep_input)
 
 
 def test_only_a_longer_object_is_framed_smaller() -> None:

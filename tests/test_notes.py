@@ -65,6 +65,8 @@ def test_a_mesh_s_notes_say_how_deep_it_is_and_who_says_so(known: bool, told: st
     (line,) = (line for line in lines if "From front to back" in line)
     assert "is 0.62 of its longest side in the picture" in line and told in line
     assert not any("From front to back" in line for line in notes.mesh_notes(HEALTH, GOOD))
+    alone = notes.mesh_notes(HEALTH | {"depth_ratio": 0.621, "depth_known": known}, None)
+    assert alone[-1] == line.replace("sample.", "extract.")
 
 
 @pytest.mark.parametrize("method", [*(m for m in get_args(CutoutMethod) if m != "auto"), "mask"])

@@ -159,11 +159,12 @@ def sample(argv: Sequence[str] | None = None) -> None:
     with common.progress_bar("sampling") as bar:
         folder, views, *_ = sample_views(settings, common.pick_device(options.device), bar)
     agreement = read_json(folder / "record.json", dict, "record")["task_iou"]
+    depth = "" if settings.depth_ratio is None else f" extract.depth_ratio={settings.depth_ratio:g}"
     common.closing(
         {f"{len(views)} views and normal maps": folder, "contact sheet": folder / "contact_sheet.png"},
         f"colours and normals show one outline with an IoU of {sum(agreement) / len(agreement):.2f} (mean of the "
         f"views; least {min(agreement):.2f})",
-        f"nova3d reconstruct {folder} --out {folder}.glb",
+        f"nova3d reconstruct {folder} --out {folder}.glb{depth}",
     )
 
 

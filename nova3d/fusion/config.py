@@ -258,9 +258,9 @@ class ExtractConfig:
     """Number of faces after decimation."""
     kernel: Literal["skimage", "mcubes"] = "skimage"
     """Marching cubes by skimage or mcubes (PyMCubes, the extra `mcubes`); they differ only in ambiguous cells."""
-    depth_ratio: Annotated[float | None, Range(0.01, 10)] = None
+    depth_ratio: Annotated[float | None, Range(0.05, 10)] = None
     """Length of the object from front to back over its longest side in the picture, where it is known. The finished
-    mesh is stretched or compressed to it, which the picture's own view does not show. For the views of a picture alone.
+    mesh is stretched or compressed to it; seen from the front it stays the same. Only for views made from one picture.
     null: as fitted."""
 
 

@@ -116,8 +116,8 @@ def reconstruct(
     isosurface.check_kernel(config.extract.kernel)
     if config.extract.depth_ratio is not None and front_view(views) is None:
         raise InputError(
-            "extract.depth_ratio is for views of a picture: exactly one of them must be true, level, orthographic and "
-            "from the front"
+            "extract.depth_ratio needs views made from one picture: exactly one true view, and that one level, "
+            "orthographic and from the front"
         )
     checkpoint = Path(checkpoint) if checkpoint else None
     budget = config.optim.time_budget

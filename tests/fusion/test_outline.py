@@ -155,7 +155,7 @@ def test_a_known_depth_is_that_of_the_mesh_and_its_outline_stays(shapes, f_views
     assert np.array_equal(np.asarray(made.mesh.visual.uv), np.asarray(fitted.mesh.visual.uv))
     assert made.report["depth_ratio"] == pytest.approx(0.1) and made.report["depth_known"]
     assert fitted.report["depth_ratio"] > 0.15 and not fitted.report["depth_known"]
-    with pytest.raises(InputError, match=r"extract\.depth_ratio is for views of a picture"):
+    with pytest.raises(InputError, match=r"extract\.depth_ratio needs views made from one picture"):
         reconstruct(f_views, config)
 
 
