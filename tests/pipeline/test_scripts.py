@@ -184,6 +184,24 @@ def test_bad_values_end_in_one_line(
     assert f"error: {message}" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("known", "ends"), [((), "views.glb"), (("depth_ratio=0.4",), "views.glb extract.depth_ratio=0.4")]
+)
+def test_the_next_command_keeps_a_known_depth(
+    model: Path,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    known: tuple[str, ...],
+    ends: str,
+) -> None:
+    arguments = [str(picture), f"model={model}", f"out={tmp_path / 'views'}", "steps=1", *known, "--device", "cpu"]
+    assert call_script(monkeypatch, "sample", *arguments) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    assert line.startswith("next: nova3d reconstruct ") and line.endswith(ends)
+
+
 def test_a_contact_sheet_lies_beside_the_views(model: Path, picture: Path, tmp_path: Path) -> None:
     folder, views, *_ = sample_views(SampleConfig(str(picture), str(model), str(tmp_path / "views"), steps=1), "cpu")
     sheet = images.read_image(folder / "contact_sheet.png")
