@@ -108,7 +108,7 @@ def test_the_default_protocol_is_the_shipped_default():
         ("textures.size=0", "at least 1"),
         ("textures.cameras=sphere", "preset 'sphere' is not one of"),
         ("textures.metrics=[psnrr]", "textures.metrics: 'psnrr'"),
-        ("view.size=3", "did you mean 'views'"),
+        ("view.size=3", r"did you mean 'views\.size'"),
     ],
 )
 def test_bad_values_are_refused_by_name(override, message):
