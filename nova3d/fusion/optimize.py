@@ -22,7 +22,6 @@ from nova3d.fusion.config import CLOSED_FORM, MLP, NONE, TRIMMED, FusionConfig
 from nova3d.fusion.rays import RayBatch, accumulate, composite, importance_sample, sample_weights
 from nova3d.fusion.state import FusionState, fit_to_hull, initial_state
 from nova3d.utils.progress import Progress
-from nova3d.utils.seeds import step_seed
 from nova3d.views import ViewSet
 
 log = logging.getLogger(__name__)
@@ -152,7 +151,8 @@ def train_step(state: FusionState, progress: float) -> dict[str, float] | None:
         The weighted losses, every few steps; otherwise None.
     """
     config, step = state.config, state.step
-    generator = torch.Generator().manual_seed(step_seed(config.optim.seed, step))
+    # As `nova3d.utils.seeds.step_seed`; here, so that a step is read in few files.
+    generator = torch.Generator().manual_seed((config.optim.seed * 1_000_003 + step) % 2**63)
     state.sdf.open_levels = open_levels(progress, config)
     context = StepContext(
         progress=progress,
