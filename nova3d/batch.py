@@ -13,7 +13,6 @@ from nova3d.settings import OUTPUTS, GenerateConfig
 from nova3d.utils import provenance, resources
 from nova3d.utils.files import (
     check_file,
-    check_writable,
     files_in,
     names_one_file,
     read_json,
@@ -93,7 +92,7 @@ def check_all(pictures: Sequence[Path], config: GenerateConfig) -> Path:
     if config.sample.mask:
         check_file(config.sample.mask, "mask")
     check_model(config.sample.model)
-    return check_writable(config.out or OUTPUTS)
+    return writable_folder(config.out or OUTPUTS, make=False)
 
 
 def generate_all(

@@ -8,7 +8,7 @@ from nova3d.choices import CutoutMethod, Guidance, NetworkDtype, Solver
 from nova3d.config import Range, Sentinel
 from nova3d.fusion.config import FusionConfig
 from nova3d.pipeline.folder import check_model
-from nova3d.utils.files import check_file, check_replaceable, check_writable, to_component, writable_folder
+from nova3d.utils.files import check_file, check_replaceable, to_component, writable_folder
 from nova3d.utils.limits import MAX_MEGAPIXELS
 from nova3d.utils.resources import Shipped
 
@@ -141,7 +141,7 @@ def views_folder(config: SampleConfig, make: bool = True) -> Path:
     Raises:
         InputError: where it cannot be written, or holds folders of the same names that are no earlier result's.
     """
-    folder = (writable_folder if make else check_writable)(config.out or default_out(config.image) / "views")
+    folder = writable_folder(config.out or default_out(config.image) / "views", make)
     check_replaceable(folder, ("rgb", "normal", "detail", "candidates"))
     return folder
 
@@ -160,6 +160,6 @@ def results_folder(config: GenerateConfig, make: bool = True) -> Path:
         InputError: where it cannot be written, or holds a folder `views` that is no earlier result's, neither of this
             verb nor of `nova3d sample`.
     """
-    folder = (writable_folder if make else check_writable)(config.out or default_out(config.sample.image))
+    folder = writable_folder(config.out or default_out(config.sample.image), make)
     check_replaceable(folder, ("views",))
     return folder

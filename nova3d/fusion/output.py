@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nova3d.errors import InputError
-from nova3d.utils.files import check_writable, writable_folder
+from nova3d.utils.files import writable_folder
 
 SUFFIXES = (".glb", ".obj", ".ply", ".stl")
 
@@ -26,7 +26,7 @@ def check_output(path: str | Path, make: bool = True) -> Path:
         raise InputError(f"output '{path.name}' must end in one of {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise InputError(f"output '{path}' is a folder; give a file name such as '{path / 'mesh.glb'}'")
-    (writable_folder if make else check_writable)(path.parent)
+    writable_folder(path.parent, make)
     return path
 
 

@@ -94,26 +94,27 @@ def names_one_file(text: str | Path) -> bool:
     return not path.is_dir() and (path.exists() or not glob.has_magic(str(text)))
 
 
-def writable_folder(path: str | Path) -> Path:
-    """Make the folder `path` and prove that it can be written; raises InputError otherwise."""
+def writable_folder(path: str | Path, make: bool = True) -> Path:
+    """Make a folder and prove that it can be written.
+
+    Args:
+        path: the folder.
+        make: False makes nothing, and tries the nearest folder above that is there.
+
+    Returns:
+        Its path.
+
+    Raises:
+        InputError: where it cannot be made or written.
+    """
     folder = Path(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"cannot write to {str(folder)!r}: {system_reason(error)}") from error
-    return folder
-
-
-def check_writable(path: str | Path) -> Path:
-    """Refuse what `writable_folder` would refuse, as far as that shows without making the folder; returns its path."""
-    folder = Path(path)
-    try:
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        there = next(place for place in (folder, *folder.parents) if place.exists())
         with tempfile.TemporaryFile(dir=there):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"cannot write to {str(folder)!r}: {system_reason(error)}") from error
     return folder
 

@@ -13,7 +13,6 @@ from nova3d.utils.files import (
     append_json_lines,
     check_folder,
     check_replaceable,
-    check_writable,
     filling,
     inside,
     json_types,
@@ -21,6 +20,7 @@ from nova3d.utils.files import (
     read_json,
     read_json_lines,
     replacing,
+    writable_folder,
     write_json,
     write_text,
     writing,
@@ -36,12 +36,12 @@ def test_a_file_in_the_place_of_a_folder_is_told_as_such(tmp_path: Path) -> None
 
 
 def test_a_folder_that_could_be_made_is_not_made_by_the_check(tmp_path: Path) -> None:
-    assert check_writable(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
-    assert check_writable(tmp_path) == tmp_path and not list(tmp_path.iterdir())
+    assert writable_folder(str(tmp_path / "a" / "b"), make=False) == tmp_path / "a" / "b"
+    assert writable_folder(tmp_path, make=False) == tmp_path and not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     for name in ("file", "file/b/c"):
         with pytest.raises(InputError, match=f"^cannot write to '.*{name}': Not a directory$"):
-            check_writable(tmp_path / name)
+            writable_folder(tmp_path / name, make=False)
 
 
 def hold(folder: Path) -> None:
