@@ -8,14 +8,12 @@ from pathlib import Path
 from nova3d.data.shards import INDEX, ShardReader
 from nova3d.data.sources import Asset, SourceConfig
 from nova3d.data.sources.base import uid_of
-from nova3d.data.sources.gso import GsoSource
+from nova3d.data.sources.gso import MODEL_MESH, GsoSource
 from nova3d.errors import InputError
 from nova3d.evaluation.cache import object_files
 from nova3d.rendering.mesh_files import MESH_SUFFIXES, meshes_by_name
 from nova3d.utils import provenance
 from nova3d.utils.files import check_component, check_folder
-
-_DOWNLOADED = "meshes/model.obj"  # of a model of Google Scanned Objects
 
 
 def object_names(source: Path, wanted: Sequence[str] = (), meshes_only: bool = False) -> tuple[str, ...]:
@@ -105,11 +103,11 @@ def _meshes(source: Path, name: str = "") -> dict[str, Path]:
     found = meshes_by_name(entries)
     for entry in entries:
         uid = uid_of(entry.name)
-        if name in ("", uid) and (entry / _DOWNLOADED).is_file():
+        if name in ("", uid) and (entry / MODEL_MESH).is_file():
             if uid in found:
                 both = f"'{_entry(source, found[uid])}' and '{entry.name}'"
                 raise InputError(f"{both} of '{source}' are both object '{uid}': rename or remove one")
-            found[uid] = entry / _DOWNLOADED
+            found[uid] = entry / MODEL_MESH
     return dict(sorted(found.items()))
 
 

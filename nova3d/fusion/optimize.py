@@ -151,7 +151,8 @@ def train_step(state: FusionState, progress: float) -> dict[str, float] | None:
         The weighted losses, every few steps; otherwise None.
     """
     config, step = state.config, state.step
-    # As `nova3d.utils.seeds.step_seed`; here, so that a step is read in few files.
+    # Seeded by the step alone, so that a resumed run draws the same samples as an uninterrupted one. It is `step_seed`
+    # of `nova3d.utils.seeds`, written out so that a step is read in few files.
     generator = torch.Generator().manual_seed((config.optim.seed * 1_000_003 + step) % 2**63)
     state.sdf.open_levels = open_levels(progress, config)
     context = StepContext(

@@ -114,7 +114,8 @@ def reconstruct(
     detailed = match_detail(views, detail) if detail is not None else []
     atlas.check_atlas(config.texture.atlas)
     isosurface.check_kernel(config.extract.kernel)
-    if config.extract.depth_ratio is not None and front_view(views) is None:
+    from_front, known_depth = front_view(views) is not None, config.extract.depth_ratio
+    if known_depth is not None and not from_front:
         raise InputError(
             "extract.depth_ratio needs views made from one picture: exactly one true view, and that one level, "
             "orthographic and from the front"
@@ -153,9 +154,9 @@ def reconstruct(
             solid, blended, lambda points: state.surface_colours(points.to(state.device)).cpu(), trusted
         )
 
-    if config.extract.depth_ratio is not None:
+    if known_depth is not None:
         for surface in (mesh, solid):
-            set_depth(surface, config.extract.depth_ratio)
+            set_depth(surface, known_depth)
 
     foreground = views.mask > 0.5
     report: dict[str, Any] = isosurface.health(solid) | {
@@ -166,8 +167,8 @@ def reconstruct(
         "seconds": sum(timings.values()),
         **state.poses.deltas(),
     }
-    if front_view(views) is not None:
-        report |= {"depth_ratio": depth_ratio(solid), "depth_known": config.extract.depth_ratio is not None}
+    if from_front:
+        report |= {"depth_ratio": depth_ratio(solid), "depth_known": known_depth is not None}
     if report["conflict_mean"] > config.conflict.warn_mean:
         log.warning("mean conflict on the object is %.2f: the views contradict each other", report["conflict_mean"])
     if checkpoint:

@@ -15,7 +15,8 @@ from nova3d.utils.progress import Progress
 LICENCE = "CC-BY-4.0"  # of the whole collection; a model's own metadata.pbtxt is read where it is there
 ATTRIBUTION = "Google Scanned Objects (Downs et al., ICRA 2022), Copyright 2020 Google LLC"
 _URL = "https://fuel.gazebosim.org/1.0/GoogleResearch/models/"
-_MESHES = ("meshes/model.obj", "model.obj")
+MODEL_MESH = "meshes/model.obj"  # as downloaded, in the folder of a model
+_MESHES = (MODEL_MESH, "model.obj")
 _TEXTURES = ("", "materials/textures/", "meshes/")  # where a model's material file and its pictures may lie
 
 
@@ -39,7 +40,7 @@ class GsoSource:
         entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
         meshes = {_name(entry): mesh for entry in entries if (mesh := _mesh_of(entry))}
         if not meshes:
-            raise InputError(f"no models (MODEL/{_MESHES[0]} or MODEL.glb) in '{folder}'")
+            raise InputError(f"no models (MODEL/{MODEL_MESH} or MODEL.glb) in '{folder}'")
         names: dict[str, str] = {}
         for name in meshes:
             if (other := names.setdefault(uid_of(name), name)) != name:
